@@ -108,7 +108,18 @@ def _tiff_code(place: Path) -> tuple[str, str, str]:
 
 def _memmap_code(place: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> str:
     mapped = f"np.memmap({str(place)!r}, dtype={dtype!r}, mode='r', offset={offset}, shape={shape})"
-    return _index_to_3d(f"da.from_array({mapped})", len(shape))
+    return _index_to_3d(_slicewise_code(mapped, shape, dtype), len(shape))
+
+
+def _slicewise_code(mapped: str, shape: tuple[int, ...], dtype: str) -> str:
+    """Return code for the dask array of a memory-mapped file, with a block per slice.
+
+    `dask.array.from_array` would read the whole file at once, because it copies numpy arrays.
+    """
+    if len(shape) < 3:
+        return f"da.from_delayed(dask.delayed(lambda: {mapped})(), {shape}, {dtype!r})"
+    part = f"dask.delayed(lambda i: {mapped}[i])(i)"
+    return f"da.stack([da.from_delayed({part}, {shape[1:]}, {dtype!r}) for i in range({shape[0]})])"
 
 
 _NRRD_TYPES = {
@@ -133,7 +144,7 @@ def _nrrd_code(place: Path) -> tuple[str, str, str]:
     kind = next(code for code, names in _NRRD_TYPES.items() if fields["type"] in names.split(", "))
     if fields["encoding"] == "raw" and not {"data file", "datafile"} & fields.keys():
         order = "" if kind[1] == "1" else ">" if fields.get("endian") == "big" else "<"
-        return "", "numpy as np", _memmap_code(place, order + kind, len(text) + 2, shape)
+        return "", "numpy as np, dask", _memmap_code(place, order + kind, len(text) + 2, shape)
     # The file is compressed as a whole, so computing any voxel reads all of it.
     whole = f"dask.delayed(nrrd.read)({str(place)!r}, index_order='C')[0]"
     return "pynrrd", "nrrd, dask", _index_to_3d(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))
@@ -151,12 +162,13 @@ def _mrc_code(place: Path) -> tuple[str, str, str]:
     if min(x, y, z) < 1 or extra < 0 or len(head) < 1024:
         raise ValueError("no sizes")
     kind = _MRC_TYPES[mode]
-    return "", "numpy as np", _memmap_code(place, ("" if kind == "i1" else order) + kind, 1024 + extra, (z, y, x))
+    return "", "numpy as np, dask", _memmap_code(place, ("" if kind == "i1" else order) + kind, 1024 + extra, (z, y, x))
 
 
 def _npy_code(place: Path) -> tuple[str, str, str]:
-    count = np.load(place, mmap_mode="r").ndim
-    return "", "numpy as np", _index_to_3d(f"da.from_array(np.load({str(place)!r}, mmap_mode='r'))", count)
+    stored = np.load(place, mmap_mode="r")
+    code = _slicewise_code(f"np.load({str(place)!r}, mmap_mode='r')", stored.shape, stored.dtype.str)
+    return "", "numpy as np, dask", _index_to_3d(code, stored.ndim)
 
 
 def _nifti_code(place: Path) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dask.array as da
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -152,9 +153,11 @@ def test_nothing_is_read_until_it_is_computed(tmp_path):
         file.truncate(1024 + 2000**3)
     with pytest.raises(SourceError) as caught:
         ix.open_image(tmp_path / "x.mrc")
+    before = psutil.Process().memory_info().rss
     em = typed(str(caught.value))["em"]
     assert em.shape == (2000, 2000, 2000)
     assert int(em[1000, 1000, 1000]) == 0
+    assert psutil.Process().memory_info().rss - before < 1e9
 
 
 @pytest.mark.parametrize("values", [VALUES[0], VALUES[None], VALUES[None, None]])
