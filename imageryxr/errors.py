@@ -395,6 +395,10 @@ class ClockWarning(ImageryWarning):
     """The clocks of this machine and of a server disagree."""
 
 
+class CacheWarning(ImageryWarning):
+    """The disk cache cannot be written to."""
+
+
 class LinkWarning(ImageryWarning):
     """Parts of a Neuroglancer link were ignored."""
 

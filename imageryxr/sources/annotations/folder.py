@@ -198,6 +198,10 @@ class _FolderStore:
         """Key of the cached indexes of shards."""
         return self.folder._version()
 
+    @property
+    def disk_place(self) -> None:
+        """None: annotations are not cached on a disk."""
+
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
         """Return a file or a range of it, or None if it does not exist."""
         if web_folder(self.folder.url) is not None:

@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin
 
 from imageryxr.errors import AddressError, OptionError, ServerError
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, RequestBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
+from imageryxr.sources.fetch.disk_cache import VARIABLE, absolute_folder
 from imageryxr.sources.fetch.policy import Access, Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, SlowError, StoppedError
 from imageryxr.sources.fetch.threads import run_in_parallel
@@ -68,17 +69,25 @@ class Connection:
     memory_cache : int or str, default "256 MB"
         Size of the process's cache of encoded chunks of remote volumes, which all arrays share; the largest size given
         in a process applies. 0 reads without the cache. Missing chunks and local files are never cached.
+    disk_cache : path or False, optional
+        Folder on this machine for encoded chunks and shard indexes of remote volumes, which processes share. An entry
+        is used after the server has confirmed that the object did not change, or for as long as the server permitted.
+        Default: the folder in the environment variable ``IMAGERYXR_DISK_CACHE``, if it is set. False reads without the
+        cache. The folder must belong to the user, and others must not be able to write to it.
+    disk_cache_size : int or str, default "20 GB"
+        Size of that folder. The least recently used entries are dropped first.
 
     Raises
     ------
     OptionError
-        If a number is out of range.
+        If a number is out of range, or `disk_cache` is not a folder of this machine.
 
     Examples
     --------
     >>> import imageryxr as ix
     >>> ix.Connection(timeout=10, concurrency=2)
-    Connection(timeout=10, concurrency=2, retries=5, backoff=0.25, memory_cache='256 MB')
+    Connection(timeout=10, concurrency=2, retries=5, backoff=0.25, memory_cache='256 MB',
+               disk_cache=None, disk_cache_size='20 GB')
     """
 
     timeout: float = 60.0
@@ -86,6 +95,8 @@ class Connection:
     retries: int = 5
     backoff: float = 0.25
     memory_cache: int | str = "256 MB"
+    disk_cache: str | os.PathLike[str] | Literal[False] | None = None
+    disk_cache_size: int | str = "20 GB"
     access: Access = field(default=Access(), repr=False, compare=False)
     """Servers that the requests may reach; set when a link is opened, not by callers."""
 
@@ -100,12 +111,25 @@ class Connection:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 1e6:
                 raise OptionError(f"{name}={value!r} is not a number of seconds; write e.g. {name}=60")
-        _ = self.cache_bytes
+        _ = self.cache_bytes, self.disk_cache_bytes
+        if self.disk_cache is not None and self.disk_cache is not False:
+            object.__setattr__(self, "disk_cache", absolute_folder(self.disk_cache))
 
     @property
     def cache_bytes(self) -> int:
         """Size of the memory cache in bytes."""
         return _parse_size("memory_cache", self.memory_cache)
+
+    @property
+    def disk_cache_bytes(self) -> int:
+        """Size of the disk cache in bytes."""
+        return _parse_size("disk_cache_size", self.disk_cache_size)
+
+    @property
+    def disk_folder(self) -> str | None:
+        """Folder of the disk cache, or None."""
+        folder = os.environ.get(VARIABLE) or None if self.disk_cache is None else self.disk_cache
+        return absolute_folder(folder) if folder and self.disk_cache_bytes else None
 
 
 def _parse_size(name: str, value: Any) -> int:

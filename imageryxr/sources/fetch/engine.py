@@ -11,7 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
@@ -19,34 +19,14 @@ from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.fetch.budget import ByteBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.threads import run_in_parallel
 
 LARGEST_RANGE, LARGEST_GAP = 2 << 20, 64 << 10
 """Largest range that is fetched with one request for several chunks, and largest gap between two of them, in bytes."""
-
-
-class ObjectStore(Protocol):
-    """A folder of objects on a disk, in a bucket or on a web server."""
-
-    @property
-    def identity(self) -> Hashable | None:
-        """Key of the store in the memory cache, without secrets; None if its objects are not cached."""
-
-    @property
-    def width(self) -> int:
-        """Number of threads that read from it at once."""
-
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
-        """Return an object or a range of it, of at most ``limit`` bytes; None if the store does not have it.
-
-        Raises
-        ------
-        PermissionError
-            If access is denied.
-        ServerError, OSError, ValueError
-            If the request fails, or the object is damaged.
-        """
+# Cached ranges of one object that are validated with one request.
+_VALIDATED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,24 +106,67 @@ def read_objects(
         else:
             use(request, voxels)
 
-    def pass_on(request: ObjectRequest, stored: Stored | None) -> None:
+    reader = _Reader(store, decode, use, connection, identity, disk_reader(store))
+    run_in_parallel(reader.work, list(_bundles(waiting, identity, reader.disk)), store.width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """One call of `read_objects`."""
+
+    store: ObjectStore
+    decode: Decode
+    use: Use
+    connection: Connection
+    identity: Hashable | None
+    disk: DiskReader | None
+
+    def work(self, bundle: list[ObjectRequest], stop: threading.Event) -> None:
+        """Read the objects of a bundle: from memory, from the disk, and the others from the store."""
+        with _state.memory.reserve(_bytes_in_memory(bundle), stop):
+            if self.identity is not None and len(bundle) == 1:
+                found = memory_cache.cache.get(_key(self.identity, bundle[0]))
+                if found is not None:
+                    self._pass_on(bundle[0], found)
+                    return
+            if self.disk is not None and self.disk.has(_item(bundle[0])):
+                bundle = self._read_disk(self.disk, bundle, stop)
+            for part in join_ranges(bundle):
+                for request, stored in _fetch(self.store, part, stop):
+                    self._pass_on(request, stored, self.disk)
+
+    def _read_disk(self, disk: DiskReader, bundle: list[ObjectRequest], stop: threading.Event) -> list[ObjectRequest]:
+        """Pass on the objects of a bundle that the disk cache has; return the others."""
+        left = {id(request): request for request in bundle}
+        for item, stored, was_cached in disk.read(map(_item, bundle), stop):
+            try:
+                self._pass_on(item.tag, stored, None if was_cached else disk)
+            except Exception:
+                if not was_cached:
+                    raise
+                disk.drop(item)  # and fetched again
+            else:
+                del left[id(item.tag)]
+        return list(left.values())
+
+    def _pass_on(self, request: ObjectRequest, stored: Stored | None, new_for: DiskReader | None = None) -> None:
         if stored is None:
-            use(request, None)
+            self.use(request, None)
             return
         with _state.decoders:
-            voxels = decode(request, stored)
-            use(request, voxels)
-        if identity is not None:
-            key = _key(identity, request)
-            cache.put(key, stored, connection.cache_bytes)
+            voxels = self.decode(request, stored)
+            self.use(request, voxels)
+        if new_for is not None:
+            new_for.put(_item(request), stored)
+        if self.identity is not None:
+            key, cache = _key(self.identity, request), memory_cache.cache
+            cache.put(key, stored, self.connection.cache_bytes)
             cache.put_decoded((*key, request.form), voxels)
 
-    def work(bundle: list[ObjectRequest], stop: threading.Event) -> None:
-        with _state.memory.reserve(_bytes_in_memory(bundle), stop):
-            for request, stored in _fetch(store, identity, bundle, stop):
-                pass_on(request, stored)
 
-    run_in_parallel(work, list(_bundles(waiting, identity)), store.width)
+def _item(request: ObjectRequest) -> Item:
+    span = request.span
+    return Item(request.key, None if span is None else ByteRange(*span), request.limit, request)
 
 
 def _key(identity: Hashable, request: ObjectRequest) -> tuple[Hashable, ...]:
@@ -151,21 +174,17 @@ def _key(identity: Hashable, request: ObjectRequest) -> tuple[Hashable, ...]:
 
 
 def _bytes_in_memory(bundle: list[ObjectRequest]) -> int:
-    # The ranges of a bundle are fetched together, and decoded one after the other.
+    # Neighbouring ranges are fetched together, and decoded one after the other. The disk cache reads one at a time.
     spans = [request.span for request in bundle if request.span is not None]
     fetched = max(stop for _, stop in spans) - min(start for start, _ in spans) if spans else 0
-    return fetched + max(request.memory for request in bundle)
+    parts = sum(stop - start + LARGEST_GAP for start, stop in spans)
+    return min(fetched, parts) + max(request.memory for request in bundle)
 
 
 def _fetch(
-    store: ObjectStore, identity: Hashable | None, bundle: list[ObjectRequest], stop: threading.Event
+    store: ObjectStore, bundle: list[ObjectRequest], stop: threading.Event
 ) -> Iterator[tuple[ObjectRequest, Stored | None]]:
     """Yield the objects of a bundle, which are one object or neighbouring ranges of one, with one request."""
-    if identity is not None and len(bundle) == 1:
-        found = memory_cache.cache.get(_key(identity, bundle[0]))
-        if found is not None:
-            yield bundle[0], found
-            return
     first = bundle[0]
     if first.span is None:
         yield first, store.get(first.key, None, first.limit, stop)
@@ -178,18 +197,28 @@ def _fetch(
         if stored is None or request.span is None:
             yield request, None
         else:
-            yield request, Stored(memoryview(stored.body)[request.span[0] - start : request.span[1] - start])
+            body = memoryview(stored.body)[request.span[0] - start : request.span[1] - start]
+            yield request, stored._replace(body=body)
 
 
-def _bundles(requests: Sequence[ObjectRequest], identity: Hashable | None) -> Iterator[list[ObjectRequest]]:
-    """Yield the requests, joined where they are neighbouring ranges of one object that the cache does not have."""
+def _bundles(
+    requests: Sequence[ObjectRequest], identity: Hashable | None, disk: DiskReader | None
+) -> Iterator[list[ObjectRequest]]:
+    """Yield the requests, joined where they are neighbouring ranges of one object that the caches do not have.
+
+    Ranges of one object that the disk cache has are joined, too, so that one request validates them.
+    """
     ranges: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
+    on_disk: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
     for request in requests:
         is_cached = identity is not None and (memory_cache.cache.get((identity, request.key, request.span)) is not None)
         if request.span is None or is_cached:
             yield [request]
         else:
-            ranges[request.key].append(request)
+            is_on_disk = disk is not None and disk.has(_item(request))
+            (on_disk if is_on_disk else ranges)[request.key].append(request)
+    for found in on_disk.values():
+        yield from (found[i : i + _VALIDATED] for i in range(0, len(found), _VALIDATED))
     for found in ranges.values():
         yield from join_ranges(found)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from imageryxr.sources.fetch.engine import ObjectStore
+from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.threads import run_in_parallel
 
 Index = npt.NDArray[Any]

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
+from imageryxr.sources.fetch.validators import Validator
+
 
 class Stored(NamedTuple):
     """The bytes of a stored object or of a range of one."""
@@ -23,6 +25,8 @@ class Stored(NamedTuple):
     """Compression on top of the format's own, as in Content-Encoding."""
     stamp: str = ""
     """ETag and Last-Modified, which change when the object is written; empty if the store sends neither."""
+    validator: Validator | None = None
+    """What the server stated about this version; None if the object must not be stored on a disk."""
 
 
 class _Entries:

@@ -23,11 +23,13 @@ from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_request
 from imageryxr.sources.fetch.decompress import TooLargeError
+from imageryxr.sources.fetch.disk_reads import DiskPlace, disk_place
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.url import parse_web_url
+from imageryxr.sources.fetch.validators import validator_of
 
 # Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
 SAFE = "/!$&'()*+,;=:@-._~"
@@ -82,13 +84,34 @@ class WebFolder:
         is_service = self.is_service or _is_service(self.folder)
         return self.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
 
+    @property
+    def disk_place(self) -> DiskPlace | None:
+        """Where the objects are cached on a disk; see `ObjectStore`."""
+        address, access = parse_web_url(self.folder), self.connection.access
+        if "?" in address.path:  # it may contain a signature
+            return None
+        options = (access.allow_local, access.from_link, self.encodings)
+        return disk_place(self.connection, address.public, *options, self.version)
+
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        return self._get(key, part, limit, stop, None)
+
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
+    ) -> Stored | None:
+        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        return self._get(key, part, limit, stop, known)
+
+    def _get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None
+    ) -> Stored | None:
+        condition = {} if known is None or known.validator is None else known.validator.headers
         reply = send_request(
             "GET",
             f"{self.folder}/{quote(key, safe=SAFE)}",
             self.connection,
-            headers={"Accept-Encoding": "identity" if part is not None else self.encodings},
+            headers={"Accept-Encoding": "identity" if part is not None else self.encodings, **condition},
             credential=self.credential,
             check=checksum_problem if part is None else None,
             part=part,
@@ -100,12 +123,15 @@ class WebFolder:
             raise DeniedError(key, reply)
         if reply.status == 404:
             return None
+        if reply.status == 304 and condition:
+            return known
         if reply.status in (401, 403) or (reply.is_html and reply.status in (200, 206)):
             raise (ForbiddenObjectError if reply.status == 403 else DeniedError)(key, reply)
         if reply.status not in (200, 206):
             raise ServerError(f"HTTP {reply.status} for {key}")
         encoding = "" if part is not None else reply.headers.get("content-encoding", "")
-        return Stored(reply.body, encoding, stamp_of(reply.headers))
+        validator = validator_of(reply.headers, is_part=part is not None, is_public=self.credential is None)
+        return Stored(reply.body, encoding, stamp_of(reply.headers), validator)
 
 
 @lru_cache(maxsize=256)
@@ -122,6 +148,10 @@ class LocalFolder:
     @property
     def identity(self) -> None:
         """None: the operating system caches local files."""
+
+    @property
+    def disk_place(self) -> None:
+        """None: the files are on a disk."""
 
     @property
     def width(self) -> int:
@@ -158,6 +188,10 @@ class CloudFolder:
     def identity(self) -> Hashable | None:
         """Key in the memory cache."""
         return None if self.url.startswith("mem://") else (self.url, self.version)
+
+    @property
+    def disk_place(self) -> None:
+        """None: CloudFiles states no ETag, so an entry could not be validated."""
 
     @property
     def width(self) -> int:

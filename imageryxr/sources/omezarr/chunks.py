@@ -26,7 +26,8 @@ import numpy.typing as npt
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.engine import ObjectRequest, ObjectStore, read_objects
+from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
+from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.index_cache import Index, Key, get_indexes
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError
@@ -132,12 +133,22 @@ class _Guarded:
 
     def __init__(self, store: ObjectStore, absent: dict[str, bool]) -> None:
         self.store, self.absent = store, absent
-        self.identity, self.width = store.identity, store.width
+        self.identity, self.disk_place, self.width = store.identity, store.disk_place, store.width
 
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist."""
+        return self._recorded(key, lambda: self.store.get(key, part, limit, stop))
+
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
+    ) -> Stored | None:
+        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        store: Any = self.store
+        return self._recorded(key, lambda: store.get_changed(key, part, limit, stop, known))
+
+    def _recorded(self, key: str, get: Callable[[], Stored | None]) -> Stored | None:
         try:
-            found = self.store.get(key, part, limit, stop)
+            found = get()
         except ForbiddenObjectError:
             # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
             self.absent[key] = True
@@ -205,11 +216,11 @@ def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> 
     place = ByteRange(0, size) if form.index_first else ByteRange(suffix=size)
 
     def fetch(key: Key, stop: threading.Event) -> Index | None:
-        found = store.get(key[0], place, size, stop)
-        if found is None:
-            return None
-        check_object(form, key[0], found.body, (0, size) if form.index_first else (None, size))
-        return _decode(layout.index, found.body).reshape(-1, 2)
+        def parse(body: bytes | memoryview) -> Index:
+            check_object(form, key[0], body, (0, size) if form.index_first else (None, size))
+            return _decode(layout.index, body).reshape(-1, 2)
+
+        return read_parsed(store, key[0], place, size, stop, parse)
 
     indexes = get_indexes(store, {(part.key,) for part in parts}, fetch)
     for part in parts:

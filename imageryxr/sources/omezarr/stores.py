@@ -26,13 +26,14 @@ from imageryxr.sources.fetch.budget import FILE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
-from imageryxr.sources.fetch.engine import ObjectStore
+from imageryxr.sources.fetch.disk_reads import DiskPlace, ObjectStore, disk_place
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential
 from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
+from imageryxr.sources.fetch.validators import validator_of
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata
 from imageryxr.sources.omezarr.codec_metadata import register_codecs
@@ -130,21 +131,43 @@ class BucketFolder:
         """Number of simultaneous requests."""
         return self.connection.concurrency or FILE_REQUESTS
 
+    @property
+    def disk_place(self) -> DiskPlace | None:
+        """Where the objects are cached on a disk; see `ObjectStore`."""
+        endpoints = [_public_endpoint(os.environ.get(name, "")) for name in sorted(ENDPOINTS)]
+        return disk_place(self.connection, self.url, *endpoints, self.version)
+
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        return self._get(key, part, limit, None)
+
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
+    ) -> Stored | None:
+        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        return self._get(key, part, limit, known)
+
+    def _get(self, key: str, part: ByteRange | None, limit: int, known: Stored | None) -> Stored | None:
         import obstore
 
-        options: Any = {"range": _obstore_range(part)} if part is not None else None
+        options: Any = {"range": _obstore_range(part)} if part is not None else {}
+        if known is not None and known.validator is not None:
+            options["if_none_match"] = known.validator.etag
         for last in (False, False, True):
             try:
-                found = obstore.get(open_bucket(self.url, os.getpid()), key, options=options)
+                found = obstore.get(open_bucket(self.url, os.getpid()), key, options=options or None)
                 if part is None and found.meta["size"] > limit:
                     raise TooLargeError(f"{key} has {found.meta['size']:,} bytes; the limit is {limit:,}")
-                return Stored(bytes(found.bytes()), "", _stamp(found.meta))
+                headers = {"etag": found.meta["e_tag"] or ""}
+                validator = validator_of(headers, is_part=part is not None, is_public=False)
+                return Stored(bytes(found.bytes()), "", _stamp(found.meta), validator)
             except FileNotFoundError:
                 return None
             except Exception as error:
-                if type(error).__name__ == "PermissionDeniedError":
+                kind = type(error).__name__
+                if kind == "NotModifiedError" and known is not None:
+                    return known
+                if kind == "PermissionDeniedError":
                     raise ForbiddenObjectError(key, Reply(403, {}, b"")) from error
                 # obstore does not retry a transfer that is interrupted.
                 if last or "body error" not in str(error):
@@ -154,6 +177,10 @@ class BucketFolder:
 
 def _stamp(meta: Any) -> str:
     return stamp_of({"etag": meta["e_tag"] or "", "last-modified": str(meta["last_modified"] or "")})
+
+
+def _public_endpoint(text: str) -> str:
+    return parse_web_url(text if "://" in text else f"https://{text}").public if text else ""
 
 
 def _obstore_range(part: ByteRange) -> Any:

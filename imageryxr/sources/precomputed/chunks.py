@@ -19,7 +19,8 @@ from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, un
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.engine import ObjectRequest, ObjectStore, Use, read_objects
+from imageryxr.sources.fetch.disk_reads import ObjectStore
+from imageryxr.sources.fetch.engine import ObjectRequest, Use, read_objects
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import (
     CloudFolder,
@@ -228,6 +229,17 @@ class LayerFolder(WebFolder):
             return super().get(key, part, limit, stop)
         except ForbiddenObjectError:
             if self.is_service:  # servers that check tokens do not answer 403 for missing objects
+                raise
+            return None
+
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
+    ) -> Stored | None:
+        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        try:
+            return super().get_changed(key, part, limit, stop, known)
+        except ForbiddenObjectError:
+            if self.is_service:
                 raise
             return None
 

@@ -17,7 +17,7 @@ from imageryxr.sources.base import is_html_page
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import METADATA_BYTES
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.engine import ObjectStore
+from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
 from imageryxr.sources.fetch.index_cache import Index, Key, get_indexes
 
 
@@ -54,31 +54,32 @@ def fetch_shards(
     if length > METADATA_BYTES:
         raise ValueError(f"the index of a shard would take {length:,} bytes; the limit is {METADATA_BYTES:,}")
 
-    def get(key: str, start: int, stop: int, stopped: threading.Event) -> bytes | None:
-        found = store.get(key, ByteRange(start, stop), stop - start, stopped)
-        return None if found is None else bytes(found.body)
-
     def shard(key: Key, stop: threading.Event) -> Index | None:
-        body = get(key[0], 0, length, stop)
-        if body is not None and is_html_page(body):
-            raise ValueError(f"the shard {key[0]} is HTML, such as a login page")
-        if body is not None and len(body) != length:
-            raise ValueError(
-                f"the index of {key[0]} has {len(body)} bytes, not {length}: it was truncated or overwritten"
-            )
-        return None if body is None else np.frombuffer(body, "<u8").reshape(-1, 2) + np.uint64(length)
+        def parse(body: bytes | memoryview) -> Index:
+            if is_html_page(body):
+                raise ValueError(f"the shard {key[0]} is HTML, such as a login page")
+            if len(body) != length:
+                raise ValueError(
+                    f"the index of {key[0]} has {len(body)} bytes, not {length}: it was truncated or overwritten"
+                )
+            return np.frombuffer(body, "<u8").reshape(-1, 2) + np.uint64(length)
+
+        return read_parsed(store, key[0], ByteRange(0, length), length, stop, parse)
 
     def minishard(key: Key, stop: threading.Event) -> Index | None:
         index = outer[key[:1]]
         start, end = (0, 0) if index is None else (int(b) for b in index[int(key[1])])
         if end - start > METADATA_BYTES:
             raise ValueError(f"{key[0]} is damaged: it states a minishard index of {end - start:,} bytes")
-        body = get(key[0], start, end, stop) if end > start else None
-        if body is not None and len(body) != end - start:
-            raise ValueError(f"{key[0]} ends before its index at byte {end}: it was truncated or overwritten")
-        return (
-            None if body is None else _parse(_decompress(body, spec.minishard_index_encoding, METADATA_BYTES), length)
-        )
+        if end <= start:
+            return None
+
+        def parse(body: bytes | memoryview) -> Index:
+            if len(body) != end - start:
+                raise ValueError(f"{key[0]} ends before its index at byte {end}: it was truncated or overwritten")
+            return _parse(_decompress(bytes(body), spec.minishard_index_encoding, METADATA_BYTES), length)
+
+        return read_parsed(store, key[0], ByteRange(start, end), end - start, stop, parse)
 
     outer = get_indexes(store, {(name,) for name, _ in places.values()}, shard)
     inner = get_indexes(store, {(n, str(m)) for n, m in places.values()}, minishard)

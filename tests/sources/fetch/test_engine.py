@@ -28,6 +28,7 @@ class Folder:
     identity: str | None = "here"
     width: int = 4
     asked: list = field(default_factory=list)
+    disk_place: None = None
 
     def get(self, key, part, limit, stop):
         self.asked.append((key, part and (part.start, part.stop)))

@@ -1,0 +1,366 @@
+"""Encoded chunks in a folder on a disk that many processes share.
+
+Each entry is a file whose name is a digest of its key. The file contains a checksum of everything after it, a header
+in JSON, and the bytes as the server sent them. Files are written under another name and renamed, so a reader sees a
+whole entry or none. Readers take no lock. One process at a time drops the least recently used entries.
+
+Libraries were considered: diskcache and others keep an SQLite index that every read locks and writes, and their
+entries have no checksums; CloudVolume's cache has neither checksums nor a limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import secrets
+import stat
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from imageryxr.errors import CacheWarning, OptionError, warn
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.validators import Validator
+
+VARIABLE = "IMAGERYXR_DISK_CACHE"
+_FORMAT = "imageryxr-chunks-1"
+"""Folder of the entries in the folder that the user named, and the first bytes of each entry."""
+_MAGIC = _FORMAT.encode() + b"\n"
+_DIGEST, _HEADER_LIMIT = 32, 4096
+_NAME = re.compile("[0-9a-f]{40}")
+_TEMPORARY = re.compile("[0-9a-f]{40}-[0-9a-f]{16}")
+_SUBFOLDER = re.compile("[0-9a-f]{2}")
+# A temporary file of this age was left by a process that died.
+_ABANDONED_SECONDS = 3600
+# Shares of the limit: of the largest entry; that a process may write before it checks the size; above which entries are
+# dropped, so that a dozen processes stay below the limit; and that dropping leaves.
+_LARGEST, _UNCHECKED, _FULL, _KEPT = 1 / 4, 1 / 128, 0.9, 0.8
+# The size of a folder with many entries is estimated from some of its subfolders, among which digests spread evenly.
+_SAMPLE, _FEW = 16, 2000
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK if os.name == "posix" else getattr(os, "O_BINARY", 0)
+
+
+class Usage(NamedTuple):
+    """The content of a cache folder."""
+
+    entries: int
+    size: int
+    """Bytes on the disk."""
+    oldest: float | None
+    """Time (Unix, seconds) of the last use of the entry that would be dropped first."""
+
+
+class DiskCache:
+    """The entries of one folder.
+
+    Parameters
+    ----------
+    folder : str
+        Absolute path. It is created if it does not exist.
+
+    Raises
+    ------
+    OptionError
+        If the folder belongs to another user, or others may write to it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._place = os.path.join(os.path.realpath(folder), _FORMAT)
+        self._lock = threading.Lock()
+        self._unchecked: float = float("inf")
+        self._is_writable = True
+        try:
+            os.makedirs(folder, 0o700, exist_ok=True)
+        except FileExistsError:
+            raise _folder_error(folder, "is a file", "name a folder") from None
+        except OSError as error:
+            self._stop_writing(error)
+            return
+        _check_owner(folder)
+        with suppress(OSError):  # a folder that cannot be written to may still have entries
+            os.mkdir(self._place, 0o700)
+        if os.path.lexists(self._place):
+            _check_owner(self._place)
+            with suppress(OSError):
+                os.chmod(self._place, 0o700)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is an entry, which may be damaged."""
+        return os.path.lexists(self._path(name))
+
+    def get(self, name: str, limit: int) -> Stored | None:
+        """Return an entry of at most ``limit`` bytes, or None; a damaged entry is removed."""
+        path = self._path(name)
+        try:
+            file = os.open(path, os.O_RDONLY | _OPEN)
+        except FileNotFoundError:
+            return None
+        except OSError:  # a symbolic link, or a file that may not be read
+            self.remove(name)
+            return None
+        try:
+            found = _read_entry(file, name, limit)
+            if found is not None:
+                with suppress(OSError):
+                    os.utime(path)  # the time of last use
+                return found
+        finally:
+            os.close(file)
+        self.remove(name)
+        return None
+
+    def put(self, name: str, stored: Stored, limit: int) -> None:
+        """Write an entry, and drop old entries if the folder has more than ``limit`` bytes.
+
+        If it cannot be written, a warning is issued and this process writes no further entries.
+        """
+        content = _entry(name, stored)
+        if not self._is_writable or content is None or sum(map(len, content)) > limit * _LARGEST:
+            return
+        try:
+            self._write(name, content)
+        except OSError as error:
+            self._stop_writing(error)
+            return
+        with self._lock:
+            self._unchecked += _size_on_disk(sum(map(len, content)))
+            is_due = self._unchecked > limit * _UNCHECKED
+            self._unchecked = 0 if is_due else self._unchecked
+        if is_due and self._estimate_size() > limit * _FULL:
+            self.drop_until(int(limit * _KEPT))
+
+    def remove(self, name: str) -> None:
+        """Remove an entry if it exists."""
+        with suppress(OSError):
+            os.unlink(self._path(name))
+
+    def drop_until(self, size: int) -> None:
+        """Drop the least recently used entries until the others have at most a number of bytes."""
+        with _try_lock(os.path.join(self._place, "lock")) as is_mine:
+            if not is_mine:  # another process is doing this
+                return
+            files = sorted(self._files())
+            left = sum(size for _, size, _ in files)
+            for _, count, path in files:
+                if left <= size:
+                    break
+                with suppress(OSError):
+                    os.unlink(path)
+                    left -= count
+
+    def usage(self) -> Usage:
+        """Return the number and size of the entries."""
+        files = [file for file in self._files() if _NAME.fullmatch(os.path.basename(file[2]))]
+        return Usage(len(files), sum(size for _, size, _ in files), min(files)[0] if files else None)
+
+    def clear(self) -> Usage:
+        """Remove all entries and return what was there; other files in the folder are left in place."""
+        found = self.usage()
+        for _, _, path in list(self._files()):
+            with suppress(OSError):
+                os.unlink(path)
+        return found
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._place, name[:2], name)
+
+    def _write(self, name: str, content: list[bytes | memoryview]) -> None:
+        path = self._path(name)
+        temporary = f"{path}-{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN
+        try:
+            file = os.open(temporary, flags, 0o600)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            file = os.open(temporary, flags, 0o600)
+        try:
+            with os.fdopen(file, "wb", buffering=0) as opened:
+                for part in content:
+                    _write_all(opened, part)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _subfolders(self) -> list[str]:
+        return [found.path for found in _scan(self._place) if _SUBFOLDER.fullmatch(found.name)]
+
+    def _estimate_size(self) -> float:
+        folders = self._subfolders()
+        some = random.sample(folders, min(_SAMPLE, len(folders)))
+        sizes = [size for folder in some for _, size, _ in _files_in(folder)]
+        if len(sizes) * len(folders) <= _FEW * len(some):
+            return sum(size for _, size, _ in self._files())
+        return sum(sizes) * len(folders) / len(some)
+
+    def _files(self) -> Iterator[tuple[float, int, str]]:
+        """Yield the time of last use, size and path of each entry and of each temporary file; remove abandoned ones."""
+        for folder in self._subfolders():
+            yield from _files_in(folder)
+
+    def _stop_writing(self, error: OSError) -> None:
+        with self._lock:
+            was_writable, self._is_writable = self._is_writable, False
+        if was_writable:
+            advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another folder"
+            warn(
+                f"the disk cache {self.folder} cannot be written to ({error.strerror or error}); reading goes on "
+                f"without adding to it; {advice}",
+                CacheWarning,
+            )
+
+
+_caches: dict[str, DiskCache] = {}
+_caches_lock = threading.Lock()
+
+
+def open_cache(folder: str) -> DiskCache:
+    """Return the cache of a folder; a process has one for each folder."""
+    with _caches_lock:
+        if folder not in _caches:
+            _caches[folder] = DiskCache(folder)
+        return _caches[folder]
+
+
+def entry_name(*key: object) -> str:
+    """Return the name of the entry for a key without secrets, which can be represented as JSON."""
+    return hashlib.blake2b(json.dumps(key).encode(), digest_size=20).hexdigest()
+
+
+def absolute_folder(value: Any) -> str:
+    """Return the absolute path of a folder that a user named.
+
+    Raises
+    ------
+    OptionError
+        If it is not a path on this machine.
+    """
+    if not isinstance(value, str | os.PathLike) or "://" in str(value) or not str(value).strip():
+        raise OptionError(f"disk_cache={value!r} is not a folder on this machine; write e.g. disk_cache='~/chunks'")
+    return os.path.abspath(os.path.expanduser(os.fspath(value)))
+
+
+def _reset_after_fork() -> None:
+    global _caches_lock
+    _caches_lock = threading.Lock()  # a thread that the child does not have may hold it
+    _caches.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# entries
+
+
+def _entry(name: str, stored: Stored) -> list[bytes | memoryview] | None:
+    if stored.validator is None:
+        return None
+    header = {"name": name, "encoding": stored.encoding, **stored.validator._asdict()}
+    text = json.dumps(header).encode()
+    if len(text) > _HEADER_LIMIT:
+        return None
+    start = struct.pack("<IQ", len(text), len(stored.body)) + text
+    digest = hashlib.blake2b(start, digest_size=_DIGEST)
+    digest.update(stored.body)
+    return [_MAGIC + digest.digest() + start, stored.body]
+
+
+def _read_entry(file: int, name: str, limit: int) -> Stored | None:
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > limit + _HEADER_LIMIT + 128:
+        return None
+    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+        return None
+    with os.fdopen(os.dup(file), "rb") as opened:
+        whole = memoryview(opened.read(found.st_size + 1))
+    digest, start = len(_MAGIC), len(_MAGIC) + _DIGEST
+    content = whole[start:]
+    if whole[:digest] != _MAGIC or hashlib.blake2b(content, digest_size=_DIGEST).digest() != whole[digest:start]:
+        return None
+    size, length = struct.unpack_from("<IQ", content)
+    header, body = json.loads(bytes(content[12 : 12 + size])), content[12 + size :]
+    if header.pop("name") != name or len(body) != length or length > limit:
+        return None
+    return Stored(bytes(body), header.pop("encoding"), Validator(**header))
+
+
+def _write_all(file: Any, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while len(left):
+        left = left[file.write(left) :]
+
+
+def _size_on_disk(size: int) -> int:
+    return -(-size // 4096) * 4096
+
+
+def _files_in(folder: str) -> Iterator[tuple[float, int, str]]:
+    now = time.time()
+    for file in _scan(folder):
+        is_temporary = _TEMPORARY.fullmatch(file.name) is not None
+        if not is_temporary and not _NAME.fullmatch(file.name):
+            continue
+        with suppress(OSError):
+            found = file.stat(follow_symlinks=False)
+            if is_temporary and now - found.st_mtime > _ABANDONED_SECONDS:
+                os.unlink(file.path)
+            elif not stat.S_ISDIR(found.st_mode):
+                yield (now if is_temporary else found.st_mtime), _size_on_disk(found.st_size), file.path
+
+
+def _scan(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:
+        return []
+
+
+@contextmanager
+def _try_lock(path: str) -> Iterator[bool]:
+    """Lock a file if no other process has locked it. The lock ends with its process."""
+    try:
+        import fcntl
+
+        file = os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o600)
+    except (ImportError, OSError):  # without locks several processes may drop entries at once, which is only slower
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
+    finally:
+        os.close(file)
+
+
+def _check_owner(folder: str) -> None:
+    found = os.stat(folder)
+    if not stat.S_ISDIR(found.st_mode):
+        raise _folder_error(folder, "is not a folder", "name a folder")
+    if not hasattr(os, "geteuid"):
+        return
+    if found.st_uid != os.geteuid():
+        raise _folder_error(folder, "belongs to another user, who could change the voxels", "name a folder of your own")
+    if found.st_mode & 0o022:
+        raise _folder_error(folder, "can be changed by other users", f"run chmod go-w {folder}, or name another folder")
+
+
+def _folder_error(folder: str, problem: str, advice: str) -> OptionError:
+    return OptionError(f"the disk cache {folder} {problem}; {advice}")

@@ -1,0 +1,171 @@
+"""Reading of objects through the disk cache: which entries are valid, and which objects must be fetched."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.sockets import StoppedError
+
+Result = TypeVar("Result")
+
+
+class DiskPlace(NamedTuple):
+    """Where the objects of a store are cached on a disk."""
+
+    folder: str
+    limit: int
+    """Size of the folder in bytes."""
+    identity: tuple[object, ...]
+    """Key of the store, without secrets; JSON."""
+
+
+def disk_place(connection: Connection, *identity: object) -> DiskPlace | None:
+    """Return where the objects of a store are cached on a disk, or None if they are not."""
+    folder = connection.disk_folder
+    return None if folder is None else DiskPlace(folder, connection.disk_cache_bytes, identity)
+
+
+class ObjectStore(Protocol):
+    """A folder of objects on a disk, in a bucket or on a web server."""
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Key of the store in the memory cache, without secrets; None if its objects are not cached."""
+
+    @property
+    def disk_place(self) -> DiskPlace | None:
+        """Where its objects are cached on a disk; None if they are not. Such a store is a `ConditionalStore`."""
+
+    @property
+    def width(self) -> int:
+        """Number of threads that read from it at once."""
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
+        """Return an object or a range of it, of at most ``limit`` bytes; None if the store does not have it.
+
+        Raises
+        ------
+        PermissionError
+            If access is denied.
+        ServerError, OSError, ValueError
+            If the request fails, or the object is damaged.
+        """
+
+
+class ConditionalStore(ObjectStore, Protocol):
+    """A store that can confirm that an object did not change, without sending it again."""
+
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
+    ) -> Stored | None:
+        """Return ``known``, the same object, if it did not change; otherwise as `get`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An object, or a range of one."""
+
+    key: str
+    part: ByteRange | None
+    limit: int
+    """Largest number of bytes."""
+    tag: Any = None
+    """What the object is for; the caller's own."""
+
+
+@dataclass(frozen=True)
+class DiskReader:
+    """The cached objects of one store."""
+
+    store: ConditionalStore
+    cache: DiskCache
+    place: DiskPlace
+
+    def has(self, item: Item) -> bool:
+        """Return whether there is an entry, which may be damaged or old."""
+        return self.cache.has(self._name(item))
+
+    def read(self, items: Iterable[Item], stop: threading.Event) -> Iterator[tuple[Item, Stored | None, bool]]:
+        """Yield objects that have an entry: the item, its bytes (None if it is missing now), and if they were cached.
+
+        Items without a valid entry are left out. One request validates all ranges of an object that were fetched from
+        the same version.
+        """
+        confirmed: dict[str, Any] = {}
+        for item in items:
+            stored = self.cache.get(self._name(item), item.limit)
+            if stored is None or stored.validator is None:
+                continue
+            version = stored.validator
+            known = confirmed.get(item.key)
+            if version.fresh_until > time.time() or (known is not None and known.is_same_version(version)):
+                yield item, stored, True
+                continue
+            current = self.store.get_changed(item.key, item.part, item.limit, stop, stored)
+            if current is stored:
+                confirmed[item.key] = version
+            else:
+                self.drop(item)
+            yield item, current, current is stored
+
+    def put(self, item: Item, stored: Stored) -> None:
+        """Store an object that was decoded without an error."""
+        self.cache.put(self._name(item), stored, self.place.limit)
+
+    def drop(self, item: Item) -> None:
+        """Remove the entry of an object."""
+        self.cache.remove(self._name(item))
+
+    def _name(self, item: Item) -> str:
+        part = item.part
+        return entry_name(self.place.identity, item.key, part and (part.start, part.stop, part.suffix))
+
+
+def disk_reader(store: ObjectStore) -> DiskReader | None:
+    """Return the disk cache of a store, or None if its objects are not cached on a disk."""
+    place = store.disk_place
+    return None if place is None else DiskReader(store, open_cache(place.folder), place)  # type: ignore[arg-type]
+
+
+def read_parsed(
+    store: ObjectStore,
+    key: str,
+    part: ByteRange,
+    limit: int,
+    stop: threading.Event,
+    parse: Callable[[bytes | memoryview], Result],
+) -> Result | None:
+    """Return a parsed range of an object, from the disk cache or the store; None if the store does not have it.
+
+    The bytes enter the cache only if ``parse`` raises no error.
+    """
+    item, disk = Item(key, part, limit), disk_reader(store)
+    for _, stored, was_cached in disk.read([item], stop) if disk is not None else ():
+        if stored is None:
+            return None
+        try:
+            parsed = parse(stored.body)
+        except StoppedError:
+            raise
+        except Exception:
+            if not was_cached:
+                raise
+            continue  # fetched again
+        if not was_cached and disk is not None:
+            disk.put(item, stored)
+        return parsed
+    stored = store.get(key, part, limit, stop)
+    if stored is None:
+        return None
+    parsed = parse(stored.body)
+    if disk is not None:
+        disk.put(item, stored)
+    return parsed

@@ -1,0 +1,480 @@
+"""The disk cache: requests that it saves, damaged and foreign files, its size, its folder, many processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.core.grid import Grid
+from imageryxr.errors import CacheWarning, OptionError
+from imageryxr.sources.fetch import disk_cache, index_cache, memory_cache
+from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.validators import Validator
+from tests.support import shards
+from tests.support.omezarr import axes_of, level, write_ome
+from tests.support.precomputed import write_layer
+from tests.support.recorder import Recorder, recording
+from tests.support.source_suite import noise
+
+GRID = Grid((16, 32, 32), (8, 8, 40), (0, 0, 0))
+TAG = Validator('"1"')
+
+
+class Served:
+    """A folder on a web server that gives ETags, and counts requests, answers 304 and bodies."""
+
+    def __init__(self, server: Recorder, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.headers: dict[str, str] = {}
+        self.has_etags = True
+        self.unchanged = self.bodies = 0
+        self.lock = threading.Lock()
+        server.answer = self.answer
+
+    def answer(self, request):
+        file = self.folder / request.path.partition("?")[0].lstrip("/")
+        if not file.is_file():
+            return None
+        whole = file.read_bytes()
+        sent = dict(line.split(": ", 1) for line in request.text.lower().splitlines() if ": " in line)
+        etag = f'"{hash(whole):x}"'
+        headers = {**({"ETag": etag} if self.has_etags else {}), **self.headers}
+        with self.lock:
+            if sent.get("if-none-match") == etag:
+                self.unchanged += 1
+                return 304, b"", headers
+            self.bodies += file.name not in ("info", "zarr.json")
+        if "range" not in sent:
+            return 200, whole, headers
+        first, _, last = sent["range"].removeprefix("bytes=").partition("-")
+        start = int(first) if first else len(whole) - int(last)
+        stop = int(last) + 1 if first and last else len(whole)
+        return 206, whole[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(whole)}"}
+
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of bodies of chunks and of answers 304 since the last call."""
+        found, self.bodies, self.unchanged = (self.bodies, self.unchanged), 0, 0
+        return found
+
+    @property
+    def url(self) -> str:
+        return self.server.url()
+
+
+@pytest.fixture
+def served(tmp_path):
+    (tmp_path / "served").mkdir()
+    with recording() as server:
+        yield Served(server, tmp_path / "served")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process(monkeypatch):
+    monkeypatch.delenv(disk_cache.VARIABLE, raising=False)
+    forget()
+
+
+def forget() -> None:
+    """Start with empty memory caches, as a new process does."""
+    memory_cache.cache.clear()
+    index_cache.clear()
+    disk_cache._caches.clear()
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if len(p.name) == 40)
+
+
+def layer(folder: Path, kind: str) -> np.ndarray:
+    """Write a volume with chunks of 16 × 16 × 8 voxels."""
+    values = noise(GRID.shape, "uint8")
+    if kind == "precomputed":
+        write_layer(folder, [values], [GRID], encoding="raw", compress=False)
+    elif kind == "sharded":
+        values = noise(shards.GRID.shape, "uint64")
+        shards.write(folder, values, shards.spec())
+    else:
+        codecs = {"shards": (16, 32, 32)} if kind == "zarr shards" else {}
+        multiscale = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
+        write_ome(folder, [values], multiscale, chunks=(8, 16, 16), **codecs)
+    return values
+
+
+def read(served: Served, cache: Path | None, **options) -> np.ndarray:
+    """Read a volume as a new process does."""
+    forget()
+    connection = ix.Connection(disk_cache=cache, retries=0, **options)
+    return ix.open_image(served.url, connection=connection).compute(scheduler="sync").values
+
+
+KINDS = ["precomputed", "sharded", "zarr", "zarr shards"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_process_receives_no_body_again(served, tmp_path, kind):
+    values, cache = layer(served.folder, kind), tmp_path / "cache"
+    np.testing.assert_array_equal(read(served, cache), values)
+    bodies, unchanged = served.counts()
+    assert bodies >= 2
+    assert unchanged == 0
+    np.testing.assert_array_equal(read(served, cache), values)
+    bodies, unchanged = served.counts()
+    assert bodies == 0
+    assert unchanged > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changed_objects_are_fetched_again(served, tmp_path, kind):
+    values, cache = layer(served.folder, kind), tmp_path / "cache"
+    read(served, cache)
+    shutil.rmtree(served.folder)
+    served.folder.mkdir()
+    if kind == "sharded":
+        values = values + np.uint64(1)
+        shards.write(served.folder, values, shards.spec())
+    else:
+        values = 255 - values
+        folder = {"precomputed": lambda: write_layer(served.folder, [values], [GRID], encoding="raw", compress=False)}
+        multiscale = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
+        codecs = {"shards": (16, 32, 32)} if kind == "zarr shards" else {}
+        folder.get(kind, lambda: write_ome(served.folder, [values], multiscale, chunks=(8, 16, 16), **codecs))()
+    np.testing.assert_array_equal(read(served, cache), values)
+    np.testing.assert_array_equal(read(served, cache), values)
+
+
+def test_one_request_validates_the_cached_chunks_of_a_shard(served, tmp_path):
+    layer(served.folder, "zarr shards")
+    read(served, tmp_path / "cache")
+    served.counts()
+    read(served, tmp_path / "cache")
+    assert served.counts() == (0, 2)  # the index, and 8 chunks
+
+
+def test_max_age_saves_the_validation(served, tmp_path):
+    layer(served.folder, "precomputed")
+    served.headers = {"Cache-Control": "public, max-age=60"}
+    read(served, tmp_path / "cache")
+    served.counts()
+    read(served, tmp_path / "cache")
+    assert served.counts() == (0, 0)
+
+
+@pytest.mark.parametrize("rule", ["no-store", "max-age=0", "no-cache, max-age=60", "max-age=60 with Age: 60"])
+def test_rules_of_the_server_are_followed(served, tmp_path, rule):
+    layer(served.folder, "precomputed")
+    rule, _, age = rule.partition(" with Age: ")
+    served.headers = {"Cache-Control": rule, **({"Age": age} if age else {})}
+    read(served, tmp_path / "cache")
+    served.counts()
+    read(served, tmp_path / "cache")
+    assert served.counts() == ((8, 0) if rule == "no-store" else (0, 8))
+
+
+def test_objects_that_cannot_be_validated_are_not_stored(served, tmp_path):
+    layer(served.folder, "precomputed")
+    served.has_etags = False
+    read(served, tmp_path / "cache")
+    assert entries(tmp_path / "cache") == []
+
+
+def test_last_modified_validates_if_it_is_older_than_the_response():
+    from imageryxr.sources.fetch.validators import validator_of
+
+    date = "Tue, 01 Dec 2026 20:00:01 GMT"
+    for modified, is_stored in (("Tue, 01 Dec 2026 20:00:00 GMT", True), (date, False), ("yesterday", False)):
+        found = validator_of({"date": date, "last-modified": modified}, is_part=False, is_public=True)
+        assert (found is not None) == is_stored
+        assert found is None or found.headers == {"If-Modified-Since": modified}
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_weak_etag_identifies_whole_objects_only(is_part):
+    from imageryxr.sources.fetch.validators import validator_of
+
+    found = validator_of({"etag": 'W/"1"'}, is_part=is_part, is_public=True)
+    assert (found is None) == is_part
+
+
+def test_missing_chunks_are_not_stored(served, tmp_path):
+    layer(served.folder, "precomputed")
+    lost = next(p for p in (served.folder / "8_8_40").iterdir())
+    body = lost.read_bytes()
+    lost.unlink()
+    forget()
+    connection = ix.Connection(disk_cache=tmp_path / "cache", retries=0)
+    assert (ix.open_image(served.url, connection=connection, missing="fill").values == 0).any()
+    lost.write_bytes(body)
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), noise(GRID.shape, "uint8"))
+
+
+def test_a_chunk_that_was_deleted_is_missing(served, tmp_path):
+    layer(served.folder, "precomputed")
+    read(served, tmp_path / "cache")
+    next(p for p in (served.folder / "8_8_40").iterdir()).unlink()
+    with pytest.raises(ix.errors.MissingChunkError):
+        read(served, tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) < 8
+
+
+def test_the_environment_names_the_folder_and_false_switches_it_off(served, tmp_path, monkeypatch):
+    layer(served.folder, "precomputed")
+    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / "cache"))
+    read(served, False)
+    assert not (tmp_path / "cache").exists()
+    read(served, None)
+    assert len(entries(tmp_path / "cache")) == 8
+    assert len(entries(tmp_path)) == 8
+
+
+def test_local_files_are_not_stored(tmp_path):
+    values = layer(tmp_path / "layer", "precomputed")
+    connection = ix.Connection(disk_cache=tmp_path / "cache")
+    np.testing.assert_array_equal(ix.open_image(tmp_path / "layer", connection=connection).values, values)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_memory_cache_is_used_first(served, tmp_path):
+    layer(served.folder, "precomputed")
+    array = ix.open_image(served.url, connection=ix.Connection(disk_cache=tmp_path / "cache"))
+    array.values
+    served.counts()
+    array.values
+    assert served.counts() == (0, 0)
+
+
+def test_secrets_are_not_stored(served, tmp_path):
+    layer(served.folder, "precomputed")
+    url = served.url.replace("://", "://someone:verysecret@")
+    forget()
+    connection = ix.Connection(disk_cache=tmp_path / "cache")
+    ix.open_image(url, connection=connection).values
+    assert len(entries(tmp_path / "cache")) == 8
+    for path in (tmp_path / "cache").rglob("*"):
+        for secret in (b"verysecret", b"someone", b"c29tZW9uZTp2ZXJ5c2VjcmV0"):
+            assert secret not in str(path).encode()
+            assert path.is_dir() or secret not in path.read_bytes()
+
+
+def test_objects_read_with_a_password_are_validated_in_spite_of_max_age(served, tmp_path):
+    layer(served.folder, "precomputed")
+    served.headers = {"Cache-Control": "max-age=60"}
+    url = served.url.replace("://", "://someone:verysecret@")
+    connection = ix.Connection(disk_cache=tmp_path / "cache")
+    for _ in range(2):
+        forget()
+        served.counts()
+        ix.open_image(url, connection=connection).values
+    assert served.counts() == (0, 8)
+    before = served.server.answer
+    served.server.answer = lambda request: before(request) if request.path == "/info" else (401, b"", {})
+    forget()
+    with pytest.raises(ix.errors.AuthError):
+        ix.open_image(url, connection=connection).values
+
+
+# ---------------------------------------------------------------------------------------------------------
+# entries
+
+
+def damage(file: Path, kind: str) -> None:
+    whole = file.read_bytes()
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "directory":
+        file.unlink()
+        file.mkdir()
+    elif kind == "symlink":
+        file.rename(file.with_suffix(".moved"))
+        file.symlink_to(file.with_suffix(".moved"))
+    elif kind == "fifo":
+        file.unlink()
+        os.mkfifo(file)
+    elif kind == "foreign":
+        file.write_bytes(b"\0" * len(whole))
+    elif kind == "longer":
+        file.write_bytes(whole + b"\0")
+    else:
+        place = {"magic": 3, "checksum": 25, "header size": 52, "body size": 58, "header": 70, "body": len(whole) - 5}[
+            kind
+        ]
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["empty", "directory", "symlink", "fifo", "foreign", "longer", "magic", "checksum", "header size", "body size", "header", "body"],
+)  # fmt: skip
+def test_a_damaged_entry_is_fetched_again(served, tmp_path, kind):
+    values = layer(served.folder, "precomputed")
+    read(served, tmp_path / "cache")
+    damage(entries(tmp_path / "cache")[3], kind)
+    served.counts()
+    if kind == "directory":
+        with pytest.warns(CacheWarning, match="reading goes on"):
+            np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+        return
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+    assert served.counts() == (1, 7)
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+    assert served.counts() == (0, 8)
+
+
+def test_a_flip_of_any_bit_or_a_cut_anywhere_is_noticed(tmp_path):
+    cache, name = DiskCache(str(tmp_path)), entry_name("a")
+    cache.put(name, Stored(b"some voxels", "gzip", TAG), 1 << 20)
+    (file,) = entries(tmp_path)
+    whole = file.read_bytes()
+    assert cache.get(name, 100) == Stored(b"some voxels", "gzip", TAG)
+    for place in range(len(whole)):
+        for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]):
+            file.write_bytes(content)
+            assert cache.get(name, 100) is None
+            assert not file.exists()
+
+
+def test_an_entry_under_the_name_of_another_is_not_used(served, tmp_path):
+    values = layer(served.folder, "precomputed")
+    read(served, tmp_path / "cache")
+    first, second = entries(tmp_path / "cache")[:2]
+    shutil.copy(first, second)
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+
+
+def test_an_entry_that_cannot_be_decoded_is_fetched_again(served, tmp_path):
+    values = layer(served.folder, "precomputed")
+    read(served, tmp_path / "cache")
+    cache = DiskCache(str(tmp_path / "cache"))
+    name = entries(tmp_path / "cache")[0].name
+    good = cache.get(name, 1 << 20)
+    cache.put(name, good._replace(body=b"short"), 1 << 30)
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+    assert cache.get(name, 1 << 20) == good
+
+
+# ---------------------------------------------------------------------------------------------------------
+# size
+
+
+def size_of(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_least_recently_used_entries_are_dropped(tmp_path):
+    cache = DiskCache(str(tmp_path))
+    names = [entry_name(i) for i in range(200)]
+    first = names[0]
+    now = time.time() - 1000
+    for number, name in enumerate(names):
+        cache.put(name, Stored(bytes(7000), validator=TAG), 1_000_000)
+        os.utime(tmp_path / "imageryxr-chunks-1" / name[:2] / name, (now + number, now + number))
+        assert cache.get(first, 7000) is not None  # its use keeps it
+        os.utime(tmp_path / "imageryxr-chunks-1" / first[:2] / first, (now + number, now + number))
+        assert size_of(tmp_path) <= 1_000_000
+    left = [name for name in names if cache.has(name)]
+    assert left == [first, *names[-len(left) + 1 :]]
+    assert len(left) > 80
+
+
+def test_an_estimate_suffices_for_many_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_cache, "_FEW", 100)
+    cache = DiskCache(str(tmp_path))
+    for number in range(2000):
+        cache.put(entry_name(number), Stored(bytes(100), validator=TAG), 4096 * 1000)
+    assert 500 < cache.usage().entries < 1100
+
+
+def test_an_object_of_a_quarter_of_the_size_is_not_stored(tmp_path):
+    cache = DiskCache(str(tmp_path))
+    cache.put(entry_name(1), Stored(bytes(30_000), validator=TAG), 100_000)
+    assert cache.usage().entries == 0
+
+
+def test_abandoned_temporary_files_are_removed(tmp_path):
+    cache = DiskCache(str(tmp_path))
+    cache.put(entry_name(1), Stored(b"1", validator=TAG), 100_000)
+    (file,) = entries(tmp_path)
+    abandoned, young = (file.with_name(f"{file.name}-{c * 16}") for c in "ab")
+    for path in (abandoned, young):
+        path.write_bytes(b"x")
+    os.utime(abandoned, (1, 1))
+    cache.drop_until(100_000)
+    assert not abandoned.exists()
+    assert young.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# folder
+
+
+def test_only_the_owner_can_read_entries(tmp_path):
+    before = os.umask(0)
+    try:
+        cache = DiskCache(str(tmp_path / "new" / "cache"))
+        cache.put(entry_name(1), Stored(b"1", validator=TAG), 100_000)
+        cache.drop_until(0)
+        cache.put(entry_name(1), Stored(b"1", validator=TAG), 100_000)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new" / "cache").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def test_a_folder_that_others_can_change_is_refused(served, tmp_path):
+    layer(served.folder, "precomputed")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(OptionError, match=r"can be changed by other users; run chmod go-w"):
+        read(served, tmp_path / "cache")
+    (tmp_path / "cache").chmod(0o755)
+    read(served, tmp_path / "cache")
+    assert stat.S_IMODE((tmp_path / "cache" / "imageryxr-chunks-1").stat().st_mode) == 0o700
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(OptionError, match="belongs to another user"):
+        DiskCache(str(tmp_path))
+
+
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="is a file"):
+        DiskCache(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("value", [7, "s3://bucket/cache", "", True])
+def test_other_values_of_disk_cache_are_errors(value):
+    with pytest.raises(OptionError, match="is not a folder on this machine"):
+        ix.Connection(disk_cache=value)
+
+
+def test_reading_goes_on_with_one_warning_if_the_folder_cannot_be_written_to(served, tmp_path):
+    values = layer(served.folder, "precomputed")
+    (tmp_path / "file").write_text("")
+    with pytest.warns(CacheWarning, match="cannot be written to .*Not a directory.*; reading goes on") as caught:
+        np.testing.assert_array_equal(read(served, tmp_path / "file" / "cache"), values)
+    assert len(caught) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_reading_goes_on_with_one_warning_if_the_disk_is_full(served, tmp_path, monkeypatch):
+    values = layer(served.folder, "precomputed")
+    real = os.fdopen
+    monkeypatch.setattr(
+        disk_cache.os,
+        "fdopen",
+        lambda fd, mode, **o: real(fd, mode, **o) if mode == "rb" else open("/dev/full", "wb", buffering=0),
+    )
+    with pytest.warns(CacheWarning, match=r"No space left on device.*free some space") as caught:
+        np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+    assert len(caught) == 1
+    assert not [p for p in (tmp_path / "cache").rglob("*-*") if p.is_file()]
