@@ -1,4 +1,4 @@
-"""The command line: ``imageryxr info | demo | figure | export | measure``."""
+"""The command line: ``imageryxr info | demo | figure | export | measure | cache``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.cli import cache
 from imageryxr.cli import export as engine
 from imageryxr.cli import figure as drawing
 from imageryxr.cli import info as described
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Inspect, draw, measure and export connectomics volumes.",
 )
+app.add_typer(cache.app, name="cache")
 
 
 def _show_version(wanted: bool) -> None:

@@ -30,6 +30,7 @@ from imageryxr.sources.fetch.disk_cache import VARIABLE, absolute_folder
 from imageryxr.sources.fetch.policy import Access, Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, SlowError, StoppedError
 from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.transport import ConnectionPool, exchange
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
 from imageryxr.sources.json_members import parse_json
@@ -354,8 +355,10 @@ def _send_once(
     with budget.slot(request.width, request.stop, url.netloc):
         began = time.monotonic()
         limits.start += began - waited
+        count(requests=1)
         answer = exchange(_state.connections, request.method, url, headers, request.body, limits, limit, local=local)
     budget.record(answer.status, request.width, began)
+    count(received=len(answer.body))
     return Reply(answer.status, answer.headers, answer.body), answer.is_public
 
 

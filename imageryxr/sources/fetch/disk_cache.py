@@ -63,7 +63,9 @@ class DiskCache:
     Parameters
     ----------
     folder : str
-        Absolute path. It is created if it does not exist.
+        Absolute path.
+    create : bool
+        Whether to create it if it does not exist.
 
     Raises
     ------
@@ -71,12 +73,14 @@ class DiskCache:
         If the folder belongs to another user, or others may write to it.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, create: bool = True) -> None:
         self.folder = folder
         self._place = os.path.join(os.path.realpath(folder), _FORMAT)
         self._lock = threading.Lock()
         self._unchecked: float = float("inf")
         self._is_writable = True
+        if not create and not os.path.lexists(folder):
+            return
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
         except FileExistsError:

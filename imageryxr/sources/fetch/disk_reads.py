@@ -13,6 +13,8 @@ from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import StoppedError
+from imageryxr.sources.fetch.stamps import stable_version
+from imageryxr.sources.fetch.traffic import count
 
 Result = TypeVar("Result")
 
@@ -27,9 +29,20 @@ class DiskPlace(NamedTuple):
     """Key of the store, without secrets; JSON."""
 
 
-def disk_place(connection: Connection, *identity: object) -> DiskPlace | None:
-    """Return where the objects of a store are cached on a disk, or None if they are not."""
+def disk_place(connection: Connection, version: str, *identity: object) -> DiskPlace | None:
+    """Return where the objects of a store are cached on a disk, or None if they are not.
+
+    Parameters
+    ----------
+    connection : Connection
+        Options of requests.
+    version : str
+        Stamp and metadata of the volume.
+    *identity
+        Key of the store, without secrets; JSON.
+    """
     folder = connection.disk_folder
+    identity = (*identity, stable_version(version))
     return None if folder is None else DiskPlace(folder, connection.disk_cache_bytes, identity)
 
 
@@ -107,11 +120,13 @@ class DiskReader:
             version = stored.validator
             known = confirmed.get(item.key)
             if version.fresh_until > time.time() or (known is not None and known.is_same_version(version)):
+                count(on_disk=1)
                 yield item, stored, True
                 continue
             current = self.store.get_changed(item.key, item.part, item.limit, stop, stored)
             if current is stored:
                 confirmed[item.key] = version
+                count(on_disk=1)
             else:
                 self.drop(item)
             yield item, current, current is stored

@@ -22,6 +22,7 @@ from imageryxr.sources.fetch.client import Connection
 from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.traffic import count
 
 LARGEST_RANGE, LARGEST_GAP = 2 << 20, 64 << 10
 """Largest range that is fetched with one request for several chunks, and largest gap between two of them, in bytes."""
@@ -104,6 +105,7 @@ def read_objects(
         if voxels is None:
             waiting.append(request)
         else:
+            count(in_memory=1)
             use(request, voxels)
 
     reader = _Reader(store, decode, use, connection, identity, disk_reader(store))
@@ -127,6 +129,7 @@ class _Reader:
             if self.identity is not None and len(bundle) == 1:
                 found = memory_cache.cache.get(_key(self.identity, bundle[0]))
                 if found is not None:
+                    count(in_memory=1)
                     self._pass_on(bundle[0], found)
                     return
             if self.disk is not None and self.disk.has(_item(bundle[0])):

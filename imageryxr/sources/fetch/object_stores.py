@@ -28,6 +28,7 @@ from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.stamps import stamp_of
+from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 
@@ -91,7 +92,7 @@ class WebFolder:
         if "?" in address.path:  # it may contain a signature
             return None
         options = (access.allow_local, access.from_link, self.encodings)
-        return disk_place(self.connection, address.public, *options, self.version)
+        return disk_place(self.connection, self.version, address.public, *options)
 
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
@@ -201,12 +202,14 @@ class CloudFolder:
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
         start, end = (None, None) if part is None else (part.start, part.stop)
+        count(requests=1)
         found = _cloud_files(self.url, os.getpid()).get([{"path": key, "start": start, "end": end}], raw=True)[0]
         if found["error"] is not None:
             raise found["error"]
         body = found["content"]
         if body is None:
             return None
+        count(received=len(body))
         if len(body) > limit:
             raise TooLargeError(f"{key} has {len(body):,} bytes; the limit is {limit:,}")
         return Stored(body, str(found["compress"] or "") if part is None else "")

@@ -18,6 +18,9 @@ class MetadataFile(NamedTuple):
     """Text that changes when the file is written; see `opening_stamp`."""
 
 
+_UNIQUE = "unique-"
+
+
 def stamp_of(headers: Mapping[str, str]) -> str:
     """Return the ETag and Last-Modified of a response, by lower-case name, or an empty string if it has neither.
 
@@ -33,4 +36,9 @@ def opening_stamp(url: str, stamp: str) -> str:
     If the server sends no stamp, it is unique, so that a volume that is opened again shares no chunks with an earlier
     opening. The chunks of local folders are not cached and need no stamp.
     """
-    return "" if url.startswith(("file://", "mem://")) else stamp or secrets.token_hex(8)
+    return "" if url.startswith(("file://", "mem://")) else stamp or f"{_UNIQUE}{secrets.token_hex(8)}"
+
+
+def stable_version(version: str) -> str:
+    """Return text that begins with a stamp, without it if it is unique: such a key would never be found on a disk."""
+    return version.partition(" ")[2] if version.startswith(_UNIQUE) else version

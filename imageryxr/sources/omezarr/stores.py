@@ -32,6 +32,7 @@ from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolde
 from imageryxr.sources.fetch.policy import Credential
 from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
 from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 from imageryxr.sources.json_members import parse_json
@@ -135,7 +136,7 @@ class BucketFolder:
     def disk_place(self) -> DiskPlace | None:
         """Where the objects are cached on a disk; see `ObjectStore`."""
         endpoints = [_public_endpoint(os.environ.get(name, "")) for name in sorted(ENDPOINTS)]
-        return disk_place(self.connection, self.url, *endpoints, self.version)
+        return disk_place(self.connection, self.version, self.url, *endpoints)
 
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
@@ -154,13 +155,16 @@ class BucketFolder:
         if known is not None and known.validator is not None:
             options["if_none_match"] = known.validator.etag
         for last in (False, False, True):
+            count(requests=1)
             try:
                 found = obstore.get(open_bucket(self.url, os.getpid()), key, options=options or None)
                 if part is None and found.meta["size"] > limit:
                     raise TooLargeError(f"{key} has {found.meta['size']:,} bytes; the limit is {limit:,}")
                 headers = {"etag": found.meta["e_tag"] or ""}
                 validator = validator_of(headers, is_part=part is not None, is_public=False)
-                return Stored(bytes(found.bytes()), "", _stamp(found.meta), validator)
+                body = bytes(found.bytes())
+                count(received=len(body))
+                return Stored(body, "", _stamp(found.meta), validator)
             except FileNotFoundError:
                 return None
             except Exception as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,10 +20,12 @@ from imageryxr.errors import CacheWarning, OptionError
 from imageryxr.sources.fetch import disk_cache, index_cache, memory_cache
 from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
-from imageryxr.sources.fetch.validators import Validator
+from imageryxr.sources.fetch.validators import Validator, validator_of
+from imageryxr.sources.resolve import resolve_source
 from tests.support import shards
 from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.precomputed import write_layer
+from tests.support.processes import python
 from tests.support.recorder import Recorder, recording
 from tests.support.source_suite import noise
 
@@ -113,7 +117,8 @@ def read(served: Served, cache: Path | None, **options) -> np.ndarray:
     """Read a volume as a new process does."""
     forget()
     connection = ix.Connection(disk_cache=cache, retries=0, **options)
-    return ix.open_image(served.url, connection=connection).compute(scheduler="sync").values
+    source = resolve_source(served.url, connection=connection)
+    return source.read(0, source.levels[0].grid.box)
 
 
 KINDS = ["precomputed", "sharded", "zarr", "zarr shards"]
@@ -187,8 +192,6 @@ def test_objects_that_cannot_be_validated_are_not_stored(served, tmp_path):
 
 
 def test_last_modified_validates_if_it_is_older_than_the_response():
-    from imageryxr.sources.fetch.validators import validator_of
-
     date = "Tue, 01 Dec 2026 20:00:01 GMT"
     for modified, is_stored in (("Tue, 01 Dec 2026 20:00:00 GMT", True), (date, False), ("yesterday", False)):
         found = validator_of({"date": date, "last-modified": modified}, is_part=False, is_public=True)
@@ -198,8 +201,6 @@ def test_last_modified_validates_if_it_is_older_than_the_response():
 
 @pytest.mark.parametrize("is_part", [False, True])
 def test_a_weak_etag_identifies_whole_objects_only(is_part):
-    from imageryxr.sources.fetch.validators import validator_of
-
     found = validator_of({"etag": 'W/"1"'}, is_part=is_part, is_public=True)
     assert (found is None) == is_part
 
@@ -245,9 +246,9 @@ def test_local_files_are_not_stored(tmp_path):
 def test_the_memory_cache_is_used_first(served, tmp_path):
     layer(served.folder, "precomputed")
     array = ix.open_image(served.url, connection=ix.Connection(disk_cache=tmp_path / "cache"))
-    array.values
+    array.compute()
     served.counts()
-    array.values
+    array.compute()
     assert served.counts() == (0, 0)
 
 
@@ -256,7 +257,7 @@ def test_secrets_are_not_stored(served, tmp_path):
     url = served.url.replace("://", "://someone:verysecret@")
     forget()
     connection = ix.Connection(disk_cache=tmp_path / "cache")
-    ix.open_image(url, connection=connection).values
+    ix.open_image(url, connection=connection).compute()
     assert len(entries(tmp_path / "cache")) == 8
     for path in (tmp_path / "cache").rglob("*"):
         for secret in (b"verysecret", b"someone", b"c29tZW9uZTp2ZXJ5c2VjcmV0"):
@@ -272,13 +273,13 @@ def test_objects_read_with_a_password_are_validated_in_spite_of_max_age(served, 
     for _ in range(2):
         forget()
         served.counts()
-        ix.open_image(url, connection=connection).values
+        ix.open_image(url, connection=connection).compute()
     assert served.counts() == (0, 8)
     before = served.server.answer
     served.server.answer = lambda request: before(request) if request.path == "/info" else (401, b"", {})
     forget()
     with pytest.raises(ix.errors.AuthError):
-        ix.open_image(url, connection=connection).values
+        ix.open_image(url, connection=connection).compute()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -358,6 +359,69 @@ def test_an_entry_that_cannot_be_decoded_is_fetched_again(served, tmp_path):
     cache.put(name, good._replace(body=b"short"), 1 << 30)
     np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
     assert cache.get(name, 1 << 20) == good
+
+
+# ---------------------------------------------------------------------------------------------------------
+# processes
+
+READER = """
+import sys
+import numpy as np
+import imageryxr as ix
+from imageryxr.sources.resolve import resolve_source
+url, folder, expected, times = sys.argv[1:]
+right = np.load(expected)
+for _ in range(int(times)):
+    options = ix.Connection(disk_cache=folder, disk_cache_size="300 kB", memory_cache=0, retries=0)
+    source = resolve_source(url, connection=options)
+    assert np.array_equal(source.read(0, source.levels[0].grid.box), right)
+    print("right", flush=True)
+"""
+
+
+def test_processes_share_a_folder_that_is_smaller_than_the_volume(served, tmp_path):
+    values = noise((32, 64, 64), "uint64")
+    write_layer(served.folder, [values], [Grid(values.shape, (8, 8, 40), (0, 0, 0))], encoding="raw", compress=False)
+    np.save(tmp_path / "expected.npy", values)
+    given = ("-c", READER, served.url, tmp_path / "cache", tmp_path / "expected.npy", 3)
+    started = [python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in started:
+        said, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
+        assert said.count("right") == 3
+    assert size_of(tmp_path / "cache") <= 300_000
+    assert served.counts()[1] > 0
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_no_wrong_byte_in_a_shared_folder(served, tmp_path):
+    values = noise((32, 64, 64), "uint64")
+    write_layer(served.folder, [values], [Grid(values.shape, (8, 8, 40), (0, 0, 0))], encoding="raw", compress=False)
+    np.save(tmp_path / "expected.npy", values)
+    rng = np.random.default_rng(19)
+    given = ("-c", READER, served.url, tmp_path / "cache", tmp_path / "expected.npy", 1000)
+
+    def start():
+        return python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    running = [start() for _ in range(3)]
+    for kill in range(30):
+        victim = running[kill % 3]
+        assert "right" in victim.stdout.readline()  # it reads and writes entries now
+        time.sleep(rng.uniform(0, 0.1))
+        victim.send_signal(signal.SIGKILL)
+        _, error = victim.communicate(timeout=60)
+        assert "AssertionError" not in (error or "")
+        running[kill % 3] = start()
+    for process in running:
+        assert "right" in process.stdout.readline()
+        process.kill()
+        _, error = process.communicate(timeout=60)
+        assert "Error" not in (error or "")
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+    cache = DiskCache(str(tmp_path / "cache"))
+    for entry in entries(tmp_path / "cache"):
+        assert cache.get(entry.name, 1 << 20) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -468,12 +532,13 @@ def test_reading_goes_on_with_one_warning_if_the_folder_cannot_be_written_to(ser
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 def test_reading_goes_on_with_one_warning_if_the_disk_is_full(served, tmp_path, monkeypatch):
     values = layer(served.folder, "precomputed")
-    real = os.fdopen
-    monkeypatch.setattr(
-        disk_cache.os,
-        "fdopen",
-        lambda fd, mode, **o: real(fd, mode, **o) if mode == "rb" else open("/dev/full", "wb", buffering=0),
-    )
+    real = disk_cache._write_all
+
+    def write_all(file, data):
+        with open("/dev/full", "wb", buffering=0) as full:
+            real(full, data)
+
+    monkeypatch.setattr(disk_cache, "_write_all", write_all)
     with pytest.warns(CacheWarning, match=r"No space left on device.*free some space") as caught:
         np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
     assert len(caught) == 1

@@ -1,0 +1,50 @@
+"""Counts of the requests, bytes and cached chunks of this process, for displays of progress."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import NamedTuple
+
+
+class Traffic(NamedTuple):
+    """What this process has read so far."""
+
+    requests: int = 0
+    """Requests to servers, including retries."""
+    received: int = 0
+    """Bytes of bodies."""
+    in_memory: int = 0
+    """Chunks that the memory cache had."""
+    on_disk: int = 0
+    """Chunks and shard indexes that the disk cache had."""
+
+    def since(self, before: Traffic) -> Traffic:
+        """Return the difference to an earlier count."""
+        return Traffic(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+_total = Traffic()
+_lock = threading.Lock()
+
+
+def count(*, requests: int = 0, received: int = 0, in_memory: int = 0, on_disk: int = 0) -> None:
+    """Add to the counts."""
+    global _total
+    more = (requests, received, in_memory, on_disk)
+    with _lock:
+        _total = Traffic(*(a + b for a, b in zip(_total, more, strict=True)))
+
+
+def traffic() -> Traffic:
+    """Return the counts of this process."""
+    return _total
+
+
+def _reset_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that the child does not have may hold it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

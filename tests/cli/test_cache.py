@@ -1,0 +1,47 @@
+"""The command ``imageryxr cache``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from imageryxr.sources.fetch.disk_cache import VARIABLE, DiskCache, entry_name
+from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.validators import Validator
+from tests.support.command_line import run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    cache = DiskCache(str(tmp_path / "cache"))
+    for number in range(3):
+        cache.put(entry_name(number), Stored(bytes(5000), validator=Validator('"1"')), 1 << 20)
+    return tmp_path / "cache"
+
+
+def test_info_prints_the_size_and_clear_keeps_other_files(folder, monkeypatch):
+    (folder / "notes.txt").write_text("mine")
+    monkeypatch.setenv(VARIABLE, str(folder))
+    assert "contains 3 entries, 0.0 MB; the oldest was used at 20" in run("cache", "info").stdout
+    assert "no longer contains 3 entries" in run("cache", "clear").stdout
+    assert "contains 0 entries" in run("cache", "info").stdout
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_folder_and_json(folder):
+    found = json.loads(run("cache", "info", "--folder", folder, "--json").stdout)
+    assert (found["folder"], found["entries"], found["size"]) == (str(folder), 3, 24576)
+
+
+def test_a_folder_that_does_not_exist_is_empty_and_is_not_made(tmp_path):
+    assert "contains 0 entries" in run("cache", "info", "--folder", tmp_path / "none").stdout
+    assert "no longer contains 0 entries" in run("cache", "clear", "--folder", tmp_path / "none").stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_a_folder_the_message_names_the_variable(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    done = run("cache", "info")
+    assert done.returncode == 2
+    assert done.stderr == f"error: no cache folder is given; give --folder, or set {VARIABLE}\n"
