@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from imageryxr.ops.open_annotations import open_annotations
     from imageryxr.ops.plane import plane
     from imageryxr.ops.points import sample_points
+    from imageryxr.ops.progress import progress
     from imageryxr.ops.skeletons import open_skeletons
     from imageryxr.render.annotate import annotate
     from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
@@ -104,6 +105,7 @@ __all__ = [
     "plan_export",
     "plane",
     "plot",
+    "progress",
     "regrid",
     "sample",
     "sample_points",
@@ -162,6 +164,7 @@ _MODULES = {
     "plan_export": "imageryxr.export",
     "plane": "imageryxr.ops.plane",
     "plot": "imageryxr.render.plot",
+    "progress": "imageryxr.ops.progress",
     "regrid": "imageryxr.ops.align",
     "sample": "imageryxr.testing.sample",
     "sample_points": "imageryxr.ops.points",

@@ -13,6 +13,8 @@ from typing import Any
 
 import xarray as xr
 
+from imageryxr.ops.progress import bar_size
+
 
 @dataclass(frozen=True)
 class FailedRegion:
@@ -178,8 +180,7 @@ def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> An
 
     show = _is_interactive() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
-    # tqdm prints nothing in a terminal that reports the size 0
-    size = {"ncols": 80, "nrows": 24} if show and _is_sizeless() else {}
+    size = bar_size() if show else {}
     looks = "{l_bar}{bar}| {whole:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return Bar(
         total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, bar_format=looks, **size
@@ -191,13 +192,6 @@ def write_line(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
-
-
-def _is_sizeless() -> bool:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns == 0
-    except (OSError, ValueError, AttributeError):  # not a terminal
-        return False
 
 
 def _is_interactive() -> bool:

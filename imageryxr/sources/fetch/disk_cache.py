@@ -296,7 +296,7 @@ def _read_entry(file: int, name: str, limit: int) -> Stored | None:
     header, body = json.loads(bytes(content[12 : 12 + size])), content[12 + size :]
     if header.pop("name") != name or len(body) != length or length > limit:
         return None
-    return Stored(bytes(body), header.pop("encoding"), Validator(**header))
+    return Stored(bytes(body), header.pop("encoding"), validator=Validator(**header))
 
 
 def _write_all(file: Any, data: bytes | memoryview) -> None:

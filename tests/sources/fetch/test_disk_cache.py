@@ -331,10 +331,10 @@ def test_a_damaged_entry_is_fetched_again(served, tmp_path, kind):
 
 def test_a_flip_of_any_bit_or_a_cut_anywhere_is_noticed(tmp_path):
     cache, name = DiskCache(str(tmp_path)), entry_name("a")
-    cache.put(name, Stored(b"some voxels", "gzip", TAG), 1 << 20)
+    cache.put(name, Stored(b"some voxels", "gzip", validator=TAG), 1 << 20)
     (file,) = entries(tmp_path)
     whole = file.read_bytes()
-    assert cache.get(name, 100) == Stored(b"some voxels", "gzip", TAG)
+    assert cache.get(name, 100) == Stored(b"some voxels", "gzip", validator=TAG)
     for place in range(len(whole)):
         for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]):
             file.write_bytes(content)
