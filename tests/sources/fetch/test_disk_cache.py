@@ -117,7 +117,7 @@ def read(served: Served, cache: Path | None, **options) -> np.ndarray:
     """Read a volume as a new process does."""
     forget()
     connection = ix.Connection(disk_cache=cache, retries=0, **options)
-    source = resolve_source(served.url, connection=connection)
+    source = resolve_source(served.url, None, connection=connection)
     return source.read(0, source.levels[0].grid.box)
 
 
@@ -373,7 +373,7 @@ url, folder, expected, times = sys.argv[1:]
 right = np.load(expected)
 for _ in range(int(times)):
     options = ix.Connection(disk_cache=folder, disk_cache_size="300 kB", memory_cache=0, retries=0)
-    source = resolve_source(url, connection=options)
+    source = resolve_source(url, None, connection=options)
     assert np.array_equal(source.read(0, source.levels[0].grid.box), right)
     print("right", flush=True)
 """
