@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import work
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources.cave import chunkedgraph
+from imageryxr.sources.cave import root_cache
 from imageryxr.sources.resolve import resolve_source
 
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
@@ -73,7 +73,7 @@ class _Joined(work.Work):
         self.place, self.token = tuple(slice(o, o + self.side) for o in OFFSET), TOKEN
 
     def ours(self) -> Any:
-        chunkedgraph.clear_roots()  # otherwise only the first round would request roots
+        root_cache.clear_roots()  # otherwise only the first round would request roots
         return self.joined.read(0, self.box)
 
 

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 import imageryxr as ix
 from imageryxr.export.store.lease import Lease
 from imageryxr.render import paint
-from imageryxr.sources.cave import chunkedgraph
+from imageryxr.sources.cave import root_cache
 from imageryxr.sources.fetch import index_cache, memory_cache
 from tests.support import cave_server, s3_server
 from tests.support.sample_volume import session_sample
@@ -80,7 +80,7 @@ def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveServer]:
     """Return the CAVE deployment in its initial state: no faults, an empty log, the original history, no cached roots."""
     cave_everywhere.reset()
-    chunkedgraph.clear_roots()
+    root_cache.clear_roots()
     yield cave_everywhere
     cave_everywhere.reset()
 

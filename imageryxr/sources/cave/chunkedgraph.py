@@ -7,11 +7,8 @@ instants up to whole seconds, caveclient has no timeouts, and both return zeros 
 from __future__ import annotations
 
 import json
-import os
 import re
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +25,7 @@ from imageryxr.errors import (
     param,
 )
 from imageryxr.sources.address import Address
+from imageryxr.sources.cave.root_cache import Ids, disk_of, memory_of
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
 from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
@@ -37,12 +35,8 @@ from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.json_members import parse_json
 
-Ids = npt.NDArray[np.uint64]
-
 # Ids in one request, as in cloud-volume.
 BATCH = 250_000
-# Cached roots for each table and instant, and number of cached tables and instants.
-REMEMBERED, STATES = 2_000_000, 8
 # Largest difference of clocks that are considered equal.
 CLOCK_SECONDS = 2.0
 
@@ -114,7 +108,7 @@ class ChunkedGraph:
             raise ServerError(f"{self.name}: its oldest timestamp is not valid: {text[:80]!r}") from None
 
     def roots(self, supervoxels: Ids, instant: Instant, layers: int | None, shift: int) -> Ids:
-        """Return the root of each supervoxel at an instant, from the cache of this process or by a request.
+        """Return the root of each supervoxel at an instant, from the caches or by a request.
 
         Parameters
         ----------
@@ -130,13 +124,19 @@ class ChunkedGraph:
         ServerError
             If the request fails, or a returned id is not a root.
         """
-        memory = _memory_of((self.server, self.service, self.table), instant)
+        place = (self.server, self.service, self.table)
+        memory, disk = memory_of(place, instant), disk_of(place, instant, self.connection)
         known, roots = memory.look_up(supervoxels)
+        if disk is not None and not known.all():
+            disk.load(supervoxels[~known], memory)
+            known, roots = memory.look_up(supervoxels)
         unknown = supervoxels[~known]
         if unknown.size:
             found = np.concatenate([self._request_roots(part, instant) for part in _batches(unknown)])
             self._check_roots(unknown, found, instant, layers, shift)
             memory.remember(unknown, found)
+            if disk is not None:
+                disk.store(unknown, found)
             roots[~known] = found
         return roots
 
@@ -379,71 +379,3 @@ def _list_check(key: str, count: int | None) -> Callable[[Reply], str]:
 
 def _batches(ids: Ids) -> Iterable[Ids]:
     return (ids[i : i + BATCH] for i in range(0, len(ids), BATCH))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# cache of roots
-
-
-class RootMemory:
-    """Cache of the roots of supervoxels at one instant, with about `REMEMBERED` entries.
-
-    The cache has two generations of sorted arrays. When the younger one reaches half of the limit, it replaces the
-    older one. Entries never expire, because roots at a past instant do not change.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        empty = np.empty(0, np.uint64)
-        self._young = self._old = (empty, empty)
-
-    def look_up(self, ids: Ids) -> tuple[npt.NDArray[np.bool_], Ids]:
-        """Return which of ascending ids are cached, and their roots (0 for others)."""
-        known, roots = np.zeros(len(ids), bool), np.zeros(len(ids), np.uint64)
-        for keys, values in (self._old, self._young):
-            if not len(keys):
-                continue
-            at = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
-            here = keys[at] == ids
-            roots[here] = values[at[here]]
-            known |= here
-        return known, roots
-
-    def remember(self, ids: Ids, roots: Ids) -> None:
-        """Store the roots of ascending, distinct ids."""
-        with self._lock:
-            keys, values = self._young
-            at = np.searchsorted(keys, ids)
-            new = np.ones(len(ids), bool)
-            new[at < len(keys)] = keys[at[at < len(keys)]] != ids[at < len(keys)]  # another thread may have stored them
-            merged = np.insert(keys, at[new], ids[new]), np.insert(values, at[new], roots[new])
-            if len(merged[0]) > REMEMBERED // 2:
-                self._old, merged = merged, (np.empty(0, np.uint64), np.empty(0, np.uint64))
-            self._young = merged
-
-    def __len__(self) -> int:
-        return len(self._young[0]) + len(self._old[0])
-
-
-_memories: OrderedDict[tuple[Any, Instant], RootMemory] = OrderedDict()
-_lock = threading.Lock()
-
-
-def _memory_of(table: Sequence[str], instant: Instant) -> RootMemory:
-    with _lock:
-        memory = _memories.pop((tuple(table), instant), None) or RootMemory()
-        _memories[(tuple(table), instant)] = memory
-        while len(_memories) > STATES:
-            _memories.popitem(last=False)
-        return memory
-
-
-def clear_roots() -> None:
-    """Clear the cache of roots."""
-    global _lock
-    _lock = threading.Lock()
-    _memories.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=clear_roots)  # in a forked child, the lock may be held by a missing thread

@@ -18,7 +18,7 @@ from dask.base import tokenize
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources.cave import chunkedgraph
+from imageryxr.sources.cave import chunkedgraph, root_cache
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import no_compute
 from tests.support.cave import BOX, HASTY, NOW, PART, utc, voxels
@@ -583,8 +583,8 @@ class TestRequests:
         assert cave.count("roots_binary") == 0
 
     def test_the_root_cache_is_bounded(self, cave, monkeypatch):
-        monkeypatch.setattr(chunkedgraph, "REMEMBERED", 1000)
-        memory = chunkedgraph.RootMemory()
+        monkeypatch.setattr(root_cache, "REMEMBERED", 1000)
+        memory = root_cache.RootMemory()
         for start in range(1, 50_000, 100):
             ids = np.arange(start, start + 100, dtype=np.uint64)
             memory.remember(ids, ids * np.uint64(3))
@@ -594,11 +594,11 @@ class TestRequests:
         assert roots.tolist() == [0, 3 * 49_990, 3 * 49_999]
         for when in range(1, 20):
             segmentation(cave, NOW + when, bbox=voxels((0, 0, 0), (9, 9, 9))).compute()
-        assert len(chunkedgraph._memories) == chunkedgraph.STATES
+        assert len(root_cache._memories) == root_cache.STATES
 
     def test_the_root_cache_behaves_like_a_dict(self):
         rng = np.random.default_rng(3)
-        memory, table = chunkedgraph.RootMemory(), {}
+        memory, table = root_cache.RootMemory(), {}
         for _ in range(60):
             ids = np.unique(rng.integers(1, 500, int(rng.integers(1, 40)), dtype=np.uint64))
             known, roots = memory.look_up(ids)
@@ -639,7 +639,7 @@ class TestSource(SourceSuite):
     @classmethod
     def folder(cls, cave_everywhere):
         cave_everywhere.reset()
-        chunkedgraph.clear_roots()
+        root_cache.clear_roots()
         cls.SERVER = cave_everywhere
         return cave_everywhere.folder
 
