@@ -46,7 +46,9 @@ def progress() -> Iterator[None]:
 
     def add_tasks(graph: Any, state: Mapping[str, Any]) -> None:
         with bar.get_lock():
-            bar.total = (bar.total or 0) + len(state["ready"]) + len(state["waiting"])
+            done, began = bar.n, bar.start_t
+            bar.reset((bar.total or 0) + len(state["ready"]) + len(state["waiting"]))  # also the widget of a notebook
+            bar.n, bar.start_t = done, began
 
     def finish_task(*task: Any) -> None:
         with bar.get_lock():

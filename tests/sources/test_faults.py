@@ -66,6 +66,10 @@ def ids(shape: tuple[int, ...], dtype: str = "uint64") -> np.ndarray:
     return np.kron(small, np.ones((4, 4, 4), dtype))
 
 
+def second_channel_of(url: str, connection: ix.Connection) -> np.ndarray:
+    return ix.open_image(url, channel=1, connection=connection).compute(scheduler="threads").values
+
+
 def voxels_of(url: str, connection: ix.Connection) -> np.ndarray:
     opened = ix.open_multiscale(url, connection=connection)
     level = opened["scale0"] if "scale0" in opened else next(iter(opened.children.values()))
@@ -95,7 +99,7 @@ def precomputed(values: np.ndarray, encoding: str, *, kind: str = "image", compr
     def write(folder: Path) -> object:
         return write_layer(folder, [values], [GRID], kind=kind, encoding=encoding, compress=compress)
 
-    return Case(write, voxels_of, region=named_region, **more)
+    return Case(write, voxels_of if values.ndim == 3 else second_channel_of, region=named_region, **more)
 
 
 def zarr_case(version: str, *, region: Any = zarr_region, has_checksums: bool = False, **options: Any) -> Case:

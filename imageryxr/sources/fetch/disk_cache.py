@@ -131,6 +131,8 @@ class DiskCache:
             return
         try:
             self._write(name, content)
+        except FileNotFoundError:  # the folder was removed at this moment
+            return
         except OSError as error:
             self._stop_writing(error)
             return

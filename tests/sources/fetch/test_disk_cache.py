@@ -361,6 +361,16 @@ def test_an_entry_that_cannot_be_decoded_is_fetched_again(served, tmp_path):
     assert cache.get(name, 1 << 20) == good
 
 
+def test_a_folder_that_is_removed_during_use_is_made_again(served, tmp_path):
+    values = layer(served.folder, "precomputed")
+    connection = ix.Connection(disk_cache=tmp_path / "cache", memory_cache=0)
+    source = resolve_source(served.url, None, connection=connection)
+    for _ in range(2):
+        np.testing.assert_array_equal(source.read(0, GRID.box), values)
+        assert len(entries(tmp_path / "cache")) == 8
+        shutil.rmtree(tmp_path / "cache")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # processes
 
