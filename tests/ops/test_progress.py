@@ -27,7 +27,7 @@ def served(tmp_path):
 
 
 def test_bytes_requests_and_cached_chunks_are_shown(served, capsys):
-    image = ix.open_image(served.url(), chunks=(8, 16, 16))
+    image = ix.open_image(f"precomputed://{served.url()}", chunks=(8, 16, 16))
     assert len(served.requests) == 1
     for expected in ("16.4 kB received, 8 requests", "0 B received, 0 requests, 8 chunks from memory"):
         with ix.progress():
@@ -40,13 +40,13 @@ def test_nothing_is_shown_outside_the_block_and_no_thread_is_left(served, capsys
     with ix.progress():
         pass
     capsys.readouterr()
-    ix.open_image(served.url()).compute()
+    ix.open_image(f"precomputed://{served.url()}").compute()
     assert capsys.readouterr().err == ""
     assert not [t for t in threading.enumerate() if t.name == "imageryxr-progress"]
 
 
 def test_an_error_ends_the_display(served, capsys):
-    image = ix.open_image(served.url(), connection=ix.Connection(retries=0))
+    image = ix.open_image(f"precomputed://{served.url()}", connection=ix.Connection(retries=0))
     served.answer = lambda request: (500, b"", {})
     with pytest.raises(ix.errors.ChunkReadError), ix.progress():
         image.compute()
@@ -62,7 +62,7 @@ def test_the_numbers_grow_while_bodies_arrive(served, capsys):
         return whole(request)
 
     served.answer = slow
-    image = ix.open_image(served.url(), connection=ix.Connection(concurrency=2))
+    image = ix.open_image(f"precomputed://{served.url()}", connection=ix.Connection(concurrency=2))
     with ix.progress():
         image.compute()
     received = re.findall(r"([\d.]+) k?B received", capsys.readouterr().err)
