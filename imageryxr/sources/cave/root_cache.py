@@ -149,6 +149,6 @@ def disk_of(table: Sequence[str], instant: Instant, connection: Connection) -> R
 def _groups(ids: Ids) -> Iterator[tuple[int, slice]]:
     """Yield the groups of ascending ids, and which ids belong to each."""
     groups, starts = np.unique(ids >> np.uint64(_GROUP_BITS), return_index=True)
-    if len(groups) <= _MOST_GROUPS:
+    if 0 < len(groups) <= _MOST_GROUPS:
         ends = [*starts[1:], len(ids)]
         yield from ((int(group), slice(int(a), int(b))) for group, a, b in zip(groups, starts, ends, strict=True))
