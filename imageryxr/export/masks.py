@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Formatter
@@ -19,7 +18,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, palette, parse_color
 from imageryxr.core.grid import Axis, grid_of
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
-from imageryxr.export.store.local import disk_errors
+from imageryxr.export.store.local import replaced_file
 from imageryxr.export.targets.slices import INDEX_SLACK
 from imageryxr.render.figure import array_to_pil
 
@@ -252,13 +251,6 @@ def _write(file: Path, mask: Any, color: RGBA | None) -> None:
     if color is not None:
         pixels = np.zeros((*mask.shape, 4), np.uint8)
         pixels[mask] = color
-    beside = file.with_name(f".{uuid.uuid4().hex[:12]}{file.suffix}")
-    with disk_errors(str(file)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            array_to_pil(pixels).save(
-                beside, **({} if file.suffix.lower() == ".png" else {"compression": "tiff_deflate"})
-            )
-            os.replace(beside, file)
-        finally:
-            beside.unlink(missing_ok=True)
+    options = {} if file.suffix.lower() == ".png" else {"compression": "tiff_deflate"}
+    with replaced_file(file) as beside:
+        array_to_pil(pixels).save(beside, **options)

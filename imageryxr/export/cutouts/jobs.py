@@ -21,8 +21,7 @@ import xarray as xr
 from imageryxr.errors import LayerError, OptionError, TargetExistsError
 from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
 from imageryxr.export.cutouts.page import write_page
-from imageryxr.export.cutouts.row_journal import RowJournal
-from imageryxr.export.cutouts.writers import PictureWriter, RowWriter, ZarrWriter
+from imageryxr.export.cutouts.writers import PictureWriter, RowJournal, RowWriter, ZarrWriter
 from imageryxr.export.report import ExportReport, progress_bar
 from imageryxr.export.store.local import disk_errors
 from imageryxr.graph.labelled import CUTOUT

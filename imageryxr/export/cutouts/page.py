@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.export.store.local import disk_errors
+from imageryxr.export.store.local import replaced_file
 
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 0; background: #fff; color: #222 }
@@ -85,36 +83,29 @@ def write_page(
     ranks = {name: _ranks(values) for name, values in columns.items()}
     options = "".join(f"<option>{escape(name)}</option>" for name in ranks)
     size = f"--width: {scale * width}px; --height: {scale * height}px"
-    beside = path.with_name(f".{uuid.uuid4().hex[:12]}.html")
-    with disk_errors(str(path)):
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(
-                    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-                    f'<meta name="imageryxr-cutouts" content="{token}"><title>{escape(title)}</title>'
-                    f'<style>{_STYLE}</style></head>\n<body style="{size}"><header>{escape(title)}: '
-                    f'{len(pictures):,} cutouts. <label>Sort by <select id="column">{options}</select></label> '
-                    '<label><input type="checkbox" id="descending"> descending</label></header>\n<main>\n'
-                )
-                for row, label in enumerate(labels):
-                    tip = "\n".join(f"{name}: {values[row]}" for name, values in columns.items())
-                    file.write(
-                        f'<figure title="{escape(tip)}"><img data-row="{row}" alt="{escape(label)}">'
-                        f"<figcaption>{escape(label)}</figcaption></figure>\n"
-                    )
-                file.write("</main>\n")
-                # Scripts of an unknown type are neither run nor decoded, so pictures out of view cost little memory.
-                for row, picture in enumerate(pictures):
-                    text = base64.b64encode(picture.read_bytes()).decode()
-                    file.write(f'<script type="text/plain" id="p{row}">{text}</script>\n')
-                table = json.dumps(ranks).replace("<", "\\u003c")
-                file.write(f'<script type="application/json" id="table">{table}</script>\n')
-                file.write(f"<script>{_SCRIPT}</script></body></html>\n")
-            size_written = beside.stat().st_size
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    return size_written
+    with replaced_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.write(
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="imageryxr-cutouts" content="{token}"><title>{escape(title)}</title>'
+            f'<style>{_STYLE}</style></head>\n<body style="{size}"><header>{escape(title)}: '
+            f'{len(pictures):,} cutouts. <label>Sort by <select id="column">{options}</select></label> '
+            '<label><input type="checkbox" id="descending"> descending</label></header>\n<main>\n'
+        )
+        for row, label in enumerate(labels):
+            tip = "\n".join(f"{name}: {values[row]}" for name, values in columns.items())
+            file.write(
+                f'<figure title="{escape(tip)}"><img data-row="{row}" alt="{escape(label)}">'
+                f"<figcaption>{escape(label)}</figcaption></figure>\n"
+            )
+        file.write("</main>\n")
+        # Scripts of an unknown type are neither run nor decoded, so pictures out of view cost little memory.
+        for row, picture in enumerate(pictures):
+            text = base64.b64encode(picture.read_bytes()).decode()
+            file.write(f'<script type="text/plain" id="p{row}">{text}</script>\n')
+        table = json.dumps(ranks).replace("<", "\\u003c")
+        file.write(f'<script type="application/json" id="table">{table}</script>\n')
+        file.write(f"<script>{_SCRIPT}</script></body></html>\n")
+    return path.stat().st_size
 
 
 def _ranks(values: npt.NDArray[Any]) -> list[int]:

@@ -1,10 +1,11 @@
-"""Targets of exports of cutouts, which dask stores blocks in."""
+"""Writers of cutouts, which dask stores blocks in, and the journal of what they have written."""
 
 from __future__ import annotations
 
 import os
-import uuid
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.export.cutouts.row_journal import RowJournal
-from imageryxr.export.store.local import disk_errors
+from imageryxr.export.store.local import disk_errors, replaced_file
 from imageryxr.render.figure import array_to_pil
+
+
+class RowJournal:
+    """A text file with a line for each written cutout; thread-safe, and shared by the processes of one machine.
+
+    A line is appended after the cutout was written, so a killed export loses at most the lines of a few cutouts.
+    """
+
+    def __init__(self, path: Path, on_done: Callable[[int], Any] | None = None) -> None:
+        self.path, self.on_done = path, on_done
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RowJournal, (self.path,))
+
+    def done(self) -> set[tuple[str, int]]:
+        """Return the variable and the number of each written cutout; an incomplete last line is ignored."""
+        try:
+            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return set()
+        found = set()
+        for line in lines:
+            row, _, name = line.partition(" ")
+            if row.isdecimal():
+                found.add((name, int(row)))
+        return found
+
+    def add(self, name: str, rows: Iterable[int]) -> None:
+        """Append cutouts of a variable."""
+        text = "".join(f"{row} {name}\n" for row in rows).encode()
+        # One write to a file that is opened for appending is not interleaved with those of other processes.
+        with self._lock:
+            number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(number, text)
+            finally:
+                os.close(number)
+            if self.on_done is not None:
+                self.on_done(text.count(b"\n"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +112,5 @@ class PictureWriter(RowWriter):
     def write(self, rows: list[int], block: npt.NDArray[Any]) -> None:
         """Write pictures, each atomically."""
         for row, plane in zip(rows, block, strict=True):
-            file = Path(self.files[row])
-            beside = file.with_name(f".{uuid.uuid4().hex[:12]}.png")
-            with disk_errors(str(file)):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    array_to_pil(plane).save(beside, compress_level=self.compress_level)
-                    os.replace(beside, file)
-                finally:
-                    beside.unlink(missing_ok=True)
+            with replaced_file(Path(self.files[row])) as beside:
+                array_to_pil(plane).save(beside, compress_level=self.compress_level)

@@ -91,6 +91,25 @@ def disk_errors(place: str) -> Iterator[None]:
         raise TargetError(message, full=error.errno in FULL) from error
 
 
+@contextmanager
+def replaced_file(file: Path) -> Iterator[Path]:
+    """Yield a temporary path beside a file, which is renamed to the file after the block; create its folder.
+
+    Raises
+    ------
+    TargetError
+        If the file cannot be written.
+    """
+    beside = file.with_name(f".{uuid.uuid4().hex[:12]}{file.suffix}")
+    with disk_errors(str(file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Folder:
     """A local folder."""
