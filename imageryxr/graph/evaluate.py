@@ -46,8 +46,10 @@ def _collect_boxes(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]])
 
 def _merge_box(boxes: list[IndexBox], box: IndexBox) -> None:
     for i, other in enumerate(boxes):
+        # The hull of boxes with a gap between them has more voxels than both; most of it would be read for nothing.
+        if not other.touches(box):
+            continue
         hull = other.hull(box)
-        # Boxes that are far apart are read separately: most of their hull would be read for nothing.
         if hull.voxels <= other.voxels + box.voxels:
             boxes[i] = hull
             return
