@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.cli.options import parse_numbers
+from imageryxr.cli.points import draw_points
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
@@ -84,10 +85,20 @@ class Decoration:
 
 
 def decorated(
-    rgba: xr.DataArray, layers: Iterable[xr.DataArray], ids: str | None, unit: list[float], axis: str, look: Decoration
+    rgba: xr.DataArray,
+    layers: Iterable[xr.DataArray],
+    annotations: Sequence[xr.Dataset],
+    ids: str | None,
+    unit: list[float],
+    axis: str,
+    look: Decoration,
 ) -> Image:
-    """Return the picture of a slice with its inset, scale bar and legend; computes."""
-    drawn = ix.to_pil(rgba, scale=look.scale) if look.inset is None else None
+    """Return the picture of a slice with its annotations, inset, scale bar and legend; computes."""
+    drawn = None
+    if look.inset is None:
+        drawn = draw_points(ix.to_pil(rgba, scale=look.scale), annotations, look.scale)
+    else:  # an inset magnifies voxels, with the marks on them
+        rgba = draw_points(rgba, annotations, 1)
     colors = _listed_colors(rgba, layers, ids) if look.legend else None
     size = _text_size(rgba, colors, look)
     if drawn is None:

@@ -176,10 +176,10 @@ def figure(
         rgba = given.draw_layers(layers, options)
     drawing.warn_outside(rgba)
     rgba = drawing.shaped(rgba, axis, square=square)
-    rgba = marks.draw_points(rgba, points, points_column, points_resolution)
-    rgba = marks.draw_table(rgba, table, ids, points_column, tree)
+    annotations = marks.read_points(points, points_column, points_resolution)
+    annotations += marks.read_table_rows(rgba, table, ids, points_column, tree)
     unit = given.parse_resolution(resolution, given.viewer_resolution(tree))
-    picture = drawing.decorated(rgba, layers.values(), ids, unit, axis, style)
+    picture = drawing.decorated(rgba, layers.values(), annotations, ids, unit, axis, style)
     drawing.write(picture, out, style, overwrite=overwrite, where=ix.grid_of(rgba).bbox)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,23 +35,22 @@ Table = Annotated[
 ]
 
 
-def draw_table(
+def read_table_rows(
     rgba: xr.DataArray, name: str | None, ids: str | None, column: str | None, tree: xr.DataTree | None
-) -> xr.DataArray:
-    """Return a picture with the rows of a CAVE table in it: those of the root ids, if any are given."""
+) -> list[xr.Dataset]:
+    """Return the rows of a CAVE table in a picture: those of the root ids, if any are given."""
     if name is None:
-        return rgba
+        return []
     if tree is None:
         raise OptionError(f"--table {name} is a table of a CAVE datastack; also give --datastack NAME")
     roots = None if ids is None else [number.strip() for number in ids.split(",")]
-    rows = tree.imagery.table(name, bbox=ix.grid_of(rgba).bbox, ids=roots, position=column)
-    return ix.annotate(rgba, rows, edgecolor="black")
+    return [tree.imagery.table(name, bbox=ix.grid_of(rgba).bbox, ids=roots, position=column)]
 
 
-def draw_points(rgba: xr.DataArray, path: str | None, column: str | None, resolution: str) -> xr.DataArray:
-    """Return a picture with the points of a table, or unchanged without a table."""
+def read_points(path: str | None, column: str | None, resolution: str) -> list[xr.Dataset]:
+    """Return the points of the table in a file."""
     if path is None:
-        return rgba
+        return []
     table = _read_table(path)
     position: Any = ("x", "y", "z") if column is None else column
     if column is not None and column not in table.columns and "," in column:
@@ -58,8 +58,14 @@ def draw_points(rgba: xr.DataArray, path: str | None, column: str | None, resolu
     for name in table.columns:
         table[name] = _parse_triples(table[name])
     unit = parse_numbers(resolution, "--points-resolution", (3,))
-    points = ix.as_annotations(table, position=position, resolution=unit)
-    return ix.annotate(rgba, points, edgecolor="black")
+    return [ix.as_annotations(table, position=position, resolution=unit)]
+
+
+def draw_points(picture: Any, annotations: Sequence[xr.Dataset], scale: int) -> Any:
+    """Return an array or Pillow picture with marks whose size is that of 8 voxels, each ``scale`` pixels wide."""
+    for part in annotations:
+        picture = ix.annotate(picture, part, size=8 * scale, edgecolor="black", edgewidth=scale)
+    return picture
 
 
 def _read_table(path: str) -> Any:

@@ -25,6 +25,7 @@ from imageryxr.graph.oblique import Cut, plane_expr
 from imageryxr.ops.align import METHODS, Method, layer_type_of
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import dimensions_of, displayed_axes, layers_of, position_of
+from imageryxr.ops.tree_annotations import MARGIN, plane_annotations
 
 Point = list[Fraction]
 
@@ -157,7 +158,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     Returns
     -------
     Dataset
-        A variable per visible layer; see `plane` and ``view``.
+        A variable per visible layer; see `plane` and ``view``. Its overlay draws the annotations in the plane on top.
 
     Raises
     ------
@@ -181,7 +182,9 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     cuts = _cut_layers(
         layers, lambda a: _cut_plane(coarsest_level_for(a, (step, step, step)), center, shape, axes, step, unit, None)
     )
-    return xr.Dataset(cuts, attrs=plain_attrs(tree.attrs))
+    middle = np.array([float(c) * float(u) for c, u in zip(center, unit, strict=True)])
+    pixels = np.array([shape[2] + 2 * MARGIN, shape[1] + 2 * MARGIN, shape[0]], np.float64)
+    return xr.Dataset(cuts, attrs=plain_attrs({**tree.attrs, **plane_annotations(tree, middle, axes, pixels * step)}))
 
 
 def _cut_layers(

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotation_boxes import annotations_in_box
@@ -18,7 +19,7 @@ from imageryxr.errors import LayerError
 
 ANNOTATIONS = "annotation_layers"
 """Attr of a view with the annotations in it, as JSON."""
-_MARGIN = 32
+MARGIN = 32
 """Pixels around a view; markers of annotations there may reach into it."""
 
 
@@ -50,8 +51,31 @@ def view_annotations(tree: xr.DataTree, grid: Grid, names: Collection[str] | Non
         Layers to show. Default: those that are visible.
     """
     lo, hi = (np.array(corner) for corner in (grid.bbox.lo_nm, grid.bbox.hi_nm))
-    margin = np.array(grid.resolution) * (_MARGIN, _MARGIN, 0)
-    box = BBox((lo - margin).tolist(), (hi + margin).tolist())
+    margin = np.array(grid.resolution) * (MARGIN, MARGIN, 0)
+    return _annotations_near(tree, BBox((lo - margin).tolist(), (hi + margin).tolist()), names)
+
+
+def plane_annotations(
+    tree: xr.DataTree, center: npt.NDArray[np.float64], axes: npt.NDArray[np.float64], size: npt.NDArray[np.float64]
+) -> dict[str, str]:
+    """Return the attr of a plane with the visible annotations near it, or an empty dict without any.
+
+    Parameters
+    ----------
+    tree : DataTree
+        Tree with Datasets of annotations.
+    center : numpy.ndarray
+        Float64 (3,), the centre (x, y, z) in nm.
+    axes : numpy.ndarray
+        Float64 (3, 3), the directions (x, y, z) of the columns, the rows and the depth of the plane.
+    size : numpy.ndarray
+        Float64 (3,), width, height and depth in nm, with the margin that markers need.
+    """
+    reach = size / 2 @ np.abs(axes)
+    return _annotations_near(tree, BBox((center - reach).tolist(), (center + reach).tolist()), None)
+
+
+def _annotations_near(tree: xr.DataTree, box: BBox, names: Collection[str] | None) -> dict[str, str]:
     entries = []
     for name, parts in annotation_layers(tree).items():
         for part in parts:

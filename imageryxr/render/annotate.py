@@ -20,6 +20,7 @@ from imageryxr.core.validate import suggest_names
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import accepts_placed_cutouts
+from imageryxr.render.annotate_picture import accepts_pictures
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
 from imageryxr.render.mark_labels import LabelStyle
@@ -31,9 +32,10 @@ from imageryxr.render.overlay import label_rgba, rgba_volume
 Floats = npt.NDArray[np.float64]
 
 
+@accepts_pictures
 @accepts_placed_cutouts
 def annotate(
-    picture: xr.DataArray,
+    picture: Any,
     annotations: Any,
     *,
     color: Any = "yellow",
@@ -63,9 +65,10 @@ def annotate(
 
     Parameters
     ----------
-    picture : DataArray
+    picture : DataArray or PIL.Image.Image
         RGBA (z, y, x, rgba), as `overlay` and `to_rgba` return it: a slice, a stack, a plane at any angle, or `cutouts`
-        (cutout, z, y, x, rgba). Annotate a stack before arranging it with `montage`.
+        (cutout, z, y, x, rgba). Or a picture of such arrays from `to_pil`, `montage` or `scale_bar`: marks are drawn in
+        the pixels of the enlarged picture, without steps, and each tile has the annotations of its own slice.
     annotations : Dataset, DataFrame or other table
         Result of `as_annotations` or of a function that opens annotations, or a table of points in nm.
     color : colour, str or dict, default "yellow"
@@ -114,14 +117,14 @@ def annotate(
 
     Returns
     -------
-    DataArray
+    DataArray or PIL.Image.Image
         uint8, dims of ``picture``, straight alpha. The attrs record the colours of categories and the colour map, which
-        `legend` draws.
+        `legend` draws. For a Pillow picture, a Pillow picture.
 
     Raises
     ------
     LayerError
-        If ``picture`` is not RGBA, or ``annotations`` are not.
+        If ``picture`` is not RGBA, its position in the volume is unknown, or ``annotations`` are none.
     ColorError
         If a colour or palette is invalid.
     OptionError

@@ -59,8 +59,8 @@ def test_errors_name_options_as_flags(sample, tmp_path, args, says):
     assert not (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("stored", ["columns", "triples"])
-def test_points_of_a_table_are_drawn_as_in_python(sample, tmp_path, stored):
+@pytest.mark.parametrize(("stored", "scale"), [("columns", 1), ("triples", 3)])
+def test_points_of_a_table_are_drawn_as_in_python(sample, tmp_path, stored, scale):
     places = [(4590, 2555, 130), (4610.5, 2570.5, 130.5), (4600, 2560, 131)]
     if stored == "columns":
         rows, column = (
@@ -85,13 +85,14 @@ def test_points_of_a_table_are_drawn_as_in_python(sample, tmp_path, stored):
         "--no-scale-bar",
     ]
     some = ["--points", tmp_path / "points.csv", "--points-column", column, "--points-resolution", "8,8,40"]
-    done = run("figure", tmp_path / "a.png", *sources, *some)
+    done = run("figure", tmp_path / "a.png", *sources, *some, "--scale", scale)
     assert (done.returncode, done.stderr) == (0, "")
     box = ix.BBox.around((4600, 2560, 130), (80, 60), resolution=(8, 8, 40))
-    rgba = ix.to_rgba(ix.crop(ix.open_image(sample.image), box))
-    truth = ix.annotate(rgba, ix.as_annotations(places, resolution=(8, 8, 40)), edgecolor="black")
+    picture = ix.to_pil(ix.to_rgba(ix.crop(ix.open_image(sample.image), box)), scale=scale)
+    points = ix.as_annotations(places, resolution=(8, 8, 40))
+    truth = ix.annotate(picture, points, size=8 * scale, edgecolor="black", edgewidth=scale)
     with Image.open(tmp_path / "a.png") as drawn:
-        np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), truth.values[0, ..., :3])
+        np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), np.asarray(truth.convert("RGB")))
 
 
 @pytest.mark.parametrize("command", ["figure", "export"])

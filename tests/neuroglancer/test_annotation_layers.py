@@ -24,9 +24,9 @@ NOTES = {"type": "annotation", "name": "notes", "source": "local://annotations",
 CELLS = {"type": "segmentation", "name": "cells", "source": "SEGMENTATION", "segments": ["12", "!7"]}
 
 
-def opened(sample, *layers, **options):
+def opened(sample, *layers, camera=None, **options):
     layers = [{"type": "image", "name": "em", "source": sample.image}, *layers]
-    state = {"dimensions": DIMENSIONS, "position": [4600.5, 2560.5, 130.5], "layers": layers}
+    state = {"dimensions": DIMENSIONS, "position": [4600.5, 2560.5, 130.5], "layers": layers, **(camera or {})}
     state = json.loads(json.dumps(state).replace("SEGMENTATION", sample.segmentation))
     return ix.open_neuroglancer(state, allow_local=True, **options)
 
@@ -279,3 +279,20 @@ def test_overlay_of_a_view_draws_the_annotations_of_visible_layers(sample):
     below = tree.imagery.view(size=(64, 64), center=(4600.5, 2560.5, 131.5)).imagery.overlay()
     assert "annotation_layers" not in tree.imagery.view(size=(64, 64), center=(4600.5, 2560.5, 131.5)).attrs
     assert (below.values[..., 3] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "camera", [{"layout": "xz"}, {"crossSectionOrientation": [0.1, -0.3, 0.2, 0.927]}], ids=["xz", "turned"]
+)
+def test_overlay_of_a_plane_draws_the_annotations_in_the_plane(sample, camera):
+    places = [[4600.5, 2560.5, 130.5], [4605.5, 2560.5, 131.5], [4700.5, 2560.5, 130.5], [4600.5, 2800.5, 130.5]]
+    places += [[4600.5 + 7 * i, 2560.5 + 3 * j, 130.5 + j] for i in range(-3, 4) for j in range(-3, 4)]
+    off = {**NOTES, "name": "off", "visible": False}
+    tree = opened(sample, {**NOTES, "annotations": [{"point": place} for place in places]}, off, camera=camera)
+    with no_compute():
+        picture = tree.imagery.plane((60, 50)).imagery.overlay()
+    plain = opened(sample, camera=camera).imagery.plane((60, 50)).imagery.overlay()
+    truth = ix.annotate(plain, ix.as_annotations(places, resolution=(8, 8, 40)), color="yellow")
+    np.testing.assert_array_equal(picture.values, truth.values)
+    assert picture.values[0, 25, 30].tolist() == [255, 255, 0, 255]
+    assert "annotation_layers" not in opened(sample, off, camera=camera).imagery.plane((60, 50)).attrs

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+from imageryxr.core.colors.record import DRAWN_COLORS
+from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.core.grid import Grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,8 +21,37 @@ Rect: TypeAlias = tuple[int, int, int, int]
 
 NM = "nm_per_pixel"
 _KEY = "imageryxr"
+KEPT_ATTRS = ("plane_axes", DRAWN_COLORS, ANNOTATION_SCALE)
+"""Attrs of an array that a picture of it keeps: the directions of a plane, and the colours that were drawn."""
 # Samples per side, compared to distinguish a copy of a picture from a crop or an enlargement.
 _SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class View:
+    """A rectangle of a picture that shows a slice of a volume."""
+
+    rect: Rect
+    grid: Grid
+    """Grid of its pixels, which has one voxel along ``axis``."""
+    axis: int
+    """The axis across the slice: 0 for z, 1 for y, 2 for x."""
+    attrs: Mapping[str, Any]
+    """Those of `KEPT_ATTRS` that the array has."""
+    covered: tuple[Rect, ...] = ()
+    """Areas of the picture that show other things, such as scale bars."""
+
+    def shift(self, left: int, top: int) -> View:
+        """Return the view at another place in a picture."""
+
+        def moved(rect: Rect) -> Rect:
+            return rect[0] + left, rect[1] + top, rect[2] + left, rect[3] + top
+
+        return replace(self, rect=moved(self.rect), covered=tuple(map(moved, self.covered)))
+
+    def cover(self, rect: Rect) -> View:
+        """Return the view with a further area that shows something else."""
+        return replace(self, covered=(*self.covered, rect))
 
 
 @dataclass(frozen=True)
@@ -32,12 +65,14 @@ class Geometry:
     """Areas of insets, scale bars and legends."""
     text: int | None = None
     """Height in pixels of the smallest text."""
+    views: tuple[View, ...] = ()
+    """The slices that the picture shows."""
     samples: bytes = field(default=b"", repr=False)
     owner: Any = field(default=None, compare=False, repr=False)
     """A weak reference to the picture."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Geometry, (self.size, self.nm, self.taken, self.text, self.samples))
+        return (Geometry, (self.size, self.nm, self.taken, self.text, self.views, self.samples))
 
     def is_valid_for(self, picture: Image) -> bool:
         """Return whether the metadata belong to a picture; Pillow keeps ``info`` when it crops and resizes."""
@@ -60,11 +95,22 @@ def stale_pixel_size(picture: Any) -> str | None:
     return None if value is None else f"{float(value):g}" if isinstance(value, int | float) else str(value)
 
 
+def views_of(picture: Any) -> tuple[View, ...]:
+    """Return the slices that a picture shows; none for pictures of other origin and for cropped or resized ones."""
+    geometry = geometry_of(picture)
+    return () if geometry is None else geometry.views
+
+
 def attach_geometry(
-    picture: Image, nm: tuple[float, float] | None, taken: Iterable[Rect] = (), text: int | None = None
+    picture: Image,
+    nm: tuple[float, float] | None,
+    taken: Iterable[Rect] = (),
+    text: int | None = None,
+    views: Iterable[View] = (),
 ) -> Image:
     """Store metadata in a picture and return the same picture."""
-    geometry = Geometry(picture.size, nm, tuple(taken), text, _sample_pixels(picture), weakref.ref(picture))
+    samples, owner = _sample_pixels(picture), weakref.ref(picture)
+    geometry = Geometry(picture.size, nm, tuple(taken), text, tuple(views), samples, owner)
     picture.info.pop(NM, None)
     if nm is not None:
         picture.info[NM] = nm[0]

@@ -13,7 +13,7 @@ from imageryxr.core.colors.record import colors_of
 from imageryxr.core.colors.types import TypePalette
 from imageryxr.core.display import ANNOTATION_SCALE
 from imageryxr.errors import OptionError, param
-from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text, views_of
 from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
 from imageryxr.render.figure.slice_image import as_picture
@@ -45,7 +45,7 @@ def legend(
         counts those for which there is no room. For ids without colours, the colours with which ``picture`` was drawn
         are used, as `colors_of` returns them. Default: all ids whose colours ``picture`` records, or five numbers of
         the colour map of its annotations. Without colours, ``picture`` must be an array that `overlay` or `annotate`
-        returned.
+        returned, or a picture that `to_pil`, `montage`, `scale_bar` or `annotate` made of one.
     names : mapping, optional
         Id → text of its line. Default: the id.
     title : str, optional
@@ -86,13 +86,14 @@ def legend(
             "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids ",
             "alone",
         )
-    scale = getattr(picture, "attrs", {}).get(ANNOTATION_SCALE)
+    drawn = next((view for view in views_of(picture) if view.attrs), picture)
+    scale = getattr(drawn, "attrs", {}).get(ANNOTATION_SCALE)
     if colors is None and scale is not None:
         colors, title = _scale_colors(json.loads(scale), title)
     if isinstance(colors, TypePalette):
         colors = colors.types
     if not isinstance(colors, Mapping):
-        colors = colors_of(picture, colors)
+        colors = colors_of(drawn, colors)
         if not colors:
             raise OptionError("none of the ids in colors is drawn in the picture; give ids of its segments")
     picture = as_picture(picture)
@@ -119,7 +120,8 @@ def legend(
     beside = (picture.width, 0, out.width, out.height)
     if geometry is None:
         return attach_geometry(out, None, [beside], size)
-    return attach_geometry(out, geometry.nm, [*geometry.taken, beside], smallest_text(size, geometry.text))
+    written = smallest_text(size, geometry.text)
+    return attach_geometry(out, geometry.nm, [*geometry.taken, beside], written, geometry.views)
 
 
 def _scale_colors(scale: Mapping[str, Any], title: str) -> tuple[dict[str, str], str]:

@@ -116,14 +116,14 @@ def montage(
     tiles = [picture.convert("RGBA") for picture in pictures]
     written: list[int | None] = [one.text for one in geometries if one is not None]
     if texts:
-        whole = _arrange_tiles(tiles, columns, spacing, fill).width if label_pt is not None else 0
-        size = label_pixels(label_size, label_pt, width_mm, whole)
+        width = _arrange_tiles(tiles, columns, spacing, fill)[0].width if label_pt is not None else 0
+        size = label_pixels(label_size, label_pt, width_mm, width)
         size = size or max(10, min(min(tile.size) for tile in tiles) // 16)
         tiles = [_label_tile(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
         written += [one.text for one in map(geometry_of, tiles) if one is not None]
-    return attach_geometry(
-        _arrange_tiles(tiles, columns, spacing, fill), _common_pixel_size(geometries), (), smallest_text(*written)
-    )
+    whole, places = _arrange_tiles(tiles, columns, spacing, fill)
+    views = [view.shift(*at) for one, at in zip(geometries, places, strict=True) if one for view in one.views]
+    return attach_geometry(whole, _common_pixel_size(geometries), (), smallest_text(*written), views)
 
 
 def _central_pictures(cutouts: Any) -> xr.DataArray:
@@ -257,7 +257,10 @@ def _label_texts(labels: Any, names: list[str]) -> list[str]:
     return texts
 
 
-def _arrange_tiles(tiles: list[Image], columns: int, spacing: int, fill: RGBA | None) -> Image:
+def _arrange_tiles(
+    tiles: list[Image], columns: int, spacing: int, fill: RGBA | None
+) -> tuple[Image, list[tuple[int, int]]]:
+    """Return the tiles as one picture, and the left and top edge of each."""
     from PIL import Image
 
     columns = min(columns, len(tiles))
@@ -266,18 +269,19 @@ def _arrange_tiles(tiles: list[Image], columns: int, spacing: int, fill: RGBA | 
     heights = [max(tile.height for tile in row) for row in rows]
     size = (sum(widths) + spacing * (columns - 1), sum(heights) + spacing * (len(rows) - 1))
     canvas = Image.new("RGBA", size, fill or (0, 0, 0, 0))
-    top = 0
+    top, places = 0, []
     for row, height in zip(rows, heights, strict=True):
         left = 0
         for tile, width in zip(row, widths, strict=False):
             at = (left + (width - tile.width) // 2, top + (height - tile.height) // 2)
+            places.append(at)
             if fill is None:
                 canvas.paste(tile, at)
             else:
                 canvas.alpha_composite(tile, at)
             left += width + spacing
         top += height + spacing
-    return canvas.convert("RGB") if fill and fill[3] == 255 else canvas
+    return (canvas.convert("RGB") if fill and fill[3] == 255 else canvas), places
 
 
 def _label_tile(tile: Image, text: str, size: int, behind: RGBA | None) -> Image:

@@ -19,6 +19,7 @@ from imageryxr.render.figure.geometry import (
     overlap_area,
     smallest_text,
     stale_pixel_size,
+    views_of,
 )
 from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_length, label_pixels
@@ -122,7 +123,8 @@ def scale_bar(
     elif picture.mode != "RGBA":
         canvas = canvas.convert("RGB")
     nm = geometry.nm if geometry is not None and geometry.nm is not None and geometry.nm[0] == step else (step, step)
-    return attach_geometry(canvas, nm, (*taken, at), smallest_text(None if geometry is None else geometry.text, text))
+    written = smallest_text(None if geometry is None else geometry.text, text)
+    return attach_geometry(canvas, nm, (*taken, at), written, [view.cover(at) for view in views_of(picture)])
 
 
 def check_position(position: Any) -> None:

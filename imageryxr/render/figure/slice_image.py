@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.grid import grid_of
+from imageryxr.core.grid import Axis, Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError, param
-from imageryxr.render.figure.geometry import attach_geometry
+from imageryxr.render.figure.geometry import KEPT_ATTRS, View, attach_geometry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +57,28 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     flat = squeeze_slice(rgba)
     plane = np.asarray(flat.values)
     picture = array_to_pil(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
-    return attach_geometry(picture, _pixel_size(rgba, flat, scale))
+    return attach_geometry(picture, _pixel_size(rgba, flat, scale), views=_views(rgba, flat, scale))
+
+
+def _views(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[View, ...]:
+    """Return the slice that a picture shows; nothing without coordinates in a volume, as those of one cutout."""
+    try:
+        grid = grid_of(rgba)
+    except ImageryError:
+        return ()
+    if "cutout" in rgba.coords:
+        return ()
+    rows, columns = [DIMS.index(str(dim)) for dim in flat.dims if dim != "rgba"][-2:]
+    across = 3 - rows - columns
+    axes = [
+        replace(axis, size=1)
+        if number == across
+        else Axis(axis.size * scale, axis.resolution / scale, axis.offset * scale)
+        for number, axis in enumerate(grid.axes)
+    ]
+    kept = {name: rgba.attrs[name] for name in KEPT_ATTRS if name in rgba.attrs}
+    size = [axes[columns].size, axes[rows].size]
+    return (View((0, 0, size[0], size[1]), Grid.from_axes(axes), across, kept),)
 
 
 def _pixel_size(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[float, float] | None:
