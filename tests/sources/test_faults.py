@@ -29,6 +29,7 @@ import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.sources.cave import root_cache
 from imageryxr.sources.fetch import client, disk_cache, index_cache, memory_cache
+from imageryxr.sources.omezarr import chunks
 from tests.support import shards
 from tests.support.annotations import some_annotations, write_levels
 from tests.support.cave import BOX, NOW
@@ -238,7 +239,9 @@ def difference(case: Case, found: Values, expected: Values, flipped: list[str], 
 
 
 def sockets() -> int:
-    """Return the number of open sockets of this process."""
+    """Return the number of open sockets of this process, without the pools of idle connections and event loops."""
+    client._state.connections.close()
+    chunks._close_loops()
     count = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -251,7 +254,6 @@ def sockets() -> int:
 def check_nothing_is_left(before: int) -> None:
     """Wait for the threads of requests that were cancelled, and compare the number of open sockets."""
     for _ in range(100):
-        client._state.connections.close()
         threads = [t.name for t in threading.enumerate() if t.name.startswith("imageryxr-web")]
         if not threads and sockets() <= before:
             return
@@ -270,7 +272,6 @@ def runs(number: int, cases: int) -> range:
 def test_faults_of_servers_give_the_right_values_or_an_error(volumes, tmp_path, name):
     server, expected = volumes
     number = list(CASES).index(name)
-    client._state.connections.close()
     before, outcomes = sockets(), {}
     for seed in runs(number, len(CASES) + 1):
         outcomes[seed] = run(server, f"{server.url}/{number}", CASES[name], expected[name], seed, tmp_path / str(seed))
@@ -291,7 +292,6 @@ def test_faults_of_graph_servers_give_the_right_roots_or_an_error(cave, tmp_path
         url = cave.table.replace(f":{cave.server_port}", f":{server.port}")
         server.begin("none", 0.0)
         expected = read(url, ix.Connection())
-        client._state.connections.close()
         before = sockets()
         for seed in runs(len(CASES), len(CASES) + 1):
             outcomes[seed] = run(server, url, case, expected, seed, tmp_path / str(seed))

@@ -15,6 +15,7 @@ from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import StoppedError
 from imageryxr.sources.fetch.stamps import stable_version
 from imageryxr.sources.fetch.traffic import count
+from imageryxr.sources.fetch.validators import Validator
 
 Result = TypeVar("Result")
 
@@ -112,7 +113,8 @@ class DiskReader:
         Items without a valid entry are left out. One request validates all ranges of an object that were fetched from
         the same version.
         """
-        confirmed: dict[str, Any] = {}
+        confirmed: dict[str, Validator] = {}
+        outdated: dict[str, Validator] = {}
         for item in items:
             stored = self.cache.get(self._name(item), item.limit)
             if stored is None or stored.validator is None:
@@ -123,11 +125,15 @@ class DiskReader:
                 count(on_disk=1)
                 yield item, stored, True
                 continue
+            if item.key in outdated and outdated[item.key].is_same_version(version):
+                self.drop(item)
+                continue
             current = self.store.get_changed(item.key, item.part, item.limit, stop, stored)
             if current is stored:
                 confirmed[item.key] = version
                 count(on_disk=1)
             else:
+                outdated[item.key] = version
                 self.drop(item)
             yield item, current, current is stored
 

@@ -20,6 +20,7 @@ from imageryxr.errors import CacheWarning, OptionError
 from imageryxr.sources.fetch import disk_cache, index_cache, memory_cache
 from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.traffic import Traffic, traffic
 from imageryxr.sources.fetch.validators import Validator, validator_of
 from imageryxr.sources.resolve import resolve_source
 from tests.support import shards
@@ -27,6 +28,7 @@ from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.precomputed import write_layer
 from tests.support.processes import python
 from tests.support.recorder import Recorder, recording
+from tests.support.s3_server import SECRET
 from tests.support.source_suite import noise
 
 GRID = Grid((16, 32, 32), (8, 8, 40), (0, 0, 0))
@@ -164,6 +166,17 @@ def test_one_request_validates_the_cached_chunks_of_a_shard(served, tmp_path):
     assert served.counts() == (0, 2)  # the index, and 8 chunks
 
 
+def test_the_chunks_of_a_changed_shard_are_fetched_together(served, tmp_path):
+    values = layer(served.folder, "zarr shards")
+    read(served, tmp_path / "cache")
+    (file,) = (p for p in served.folder.rglob("c/*/*/*"))
+    shard = file.read_bytes()
+    file.write_bytes(shard + b"\0" * 8 + shard[-(16 * 8 + 4) :])  # longer, with the same chunks and index
+    served.counts()
+    np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
+    assert served.counts() == (3, 0)  # the index, the first chunk, and all others
+
+
 def test_max_age_saves_the_validation(served, tmp_path):
     layer(served.folder, "precomputed")
     served.headers = {"Cache-Control": "public, max-age=60"}
@@ -280,6 +293,40 @@ def test_objects_read_with_a_password_are_validated_in_spite_of_max_age(served, 
     forget()
     with pytest.raises(ix.errors.AuthError):
         ix.open_image(url, connection=connection).compute()
+
+
+@pytest.mark.parametrize("kind", ["zarr", "zarr shards"])
+def test_objects_in_a_bucket_with_credentials_are_validated(bucket, tmp_path, kind):
+    values = layer(tmp_path / "layer", kind)
+
+    def upload():
+        for file in (tmp_path / "layer").rglob("*"):
+            if file.is_file():
+                bucket.client.upload_file(str(file), bucket.name, f"em.ome.zarr/{file.relative_to(tmp_path / 'layer')}")
+
+    def read_again() -> tuple[np.ndarray, Traffic]:
+        forget()
+        connection = ix.Connection(disk_cache=tmp_path / "cache")
+        source = resolve_source(f"zarr://{bucket.url('em.ome.zarr')}", None, connection=connection)
+        before = traffic()
+        return source.read(0, GRID.box), traffic().since(before)
+
+    upload()
+    np.testing.assert_array_equal(read_again()[0], values)
+    found, counts = read_again()
+    np.testing.assert_array_equal(found, values)
+    assert counts.received == 0
+    assert counts.requests == (2 if kind == "zarr shards" else 8)
+    assert counts.on_disk == (9 if kind == "zarr shards" else 8)
+    shutil.rmtree(tmp_path / "layer")
+    write_ome(
+        tmp_path / "layer", [255 - values], {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]},
+        chunks=(8, 16, 16), **({"shards": (16, 32, 32)} if kind == "zarr shards" else {}),
+    )  # fmt: skip
+    upload()
+    np.testing.assert_array_equal(read_again()[0], 255 - values)
+    for path in (tmp_path / "cache").rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------
