@@ -87,7 +87,10 @@ class _Server:
         if not file.is_file():
             return "404 Not Found", [], b""
         whole = file.read_bytes()
-        more.append(f'ETag: "{file.stat().st_mtime_ns:x}-{len(whole):x}"')
+        etag = f'"{file.stat().st_mtime_ns:x}-{len(whole):x}"'
+        more.append(f"ETag: {etag}")
+        if headers.get("if-none-match") == etag:
+            return "304 Not Modified", more, b""
         asked = headers.get("range", "")
         if not asked.startswith("bytes="):
             self.sent += len(whole)
