@@ -30,7 +30,7 @@ def info(folder: Folder = None, as_json: Json = False) -> None:
 
 @app.command()
 def clear(folder: Folder = None, as_json: Json = False) -> None:
-    """Remove all cached chunks; other files in the folder are left in place."""
+    """Remove all cached chunks; other files in the folder are kept."""
     cache = _open(folder)
     _print(cache.folder, "no longer contains", cache.clear(), as_json)
 
