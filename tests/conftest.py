@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -14,6 +16,11 @@ from pathlib import Path
 os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
 
 os.environ["CAVE_TOKEN"] = os.environ["CLOUD_VOLUME_DIR"] = ""
+
+# Where bytecode is not written, each process that a test starts would compile every module again.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="imageryxr-bytecode-")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 import dask
 import numpy as np
