@@ -1,9 +1,22 @@
-"""Evaluate expressions: find the boxes to read of each leaf, read each voxel once, and apply the functions."""
+"""Evaluate expressions: find the boxes to read of each leaf, read each voxel once, and apply the functions.
+
+Arrays that are computed together read each box once, too. Each flat layer of `to_dask` depends on one layer of
+`SharedReads` per source, with one task per block. That layer's name is a token of the source, the position and the
+blocks, so arrays that agree in these depend on the same layer. Dask passes the same `SharedReads` to all their tasks
+and releases it, with its voxels, after the last of them. Nothing is kept from one compute to the next. If an array is
+computed alone, dask fuses the layer into the tasks of the array.
+
+Plain reads, whose blocks are stored voxels without any change, do not share: their result may be modified in place by
+the next task, so every block would have to be copied.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
+from typing import Any
 
 import numpy as np
 
@@ -129,3 +142,116 @@ def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
 def _apply(expr: Expr, box: IndexBox, readings: Readings) -> Array:
     arrays = [_build(c, need, readings) for c, need in zip(expr.inputs, expr.needs(box), strict=True)]
     return expr.apply(box, *arrays)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# tables
+
+
+class TableExpr(Expr):
+    """An expression with a table, such as annotations; the values of a box depend only on some of its rows."""
+
+    @abstractmethod
+    def restrict(self, box: IndexBox) -> TableExpr:
+        """Return the expression with only the rows that a box needs, in which all values are the same."""
+
+
+def has_tables(expr: Expr) -> bool:
+    """Return whether an expression contains a table, which should not be sent with every block."""
+    return isinstance(expr, TableExpr) or any(has_tables(child) for child in expr.inputs)
+
+
+def restrict_tables(expr: Expr, box: IndexBox) -> Expr:
+    """Return an expression whose tables have only the rows that a box needs."""
+    boxes: dict[Expr, IndexBox] = {}
+    _collect_tables(expr, box, boxes)
+    made: dict[Expr, Expr] = {}
+
+    def rebuild(node: Expr) -> Expr:
+        if node not in made:
+            new = node.map_inputs(rebuild)
+            made[node] = new.restrict(boxes.get(node, _EMPTY)) if isinstance(new, TableExpr) else new
+        return made[node]
+
+    return rebuild(expr)
+
+
+_EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
+
+
+def _collect_tables(expr: Expr, box: IndexBox, found: dict[Expr, IndexBox]) -> None:
+    """Add the box that is needed of each expression with a table."""
+    box = box.clip(expr.bounds)
+    if not box.voxels or not has_tables(expr):
+        return
+    if isinstance(expr, TableExpr):
+        found[expr] = found[expr].hull(box) if expr in found else box
+    for piece in expr.pieces(box):
+        for child, need in zip(expr.inputs, expr.needs(piece), strict=True):
+            _collect_tables(child, need, found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# arrays that are computed together
+
+
+class SharedReads:
+    """Cache of the boxes of one leaf that the tasks of a block have read, so that each voxel is read once.
+
+    Instances are thread-safe. A pickled instance is empty.
+    """
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+        self._lock = threading.Lock()
+        self._stored: list[tuple[IndexBox, Array]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SharedReads, (self.leaf,))
+
+    def __repr__(self) -> str:
+        return f"<SharedReads {type(self.leaf).__name__}: {len(self._stored)} boxes>"
+
+    def read(self, box: IndexBox) -> Array:
+        """Return the values of a box, and read only the voxels that no earlier call has read.
+
+        Concurrent calls wait for each other.
+        """
+        with self._lock:
+            for stored, values in self._stored:
+                if stored.contains(box):
+                    return values[spatial_index(self.leaf, box.slices(stored))]
+            values = self._gather(box, self._stored)
+            # The new box usually contains earlier ones, which need not be stored twice.
+            self._stored = [pair for pair in self._stored if not box.contains(pair[0])] + [(box, values)]
+            return values
+
+    def _gather(self, box: IndexBox, pairs: Sequence[tuple[IndexBox, Array]]) -> Array:
+        """Return a box, assembled from stored values and from reads of the rest, which is usually a halo."""
+        leaf, best = self.leaf, max(pairs, key=lambda pair: pair[0].clip(box).voxels, default=None)
+        if best is None or not best[0].clip(box).voxels:
+            return leaf.read(box)
+        stored, values = best
+        core, others = box.clip(stored), [pair for pair in pairs if pair[0] != stored]
+        out = np.empty((*leaf.lead, *box.shape, *leaf.tail), leaf.dtype)
+        out[spatial_index(leaf, core.slices(box))] = values[spatial_index(leaf, core.slices(stored))]
+        for piece in boxes_around(box, core):
+            out[spatial_index(leaf, piece.slices(box))] = self._gather(piece, others)
+        return out
+
+    def copy_if_shared(self, result: Array) -> Array:
+        """Return the result of a task, copied if it shares memory with the stored values.
+
+        The caller or a later task may modify the result in place.
+        """
+        with self._lock:
+            return result.copy() if any(np.may_share_memory(result, values) for _, values in self._stored) else result
+
+
+def boxes_around(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
+    """Yield disjoint boxes that cover ``box`` except for ``core``, which lies within it."""
+    for axis in range(3):
+        for a, b in ((box.start[axis], core.start[axis]), (core.stop[axis], box.stop[axis])):
+            if a < b:
+                yield box.with_axis(axis, a, b)
+        box = box.with_axis(axis, core.start[axis], core.stop[axis])

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -29,31 +29,53 @@ Array = npt.NDArray[Any]
 
 
 class Expr(ABC):
-    """Definition of the voxels of any index box, in terms of other expressions."""
+    """Definition of the voxels of any index box, in terms of other expressions.
+
+    Subclasses are frozen dataclasses. Unless they override it, an expression has the type of its first input, data
+    where any input has data, and needs the same box of each input.
+    """
 
     lead: tuple[int, ...] = ()
     """Sizes of the axes before (z, y, x)."""
     tail: tuple[int, ...] = ()
     """Sizes of the axes after (z, y, x)."""
 
+    @cached_property
+    def inputs(self) -> tuple[Expr, ...]:
+        """The expressions that this one is computed from: its fields that are expressions, or tuples of these."""
+        return tuple(child for _, _, own in self._input_fields() for child in own)
+
+    def _input_fields(self) -> Iterator[tuple[str, Any, tuple[Expr, ...]]]:
+        """Yield the name, the value and the expressions of each field that contains expressions."""
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Expr):
+                yield f.name, value, (value,)
+            elif isinstance(value, tuple) and value and isinstance(value[0], Expr):
+                yield f.name, value, value
+
+    def map_inputs(self, function: Callable[[Expr], Expr]) -> Expr:
+        """Return the expression with ``function(child)`` in place of each input; itself if no input changes."""
+        changes: dict[str, Any] = {}
+        for name, value, own in self._input_fields():
+            new = tuple(map(function, own))
+            if any(a is not b for a, b in zip(new, own, strict=True)):
+                changes[name] = new if value is own else new[0]
+        return replace(self, **changes) if changes else self  # type: ignore[type-var]
+
     @property
-    @abstractmethod
     def dtype(self) -> np.dtype[Any]:
         """Type of the values."""
+        return self.inputs[0].dtype
 
     @property
-    @abstractmethod
     def bounds(self) -> IndexBox:
         """The box that has data; values outside of it are 0."""
+        return reduce(IndexBox.hull, [child.bounds for child in self.inputs])
 
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The expressions that this one is computed from."""
-        return ()
-
-    @abstractmethod
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of each input that is required to compute ``box``, which lies within ``bounds``."""
+        return (box,) * len(self.inputs)
 
     def pieces(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the parts of a box that are computed separately, so that voxels between them need not be read."""
@@ -80,6 +102,10 @@ class Expr(ABC):
         found = [e for e in (child.edges(axis, start, stop) for child in self.inputs) if e is not None]
         return min(found, key=len) if found else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Without cached properties, since every task of a graph contains its expression.
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
     def __dask_tokenize__(self) -> object:
         from dask.base import normalize_token
 
@@ -90,9 +116,7 @@ class Expr(ABC):
 class Leaf(Expr):
     """An expression that reads voxels, instead of computing them from inputs."""
 
-    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return nothing: a leaf has no inputs."""
-        return ()
+    inputs = ()
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the values of a box."""
@@ -110,12 +134,12 @@ class LevelLeaf(Leaf):
     source: Source
     mip: int
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Type of the voxels."""
         return dtype_of(self.source, self.mip)
 
-    @property
+    @cached_property
     def bounds(self) -> IndexBox:
         """The whole level."""
         return self.source.levels[self.mip].grid.box
@@ -197,20 +221,6 @@ class SameValues(Expr):
         object.__setattr__(self, "lead", self.child.lead)
         object.__setattr__(self, "tail", self.child.tail)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the child."""
-        return self.child.dtype
-
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The child."""
-        return (self.child,)
-
-    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box."""
-        return (box,)
-
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the child's values."""
         return arrays[0]
@@ -278,20 +288,6 @@ class Mapped(Expr):
         """Type of the results."""
         return np.dtype(self.type)
 
-    @property
-    def bounds(self) -> IndexBox:
-        """The child's bounds."""
-        return self.child.bounds
-
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The child."""
-        return (self.child,)
-
-    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box."""
-        return (box,)
-
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the function's result."""
         return self.function(arrays[0])
@@ -306,11 +302,6 @@ class Resampled(Expr):
     """Maps from the indexes of this grid to those of the child's grid, for z, y and x."""
     method: str
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the child: resampling keeps it."""
-        return self.child.dtype
-
     @cached_property
     def bounds(self) -> IndexBox:
         """The voxels whose centre lies within the child's bounds."""
@@ -321,11 +312,6 @@ class Resampled(Expr):
         start = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.start, strict=True))
         stop = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.stop, strict=True))
         return IndexBox(start, stop)  # type: ignore[arg-type]
-
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The child."""
-        return (self.child,)
 
     @property
     def density(self) -> float:
@@ -372,17 +358,9 @@ def replace_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
     """Return an expression with each leaf replaced by ``swap(leaf)``, which is called once per distinct leaf."""
     made: dict[Expr, Expr] = {}
 
-    def replace_value(value: Any) -> Any:
-        return tuple(map(new, value)) if isinstance(value, tuple) else new(value)
-
     def new(expr: Expr) -> Expr:
         if expr not in made:
-            children = {
-                name: replace_value(value)
-                for name, value in vars(expr).items()
-                if isinstance(value, Expr) or (isinstance(value, tuple) and value and isinstance(value[0], Expr))
-            }
-            made[expr] = swap(expr) if isinstance(expr, Leaf) else replace(expr, **children)  # type: ignore[type-var]
+            made[expr] = swap(expr) if isinstance(expr, Leaf) else expr.map_inputs(new)
         return made[expr]
 
     return new(expr)

@@ -190,19 +190,9 @@ class PlaneSlice(Expr):
     shape: Index3
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the child."""
-        return self.child.dtype
-
-    @property
     def bounds(self) -> IndexBox:
         """All pixels."""
         return IndexBox.of_shape(self.shape)
-
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The child."""
-        return (self.child,)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the smallest box that contains all voxels of the pixels."""

@@ -31,10 +31,16 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError
 from imageryxr.graph.block_check import BlockPosition, BlockSpec, block_box, block_starts, check_block
-from imageryxr.graph.evaluate import Readings, core_boxes, evaluate, required_boxes
+from imageryxr.graph.evaluate import (
+    Readings,
+    SharedReads,
+    core_boxes,
+    evaluate,
+    has_tables,
+    required_boxes,
+    restrict_tables,
+)
 from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain, spatial_index
-from imageryxr.graph.shared_reads import SharedReads
-from imageryxr.graph.tables import has_tables, restrict_tables
 
 Splits = tuple[tuple[int, ...], ...]
 DaskInputs = Mapping[str, da.Array]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import SNAP, IndexBox
+from imageryxr.graph.evaluate import TableExpr
 from imageryxr.graph.expr import Array, Expr
-from imageryxr.graph.tables import TableExpr
 from imageryxr.render.mark_labels import Label, LabelStyle, draw_labels, place_labels, warn_left_out
 from imageryxr.render.mark_shapes import MarkTable, Shapes, slice_shapes
 

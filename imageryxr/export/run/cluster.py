@@ -25,7 +25,7 @@ from imageryxr.errors import TargetError, param
 from imageryxr.export.run.executors import ABORT_SECONDS, RegionExecutor, start_thread
 from imageryxr.export.run.task import Job, RegionInput, has_arrays, pickle_job, restrict_reader, run_task
 from imageryxr.graph.dask_inputs import gather_futures
-from imageryxr.graph.tables import has_tables
+from imageryxr.graph.evaluate import has_tables
 
 # Pickled by name from Python itself, so that a process without the package can run it.
 _IMPORT = "__import__('imageryxr') and ''"

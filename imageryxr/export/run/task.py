@@ -29,7 +29,7 @@ from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
 from imageryxr.graph.evaluate import Readings, required_boxes
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.graph.tables import has_tables, restrict_tables
+from imageryxr.graph.evaluate import has_tables, restrict_tables
 from imageryxr.ops.segment_ids import record_ids, suspend_id_recording
 from imageryxr.sources.base import record_missing_chunks
 

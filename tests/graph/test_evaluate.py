@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
+from imageryxr.graph.evaluate import SharedReads, boxes_around
 from imageryxr.graph.expr import ArrayLeaf, Leaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array
-from imageryxr.graph.shared_reads import SharedReads, boxes_around
 from imageryxr.sources.memory import MemorySource, memory_source
 from tests.support.volumes import FINE, IDS, IMAGE, SEG
 
