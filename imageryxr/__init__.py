@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from imageryxr.ops.skeletons import open_skeletons
     from imageryxr.render.annotate import annotate
     from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-    from imageryxr.render.layers import Layer
-    from imageryxr.render.overlay import Outline, composite, outline, overlay, to_rgba
+    from imageryxr.render.layers import Layer, Outline
+    from imageryxr.render.overlay import composite, outline, overlay, to_rgba
     from imageryxr.render.plot import plot
     from imageryxr.render.thumbnail import contrast_limits, thumbnail
     from imageryxr.sources.base import Level, Source
@@ -130,7 +130,7 @@ _MODULES = {
     "Grid": "imageryxr.core.grid",
     "Layer": "imageryxr.render.layers",
     "Level": "imageryxr.sources.base",
-    "Outline": "imageryxr.render.overlay",
+    "Outline": "imageryxr.render.layers",
     "Sample": "imageryxr.testing.sample",
     "Source": "imageryxr.sources.base",
     "align": "imageryxr.ops.align",

@@ -21,7 +21,8 @@ from imageryxr.export.store.local import disk_errors
 from imageryxr.ops.align import align, regrid
 from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.render.figure import legend, montage, scale_bar, to_pil
-from imageryxr.render.overlay import Outline, overlay
+from imageryxr.render.layers import Outline
+from imageryxr.render.overlay import overlay
 from imageryxr.testing.sample import sample
 
 if TYPE_CHECKING:

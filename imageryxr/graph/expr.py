@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -43,24 +43,20 @@ class Expr(ABC):
     @cached_property
     def inputs(self) -> tuple[Expr, ...]:
         """The expressions that this one is computed from: its fields that are expressions, or tuples of these."""
-        return tuple(child for _, _, own in self._input_fields() for child in own)
+        return tuple(child for own in self._input_fields().values() for child in own)
 
-    def _input_fields(self) -> Iterator[tuple[str, Any, tuple[Expr, ...]]]:
-        """Yield the name, the value and the expressions of each field that contains expressions."""
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, Expr):
-                yield f.name, value, (value,)
-            elif isinstance(value, tuple) and value and isinstance(value[0], Expr):
-                yield f.name, value, value
+    def _input_fields(self) -> dict[str, tuple[Expr, ...]]:
+        """Return the expressions of each field that is an expression, or a tuple of these."""
+        values = {name: value if isinstance(value, tuple) else (value,) for name, value in self.__getstate__().items()}
+        return {name: value for name, value in values.items() if value and isinstance(value[0], Expr)}
 
     def map_inputs(self, function: Callable[[Expr], Expr]) -> Expr:
         """Return the expression with ``function(child)`` in place of each input; itself if no input changes."""
         changes: dict[str, Any] = {}
-        for name, value, own in self._input_fields():
+        for name, own in self._input_fields().items():
             new = tuple(map(function, own))
             if any(a is not b for a, b in zip(new, own, strict=True)):
-                changes[name] = new if value is own else new[0]
+                changes[name] = new if isinstance(getattr(self, name), tuple) else new[0]
         return replace(self, **changes) if changes else self  # type: ignore[type-var]
 
     @property
@@ -109,8 +105,7 @@ class Expr(ABC):
     def __dask_tokenize__(self) -> object:
         from dask.base import normalize_token
 
-        values = tuple(normalize_token(getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
-        return (f"imageryxr.{type(self).__name__}", values)
+        return (f"imageryxr.{type(self).__name__}", tuple(map(normalize_token, self.__getstate__().values())))
 
 
 class Leaf(Expr):

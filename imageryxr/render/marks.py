@@ -14,6 +14,7 @@ from imageryxr.graph.evaluate import TableExpr
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.render.mark_labels import Label, LabelStyle, draw_labels, place_labels, warn_left_out
 from imageryxr.render.mark_shapes import MarkTable, Shapes, slice_shapes
+from imageryxr.render.paint import RgbaExpr
 
 Floats = npt.NDArray[np.float64]
 
@@ -132,33 +133,13 @@ class Marks(MarkTable):
 
 
 @dataclass(frozen=True, eq=False)
-class Annotated(TableExpr):
+class Annotated(TableExpr, RgbaExpr):
     """A picture with marks drawn over it."""
 
     child: Expr
     marks: Marks
     axis: int
     """The axis across the slices: 0 for z, 1 for y, 2 for x."""
-    tail: tuple[int, ...] = (4,)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """RGBA is uint8."""
-        return np.dtype(np.uint8)
-
-    @property
-    def bounds(self) -> IndexBox:
-        """The bounds of the picture."""
-        return self.child.bounds
-
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The picture."""
-        return (self.child,)
-
-    def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
-        """Return the same box."""
-        return (box,)
 
     def restrict(self, box: IndexBox) -> Annotated:
         """Return the picture with only the marks that a box needs."""

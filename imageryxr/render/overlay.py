@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,16 @@ import xarray as xr
 
 from imageryxr.core.colors.mapping import ColorSpec
 from imageryxr.core.colors.record import DRAWN_COLORS
-from imageryxr.core.datasets import spatial_arrays
-from imageryxr.core.display import CONTRAST_LIMITS, LAYER, LAYER_ORDER, OPACITY, VISIBLE
+from imageryxr.core.display import CONTRAST_LIMITS
 from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
-from imageryxr.graph.composite import LayerStack
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
-from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.cutout_verbs import accepts_cutouts
 from imageryxr.ops.segment_ids import segmentation_volume
-from imageryxr.render.layers import Layer, describe_paint, draw_layers, grey_to_rgba
-from imageryxr.render.paint import Outline, Side, paint_segments, parse_paint
-
-__all__ = ["Layer", "Outline", "composite", "outline", "overlay", "overlay_dataset", "to_rgba"]
+from imageryxr.render.layers import Layer, Outline, Side, check_axis
+from imageryxr.render.masks import draw_masks, is_mask, is_masks
+from imageryxr.render.paint import Canvas, LayerStack, grey_to_rgba, paint_segments
 
 Masks = Mapping[Any, xr.DataArray | npt.NDArray[Any]] | npt.NDArray[Any]
 Drawable = xr.DataArray | Layer | Masks
@@ -136,94 +132,40 @@ def overlay(
     >>> picture.dims, picture.dtype
     (('z', 'y', 'x', 'rgba'), dtype('uint8'))
     """
-    picture = None if image is None else _grey_volume(image, contrast_limits)
+    canvas = Canvas(None if image is None else grey_volume(image, contrast_limits), check_axis(axis))
+    layers = _list_layers(segmentation)
     call = Layer(None, ids, colors, alpha, rest_alpha, outline, overlap)
-    layers = draw_layers(segmentation, picture, call, axis)
-    exprs = [expr for layer in layers for expr in layer.exprs]
-    volumes = [*([] if picture is None else [picture]), *(v for layer in layers for v in layer.volumes)]
-    for i, volume in enumerate(volumes[1:], 1):
-        check_same_grid(volume.grid, volumes[0].grid, f"layer {i} and the first one")
-    attrs = {**volumes[0].attrs}
-    source = layers[0].volumes[0].attrs.get("source")
-    if picture is not None and source is not None:
-        attrs["segmentation_source"] = source
-    if any(layer.is_outlined for layer in layers):
+    for number, item in enumerate(layers):
+        layer = (item if isinstance(item, Layer) else Layer(item)).fill_defaults(call)
+        draw = draw_masks if is_masks(layer.segmentation) else _draw_segmentation
+        draw(canvas, layer, "the segmentation" if len(layers) == 1 else f"layer {number}")
+    attrs = {**canvas.volumes[0].attrs}
+    if image is not None and canvas.volumes[1].attrs.get("source") is not None:
+        attrs["segmentation_source"] = canvas.volumes[1].attrs["source"]
+    if canvas.is_outlined:
         attrs["outline_axis"] = axis
-    attrs[DRAWN_COLORS] = json.dumps([layer.colors for layer in layers])
-    return label_rgba(exprs[0] if len(exprs) == 1 else LayerStack(tuple(exprs)), volumes, attrs, "overlay")
+    attrs[DRAWN_COLORS] = json.dumps(canvas.colors)
+    expr = canvas.exprs[0] if len(canvas.exprs) == 1 else LayerStack(tuple(canvas.exprs))
+    return label_rgba(expr, canvas.volumes, attrs, "overlay")
 
 
-def overlay_dataset(
-    dataset: xr.Dataset, *, contrast_limits: tuple[float, float] | None = None, **options: Unpack[OverlayOptions]
-) -> xr.DataArray:
-    """Draw the images and segmentations of a Dataset over each other; see `overlay_view`."""
-    layers = _sort_layers(dataset)
-    kinds = [_drawn_kind(v) for v in layers]
-    if kinds[0] == "image" and len(kinds) > 1 and set(kinds[1:]) == {"segmentation"}:
-        return overlay(layers[0], layers[1:], contrast_limits=contrast_limits, **options)
-    pictures = [
-        _draw_image(layer, contrast_limits, opaque=i == 0) if kind == "image" else overlay(None, layer, **options)
-        for i, (layer, kind) in enumerate(zip(layers, kinds, strict=True))
-    ]
-    return pictures[0] if len(pictures) == 1 else composite(*pictures)
-
-
-def _sort_layers(dataset: xr.Dataset) -> list[xr.DataArray]:
-    """Return the visible layers of a Dataset, from bottom to top.
-
-    Raises
-    ------
-    LayerError
-        If there are no visible layers, or their order is not defined.
-    """
-    found = {str(name): v for name, v in spatial_arrays(dataset).items()}
-    layers = [v for v in found.values() if v.attrs.get(VISIBLE, True)]
-    if found and not layers:
-        name = next(iter(found))
-        raise LayerError(
-            f"the layers of the Dataset, {list(found)}, are switched off in their link; to draw one anyway, set "
-            f"ds[{name!r}].attrs[{VISIBLE!r}] = True"
+def _list_layers(segmentation: Any) -> list[Any]:
+    """Return the layers of an overlay; a list of masks is one layer."""
+    if not isinstance(segmentation, list | tuple):
+        return [segmentation]
+    if not segmentation:
+        raise OptionError(
+            "overlay was given an empty list of segmentations; give at least one, or write to_rgba(image)"
         )
-    if not layers:
-        raise LayerError(
-            f"none of the Dataset's variables {list(map(str, dataset.data_vars))} is an image or a segmentation"
-        )
-    order = [str(name) for name in np.atleast_1d(dataset.attrs.get(LAYER_ORDER, []))]
-    if all(_order_index(order, v) is not None for v in layers):
-        return sorted(layers, key=lambda v: _order_index(order, v) or 0)
-    kinds = [_drawn_kind(v) for v in layers]
-    twice = next((kind for kind in ("image", "segmentation") if kinds.count(kind) > 1), None)
-    if twice is None:
-        return sorted(layers, key=lambda v: _drawn_kind(v) == "segmentation")
-    names = [str(v.name) for v in layers]
-    same = [name for name, kind in zip(names, kinds, strict=True) if kind == twice]
-    stated = f"attrs['layer_order'] is {order}, which lacks some of them" if order else "attrs['layer_order'] is absent"
-    raise LayerError(
-        f"the Dataset has {len(same)} {twice} layers, {', '.join(map(repr, same))}, but {stated}, so their order is "
-        f"undefined; set ds.attrs['layer_order'] = {names} (from bottom to top), or select the layers to draw, e.g. "
-        f"ds[{_one_of_each(names, kinds)}]"
-    )
+    return [segmentation] if all(is_mask(item) for item in segmentation) else list(segmentation)
 
 
-def _order_index(order: list[str], layer: xr.DataArray) -> int | None:
-    """Return the position of a layer in a list of names, by its variable name or its layer name in the viewer."""
-    names = (str(layer.name), str(layer.attrs.get(LAYER, layer.name)))
-    return next((order.index(name) for name in names if name in order), None)
-
-
-def _one_of_each(names: list[str], kinds: list[str]) -> list[str]:
-    return [names[kinds.index(kind)] for kind in ("image", "segmentation") if kind in kinds]
-
-
-def _drawn_kind(layer: xr.DataArray) -> str:
-    """Return "image" or "segmentation"; a mask is drawn as a segmentation with one segment."""
-    return "segmentation" if layer.dtype == np.bool_ else layer_type_of(layer)
-
-
-def _draw_image(image: xr.DataArray, limits: tuple[float, float] | None, *, opaque: bool) -> xr.DataArray:
-    volume = _grey_volume(image, limits)
-    opacity = 1.0 if opaque else float(volume.attrs.get(OPACITY, 1.0))
-    return label_rgba(grey_to_rgba(volume.expr, opacity), [volume], volume.attrs, "picture")
+def _draw_segmentation(canvas: Canvas, layer: Layer, what: str) -> None:
+    image, labels = canvas.take_image(), segmentation_volume(layer.segmentation)
+    canvas.add_volume(labels, what)
+    painted = paint_segments(labels, image, layer, canvas.axis)
+    canvas.add_layer([painted], painted.describe_colors())
+    canvas.is_outlined |= painted.outline is not None
 
 
 @accepts_cutouts()
@@ -271,11 +213,10 @@ def outline(
     >>> ix.outline(seg, width=3, side="in", merge=False).sizes["rgba"]
     4
     """
-    style = Outline(width, side, merge, alpha, unit)
+    layer = Layer(None, ids, colors, alpha=0, rest_alpha=0, outline=Outline(width, side, merge, alpha, unit))
     labels = segmentation_volume(segmentation)
-    paint = parse_paint(colors, ids, None, None, labels)
-    expr = paint_segments(labels.expr, labels.grid, None, None, paint.line(style.alpha), style, axis)
-    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([describe_paint(replace(paint, rest=0.0))])}
+    expr = replace(paint_segments(labels, None, layer, check_axis(axis)), own=None)
+    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([expr.describe_colors()])}
     return label_rgba(expr, [labels], attrs, "outline")
 
 
@@ -309,7 +250,7 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     >>> ix.to_rgba(em, contrast_limits=(60, 220)).dims
     ('z', 'y', 'x', 'rgba')
     """
-    volume = _grey_volume(image, contrast_limits)
+    volume = grey_volume(image, contrast_limits)
     return label_rgba(grey_to_rgba(volume.expr), [volume], volume.attrs, "picture")
 
 
@@ -367,7 +308,8 @@ def label_rgba(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: s
     return label_result(expr, volumes[0].grid, *volumes, attrs=kept, name=name, tail="rgba")
 
 
-def _grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
+def grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volume:
+    """Return the volume of an image as grey values from 0 (black) to 255 (white)."""
     volume = volume_of(image)
     dtype = volume.expr.dtype
     if volume.attrs.get("layer_type") == "segmentation":

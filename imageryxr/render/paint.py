@@ -1,146 +1,113 @@
-"""Expressions and options for filled and outlined segments."""
+"""Expressions of pictures: filled and outlined segments, and layers over each other."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 
-from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
+from imageryxr.core.colors.record import describe_colors
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import Grid
-from imageryxr.errors import Message, OptionError, Wording, param, warn
-from imageryxr.graph.expr import Array, Expr
+from imageryxr.core.grid_checks import check_same_grid
+from imageryxr.errors import Message, Wording, warn
+from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume
 from imageryxr.ops.segment_ids import RequestedIds, id_array, id_list
+from imageryxr.render.layers import Layer, Outline, check_alpha, parse_outline
 
-Side = Literal["out", "in"]
 
+class RgbaExpr(Expr):
+    """Base of expressions of RGBA pictures."""
 
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """Options for outlines, for ``overlay(outline=…)``.
-
-    Outlines are drawn slice by slice, in the plane of the picture. A pixel belongs to an outline if its distance to the
-    segment is at most ``width``. The distance is counted in steps along rows and columns, as in repeated dilation by a
-    cross.
-
-    Parameters
-    ----------
-    width : float, default 10
-        Width of the line in ``unit``.
-    side : {"out", "in"}, default "out"
-        Side of the border on which the line is drawn: outside, which keeps the whole segment visible, or inside, so
-        that lines of neighbours never cover each other.
-    merge : bool, default True
-        Whether segments that touch are outlined as one. Use False with ``side="in"`` to see lines between neighbours:
-        in dense tissue, where all cells touch, merged outlines appear only where the segmentation ends. Computing such
-        a picture of all cells warns, once per process.
-    alpha : float, default 1
-        Opacity, from 0 (invisible) to 1 (opaque).
-    unit : {"px", "nm"}, default "px"
-        Pixels of the picture, or nanometres, which keep the line's width the same at all resolutions.
-
-    Raises
-    ------
-    OptionError
-        If a value is outside its range.
-
-    Examples
-    --------
-    >>> Outline(3, side="in")
-    Outline(width=3, side='in', merge=True, alpha=1.0, unit='px')
-    """
-
-    width: float = 10
-    side: Side = "out"
-    merge: bool = True
-    alpha: float = 1.0
-    unit: Literal["px", "nm"] = "px"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.width, bool) or not _is_number(self.width) or not 0 < self.width < math.inf:
-            raise OptionError(
-                "an outline cannot have ",
-                param("width", self.width),
-                f": give a positive number of {self.unit}, e.g. ",
-                param("width", 3),
-            )
-        if self.side not in ("out", "in"):
-            raise OptionError("an outline cannot have ", param("side", self.side), ": its side is 'out' or 'in'")
-        if self.unit not in ("px", "nm"):
-            raise OptionError(
-                "an outline cannot have ",
-                param("unit", self.unit),
-                ": give ",
-                param("unit", "px"),
-                " (pixels) or ",
-                param("unit", "nm"),
-                " (nanometres)",
-            )
-        if not isinstance(self.merge, bool | np.bool_):
-            raise OptionError(
-                "an outline cannot have ",
-                param("merge", self.merge),
-                ": give ",
-                param("merge", True),
-                " or ",
-                param("merge", False),
-            )
-        check_alpha(self.alpha, "alpha of an outline")
+    dtype = np.dtype(np.uint8)
+    tail = (4,)
 
 
 @dataclass(frozen=True)
-class PaintedSegments(Expr):
-    """Expression of filled and outlined segments, over an image or alone."""
+class LayerStack(RgbaExpr):
+    """Composite of RGBA layers, the first at the bottom."""
+
+    layers: tuple[Expr, ...]
+    first_wins: bool = False
+    """Whether the lowest layer with any paint decides a pixel, instead of the layers above covering it."""
+
+    def apply(self, box: IndexBox, *arrays: Array) -> Array:
+        """Return the composited layers."""
+        from imageryxr.kernels import fill
+
+        out = arrays[0]
+        for layer in arrays[1:]:
+            out = np.where(out[..., 3:] > 0, out, layer) if self.first_wins else fill.alpha_over(out, layer)
+        return out
+
+
+def grey_to_rgba(image: Expr, opacity: float = 1.0) -> Expr:
+    """Return grey values as RGBA with the given opacity."""
+    return Mapped(image, partial(_gray_to_rgba, opacity=opacity), "uint8", tail=(4,))
+
+
+def _gray_to_rgba(values: Array, opacity: float) -> Array:
+    from imageryxr.kernels import fill
+
+    out = fill.gray_to_rgba(values)
+    if opacity < 1:
+        out = np.array(out)
+        out[..., 3] = int(opacity * 255 + 0.5)
+    return out
+
+
+@dataclass(frozen=True)
+class PaintedSegments(RgbaExpr):
+    """Filled and outlined segments, over an image or alone."""
 
     labels: Expr
     image: Expr | None
-    fill: Paint | None
-    line: Paint | None
-    limit: float
-    steps: tuple[float, float]
-    side: Side
-    merge: bool
+    colors: Colors
+    grid: Grid
+    """All voxels of the picture; a later crop does not change them."""
     axis: int
     """The axis across the slices."""
-    halo: tuple[int, int, int]
-    whole: IndexBox
-    """All voxels of the picture; a later crop does not change them."""
-    tail: tuple[int, ...] = (4,)
+    outline: Outline | None
+    alpha: float
+    """Alpha of the fill of the selected segments; their outlines have the alpha of ``outline``."""
+    requested: RequestedIds | None = None
+    """Requested ids; those that do not occur in the data are reported."""
+    selected: RequestedIds | None = None
+    """Segments that have ``alpha`` and outlines; None for all."""
+    rest: float = 0.0
+    """Alpha of the fill of the other segments."""
+    own: tuple[bytes, bytes] | None = None
+    """Ids (ascending uint64) and alphas (float64) of segments whose fill has its own alpha."""
+    saturation: float = 1.0
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of RGBA, uint8."""
-        return np.dtype(np.uint8)
+    @cached_property
+    def _steps(self) -> tuple[float, float]:
+        """Length of a pixel along rows and columns, in the unit of the outline's width."""
+        return _pixel_size(self.outline, self.grid, self.axis)
 
-    @property
-    def bounds(self) -> IndexBox:
-        """The smallest box that contains the segments and the image."""
-        return self.labels.bounds if self.image is None else self.labels.bounds.hull(self.image.bounds)
+    @cached_property
+    def _halo(self) -> tuple[int, int, int]:
+        halo = [0, 0, 0]
+        if self.outline is not None:
+            from imageryxr.kernels import outline as kernel
 
-    @property
-    def inputs(self) -> tuple[Expr, ...]:
-        """The segments, and the image if there is one."""
-        return (self.labels,) if self.image is None else (self.labels, self.image)
-
-    @property
-    def requested(self) -> RequestedIds | None:
-        """The requested ids, if there are any."""
-        paint = self.fill or self.line
-        return None if paint is None else paint.requested
+            rows, columns = _plane_axes(self.axis)
+            halo[rows], halo[columns] = kernel.halo_size(float(self.outline.width), self._steps)
+        return (halo[0], halo[1], halo[2])
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of the segments, grown by the halo of the lines, and the box of the image."""
         # Outside the data is unknown, not background: a segment cut by the edge of the volume has no line there.
-        wide = box.grow(self.halo).clip(self.labels.bounds).hull(box)
-        return (wide,) if self.image is None else (wide, box)
+        wide = box.grow(self._halo).clip(self.labels.bounds).hull(box)
+        return (wide, box)[: len(self.inputs)]
 
     def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box without a halo, once per input."""
@@ -153,35 +120,69 @@ class PaintedSegments(Expr):
         labels, image = arrays[0], arrays[1] if self.image is not None else None
         inner = box.slices(self.needs(box)[0])
         if self.requested is not None:
-            self.requested.record(self, self.whole, box, labels)
-        order = (self.axis, *(a for a in range(3) if a != self.axis))
+            self.requested.record(self, self.grid.box, box, labels)
+        order = (self.axis, *_plane_axes(self.axis))
         self._warn_if_merged(labels[inner].transpose(order))
+        style = self.outline or Outline()
         drawn = kernel.paint(
             labels.transpose(order),
             None if image is None else image.transpose(order),
-            None if self.fill is None else self.fill.table(labels),
-            None if self.line is None else self.line.table(labels),
-            limit=self.limit,
-            steps=self.steps,
-            side=self.side,
-            merge=self.merge,
+            self._fill_table(labels),
+            None if self.outline is None else self._table(labels, self.outline.alpha, 0.0, None),
+            limit=float(style.width),
+            steps=self._steps,
+            side=style.side,
+            merge=style.merge,
             inner=(inner[order[0]], inner[order[1]], inner[order[2]]),
         )
         back = [order.index(a) for a in range(3)]
         return np.asarray(drawn.transpose(*back, 3))
 
+    def describe_colors(self) -> dict[str, Any]:
+        """Return the colours of the segments, for the attributes of the picture."""
+        selected = None if self.selected is None else self.selected.array.tolist()
+        return describe_colors(self.colors, selected, self.rest > 0, self.saturation)
+
+    def _fill_table(self, labels: Array) -> Any:
+        """Return the colour table of the fill; None if only outlines are drawn."""
+        is_filled = self.alpha > 0 or self.rest > 0 or self.own is not None
+        return self._table(labels, self.alpha, self.rest, self.own) if is_filled or self.outline is None else None
+
+    def _table(self, labels: Array, alpha: float, rest: float, own: tuple[bytes, bytes] | None) -> Any:
+        """Return the colour table of the kernels for alphas of the selected, the other and single segments."""
+        if self.colors.mode == "table" and self.selected is None and own is None and self.saturation == 1:
+            return _cached_table(self.colors, alpha)
+        from imageryxr.kernels import color_table, relabel
+
+        ids = relabel.distinct_ids(labels)
+        shown = self.colors.is_shown(ids)
+        alphas = np.full(len(ids), alpha)
+        if self.selected is not None:
+            alphas = np.where(np.isin(ids, self.selected.array), alpha, rest)
+        alphas = alphas * (self.colors.alphas_for(ids) / 255)
+        if own is not None:
+            known, own_alphas = np.frombuffer(own[0], np.uint64), np.frombuffer(own[1], np.float64)
+            places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            alphas = np.where((known[places] == ids) & shown, own_alphas[places], alphas)
+        rgba = np.empty((len(ids), 4), np.uint8)
+        rgb = self.colors.colors_for(ids).astype(float)
+        rgba[:, :3] = np.floor(255 + (rgb - 255) * self.saturation + 0.5)
+        rgba[:, 3] = np.floor(alphas * 255 + 0.5)
+        drawn = rgba[:, 3] > 0
+        return color_table.build_color_table(ids[drawn], rgba[drawn], ())
+
     def _warn_if_merged(self, labels: Array) -> None:
         """Warn once per process if merged outlines of dense tissue are invisible."""
-        line = self.line
+        line = self.outline
         if (
             line is None
-            or not self.merge
-            or self.side != "out"
-            or line.selected is not None
-            or line.requested is not None
+            or not line.merge
+            or line.side != "out"
+            or self.selected is not None
+            or self.requested is not None
         ):
             return
-        if _HAS_WARNED or not line.colors.shows_all or not _is_dense(labels):
+        if _HAS_WARNED or not self.colors.shows_all or not _is_dense(labels):
             return
         with _WARNING_LOCK:  # several threads draw blocks
             if _HAS_WARNED:
@@ -216,68 +217,12 @@ def _is_dense(labels: Array) -> bool:
     return of_background < 0.01 * count
 
 
-@dataclass(frozen=True)
-class Paint:
-    """Colours and alphas of segment ids."""
-
-    colors: Colors
-    alpha: float
-    """Alpha of the selected segments."""
-    requested: RequestedIds | None = None
-    """Requested ids; those that do not occur in the data are reported."""
-    selected: RequestedIds | None = None
-    """Segments that have ``alpha``; None for all."""
-    rest: float = 0.0
-    """Alpha of the other segments."""
-    own: tuple[bytes, bytes] | None = None
-    """Ids (ascending uint64) and alphas (float64) of segments that have their own alpha."""
-    saturation: float = 1.0
-
-    @property
-    def has_fill(self) -> bool:
-        """Whether any segment is filled."""
-        return self.alpha > 0 or self.rest > 0 or self.own is not None
-
-    def line(self, alpha: float) -> Paint:
-        """Return the paint of outlines; only selected segments have them."""
-        return replace(self, alpha=float(alpha), rest=0.0, own=None)
-
-    def table(self, labels: Array) -> Any:
-        """Return the colour table of the kernels."""
-        plain = self.selected is None and self.own is None and self.saturation == 1
-        if plain and self.colors.mode == "table":
-            return _cached_table(self)
-        from imageryxr.kernels import color_table, relabel
-
-        present = relabel.distinct_ids(labels)
-        rgba = self._rgba(present)
-        shown = rgba[:, 3] > 0
-        return color_table.build_color_table(present[shown], rgba[shown], ())
-
-    def _rgba(self, ids: Array) -> Array:
-        shown = self.colors.is_shown(ids)
-        alpha = np.full(len(ids), self.alpha)
-        if self.selected is not None:
-            alpha = np.where(np.isin(ids, self.selected.array), self.alpha, self.rest)
-        alpha = alpha * (self.colors.alphas_for(ids) / 255)
-        if self.own is not None:
-            known, alphas = np.frombuffer(self.own[0], np.uint64), np.frombuffer(self.own[1], np.float64)
-            places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-            alpha = np.where((known[places] == ids) & shown, alphas[places], alpha)
-        out = np.empty((len(ids), 4), np.uint8)
-        rgb = self.colors.colors_for(ids).astype(float)
-        out[:, :3] = np.floor(255 + (rgb - 255) * self.saturation + 0.5)
-        out[:, 3] = np.floor(alpha * 255 + 0.5)
-        return out
-
-
 @lru_cache(maxsize=64)
-def _cached_table(paint: Paint) -> Any:
+def _cached_table(colors: Colors, alpha: float) -> Any:
     from imageryxr.kernels import color_table
 
-    colors = paint.colors
-    shown = _rgba(colors.rgb, paint.alpha, colors.alpha)
-    return color_table.build_color_table(colors.ids, shown, _rgba(colors.fallback, paint.alpha))
+    shown = _rgba(colors.rgb, alpha, colors.alpha)
+    return color_table.build_color_table(colors.ids, shown, _rgba(colors.fallback, alpha))
 
 
 def _rgba(rgb: Array, alpha: float, own: Array | None = None) -> Array:
@@ -287,70 +232,111 @@ def _rgba(rgb: Array, alpha: float, own: Array | None = None) -> Array:
     return out
 
 
+def _plane_axes(across: int) -> tuple[int, int]:
+    """Return the axes of rows and columns of a slice."""
+    rows, columns = (axis for axis in range(3) if axis != across)
+    return rows, columns
+
+
+def _pixel_size(style: Outline | None, grid: Grid, across: int) -> tuple[float, float]:
+    if style is None or style.unit == "px":
+        return (1.0, 1.0)
+    rows, columns = _plane_axes(across)
+    return grid.axes[rows].resolution, grid.axes[columns].resolution
+
+
+def warn_if_thin(style: Outline, grid: Grid, across: int) -> None:
+    """Warn if an outline is thinner than a pixel."""
+    from imageryxr.kernels import outline as kernel
+
+    if kernel.halo_size(float(style.width), _pixel_size(style, grid, across)) == (0, 0):
+        pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(_plane_axes(across)))
+        warn(f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm) and is not drawn")
+
+
+@dataclass
+class Canvas:
+    """A picture while layers are drawn on it, from bottom to top."""
+
+    image: Volume | None
+    axis: int
+    """The axis across the slices."""
+    exprs: list[Expr] = field(default_factory=list)
+    volumes: list[Volume] = field(default_factory=list)
+    """The image, if there is one, and the segmentations and masks."""
+    colors: list[dict[str, Any]] = field(default_factory=list)
+    """The colours of each layer, for the attributes of the picture."""
+    is_outlined: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            self.volumes.append(self.image)
+
+    def take_image(self) -> Expr | None:
+        """Return the image for the first layer, which is drawn with it in one pass, and None for later layers."""
+        return None if self.image is None or self.exprs else self.image.expr
+
+    def add_volume(self, volume: Volume, what: str) -> None:
+        """Add a volume that is drawn; raise `GridMismatchError` unless it is on the grid of the first one."""
+        if self.volumes:
+            first = "the first layer" if self.image is None else "the image"
+            check_same_grid(self.volumes[0].grid, volume.grid, f"{first} and {what}")
+        self.volumes.append(volume)
+
+    def add_layer(self, exprs: Sequence[Expr], colors: dict[str, Any]) -> None:
+        """Draw the expressions of a layer over those below."""
+        self.exprs += exprs
+        self.colors.append(colors)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # arguments
 
 
-def paint_segments(
-    labels: Expr, grid: Grid, image: Expr | None, fill: Paint | None, line: Paint | None, style: Outline, axis: str
-) -> PaintedSegments:
-    """Return the expression of filled and outlined segments over an image."""
-    across = check_axis(axis)
-    limit, steps, halo = _outline_reach(style, grid, across) if line is not None else (0.0, (1.0, 1.0), (0, 0, 0))
-    return PaintedSegments(labels, image, fill, line, limit, steps, style.side, style.merge, across, halo, grid.box)
-
-
-def _outline_reach(style: Outline, grid: Grid, across: int) -> tuple[float, tuple[float, float], tuple[int, int, int]]:
-    from imageryxr.kernels import outline as kernel
-
-    plane = [a for a in range(3) if a != across]
-    steps = tuple(grid.axes[a].resolution if style.unit == "nm" else 1.0 for a in plane)
-    rows, columns = kernel.halo_size(float(style.width), (steps[0], steps[1]))
-    halo = [0, 0, 0]
-    if rows == columns == 0:
-        pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(plane))
-        warn(f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm) and is not drawn")
-    halo[plane[0]], halo[plane[1]] = rows, columns
-    return float(style.width), (steps[0], steps[1]), (halo[0], halo[1], halo[2])
-
-
-def parse_paint(colors: Any, ids: Iterable[int] | None, alpha: Any, rest_alpha: Any, volume: Volume | None) -> Paint:
-    """Return the paint for the caller's colours and alphas; missing ones come from the layer's attributes."""
-    look = None if volume is None else SegmentDisplay.from_attrs(volume.attrs)
+def paint_segments(labels: Volume, image: Expr | None, layer: Layer, axis: int) -> PaintedSegments:
+    """Return the expression of a segmentation with the options of a layer; colours default to those of its attrs."""
+    style = parse_outline(layer.outline)
+    if style is not None:
+        warn_if_thin(style, labels.grid, axis)
+    look = SegmentDisplay.from_attrs(labels.attrs)
     # in the caller's order, because some palettes assign colours by rank
-    chosen = None if ids is None else id_list(ids)
-    base, own = _parse_alphas(alpha, 0.2 if look is None else look.selected_alpha)
-    rest = None if rest_alpha is None else check_alpha(rest_alpha, "rest_alpha")
-    if look is None:
-        return _paint_named(resolve_colors(colors, chosen), colors, chosen, base, rest or 0.0, own)
-    found = look.resolved_colors if colors is None else resolve_colors(colors, chosen)
-    if chosen is not None or isinstance(colors, Mapping):
-        return _paint_named(found, colors, chosen, base, rest or 0.0, own)
+    chosen = None if layer.ids is None else id_list(layer.ids)
+    alpha, own = _parse_alphas(layer.alpha, 0.2 if look is None else look.selected_alpha)
+    rest = None if layer.rest_alpha is None else check_alpha(layer.rest_alpha, "rest_alpha")
+    given: Any = layer.colors
+    colors = look.resolved_colors if look is not None and given is None else resolve_colors(given, chosen)
+    painted = PaintedSegments(labels.expr, image, colors, labels.grid, axis, style, alpha)
+    if look is None or chosen is not None or isinstance(given, Mapping):
+        return _paint_named(painted, given, chosen, rest or 0.0, own)
     everything = look.all_if_none_selected and not look.selected_ids
-    shown = None if everything else RequestedIds.of([i for i in look.selected_ids if i])
-    own = {**look.alphas, **own} if colors is None else own
-    saturation = look.saturation if colors is None else 1.0
-    return Paint(found, base, None, shown, look.rest_alpha if rest is None else rest, _pack_alphas(own), saturation)
+    painted = replace(
+        painted,
+        selected=None if everything else RequestedIds.of([i for i in look.selected_ids if i]),
+        rest=look.rest_alpha if rest is None else rest,
+        own=_pack_alphas(own if given is not None else {**look.alphas, **own}),
+    )
+    return painted if given is not None else replace(painted, saturation=look.saturation)
 
 
 def _paint_named(
-    found: Colors, colors: Any, chosen: list[int] | None, alpha: float, rest: float, own: dict[int, float]
-) -> Paint:
+    painted: PaintedSegments, colors: Any, chosen: list[int] | None, rest: float, own: dict[int, float]
+) -> PaintedSegments:
     """Return the paint of the segments that the caller listed, and of the others with alpha ``rest``."""
+    found = painted.colors
     if rest > 0 and isinstance(colors, Mapping):
         named = RequestedIds.of([i for i in found.ids.tolist() if i])
         # segments without a colour in the dict get the default colour of their id
         found = replace(resolve_colors(colors), fallback=resolve_colors(None).fallback)
         if chosen is None:
-            return Paint(found, alpha, None, named, rest, _pack_alphas(own))
+            return replace(painted, colors=found, selected=named, rest=rest, own=_pack_alphas(own))
     if chosen is None:
-        return Paint(found, alpha, own=_pack_alphas(own))
+        return replace(painted, own=_pack_alphas(own))
     requested = RequestedIds.of(chosen)
     own = {i: a for i, a in own.items() if i in set(requested.array.tolist())}
     if rest > 0 and not found.shows_all:
         found = _add_other_colors(found, resolve_colors(colors))
-    needed = found.shows_all or rest > 0
-    return Paint(found, alpha, requested, requested if needed else None, rest, _pack_alphas(own))
+    selected = requested if found.shows_all or rest > 0 else None
+    return replace(painted, colors=found, requested=requested, selected=selected, rest=rest, own=_pack_alphas(own))
 
 
 def _add_other_colors(chosen: Colors, everyone: Colors) -> Colors:
@@ -377,36 +363,3 @@ def _pack_alphas(own: Mapping[int, float]) -> tuple[bytes, bytes] | None:
         return None
     ids = np.array(sorted(own), dtype=np.uint64)
     return ids.tobytes(), np.array([own[i] for i in ids.tolist()], dtype=np.float64).tobytes()
-
-
-def parse_outline(outline: Any) -> Outline | None:
-    """Return the outline for a width, a bool, an `Outline` or None."""
-    if outline is None or outline is False or (_is_number(outline) and outline == 0):
-        return None
-    if outline is True:
-        return Outline()
-    if isinstance(outline, Outline):
-        return outline
-    if _is_number(outline):
-        return Outline(outline)
-    raise OptionError(
-        param("outline", outline), " must be an Outline, a width in pixels, True or None; e.g. ", param("outline", 3)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def check_alpha(alpha: Any, what: str) -> float:
-    """Return an alpha, or raise `OptionError`."""
-    if not _is_number(alpha) or not 0 <= alpha <= 1:
-        raise OptionError(param(what, alpha), " must be a number from 0 (nothing) to 1 (opaque)")
-    return float(alpha)
-
-
-def check_axis(axis: Any) -> int:
-    """Return the number of the axis across the slices, or raise `OptionError`."""
-    if axis not in DIMS:
-        raise OptionError(param("axis", axis), " must be 'z', 'y' or 'x': the axis across the slices")
-    return DIMS.index(axis)

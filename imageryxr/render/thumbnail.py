@@ -21,7 +21,8 @@ from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.multiscale import coarsest_level_for, levels_of
 from imageryxr.ops.tree import dimensions_of, layers_of, position_of, regrid_layer
 from imageryxr.render.figure import to_pil
-from imageryxr.render.overlay import overlay, overlay_dataset, to_rgba
+from imageryxr.render.overlay import overlay, to_rgba
+from imageryxr.render.overlay_view import overlay_dataset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
