@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.ids import MAX_ID
 from imageryxr.errors import BoxError, LayerError, OptionError

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.core.attrs import list_from_attr, parse_json_attr
-from imageryxr.core.colors.ids import MAX_ID
+from imageryxr.core.array_labels import list_from_attr, parse_json_attr
+from imageryxr.core.colors.ids import MAX_ID, MAX_SEED
 from imageryxr.core.colors.mapping import Colors
-from imageryxr.core.colors.neuroglancer import MAX_SEED
 from imageryxr.core.colors.parse import RGBA, hex_color, parse_color
 from imageryxr.errors import OptionError
 

@@ -14,9 +14,8 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
-from imageryxr.core.extra_coords import ExtraCoord, assign_extra_coords, extra_coords
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryError, LayerError

@@ -1,4 +1,4 @@
-"""Reduce the blocks of arrays on one grid to one value, with a tree of tasks.
+"""Reduce the blocks of arrays on one grid to one value, such as their ids, with a tree of tasks.
 
 Each block becomes a partial result in the task that reads it. Blocks that are neighbours in space are merged first, so
 the partial results in memory are those of a few branches of the tree, however many blocks there are.
@@ -7,25 +7,29 @@ the partial results in memory are those of a few branches of the tree, however m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any, TypeVar
 
 import dask
 import dask.array as da
+import numpy as np
+import numpy.typing as npt
 from dask.base import tokenize
-from dask.blockwise import BlockwiseDep, blockwise, optimize_blockwise
+from dask.blockwise import blockwise, optimize_blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.block_check import block_starts
 from imageryxr.graph.expr import Array, ArrayLeaf, widen_to
 from imageryxr.graph.labelled import Volume, crop_volume
-from imageryxr.graph.to_dask import Splits, choose_splits, to_dask
+from imageryxr.graph.to_dask import PlainBoxDep, Splits, choose_splits, to_dask
 
 T = TypeVar("T")
+
+IdCounts = tuple[Array, npt.NDArray[np.int64]]
+"""Ids in ascending order, and the number of voxels of each."""
 
 _FAN = 16
 """Number of results that one task of the tree merges."""
@@ -67,7 +71,7 @@ def reduce_volumes(
 
 def _reduce_arrays(arrays: Sequence[Array], one: Callable[..., T], merge: Callable[[list[T]], T], box: IndexBox) -> T:
     """Return the reduction of a box of arrays in memory, by threads unless dask is configured otherwise."""
-    boxes = _BoxDep(_slabs(box.shape))
+    boxes = PlainBoxDep(_slabs(box.shape))
     counts = boxes.numblocks
     if counts == (1, 1, 1):
         return merge([one(box, *(a[box.slices()] for a in arrays))])
@@ -127,29 +131,6 @@ def view_of_box(volume: Volume, box: IndexBox) -> Volume:
     return crop_volume(volume, box)
 
 
-@dataclass(frozen=True)
-class _BoxDep(BlockwiseDep):
-    """Pass its box to each block of a layer."""
-
-    splits: Splits
-    produces_tasks: bool = False
-
-    @property
-    def numblocks(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(len(s) for s in self.splits)
-
-    def __getitem__(self, idx: tuple[int, ...]) -> IndexBox:
-        z, y, x = ((s[i], s[i + 1]) for s, i in zip(self._starts, idx, strict=True))
-        return IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1]))
-
-    @cached_property
-    def _starts(self) -> Splits:
-        return block_starts(self.splits)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_BoxDep, (self.splits,))
-
-
 def reduce_blocks(arrays: Sequence[da.Array], one: Callable[..., T], merge: Callable[[list[T]], T]) -> Delayed:
     """Return the delayed reduction of dask arrays (z, y, x) with the same blocks; reads nothing.
 
@@ -163,7 +144,7 @@ def reduce_blocks(arrays: Sequence[da.Array], one: Callable[..., T], merge: Call
         partial(_run_one, one),
         name,
         _SPACE,
-        _BoxDep(splits),
+        PlainBoxDep(splits),
         _SPACE,
         *(part for array in arrays for part in (array.name, _SPACE)),
         numblocks={array.name: counts for array in arrays},
@@ -213,3 +194,52 @@ def group_shape(counts: Sequence[int], most: int) -> list[int]:
             break
         sizes[min(open_axes, key=lambda axis: sizes[axis])] *= 2
     return sizes
+
+
+# ---------------------------------------------------------------------------------------------------------
+# ids
+
+
+def find_ids(volume: Volume) -> Array:
+    """Return the ids of a volume in ascending order, 0 included; computes block by block."""
+    return np.unique(reduce_volumes([volume], _block_ids, _merge_ids))
+
+
+def count_ids(volume: Volume) -> IdCounts:
+    """Return the ids of a volume, 0 included, and the number of voxels of each; computes block by block."""
+    return reduce_volumes([volume], _block_counts, _merge_counts)
+
+
+def _native_order(block: Array) -> Array:
+    return np.ascontiguousarray(block, block.dtype.newbyteorder("="))
+
+
+def _block_ids(box: IndexBox, block: Array) -> Array:
+    import fastremap
+
+    found: Array = fastremap.unique(_native_order(block)) if block.size else _native_order(block).ravel()
+    return found
+
+
+def _merge_ids(parts: list[Array]) -> Array:
+    return np.unique(np.concatenate(parts))
+
+
+def _block_counts(box: IndexBox, block: Array) -> IdCounts:
+    import fastremap
+
+    if not block.size:
+        return _native_order(block).ravel(), np.empty(0, np.int64)
+    ids, counts = fastremap.unique(_native_order(block), return_counts=True)
+    return ids, counts.astype(np.int64)
+
+
+def _merge_counts(parts: list[IdCounts]) -> IdCounts:
+    ids = np.concatenate([ids for ids, _ in parts])
+    counts = np.concatenate([counts for _, counts in parts])
+    if not len(ids):
+        return ids, counts
+    order = np.argsort(ids, kind="stable")
+    ids, counts = ids[order], counts[order]
+    first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    return ids[first], np.add.reduceat(counts, first)

@@ -17,7 +17,7 @@ never collide.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise, product
 from typing import Any
@@ -52,19 +52,18 @@ BLOCK_VOXELS = 1 << 22
 
 
 @dataclass(frozen=True)
-class BoxDep(BlockwiseDep):
-    """Map each block of a Blockwise layer to its box; store the expression, so that `expr_of` can recover it."""
+class PlainBoxDep(BlockwiseDep):
+    """Map each block of a Blockwise layer to its box."""
 
-    expr: Expr
     splits: Splits
-    produces_tasks: bool = False
+    produces_tasks: bool = field(default=False, init=False)
 
     @property
     def numblocks(self) -> tuple[int, ...]:  # type: ignore[override]
         """Blocks along z, y and x."""
-        return tuple(len(s) for s in self.splits)
+        return tuple(map(len, self.splits))
 
-    def __getitem__(self, idx: tuple[int, ...]) -> IndexBox:
+    def __getitem__(self, idx: tuple[int, ...]) -> Any:
         return block_box(self._starts, idx)
 
     @cached_property
@@ -72,7 +71,17 @@ class BoxDep(BlockwiseDep):
         return block_starts(self.splits)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.expr, self.splits))
+        return (type(self), (self.splits,))
+
+
+@dataclass(frozen=True)
+class BoxDep(PlainBoxDep):
+    """Map each block of a Blockwise layer to its box; store the expression, so that `expr_of` can recover it."""
+
+    expr: Expr
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.splits, self.expr))
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.BoxDep", tokenize(self.expr), self.splits)
@@ -91,7 +100,7 @@ class TableBoxDep(BoxDep):
     """Map each block to its box and an expression of its own, so that no task contains a whole table."""
 
     def __getitem__(self, idx: tuple[int, ...]) -> Any:
-        box = block_box(self._starts, idx)
+        box = super().__getitem__(idx)
         return _BlockExpr(box, restrict_tables(self.expr, box))
 
 
@@ -209,7 +218,7 @@ def _flat_layer(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> B
         _run_own_block if own else _run_block,
         key,
         (*lead, *_SPACE, *tail),
-        TableBoxDep(expr, splits) if own else BoxDep(expr, splits),
+        TableBoxDep(splits, expr) if own else BoxDep(splits, expr),
         _SPACE,
         *(part for name in reads for part in (name, _SPACE)),
         new_axes=dict.fromkeys((*lead, *tail), 1),

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotations import AXIS, DIM, ENDS, as_triples, stack_axes
+from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
-from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_volume_error
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.core.grid_checks import check_same_grid

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotations import DIM, ENDS, RADII
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
 from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
     EQUIVALENCES,

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import list_from_attr, parse_json_attr
+from imageryxr.core.array_labels import list_from_attr, parse_json_attr, spatial_arrays
 from imageryxr.core.colors.parse import hex_color
-from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
     EQUIVALENCES,

@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.display import (
     DIMENSIONS,
     DISPLAY,

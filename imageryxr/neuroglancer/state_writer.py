@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import list_from_attr, parse_json_attr
+from imageryxr.core.array_labels import list_from_attr, parse_json_attr
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.orientation import quaternion_of_axes, screen_dimensions

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 
 import xarray as xr
 
+from imageryxr.core.array_labels import ArrayOrDataset
 from imageryxr.core.bbox import BBox, IndexBox
-from imageryxr.core.datasets import ArrayOrDataset
 from imageryxr.core.grid import grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, Message, OptionError, Wording, param, warn

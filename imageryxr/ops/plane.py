@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import plain_attrs
+from imageryxr.core.array_labels import ArrayOrDataset, plain_attrs, spatial_arrays
 from imageryxr.core.bbox import BBox, Index3, Triple, check_resolution, to_fraction
-from imageryxr.core.datasets import ArrayOrDataset, spatial_arrays
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.grid_checks import out_of_volume_error

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import SNAP, Triple, check_resolution, format_triple, tidy
-from imageryxr.core.datasets import ArrayOrDataset, spatial_arrays
 from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
 from imageryxr.graph.expr import Array, ArrayLeaf

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.attrs import list_from_attr, parse_json_attr, plain_attrs
+from imageryxr.core.array_labels import list_from_attr, parse_json_attr, plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, to_fraction
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
 from imageryxr.core.grid import Grid, grid_of

@@ -7,7 +7,7 @@ from typing import Unpack
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.datasets import spatial_arrays
+from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.display import LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.errors import LayerError
 from imageryxr.ops.align import layer_type_of

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, BBox, format_triple
-from imageryxr.core.datasets import spatial_arrays
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError, OptionError

@@ -16,11 +16,12 @@ from imageryxr.core.colors.ids import (
     hash_rows,
     list_unique_ids,
     make_read_only,
+    neuroglancer_colors,
+    neuroglancer_seed,
     parse_id,
     parse_key,
     unique_id_array,
 )
-from imageryxr.core.colors.neuroglancer import neuroglancer_colors, neuroglancer_seed
 from imageryxr.core.colors.palettes import palette_colors, palette_table
 from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.errors import ColorError, ImageryWarning, Message, param

@@ -265,7 +265,7 @@ def _without_fixed_text(variable: xr.Variable) -> xr.Variable:
 
 
 def _plain(obj: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    from imageryxr.core.attrs import plain_attrs
+    from imageryxr.core.array_labels import plain_attrs
 
     return dict(plain_attrs(obj.attrs))
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import colors_of
-from imageryxr.core.colors.types import TypePalette
+from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.display import ANNOTATION_SCALE
 from imageryxr.errors import OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text, views_of

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import CSS4_COLORS, to_rgba
 
 from imageryxr.core.colors import Colors, palette, parse_color, resolve_colors, stable_table
+from imageryxr.core.colors.ids import neuroglancer_colors
 from imageryxr.core.colors.ids import splitmix64 as splitmix64_array
-from imageryxr.core.colors.neuroglancer import neuroglancer_colors
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 
 BIG = 864691135617152361
@@ -561,7 +561,7 @@ def delta_e(a, b):
 def test_lab_agrees_with_scikit_image():
     from skimage.color import rgb2lab
 
-    from imageryxr.core.colors.lab import rgb_to_lab
+    from imageryxr.core.colors.distinct import rgb_to_lab
 
     rgb = np.random.default_rng(0).integers(0, 256, (500, 3)).astype(np.uint8)
     np.testing.assert_allclose(rgb_to_lab(rgb), rgb2lab(rgb[None])[0], atol=0.02)
@@ -625,7 +625,7 @@ BLIND = {
 
 @pytest.mark.parametrize("kind", BLIND)
 def test_the_colourblind_palette_is_distinguishable_with_each_colour_blindness(kind):
-    from imageryxr.core.colors.lab import rgb_to_lab
+    from imageryxr.core.colors.distinct import rgb_to_lab
 
     rgb = np.array(list(palette(range(1, 8), "colorblind").values())) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.array(BLIND[kind]).T

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.core.attrs import LargeIds, list_from_attr, parse_json_attr, plain_attrs
+from imageryxr.core.array_labels import LargeIds, list_from_attr, parse_json_attr, plain_attrs
 
 ENGINES = ["h5netcdf", "netcdf4"]
 
