@@ -118,6 +118,10 @@ class AxisMap:
         """Return the first target voxel whose centre lies at or above the lower edge of source voxel ``edge``."""
         return -((self.b - edge * self.c) // self.a)
 
+    def target_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the half-open range of target voxels whose centre lies in source voxels ``start`` to ``stop``."""
+        return self.first_voxel_at(start), self.first_voxel_at(stop)
+
     def source_range(self, start: int, stop: int, method: str) -> tuple[int, int]:
         """Return the half-open range of source voxels that a method needs for target voxels ``start`` to ``stop``."""
         low = Fraction(self.a * start + self.b, self.c)
@@ -141,8 +145,8 @@ class AxisMap:
         return self.a * scale * steps + rest, base, c
 
     def _is_inside(self, start: int, stop: int, valid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        j = np.arange(start, stop)
-        inside: npt.NDArray[np.bool_] = (j >= self.first_voxel_at(valid[0])) & (j < self.first_voxel_at(valid[1]))
+        j, (first, last) = np.arange(start, stop), self.target_range(*valid)
+        inside: npt.NDArray[np.bool_] = (j >= first) & (j < last)
         return inside
 
     def nearest(self, start: int, stop: int, valid: tuple[int, int]) -> NearestMap:

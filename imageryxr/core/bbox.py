@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,6 +208,17 @@ def is_covered_by(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
         at = tuple(slice(c.index(a), c.index(b)) for c, a, b in zip(cuts, box.start, box.stop, strict=True))
         covered[at] = True
     return bool(covered.all())
+
+
+def block_starts(chunks: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the starts of blocks along each axis, followed by the end of the last block."""
+    return tuple((0, *accumulate(sizes)) for sizes in chunks)
+
+
+def block_box(starts: Sequence[Sequence[int]], idx: Sequence[int]) -> IndexBox:
+    """Return the box (z, y, x) of a block, from the result of `block_starts`."""
+    (z0, z1), (y0, y1), (x0, x1) = ((int(s[i]), int(s[i + 1])) for s, i in zip(starts, idx, strict=True))
+    return IndexBox((z0, y0, x0), (z1, y1, x1))
 
 
 @dataclass(frozen=True, slots=True)

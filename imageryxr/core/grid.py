@@ -74,10 +74,12 @@ class Axis:
 
     def shift_to(self, other: Axis) -> int | None:
         """Return the index in ``other`` of this axis's first voxel, or None if the voxels do not coincide."""
-        steps = snap(to_fraction(self.offset) - to_fraction(other.offset))
-        if to_fraction(self.resolution) != to_fraction(other.resolution) or steps.denominator != 1:
+        if to_fraction(self.resolution) != to_fraction(other.resolution):
             return None
-        return int(steps)
+        if isinstance(self.offset, int) and isinstance(other.offset, int):
+            return self.offset - other.offset
+        steps = snap(to_fraction(self.offset) - to_fraction(other.offset))
+        return int(steps) if steps.denominator == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +137,8 @@ class Grid:
     def from_axes(cls, axes: Sequence[Axis]) -> Grid:
         """Return the grid of three axes (z, y, x)."""
         z, y, x = axes
-        return cls(
-            (z.size, y.size, x.size),
-            (x.resolution, y.resolution, z.resolution),
-            (x.offset, y.offset, z.offset),
-        )
+        shape, resolution = (z.size, y.size, x.size), (x.resolution, y.resolution, z.resolution)
+        return cls(shape, resolution, (x.offset, y.offset, z.offset))
 
     @property
     def axes(self) -> tuple[Axis, Axis, Axis]:
@@ -394,7 +393,7 @@ def _offset(first: float, resolution: float, offset: Any) -> int | float:
     # A float64 coordinate beyond 2**31 voxels is noisier than `SNAP`.
     noise = max(float(SNAP), 4 * float(np.spacing(abs(place))))
     if offset is not None and abs(place - float(offset)) < noise:
-        return tidy(offset)
+        return int(offset) if float(offset).is_integer() else tidy(offset)
     # Downsampling by 3 gives offsets in thirds of a voxel; a small denominator within float noise is the exact value.
     simple = Fraction(place).limit_denominator(1000)
     return tidy(simple) if abs(place - simple) < noise else place

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 import dask.array as da
@@ -18,7 +17,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 from dask.utils import key_split
 
-from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.bbox import DIMS, block_starts
 from imageryxr.errors import LayerError
 from imageryxr.graph.expr import Array
 
@@ -121,17 +120,6 @@ class OutputArray:
 
 # ---------------------------------------------------------------------------------------------------------
 # in a graph
-
-
-def block_starts(chunks: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Return the starts of blocks along each axis, followed by the end of the last block."""
-    return tuple((0, *accumulate(sizes)) for sizes in chunks)
-
-
-def block_box(starts: Sequence[Sequence[int]], idx: Sequence[int]) -> IndexBox:
-    """Return the box (z, y, x) of a block, from the result of `block_starts`."""
-    (z0, z1), (y0, y1), (x0, x1) = ((int(s[i]), int(s[i + 1])) for s, i in zip(starts, idx, strict=True))
-    return IndexBox((z0, y0, x0), (z1, y1, x1))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Expr(ABC):
                 changes[name] = new if isinstance(getattr(self, name), tuple) else new[0]
         return replace(self, **changes) if changes else self  # type: ignore[type-var]
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Type of the values."""
         return self.inputs[0].dtype
@@ -304,9 +304,8 @@ class Resampled(Expr):
 
     def box_from_child(self, box: IndexBox) -> IndexBox:
         """Return the voxels whose centre lies within a box of the child."""
-        start = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.start, strict=True))
-        stop = tuple(m.first_voxel_at(e) for m, e in zip(self.maps, box.stop, strict=True))
-        return IndexBox(start, stop)  # type: ignore[arg-type]
+        z, y, x = (m.target_range(a, b) for m, a, b in zip(self.maps, box.start, box.stop, strict=True))
+        return IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1]))
 
     @property
     def density(self) -> float:

@@ -24,8 +24,7 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
-from imageryxr.core.bbox import DIMS
-from imageryxr.graph.block_check import block_starts
+from imageryxr.core.bbox import DIMS, block_starts
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
 from imageryxr.graph.index_ranges import UnknownMoveError, Window, join_windows, shuffle_windows, slice_window
 from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view

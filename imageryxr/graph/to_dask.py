@@ -28,9 +28,9 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox, block_box, block_starts
 from imageryxr.errors import OptionError
-from imageryxr.graph.block_check import BlockPosition, BlockSpec, block_box, block_starts, check_block
+from imageryxr.graph.block_check import BlockPosition, BlockSpec, check_block
 from imageryxr.graph.evaluate import (
     Readings,
     SharedReads,

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import as_kernel_input
 
 _FAULTS = (
     "",
@@ -52,7 +51,7 @@ def segmentation_problem(
     channels = shape[3]
     if len(data) % 4 or len(data) < 4 * channels:
         return f"its {len(data)} bytes are not a multiple of 4, or too few for the offsets of its channels"
-    words = as_kernel_input(np.frombuffer(data, "<u4"))
+    words = np.frombuffer(data, "<u4")
     begins = words[:channels].tolist()
     if begins[0] != channels or begins != sorted(begins) or begins[-1] > words.size:
         return f"it begins with {begins}, which are not offsets of channels in {words.size} words"

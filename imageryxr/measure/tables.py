@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import IndexBox, format_triple
+from imageryxr.core.bbox import IndexBox, block_starts, format_triple
 from imageryxr.errors import OptionError, TargetError, TargetExistsError, param
-from imageryxr.graph.block_check import block_starts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.reduction import block_splits, group_shape, reduce_volumes

@@ -142,10 +142,14 @@ def align(
     image_volume, labels = _image_volume(image), _segmentation_volume(segmentation)
     warn_half_voxel(image_volume.grid, image_volume.attrs, labels.grid, labels.attrs)
     whole = _common_grid(image_volume.grid, labels.grid, to)
-    box = _common_box(image_volume.grid, labels.grid) if bbox is None else _check_inside_both(bbox, image, segmentation)
-    if bbox is not None:
-        check_extent(whole.select(bbox), bbox, whole, "the volume of both layers")
-    grid = whole if isinstance(to, Grid) and bbox is None else whole.crop(whole.select(box))
+    if bbox is None:
+        box = _common_box(image_volume.grid, labels.grid)
+        grid = whole if isinstance(to, Grid) else whole.crop(whole.select(box))
+    else:
+        _check_inside_both(bbox, image_volume.grid, labels.grid)
+        indexes = whole.select(bbox)
+        check_extent(indexes, bbox, whole, "the volume of both layers")
+        grid = whole.crop(indexes)
     grid = _keep_dropped_axes(grid, image_volume.grid, set(image_volume.dropped) & set(labels.dropped))
     exprs = {
         "image": _resample_expr(image_volume, grid, "linear"),
@@ -249,6 +253,8 @@ def _covering_axis(axis: Axis, resolution: float) -> Axis:
 
 def _keep_dropped_axes(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
     # A dim that the caller has dropped has one plane, which is not resampled.
+    if not dropped:
+        return grid
     axes = zip(DIMS, grid.axes, own.axes, strict=True)
     return Grid.from_axes([mine if dim in dropped else axis for dim, axis, mine in axes])
 
@@ -315,19 +321,16 @@ def _unit_hint(image: Grid, segmentation: Grid) -> str:
     return ""
 
 
-def _check_inside_both(bbox: BBox, image: xr.DataArray, segmentation: xr.DataArray) -> BBox:
-    for name, array in (("image", image), ("segmentation", segmentation)):
-        grid = grid_of(array)
+def _check_inside_both(bbox: BBox, image: Grid, segmentation: Grid) -> None:
+    for name, grid in (("image", image), ("segmentation", segmentation)):
         if not grid.select(bbox).clip(grid.box).voxels:
             error = out_of_volume_error(bbox, grid, f"the {name}")
-            first, second = grid_of(image), grid_of(segmentation)
-            hint = "" if first.bbox.intersection(second.bbox) else _unit_hint(first, second)
+            hint = "" if image.bbox.intersection(segmentation.bbox) else _unit_hint(image, segmentation)
             raise (
                 OutOfVolumeError(error.message, f". The image and the segmentation do not overlap; {hint}")
                 if hint
                 else error
             )
-    return bbox
 
 
 def aligned_names(dataset: xr.Dataset) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.mapping import ColorSpec
@@ -123,6 +124,19 @@ class Layer:
         """Return the layer with its unset options taken from the call."""
         names = ("ids", "colors", "alpha", "rest_alpha", "outline", "overlap")
         return replace(self, **{n: getattr(call, n) for n in names if getattr(self, n) is None})
+
+    @property
+    def holds_masks(self) -> bool:
+        """Whether the layer is a bool array, a dict or list of arrays, or a result of `split_masks`."""
+        item = self.segmentation
+        if isinstance(item, list | tuple) or (isinstance(item, Mapping) and not isinstance(item, xr.Dataset)):
+            return True
+        return is_mask(item) or (isinstance(item, xr.DataArray) and "segment" in item.dims)
+
+
+def is_mask(item: Any) -> bool:
+    """Return whether an object is a single mask: a bool array without a "segment" dim."""
+    return hasattr(item, "dtype") and item.dtype == np.bool_ and not (hasattr(item, "dims") and "segment" in item.dims)
 
 
 def parse_outline(outline: Any) -> Outline | None:

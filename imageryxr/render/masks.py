@@ -44,20 +44,6 @@ class MaskUnion(Expr):
         return np.asarray(np.any([a != 0 for a in arrays], axis=0)).astype(np.uint8)
 
 
-def is_mask(item: Any) -> bool:
-    """Return whether an object is a single mask: a bool array without a "segment" dim."""
-    return hasattr(item, "dtype") and item.dtype == np.bool_ and not (hasattr(item, "dims") and "segment" in item.dims)
-
-
-def is_masks(item: Any) -> bool:
-    """Return whether an object holds masks: a bool array, a dict or list of arrays, or a result of `split_masks`."""
-    if isinstance(item, Mapping) and not isinstance(item, xr.Dataset):
-        return True
-    if isinstance(item, list | tuple) or is_mask(item):
-        return True
-    return isinstance(item, xr.DataArray) and "segment" in item.dims
-
-
 def draw_masks(canvas: Canvas, layer: Layer, what: str) -> None:
     """Draw a layer of masks on a canvas.
 

@@ -22,8 +22,8 @@ from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.cutout_verbs import accepts_cutouts
 from imageryxr.ops.segment_ids import segmentation_volume
-from imageryxr.render.layers import Layer, Outline, Side, check_axis
-from imageryxr.render.masks import draw_masks, is_mask, is_masks
+from imageryxr.render.layers import Layer, Outline, Side, check_axis, is_mask
+from imageryxr.render.masks import draw_masks
 from imageryxr.render.paint import Canvas, LayerStack, grey_to_rgba, paint_segments
 
 Masks = Mapping[Any, xr.DataArray | npt.NDArray[Any]] | npt.NDArray[Any]
@@ -137,7 +137,7 @@ def overlay(
     call = Layer(None, ids, colors, alpha, rest_alpha, outline, overlap)
     for number, item in enumerate(layers):
         layer = (item if isinstance(item, Layer) else Layer(item)).fill_defaults(call)
-        draw = draw_masks if is_masks(layer.segmentation) else _draw_segmentation
+        draw = draw_masks if layer.holds_masks else _draw_segmentation
         draw(canvas, layer, "the segmentation" if len(layers) == 1 else f"layer {number}")
     attrs = {**canvas.volumes[0].attrs}
     if image is not None and canvas.volumes[1].attrs.get("source") is not None:

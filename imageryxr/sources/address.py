@@ -169,14 +169,14 @@ def _last_stage(stages: list[str], given: str) -> tuple[str, str]:
 
 def _suffix_parts(name: str, suffix: str, given: str) -> tuple[str, Literal["/", "."] | None]:
     """Return the inner path and the dimension separator after a format's colon."""
+    if not suffix:
+        return "", None
     found = _SUFFIX.fullmatch(suffix)
     path, query, fragment = found.groups() if found else ("", None, None)
     part = Message(_format_source(given), ": ")
     if FORMAT_NAMES.get(name) != "zarr":
-        if suffix:
-            inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
-            raise AddressError(part, f"'|{name}:' takes nothing after its colon; write {inner}")
-        return "", None
+        inner = f"PLACE/{path.strip('/')}|{name}:" if path.strip("/") else f"PLACE|{name}:"
+        raise AddressError(part, f"'|{name}:' takes nothing after its colon; write {inner}")
     if query is not None:
         raise AddressError(part, f"'|{name}:' takes no query; options come after a '#'")
     if ".." in path.split("/"):

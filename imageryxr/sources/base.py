@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.bbox import Index3, IndexBox, format_triple, tidy, to_fraction
+from imageryxr.core.bbox import Index3, IndexBox, format_triple, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, OptionError, Wording, param
 
@@ -219,15 +219,15 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
     ChoiceError
         If the index is out of range, or None although there are several channels or times.
     """
+    if index is None and count == 1:
+        return 0
+    if isinstance(index, int | np.integer) and not isinstance(index, bool) and 0 <= index < count:
+        return int(index)
     choices = Message(param(what, 0), *((" to ", param(what, count - 1)) if count > 1 else (", or nothing",)))
-    if index is None and count > 1:
+    if index is None:
         raise ChoiceError(Message(f"{name} has {count} {what}s; choose one with ", choices), what, count)
-    number = 0 if index is None else index
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < count:
-        have = f"its {what}s are 0 to {count - 1}" if count > 1 else f"it has one {what}"
-        message = Message(f"{name} has no ", param(what, index), f": {have}; give ", choices)
-        raise ChoiceError(message, what, count)
-    return int(number)
+    have = f"its {what}s are 0 to {count - 1}" if count > 1 else f"it has one {what}"
+    raise ChoiceError(Message(f"{name} has no ", param(what, index), f": {have}; give ", choices), what, count)
 
 
 def check_missing(missing: Any) -> Missing:
@@ -275,6 +275,6 @@ def level_attrs(source: Source, level: Level) -> dict[str, Any]:
         "layer_type": source.layer_type,
         "mip": level.mip,
         "resolution": (x, y, z),
-        "voxel_offset": tuple(tidy(o) for o in level.grid.voxel_offset),
+        "voxel_offset": level.grid.voxel_offset,
         **source.attrs,
     }

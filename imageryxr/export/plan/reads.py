@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from dask.utils import key_split
 
-from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox, block_box
 from imageryxr.core.grid import Grid
 from imageryxr.export.plan.regions import Regions
-from imageryxr.graph.block_check import block_box
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, LevelLeaf, Resampled, Shifted
 from imageryxr.graph.oblique import PlaneSlice

@@ -20,6 +20,7 @@ from imageryxr.sources.codecs.isolated import ISOLATED_ENCODINGS, DecoderStartEr
 from imageryxr.sources.codecs.stream_lengths import stream_problem
 
 _EMPTY = "it is empty (0 bytes): it was truncated when written"
+_HTML = "it is HTML, such as a login page"
 
 
 class DamagedChunkError(ValueError):
@@ -118,8 +119,9 @@ def _chunk_problem(
 ) -> str:
     if len(stored) == 0:
         return _EMPTY
-    if is_html_page(stored):
-        return "it is HTML, such as a login page"
+    # No HTML passes the checks of compressed_segmentation.
+    if encoding != "compressed_segmentation" and is_html_page(stored):
+        return _HTML
     if encoding == "raw":
         expected = math.prod(shape) * dtype.itemsize
         return "" if len(stored) == expected else f"it holds {len(stored)} bytes instead of {expected}"
@@ -129,7 +131,8 @@ def _chunk_problem(
         from imageryxr.kernels.compressed_segmentation import segmentation_problem
 
         x, y, z = (int(b) for b in block)
-        return segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
+        problem = segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
+        return _HTML if problem and is_html_page(stored) else problem
     if encoding in PICTURE_ENCODINGS:
         return picture_problem(stored, encoding, shape, dtype)
     return stream_problem(stored, encoding, shape)
