@@ -15,8 +15,8 @@ import xarray as xr
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import SegmentError
 from imageryxr.graph.expr import Array, Mapped
-from imageryxr.graph.reduction import count_ids, find_ids
 from imageryxr.graph.labelled import label_result, route_cutouts
+from imageryxr.graph.reduction import count_ids, find_ids
 from imageryxr.ops.cutout_verbs import apply_verb, select_columns
 from imageryxr.ops.segment_ids import RequestedIds, segmentation_volume
 

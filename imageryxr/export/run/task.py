@@ -26,10 +26,9 @@ from imageryxr.export.run.requested_ids import SeenBits, pack_seen
 from imageryxr.export.store.local import FileRecord, Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
-from imageryxr.graph.evaluate import Readings, required_boxes
+from imageryxr.graph.evaluate import Readings, has_tables, required_boxes, restrict_tables
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.graph.evaluate import has_tables, restrict_tables
 from imageryxr.ops.segment_ids import record_ids, suspend_id_recording
 from imageryxr.sources.base import record_missing_chunks
 
