@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from imageryxr.neuroglancer.open import open_neuroglancer
     from imageryxr.ops.align import align, regrid
     from imageryxr.ops.annotations import as_annotations
+    from imageryxr.ops.crop import crop
     from imageryxr.ops.datastack import open_datastack
     from imageryxr.ops.labels import select_ids, split_masks, unique_ids
-    from imageryxr.ops.open import crop, open_image, open_multiscale, open_segmentation
+    from imageryxr.ops.open import open_image, open_multiscale, open_segmentation
     from imageryxr.ops.open_annotations import open_annotations
     from imageryxr.ops.plane import plane
     from imageryxr.ops.points import sample_points
@@ -140,7 +141,7 @@ _MODULES = {
     "composite": "imageryxr.render.overlay",
     "contacts": "imageryxr.measure.contacts",
     "contrast_limits": "imageryxr.render.thumbnail",
-    "crop": "imageryxr.ops.open",
+    "crop": "imageryxr.ops.crop",
     "cutouts": "imageryxr.measure.cutouts",
     "export": "imageryxr.export",
     "grid_of": "imageryxr.core.grid",

@@ -23,9 +23,9 @@ from imageryxr.measure.table import to_dataframe
 from imageryxr.neuroglancer.link import neuroglancer_link
 from imageryxr.ops.align import align, aligned_names, regrid
 from imageryxr.ops.cave_table import table
+from imageryxr.ops.crop import box_around, crop
 from imageryxr.ops.datastack import align_tree, around, bbox
 from imageryxr.ops.labels import select_ids, split_masks, unique_ids
-from imageryxr.ops.open import box_around, crop
 from imageryxr.ops.plane import plane, tree_plane
 from imageryxr.ops.points import sample_points
 from imageryxr.ops.tree import view

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.expr import Array, Leaf, LevelLeaf, spatial_index
+from imageryxr.graph.evaluate import assemble_box
+from imageryxr.graph.expr import Array, LevelLeaf
 from imageryxr.sources.fetch.threads import run_in_parallel
 
 # Decoded bytes of the chunks of a batch: enough for dozens of requests in flight, and few enough for one per thread.
@@ -27,7 +28,6 @@ KEPT_BYTES = 1 << 29
 # Number of boxes that a batch reads concurrently.
 _WIDTH = 32
 
-Pieces = Sequence[tuple[IndexBox, Array]]
 Indexes = npt.NDArray[np.int64]
 ChunkId = tuple[int, Index3]
 """Number of a leaf, and numbers of one of its chunks along (z, y, x)."""
@@ -197,16 +197,3 @@ def merge_boxes(boxes: Iterable[IndexBox]) -> list[IndexBox]:
 
 def _extent(box: IndexBox, axis: int) -> tuple[int, int]:
     return box.start[axis], box.stop[axis]
-
-
-def assemble_box(leaf: Leaf, target: IndexBox, pieces: Pieces) -> Array:
-    """Return the values of a box, copied from the pieces that cover it."""
-    for box, values in pieces:
-        if box.contains(target):
-            return values[spatial_index(leaf, target.slices(box))]
-    out = np.empty((*leaf.lead, *target.shape, *leaf.tail), leaf.dtype)
-    for box, values in pieces:
-        part = box.clip(target)
-        if part.voxels:
-            out[spatial_index(leaf, part.slices(target))] = values[spatial_index(leaf, part.slices(box))]
-    return out

@@ -27,22 +27,15 @@ from imageryxr.graph.cutout_reads import (
     BATCH_BYTES,
     ChunkCache,
     ChunkId,
-    assemble_box,
     chunk_bytes,
     chunk_shape,
     chunks_of,
     morton_codes,
 )
-from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
+from imageryxr.graph.dask_inputs import DaskInputs, Opaque, block_position, block_spec, touched_blocks
+from imageryxr.graph.evaluate import Readings, assemble_box, evaluate, required_boxes
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf
-from imageryxr.graph.to_dask import (
-    DaskInputs,
-    Opaque,
-    block_position,
-    block_spec,
-    check_query_planning,
-    touched_blocks,
-)
+from imageryxr.graph.to_dask import check_query_planning
 
 Indexes = npt.NDArray[np.int64]
 

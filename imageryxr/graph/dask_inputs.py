@@ -1,4 +1,4 @@
-"""Compute boxes of dask arrays that imageryxr did not build.
+"""Read dask arrays that imageryxr did not build: compute boxes of them, or make tasks that take their blocks.
 
 All blocks of a box are computed in one graph, so that they share their inputs. Each block is checked and copied into
 the result as soon as it is computed, so that few blocks are in memory at a time. Blocks that are persisted on a cluster
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import dask.array as da
@@ -17,11 +18,21 @@ from dask.base import optimize
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from imageryxr.core.bbox import IndexBox
-from imageryxr.graph.block_check import OutputArray, add_block_checks
-from imageryxr.graph.evaluate import Readings, required_boxes
+from imageryxr.core.bbox import IndexBox, block_box, block_starts
+from imageryxr.graph.block_check import BlockPosition, BlockSpec, OutputArray, add_block_checks, check_block
+from imageryxr.graph.evaluate import (
+    Readings,
+    SharedReads,
+    assemble_box,
+    evaluate_shared,
+    has_tables,
+    required_boxes,
+    restrict_tables,
+)
 from imageryxr.graph.expr import Array, DaskLeaf, Expr
-from imageryxr.graph.to_dask import DaskInputs, block_spec
+
+Splits = tuple[tuple[int, ...], ...]
+DaskInputs = Mapping[str, da.Array]
 
 
 @dataclass(frozen=True)
@@ -161,3 +172,96 @@ def count_lost_blocks(dask_inputs: DaskInputs) -> int:
     """Return the number of persisted blocks that their cluster no longer keeps."""
     held = [value for array in dask_inputs.values() for value in _materialized_values(array) if is_future(value)]
     return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in held)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# tasks that read the blocks of input arrays
+
+
+def dask_leaves(expr: Expr) -> list[DaskLeaf]:
+    """Return the `DaskLeaf` leaves of an expression."""
+    if isinstance(expr, DaskLeaf):
+        return [expr]
+    return [leaf for child in expr.inputs for leaf in dask_leaves(child)]
+
+
+class DaskInputLayer(MaterializedLayer):
+    """Tasks on the blocks of input dask arrays; stores the expression, so that `recover` can find it."""
+
+    def __init__(self, tasks: Mapping[Any, Any], expr: Expr, splits: Splits) -> None:
+        super().__init__(tasks)
+        self.expr = expr
+        self.splits = splits
+
+
+@dataclass(frozen=True)
+class _InputBlock:
+    """The leaf that an input block of a task belongs to, and the box of the block."""
+
+    leaf: DaskLeaf
+    box: IndexBox
+
+
+def input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+    """Yield the keys and tasks of the blocks of an expression with dask inputs."""
+    lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
+    starts = block_starts(splits)
+    for idx in product(*(range(len(s)) for s in splits)):
+        box = block_box(starts, idx)
+        pieces, keys = [], []
+        for leaf, boxes in required_boxes(expr, box).items():
+            if isinstance(leaf, DaskLeaf):
+                for part, source_key in touched_blocks(leaf, boxes):
+                    pieces.append(_InputBlock(leaf, part))
+                    keys.append(source_key)
+        shared = [(name, *idx) for name in reads]
+        own = restrict_tables(expr, box) if has_tables(expr) else expr
+        yield (key, *lead, *idx, *tail), (_run_with_inputs, own, Opaque((box, tuple(pieces))), keys, shared)
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Wrapper that hides a value from dask's search for keys."""
+
+    value: Any
+
+
+def touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox]) -> Iterator[tuple[IndexBox, Any]]:
+    """Yield the box and the key of each block of a dask array that boxes overlap."""
+    starts = block_starts(leaf.splits)
+    lead, tail = (0,) * len(leaf.lead), (0,) * len(leaf.tail)
+    seen = set()
+    for box in boxes:
+        ranges = [
+            range(np.searchsorted(s, a, "right") - 1, np.searchsorted(s, b, "left"))
+            for s, a, b in zip(starts, box.start, box.stop, strict=True)
+        ]
+        for idx in product(*ranges):
+            if idx not in seen:
+                seen.add(idx)
+                yield block_box(starts, idx), (leaf.name, *lead, *map(int, idx), *tail)
+
+
+def _run_with_inputs(expr: Expr, opaque: Opaque, blocks: list[Array], reads: list[SharedReads]) -> Array:
+    box, pieces = opaque.value
+    readings: Readings = {}
+    for leaf, boxes in required_boxes(expr, box).items():
+        if isinstance(leaf, DaskLeaf):
+            mine = [
+                (p.box, check_block(b, block_spec(leaf), block_position(leaf, p.box)))
+                for p, b in zip(pieces, blocks, strict=True)
+                if p.leaf == leaf
+            ]
+            readings[leaf] = [(target, assemble_box(leaf, target, mine)) for target in boxes]
+    return evaluate_shared(expr, box, readings, reads)
+
+
+def block_spec(leaf: DaskLeaf) -> BlockSpec:
+    """Return the specification that the blocks of a leaf's dask array must meet."""
+    return BlockSpec(leaf.name, leaf.type, len(leaf.lead))
+
+
+def block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
+    """Return the position of a box in a leaf's dask array."""
+    start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
+    return BlockPosition(start, (*leaf.lead, *box.shape, *leaf.tail))

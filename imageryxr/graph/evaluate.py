@@ -25,6 +25,7 @@ from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, spatial_index
 from imageryxr.sources.fetch.threads import run_in_parallel
 
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
+Pieces = Sequence[tuple[IndexBox, Array]]
 
 # Number of boxes that are read concurrently.
 _WIDTH = 32
@@ -118,6 +119,19 @@ def _read_boxes(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
     for (leaf, box), values in zip(stored, done, strict=True):
         found[leaf].append((box, values))
     return found
+
+
+def assemble_box(leaf: Leaf, target: IndexBox, pieces: Pieces) -> Array:
+    """Return the values of a box, copied from the pieces that cover it."""
+    for box, values in pieces:
+        if box.contains(target):
+            return values[spatial_index(leaf, target.slices(box))]
+    out = np.empty((*leaf.lead, *target.shape, *leaf.tail), leaf.dtype)
+    for box, values in pieces:
+        part = box.clip(target)
+        if part.voxels:
+            out[spatial_index(leaf, part.slices(target))] = values[spatial_index(leaf, part.slices(box))]
+    return out
 
 
 def _build(expr: Expr, box: IndexBox, readings: Readings) -> Array:
@@ -255,3 +269,16 @@ def boxes_around(box: IndexBox, core: IndexBox) -> Iterator[IndexBox]:
             if a < b:
                 yield box.with_axis(axis, a, b)
         box = box.with_axis(axis, core.start[axis], core.stop[axis])
+
+
+def evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[SharedReads]) -> Array:
+    """Evaluate a box; read the leaves of ``reads`` through these caches, which other arrays share."""
+    shared = {r.leaf: r for r in reads}
+
+    def read(leaf: Leaf, box: IndexBox) -> Array:
+        return shared[leaf].read(box) if leaf in shared else leaf.read(box)
+
+    out = evaluate(expr, box, given, read)
+    for one in reads:
+        out = one.copy_if_shared(out)
+    return out

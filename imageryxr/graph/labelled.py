@@ -15,16 +15,15 @@ import xarray as xr
 from xarray.core import indexing
 
 from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, plain_attrs
-from imageryxr.core.bbox import DIMS, BBox, Index3, IndexBox
+from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid, grid_of
-from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryError, LayerError
-from imageryxr.graph.dask_inputs import input_boxes
+from imageryxr.graph.dask_inputs import Splits, input_boxes
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, LevelLeaf, replace_leaves, view_expr, widen_to
 from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray, expr_at_ranges, expr_view, unwrap
 from imageryxr.graph.recover import recover_expr, recover_inputs
-from imageryxr.graph.to_dask import Splits, check_query_planning, choose_splits, to_dask
+from imageryxr.graph.to_dask import check_query_planning, choose_splits, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
@@ -312,47 +311,6 @@ def crop_volume(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes; its expression still contains the data beyond the box."""
     expr = view_expr(volume.expr, volume.box, box)
     return replace(volume, expr=expr, grid=volume.grid.crop(box), splits=None, below_splits=None)
-
-
-def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
-    """Return the part of an array within a box in space, filled with 0 where the box extends beyond the array.
-
-    Raises
-    ------
-    OutOfVolumeError
-        If the box lies wholly outside the array, unless ``outside_ok``.
-    """
-    grid = grid_of(array)
-    box = grid.select(bbox)
-    if not outside_ok and not box.clip(grid.box).voxels:
-        raise out_of_volume_error(bbox, grid, f"the array {array.name!r}")
-    check_extent(box, bbox, grid, f"the array {array.name!r}")
-    box = _keep_dropped_planes(box, grid, array)
-    tail = "rgba" if "rgba" in array.dims else None
-    if set(array.dims) - {*DIMS, "rgba"}:
-        return _crop_with_isel(array, grid, box)
-    part = crop_volume(volume_of(array, tail=(tail,) if tail else ()), box)
-    name = str(array.name) if array.name is not None else "crop"
-    return label_result(part.expr, part.grid, part, attrs=part.attrs, name=name, tail=tail, chunks=chunks)
-
-
-def _keep_dropped_planes(box: IndexBox, grid: Grid, array: xr.DataArray) -> IndexBox:
-    # A dim that the caller has dropped has one plane, whatever the size of the box.
-    ends = [(a, b) if d in array.dims else (0, 1) for d, a, b in zip(DIMS, box.start, box.stop, strict=True)]
-    (z0, z1), (y0, y1), (x0, x1) = ends
-    return IndexBox((z0, y0, x0), (z1, y1, x1))
-
-
-def _crop_with_isel(array: xr.DataArray, grid: Grid, box: IndexBox) -> xr.DataArray:
-    # Arrays with other dims (such as one mask per segment) have no expression, so xarray crops and pads them.
-    inside, target = box.clip(grid.box), grid.crop(box)
-    part = array.isel({d: s for d, s in zip(DIMS, inside.slices(), strict=True) if d in array.dims})
-    missing = zip(DIMS, box.start, inside.start, inside.stop, box.stop, strict=True)
-    around = {d: (i - a, b - j) for d, a, i, j, b in missing if d in array.dims}
-    if any(map(any, around.values())):
-        part = part.pad(around, mode="constant", constant_values=array.dtype.type(0))
-        part = part.assign_coords({d: c for d, c in target.coords().items() if d in array.dims})
-    return part.assign_attrs(attrs_on_grid(array.attrs, target))
 
 
 @dataclass(frozen=True)

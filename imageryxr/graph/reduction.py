@@ -22,9 +22,10 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.graph.dask_inputs import Splits
 from imageryxr.graph.expr import Array, ArrayLeaf, widen_to
 from imageryxr.graph.labelled import Volume, crop_volume
-from imageryxr.graph.to_dask import PlainBoxDep, Splits, choose_splits, to_dask
+from imageryxr.graph.to_dask import PlainBoxDep, choose_splits, to_dask
 
 T = TypeVar("T")
 

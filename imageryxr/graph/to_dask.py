@@ -16,34 +16,29 @@ never collide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
-from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.core.bbox import Index3, IndexBox, block_box, block_starts
 from imageryxr.errors import OptionError
-from imageryxr.graph.block_check import BlockPosition, BlockSpec, check_block
+from imageryxr.graph.dask_inputs import DaskInputLayer, Splits, input_tasks
 from imageryxr.graph.evaluate import (
-    Readings,
     SharedReads,
     core_boxes,
-    evaluate,
+    evaluate_shared,
     has_tables,
-    required_boxes,
     restrict_tables,
 )
-from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain, spatial_index
-
-Splits = tuple[tuple[int, ...], ...]
-DaskInputs = Mapping[str, da.Array]
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain
 
 _SPACE = ("z", "y", "x")
 
@@ -105,23 +100,11 @@ class TableBoxDep(BoxDep):
 
 
 def _run_block(box: IndexBox, *reads: SharedReads, expr: Expr) -> Array:
-    return _evaluate_shared(expr, IndexBox(*box), {}, reads)
+    return evaluate_shared(expr, IndexBox(*box), {}, reads)
 
 
 def _run_own_block(block: _BlockExpr, *reads: SharedReads) -> Array:
-    return _evaluate_shared(block.expr, block.box, {}, reads)
-
-
-def _evaluate_shared(expr: Expr, box: IndexBox, given: Readings, reads: Sequence[SharedReads]) -> Array:
-    shared = {r.leaf: r for r in reads}
-
-    def read(leaf: Leaf, box: IndexBox) -> Array:
-        return shared[leaf].read(box) if leaf in shared else leaf.read(box)
-
-    out = evaluate(expr, box, given, read)
-    for one in reads:
-        out = one.copy_if_shared(out)
-    return out
+    return evaluate_shared(block.expr, block.box, {}, reads)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -189,7 +172,7 @@ def to_dask(
     reads = _shared_reads_layers(expr, shape, splits)
     layers: dict[str, Any] = dict(reads)
     if dask_inputs:
-        tasks = dict(_input_tasks(key, expr, splits, list(reads)))
+        tasks = dict(input_tasks(key, expr, splits, list(reads)))
         layers[key] = DaskInputLayer(tasks, expr, splits)
     else:
         layers[key] = _flat_layer(key, expr, splits, list(reads))
@@ -249,107 +232,6 @@ def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
     """Return all expressions in the graph of a dask array, with the sizes (z, y, x) of their blocks."""
     deps = [d for layer in array.dask.layers.values() for d in getattr(layer, "io_deps", {}).values()]
     return [(dep.expr, dep.splits) for dep in deps if isinstance(dep, BoxDep)]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# blocks of dask arrays that imageryxr did not build
-
-
-def dask_leaves(expr: Expr) -> list[DaskLeaf]:
-    """Return the `DaskLeaf` leaves of an expression."""
-    if isinstance(expr, DaskLeaf):
-        return [expr]
-    return [leaf for child in expr.inputs for leaf in dask_leaves(child)]
-
-
-class DaskInputLayer(MaterializedLayer):
-    """Tasks on the blocks of input dask arrays; stores the expression, so that `recover` can find it."""
-
-    def __init__(self, tasks: Mapping[Any, Any], expr: Expr, splits: Splits) -> None:
-        super().__init__(tasks)
-        self.expr = expr
-        self.splits = splits
-
-
-@dataclass(frozen=True)
-class _InputBlock:
-    """The leaf that an input block of a task belongs to, and the box of the block."""
-
-    leaf: DaskLeaf
-    box: IndexBox
-
-
-def _input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-    lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
-    starts = block_starts(splits)
-    for idx in product(*(range(len(s)) for s in splits)):
-        box = block_box(starts, idx)
-        pieces, keys = [], []
-        for leaf, boxes in required_boxes(expr, box).items():
-            if isinstance(leaf, DaskLeaf):
-                for part, source_key in touched_blocks(leaf, boxes):
-                    pieces.append(_InputBlock(leaf, part))
-                    keys.append(source_key)
-        shared = [(name, *idx) for name in reads]
-        own = restrict_tables(expr, box) if has_tables(expr) else expr
-        yield (key, *lead, *idx, *tail), (_run_with_inputs, own, Opaque((box, tuple(pieces))), keys, shared)
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """Wrapper that hides a value from dask's search for keys."""
-
-    value: Any
-
-
-def touched_blocks(leaf: DaskLeaf, boxes: list[IndexBox]) -> Iterator[tuple[IndexBox, Any]]:
-    """Yield the box and the key of each block of a dask array that boxes overlap."""
-    starts = block_starts(leaf.splits)
-    lead, tail = (0,) * len(leaf.lead), (0,) * len(leaf.tail)
-    seen = set()
-    for box in boxes:
-        ranges = [
-            range(np.searchsorted(s, a, "right") - 1, np.searchsorted(s, b, "left"))
-            for s, a, b in zip(starts, box.start, box.stop, strict=True)
-        ]
-        for idx in product(*ranges):
-            if idx not in seen:
-                seen.add(idx)
-                yield block_box(starts, idx), (leaf.name, *lead, *map(int, idx), *tail)
-
-
-def _run_with_inputs(expr: Expr, opaque: Opaque, blocks: list[Array], reads: list[SharedReads]) -> Array:
-    box, pieces = opaque.value
-    readings: Readings = {}
-    for leaf, boxes in required_boxes(expr, box).items():
-        if isinstance(leaf, DaskLeaf):
-            mine = [(p.box, b) for p, b in zip(pieces, blocks, strict=True) if p.leaf == leaf]
-            readings[leaf] = [(target, _assemble(leaf, target, mine)) for target in boxes]
-    return _evaluate_shared(expr, box, readings, reads)
-
-
-def _assemble(leaf: DaskLeaf, target: IndexBox, blocks: list[tuple[IndexBox, Array]]) -> Array:
-    checked = [(box, check_block(values, block_spec(leaf), block_position(leaf, box))) for box, values in blocks]
-    for box, values in checked:
-        if box.contains(target):
-            return values[spatial_index(leaf, target.slices(box))]
-    out = np.empty((*leaf.lead, *target.shape, *leaf.tail), leaf.dtype)
-    for box, values in checked:
-        part = box.clip(target)
-        if part.voxels:
-            out[spatial_index(leaf, part.slices(target))] = values[spatial_index(leaf, part.slices(box))]
-    return out
-
-
-def block_spec(leaf: DaskLeaf) -> BlockSpec:
-    """Return the specification that the blocks of a leaf's dask array must meet."""
-    return BlockSpec(leaf.name, leaf.type, len(leaf.lead))
-
-
-def block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
-    """Return the position of a box in a leaf's dask array."""
-    start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
-    return BlockPosition(start, (*leaf.lead, *box.shape, *leaf.tail))
 
 
 # ---------------------------------------------------------------------------------------------------------

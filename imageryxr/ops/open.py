@@ -1,21 +1,20 @@
-"""Open volumes as labelled, lazy arrays, and crop them."""
+"""Open volumes as labelled, lazy arrays."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 import xarray as xr
 
-from imageryxr.core.array_labels import ArrayOrDataset
 from imageryxr.core.bbox import BBox, IndexBox
-from imageryxr.core.grid import grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error
-from imageryxr.errors import ImageryWarning, LayerError, Message, OptionError, Wording, param, warn
-from imageryxr.graph.labelled import as_dask, crop_array, is_lazy, level_array
+from imageryxr.errors import ImageryWarning, LayerError, Message, Wording, warn
+from imageryxr.graph.labelled import as_dask, is_lazy, level_array
+from imageryxr.ops.crop import crop_array
 from imageryxr.ops.labels import select_ids
 from imageryxr.ops.segment_ids import id_array
 from imageryxr.sources.base import (
@@ -270,130 +269,6 @@ def _openable_levels(layer: Source) -> list[Level]:
         mips = ", ".join(str(level.mip) for level in wrong)
         warn(f"{layer.name}: mip {mips} is left out, because its dtype {dtype_of(layer, wrong[0].mip)} cannot be ids")
     return [level for level in levels if level not in wrong] or levels
-
-
-def box_around(
-    obj: xr.DataArray | xr.Dataset,
-    center: Sequence[float],
-    size: Sequence[float],
-    *,
-    resolution: Sequence[float] | None = None,
-    size_resolution: Sequence[float] | None = None,
-) -> BBox:
-    """Return a box of a given size around a point, in the voxels of an array.
-
-    Reads nothing.
-
-    Parameters
-    ----------
-    obj : DataArray or Dataset
-        Array with dims z, y, x and coordinates in a length unit.
-    center : sequence of 3 numbers
-        The point (x, y, z), in units of ``resolution``.
-    size : sequence of 2 or 3 numbers
-        Extent (x, y, z) in units of ``size_resolution``; 2 numbers (x, y) mean one plane.
-    resolution : (x, y, z), optional
-        Nanometres per unit of ``center``. Default: the voxel size of ``obj``, so that ``center`` is in voxels of its
-        level, as in Neuroglancer.
-    size_resolution : (x, y, z), optional
-        Nanometres per unit of ``size``. Default: the voxel size of ``obj``.
-
-    Returns
-    -------
-    BBox
-        See `BBox.around`.
-
-    Raises
-    ------
-    BoxError
-        If a number is not finite or a size is not positive.
-    GridError
-        If the coordinates do not form a grid.
-
-    Examples
-    --------
-    >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
-    >>> em.imagery.around((4300, 2200, 120), (64, 48))
-    BBox(lo=(4268, 2176, 120), hi=(4332, 2224, 121), resolution=(8.0, 8.0, 40.0))
-    """
-    own = grid_of(obj).resolution
-    unit = own if resolution is None else resolution
-    return BBox.around(
-        center, size, resolution=unit, size_resolution=own if size_resolution is None else size_resolution
-    )
-
-
-def crop(
-    obj: ArrayOrDataset,
-    bbox: BBox | None = None,
-    *,
-    center: Sequence[float] | None = None,
-    size: Sequence[float] | None = None,
-    resolution: Sequence[float] | None = None,
-) -> ArrayOrDataset:
-    """Crop an array to a box: the voxels whose centre lies in ``[lo, hi)``.
-
-    Lazy: reads nothing. A lazily indexed array becomes a dask array whose blocks follow the storage chunks; a numpy
-    array remains one. Later operations on the result can read the data beyond its border, so that an outline of a crop
-    equals the crop of an outline.
-
-    Parameters
-    ----------
-    obj : DataArray or Dataset
-        Array with dims z, y, x and coordinates in nm. Other dims, such as ``rgba``, are not cropped.
-    bbox : BBox, optional
-        The box (x, y, z). Values outside the array are 0. A box thinner than a voxel selects the voxel that contains
-        its centre.
-    center, size, resolution : sequences of numbers, optional
-        Instead of ``bbox``: a box of ``size`` voxels of ``obj`` around a point, as in `em.imagery.around`.
-        ``resolution`` is nm per unit of ``center``; default: the voxel size of ``obj``.
-
-    Returns
-    -------
-    DataArray or Dataset
-        The part of ``obj`` within the box; a box with the extent of n voxels has n voxels. The coordinates and
-        `grid_of` give the start of the box; ``attrs["voxel_offset"]`` remains that of the whole level, so that
-        neighbouring crops can be combined.
-
-    Raises
-    ------
-    OptionError
-        If neither a box nor a centre and size are given, or both.
-    OutOfVolumeError
-        If the box lies wholly outside; the message suggests another unit if the box would fit in it.
-
-    Examples
-    --------
-    >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
-    >>> box = ix.BBox.around((4300, 2200, 120), (64, 48), resolution=(8, 8, 40))
-    >>> ix.crop(em, box).shape
-    (1, 48, 64)
-    """
-    if not isinstance(obj, xr.DataArray | xr.Dataset):
-        raise LayerError(f"crop takes a DataArray or a Dataset, not a {type(obj).__name__}; open a volume first")
-    box = _box_of(obj, bbox, center, size, resolution)
-    if isinstance(obj, xr.Dataset):
-        parts = {name: crop_array(v, box) if "x" in v.coords else v for name, v in obj.data_vars.items()}
-        return xr.Dataset(parts, attrs=obj.attrs)
-    return crop_array(obj, box)
-
-
-def _box_of(obj: xr.DataArray | xr.Dataset, bbox: BBox | None, center: Any, size: Any, resolution: Any) -> BBox:
-    given = [n for n, v in (("center", center), ("size", size), ("resolution", resolution)) if v is not None]
-    if bbox is not None and not given:
-        return bbox
-    if bbox is None and center is not None and size is not None:
-        return box_around(obj, center, size, resolution=resolution)
-    raise OptionError(
-        f"crop was given {' and '.join([*(['bbox'] if bbox is not None else []), *given]) or 'no box'}; ",
-        "give either a BBox, or ",
-        param("center", text="(x, y, z)"),
-        " and ",
-        param("size", text="(width, height)"),
-        " in voxels of the array",
-    )
 
 
 def check_requested_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) -> tuple[Source, list[int] | None]:

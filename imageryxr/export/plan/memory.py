@@ -10,10 +10,10 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.export.plan.reads import chunk_extent
 from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings, box_bytes, bricks, slice_windows, volume_sweep
 from imageryxr.export.targets.base import Target
-from imageryxr.graph.dask_inputs import has_computed_blocks, has_independent_blocks, is_in_memory
+from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks, has_independent_blocks, is_in_memory
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf
-from imageryxr.graph.to_dask import DaskInputs, blocks_below
+from imageryxr.graph.to_dask import blocks_below
 
 # Memory of a read per byte of its result, which includes compressed bytes and a decoded chunk.
 FETCH_FACTOR = 1.25

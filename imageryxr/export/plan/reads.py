@@ -14,11 +14,12 @@ from dask.utils import key_split
 from imageryxr.core.bbox import Index3, IndexBox, block_box
 from imageryxr.core.grid import Grid
 from imageryxr.export.plan.regions import Regions
+from imageryxr.graph.dask_inputs import DaskInputs
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, LevelLeaf, Resampled, Shifted
 from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
-from imageryxr.graph.to_dask import DaskInputs, blocks_below
+from imageryxr.graph.to_dask import blocks_below
 
 # If there are more regions along an axis, this many evenly spaced ones are sampled.
 MAX_SAMPLES = 128

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import overload
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.graph.dask_inputs import dask_leaves
 from imageryxr.graph.expr import Expr
-from imageryxr.graph.to_dask import dask_leaves
 
 # Memory of a region, unless the caller or the machine allows less.
 REGION_BYTES = 1 << 30
