@@ -72,7 +72,8 @@ def recover_expr(
     except UnknownMoveError:
         found = None
     # The entry, and the blocks that it refers to, are removed together with the graph.
-    _CACHE[key] = weakref.ref(array.dask, lambda _: _CACHE.pop(key, None)), found
+    # The cache is bound early, since the module has no globals when the interpreter ends.
+    _CACHE[key] = weakref.ref(array.dask, lambda _, cache=_CACHE: cache.pop(key, None)), found
     return found
 
 
