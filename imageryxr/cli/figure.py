@@ -19,7 +19,7 @@ from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels
-from imageryxr.render.figure.picture import geometry_of
+from imageryxr.render.figure.geometry import geometry_of
 from imageryxr.render.figure.print_size import check_length, label_pixels
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -73,7 +73,7 @@ def recover_expr(
         found = None
     # The entry, and the blocks that it refers to, are removed together with the graph.
     # The cache is bound early, since the module has no globals when the interpreter ends.
-    _CACHE[key] = weakref.ref(array.dask, lambda _, cache=_CACHE: cache.pop(key, None)), found
+    _CACHE[key] = weakref.ref(array.dask, partial(_CACHE.pop, key)), found
     return found
 
 

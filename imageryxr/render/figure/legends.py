@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from imageryxr.core.colors import parse_color
-from imageryxr.core.colors.record import colors_of
 from imageryxr.core.colors.palettes import TypePalette
+from imageryxr.core.colors.record import colors_of
 from imageryxr.core.display import ANNOTATION_SCALE
 from imageryxr.errors import OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text, views_of
