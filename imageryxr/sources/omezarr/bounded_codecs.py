@@ -24,7 +24,7 @@ from imageryxr.sources.fetch.decompress import TooLargeError, decompress
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.omezarr.codec_metadata import BOUNDED, codec_names
 
-__all__ = ["bounded_metadata", "check_bounded"]
+__all__ = ["bounded_metadata", "check_bounded", "decompress_bounded"]
 
 _NAMESPACE = "numcodecs."
 _STREAMS = frozenset({"gzip", "zlib", "bz2", "lzma"})
@@ -130,7 +130,7 @@ def _bounded_v3(codecs: list[dict[str, Any]], shape: list[int], item: int) -> li
     return found
 
 
-def _decompress(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
+def decompress_bounded(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
     """Return decompressed data of at most ``limit`` bytes."""
     data = memoryview(stored).cast("B")
     name = codec["id"]
@@ -205,7 +205,7 @@ def _register_bounded_codecs() -> None:
             self.codec, self.limit = codec, limit
 
         def decode(self, buf: Any, out: Any = None) -> Any:
-            return ndarray_copy(_decompress(ensure_contiguous_ndarray(buf), self.codec, self.limit), out)
+            return ndarray_copy(decompress_bounded(ensure_contiguous_ndarray(buf), self.codec, self.limit), out)
 
         def encode(self, buf: Any) -> Any:
             raise NotImplementedError
@@ -227,7 +227,7 @@ def _register_bounded_codecs() -> None:
 
         async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
             stored = chunk_bytes.as_numpy_array()
-            found = await asyncio.to_thread(_decompress, stored, self.codec, self.limit)
+            found = await asyncio.to_thread(decompress_bounded, stored, self.codec, self.limit)
             return chunk_spec.prototype.buffer.from_bytes(found)
 
         def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: Any) -> int:

@@ -7,10 +7,11 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BytesCodec, TransposeCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import imageryxr as ix
 from imageryxr.core.grid import Grid
@@ -32,7 +33,12 @@ ARRAYS = {
     "v2 slash": {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}},
     "v2 fortran": {"zarr_format": 2, "order": "F"},
     "v2 no compressor": {"zarr_format": 2, "compressors": None},
+    "v2 big-endian": {"zarr_format": 2, "dtype": ">u2"},
+    "v2 filter": {"zarr_format": 2, "filters": [numcodecs.Delta("<u2")]},
     "v3": {},
+    "v3 blosc": {"compressors": BloscCodec(cname="lz4")},
+    "v3 gzip": {"compressors": GzipCodec()},
+    "v3 checksum": {"compressors": [ZstdCodec(), Crc32cCodec()]},
     "v3 raw": {"compressors": None},
     "v3 fill": {"fill_value": 7},
     "v3 transposed": {"filters": [TransposeCodec(order=(2, 0, 1))]},
@@ -45,7 +51,7 @@ ARRAYS = {
 
 
 def write(folder: Path, **options) -> zarr.Array:
-    array = zarr.create_array(folder, shape=SHAPE, chunks=CHUNK, dtype="uint16", **options)
+    array = zarr.create_array(folder, shape=SHAPE, chunks=CHUNK, **{"dtype": "uint16", **options})
     array[:8, :, :20] = noise(SHAPE, "uint16")[:8, :, :20]  # some chunks are missing
     return array
 
@@ -75,6 +81,31 @@ def test_boxes_equal_those_of_zarr(tmp_path, form):
         found, _ = chunks.read_slices(store, "", text, where, ix.Connection())
         np.testing.assert_array_equal(found, array[where])
         assert found.dtype == array.dtype
+
+
+@pytest.mark.parametrize("form", ARRAYS)
+def test_frequent_codecs_are_decoded_without_zarr_and_equally(tmp_path, form):
+    array = write(tmp_path, **ARRAYS[form])
+    if "shards" in ARRAYS[form]:
+        return
+    layout = chunks._layout(metadata_of(tmp_path))
+    assert (layout.plain is None) == (form in ("v2 filter", "v3 checksum", "v3 transposed"))
+    body = (tmp_path / array.metadata.encode_chunk_key((0, 0, 0))).read_bytes()
+    found = chunks._decode(layout.array, body, layout.plain)
+    np.testing.assert_array_equal(found, array[:4, :8, :16])
+    np.testing.assert_array_equal(found, chunks._decode_with_zarr(layout.array, body))
+
+
+@pytest.mark.parametrize("form", ["v2", "v3", "v3 raw"])
+def test_a_chunk_that_decompresses_to_another_size_is_an_error(tmp_path, form):
+    write(tmp_path, **ARRAYS[form])
+    layout = chunks._layout(metadata_of(tmp_path))
+    assert layout.plain is not None
+    body = bytes(layout.chunk_bytes + 2)
+    if layout.plain.compressor is not None:
+        body = numcodecs.get_codec({"id": "zstd"}).encode(body)
+    with pytest.raises(ValueError, match=r"size|shape|reshape"):
+        chunks._decode(layout.array, body, layout.plain)
 
 
 def test_missing_objects_are_reported_and_missing_chunks_of_a_shard_are_not(tmp_path):
