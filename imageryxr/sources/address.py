@@ -329,8 +329,11 @@ def web_folder(url: str) -> str | None:
     plain = url.removeprefix(MIDDLEAUTH)
     if plain.startswith(("http://", "https://")):
         return plain
-    if not has_no_bucket_credentials(url):
-        return None
+    return bucket_folder(url) if has_no_bucket_credentials(url) else None
+
+
+def bucket_folder(url: str) -> str:
+    """Return the https address of a folder in a bucket, ``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``."""
     scheme, _, place = url.partition("://")
     bucket, _, key = place.partition("/")
     if scheme == "gs":

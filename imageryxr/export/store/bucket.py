@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from imageryxr.errors import ImageryError, TargetError
 from imageryxr.export.store.local import FileRecord
 from imageryxr.sources.base import clean_message
-from imageryxr.sources.omezarr.stores import RETRY, bucket_options
+from imageryxr.sources.fetch.buckets import RETRY, bucket_options
 
 # Error codes for a full disk: XMinioStorageFull, QuotaExceeded, ….
 _FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)

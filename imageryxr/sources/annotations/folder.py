@@ -21,13 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
-from imageryxr.sources.address import Address, has_no_bucket_credentials, parse_address, web_folder
+from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.fetch.auth import Token, find_token
+from imageryxr.sources.fetch.buckets import WebPlace
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_request
 from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.memory_cache import Stored
@@ -82,9 +84,12 @@ class Folder:
             If a file cannot be read.
         """
         with self._errors():
-            if web_folder(self.url) is not None:
+            if self._place is not None:
                 return run_in_parallel(self._request, list(keys), _FolderStore(self).width)
-            return [self._read_stored(key, 0, None) for key in keys]
+            if self.url.startswith("file://"):
+                return [self._read_file(key, 0, None) for key in keys]
+            store = self._bucket
+            return run_in_parallel(lambda key, stop: _whole(store, key, stop), list(keys), store.width)
 
     def read_sharded(self, sharding: dict[str, Any], ids: Sequence[int]) -> dict[int, bytes]:
         """Return the contents of the shards for ids; ids that do not occur are omitted.
@@ -140,15 +145,22 @@ class Folder:
 
     # --- web servers ---
 
+    @property
+    def _place(self) -> WebPlace | None:
+        if self.url.startswith(("file://", "mem://")):
+            return None
+        return chunks.place_of(self.url, self.connection, self.token)
+
     def _request(self, key: str, stop: threading.Event, part: ByteRange | None = None) -> bytes | None:
-        folder = web_folder(self.url)
+        place = self._place
+        assert place is not None
         reply = send_request(
             "GET",
-            f"{folder}/{quote(key)}",
+            f"{place.folder}/{quote(key)}",
             self.connection,
-            headers=chunks.HEADERS if part is None else None,
+            headers={**(chunks.HEADERS if part is None else {}), **dict(place.headers)},
             width=SERVICE_REQUESTS if self.url.startswith(MIDDLEAUTH) else None,
-            credential=chunks.credential_of(self.url, self.token),
+            credential=place.credential,
             stop=stop,
             limit=MOST_BYTES,
             part=part,
@@ -160,14 +172,16 @@ class Folder:
 
     def _is_absent(self, reply: Reply) -> bool:
         # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
-        is_bucket = _BUCKET_HOSTS.match(web_folder(self.url) or "") is not None
+        is_bucket = self._place is not None and _BUCKET_HOSTS.match(self._place.folder) is not None
         return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and is_bucket))
 
-    # --- local files, and buckets with credentials ---
+    # --- local files, and buckets that obstore reads ---
 
-    def _read_stored(self, key: str, start: int, stop: int | None) -> bytes | None:
-        if not self.url.startswith("file://"):
-            return _read_object(self.url, key, start, stop)
+    @property
+    def _bucket(self) -> ObjectStore:
+        return chunks.store_at(self.url, self.connection, self.token)
+
+    def _read_file(self, key: str, start: int, stop: int | None) -> bytes | None:
         path = Path(self.url.removeprefix("file://"), key)
         for suffix, encoding in (("", ""), (".gz", "gzip"), (".br", "br")):
             try:
@@ -204,11 +218,18 @@ class _FolderStore:
 
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
         """Return a file or a range of it, or None if it does not exist."""
-        if web_folder(self.folder.url) is not None:
+        if self.folder.url.startswith("file://"):
+            body = self.folder._read_file(key, 0 if part is None else part.start, None if part is None else part.stop)
+        elif self.folder._place is not None:
             body = self.folder._request(key, stop, part)
         else:
-            body = self.folder._read_stored(key, 0 if part is None else part.start, None if part is None else part.stop)
+            return self.folder._bucket.get(key, part, limit, stop)
         return None if body is None else Stored(body)
+
+
+def _whole(store: ObjectStore, key: str, stop: threading.Event) -> bytes | None:
+    found = store.get(key, None, MOST_BYTES, stop)
+    return None if found is None else decompress(found.body, found.encoding, MOST_BYTES)
 
 
 def open_folder(
@@ -250,17 +271,3 @@ def read_info(folder: Folder) -> tuple[Folder, dict[str, Any]]:
     if info is None:
         raise SourceNotFoundError(f"there is no {folder.name}/info, or it cannot be read; check the address")
     return replace(folder, stamp=info.stamp), info.content
-
-
-def _read_object(url: str, key: str, start: int, stop: int | None) -> bytes | None:
-    from cloudfiles import CloudFiles
-
-    files = CloudFiles(url, progress=False, use_https=has_no_bucket_credentials(url))
-    wanted = {"path": key} if stop is None else {"path": key, "start": start, "end": stop}
-    try:
-        found: bytes | None = files.get([wanted])[0]["content"]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # each store has its own exceptions
-        raise ValueError(f"{key}: {type(error).__name__}: {clean_message(error)}") from error
-    return found

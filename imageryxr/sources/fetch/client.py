@@ -12,17 +12,19 @@ import http.client
 import logging
 import os
 import random
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin
 
-from imageryxr.errors import AddressError, OptionError, ServerError
+from imageryxr.errors import AddressError, AuthError, OptionError, ServerError
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, RequestBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
@@ -77,6 +79,9 @@ class Connection:
         cache. The folder must belong to the user, and others must not be able to write to it.
     disk_cache_size : int or str, default "20 GB"
         Size of that folder. The least recently used entries are dropped first.
+    requester_pays : bool or str, default False
+        Whether you pay for requests to buckets whose owner does not: True for ``s3://``; for ``gs://`` the id of the
+        Google Cloud project to bill. The requests carry your credentials. Links never use it.
 
     Raises
     ------
@@ -88,7 +93,7 @@ class Connection:
     >>> import imageryxr as ix
     >>> ix.Connection(timeout=10, concurrency=2)
     Connection(timeout=10, concurrency=2, retries=5, backoff=0.25, memory_cache='256 MB',
-               disk_cache=None, disk_cache_size='20 GB')
+               disk_cache=None, disk_cache_size='20 GB', requester_pays=False)
     """
 
     timeout: float = 60.0
@@ -98,6 +103,7 @@ class Connection:
     memory_cache: int | str = "256 MB"
     disk_cache: str | os.PathLike[str] | Literal[False] | None = None
     disk_cache_size: int | str = "20 GB"
+    requester_pays: bool | str = False
     access: Access = field(default=Access(), repr=False, compare=False)
     """Servers that the requests may reach; set when a link is opened, not by callers."""
 
@@ -112,6 +118,11 @@ class Connection:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 1e6:
                 raise OptionError(f"{name}={value!r} is not a number of seconds; write e.g. {name}=60")
+        if not isinstance(self.requester_pays, bool | str) or not re.fullmatch("[ -~]*", str(self.requester_pays)):
+            raise OptionError(
+                f"requester_pays={self.requester_pays!r} is neither True nor the id of a project; write "
+                "requester_pays=True for s3://, or requester_pays='my-project' for gs://"
+            )
         _ = self.cache_bytes, self.disk_cache_bytes
         if self.disk_cache is not None and self.disk_cache is not False:
             object.__setattr__(self, "disk_cache", absolute_folder(self.disk_cache))
@@ -250,6 +261,8 @@ def send_request(
             pause = _retry_after(reply)
         except StoppedError:
             raise StoppedError(f"{_public_url(url)}: stopped") from None
+        except AuthError:
+            raise  # a credential could not be made: no request was sent
         except Exception as error:
             problem = _hide_secret(_error_message(error), request.secret)[:500]
             if not _is_retryable(error):
@@ -268,6 +281,11 @@ def send_request(
 def default_width(url: WebURL) -> int:
     """Return the default number of simultaneous requests to a server."""
     return SERVICE_REQUESTS if is_cave_server(url) else FILE_REQUESTS
+
+
+def request_slot(server: str, width: int, stop: threading.Event) -> AbstractContextManager[None]:
+    """Return a context that waits until another client than this one may make a request to a server, and counts it."""
+    return _state.budget(server).slot(width, stop, server)
 
 
 def send_interruptible_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:

@@ -70,12 +70,16 @@ class WebFolder:
     """Text that changes if the objects change: the metadata of the layer and their stamp."""
     encodings: str = "gzip, br, zstd"
     """Accepted compressions of a whole object."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further headers of each request."""
 
     @property
     def identity(self) -> Hashable:
         """Key in the memory cache: address, metadata, access, and a digest of the credential."""
         access = self.connection.access
-        header = None if self.credential is None else self.credential.header_for(f"{self.folder}/", access)
+        header = getattr(self.credential, "identity", None)  # a token of Google changes every hour
+        if header is None and self.credential is not None:
+            header = self.credential.header_for(f"{self.folder}/", access)
         secret = hashlib.blake2b((header or "").encode(), key=_SALT).hexdigest()
         return (self.folder, secret, access.allow_local, access.from_link, self.version)
 
@@ -112,7 +116,11 @@ class WebFolder:
             "GET",
             f"{self.folder}/{quote(key, safe=SAFE)}",
             self.connection,
-            headers={"Accept-Encoding": "identity" if part is not None else self.encodings, **condition},
+            headers={
+                "Accept-Encoding": "identity" if part is not None else self.encodings,
+                **dict(self.headers),
+                **condition,
+            },
             credential=self.credential,
             check=checksum_problem if part is None else None,
             part=part,

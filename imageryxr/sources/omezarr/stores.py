@@ -7,50 +7,32 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import threading
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
-from imageryxr.sources.address import Address, has_no_bucket_credentials, web_folder
+from imageryxr.sources.address import Address
 from imageryxr.sources.base import clean_message
-from imageryxr.sources.fetch import ip_filter
-from imageryxr.sources.fetch.auth import Token, find_password
-from imageryxr.sources.fetch.budget import FILE_REQUESTS
-from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection, Reply
-from imageryxr.sources.fetch.decompress import TooLargeError, decompress
-from imageryxr.sources.fetch.disk_reads import DiskPlace, ObjectStore, disk_place
+from imageryxr.sources.fetch.auth import Token
+from imageryxr.sources.fetch.buckets import BucketFolder, web_place
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection
+from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
+from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp
 from imageryxr.sources.fetch.threads import run_in_parallel
-from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.url import parse_web_url
-from imageryxr.sources.fetch.validators import validator_of
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata
 from imageryxr.sources.omezarr.codec_metadata import register_codecs
 from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
 from imageryxr.sources.omezarr.zip_store import find_archive, open_archive, read_entry
 
-# Retries of transient errors of object stores.
-RETRY: dict[str, Any] = {
-    "max_retries": 7,
-    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 2},
-    "retry_timeout": timedelta(seconds=60),
-}
-
-
-# Environment variables that name another server for buckets.
-ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 # Largest size in bytes of a remote chunk: reading one voxel reads the whole chunk, whose shape is not trusted.
 _MOST_CHUNK_BYTES = 4 << 30
 
@@ -107,90 +89,11 @@ def remote_store(
     """
     if metadata:
         _check_size(url, metadata)
-    folder, version = _object_folder(url, connection), f"{stamp} {metadata}"
-    if folder is None:
+    place, version = web_place(url, connection), f"{stamp} {metadata}"
+    if place is None:
         return BucketFolder(url, connection, version)
-    return WebFolder(folder, connection, credential_of(folder, token), False, version, "identity")
-
-
-@dataclass(frozen=True)
-class BucketFolder:
-    """A folder in a bucket that obstore reads with stored credentials."""
-
-    url: str = field(repr=False)
-    connection: Connection
-    version: str = ""
-    """Text that changes if the objects change."""
-
-    @property
-    def identity(self) -> Hashable:
-        """Key in the memory cache; the endpoint is in the environment."""
-        return (self.url, self.version, *(os.environ.get(name) for name in sorted(ENDPOINTS)))
-
-    @property
-    def width(self) -> int:
-        """Number of simultaneous requests."""
-        return self.connection.concurrency or FILE_REQUESTS
-
-    @property
-    def disk_place(self) -> DiskPlace | None:
-        """Where the objects are cached on a disk; see `ObjectStore`."""
-        endpoints = [_public_endpoint(os.environ.get(name, "")) for name in sorted(ENDPOINTS)]
-        return disk_place(self.connection, self.version, self.url, *endpoints)
-
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
-        return self._get(key, part, limit, None)
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
-    ) -> Stored | None:
-        """Return ``known`` if the object did not change; see `ConditionalStore`."""
-        return self._get(key, part, limit, known)
-
-    def _get(self, key: str, part: ByteRange | None, limit: int, known: Stored | None) -> Stored | None:
-        import obstore
-
-        options: Any = {"range": _obstore_range(part)} if part is not None else {}
-        if known is not None and known.validator is not None:
-            options["if_none_match"] = known.validator.etag
-        for last in (False, False, True):
-            count(requests=1)
-            try:
-                found = obstore.get(open_bucket(self.url, os.getpid()), key, options=options or None)
-                if part is None and found.meta["size"] > limit:
-                    raise TooLargeError(f"{key} has {found.meta['size']:,} bytes; the limit is {limit:,}")
-                headers = {"etag": found.meta["e_tag"] or ""}
-                validator = validator_of(headers, is_part=part is not None, is_public=False)
-                body = bytes(found.bytes())
-                count(received=len(body))
-                return Stored(body, "", _stamp(found.meta), validator)
-            except FileNotFoundError:
-                return None
-            except Exception as error:
-                kind = type(error).__name__
-                if kind == "NotModifiedError" and known is not None:
-                    return known
-                if kind == "PermissionDeniedError":
-                    raise ForbiddenObjectError(key, Reply(403, {}, b"")) from error
-                # obstore does not retry a transfer that is interrupted.
-                if last or "body error" not in str(error):
-                    raise
-        raise AssertionError
-
-
-def _stamp(meta: Any) -> str:
-    return stamp_of({"etag": meta["e_tag"] or "", "last-modified": str(meta["last_modified"] or "")})
-
-
-def _public_endpoint(text: str) -> str:
-    return parse_web_url(text if "://" in text else f"https://{text}").public if text else ""
-
-
-def _obstore_range(part: ByteRange) -> Any:
-    if part.suffix is not None:
-        return {"suffix": part.suffix}
-    return {"offset": part.start} if part.stop is None else (part.start, part.stop)
+    credential = place.credential if token is None else _caller_token(place.folder, token)
+    return WebFolder(place.folder, connection, credential, False, version, "identity", place.headers)
 
 
 def _check_size(url: str, metadata: str) -> None:
@@ -204,24 +107,6 @@ def _check_size(url: str, metadata: str) -> None:
         )
 
 
-def _object_folder(url: str, connection: Connection) -> str | None:
-    # obstore supports environment variables that name another server for buckets; the web client does not.
-    if not (url.startswith("s3://") and ENDPOINTS & set(os.environ)):
-        return web_folder(url)
-    if not connection.access.allow_local:
-        _check_endpoints()
-    return None
-
-
-def _check_endpoints() -> None:
-    """Raise `ServerError` if the environment names a local server for buckets."""
-    for text in (os.environ[name] for name in ENDPOINTS if os.environ.get(name)):
-        server = parse_web_url(text if "://" in text else f"https://{text}")
-        ip_filter.check_host_name(server.host)
-        with suppress(OSError):  # an unknown host cannot be connected to
-            ip_filter.check_candidates(server.host, ip_filter.resolve(server.host, server.port))
-
-
 def object_limit(metadata: str) -> int:
     """Return the largest size in bytes of an object: four times its voxels plus 1 MB, as for precomputed chunks."""
     document = json.loads(metadata)
@@ -231,10 +116,7 @@ def object_limit(metadata: str) -> int:
     return 4 * math.prod(int(n) for n in shape) * int(native.itemsize) + (1 << 20)
 
 
-def credential_of(folder: str, token: str | None) -> Credential | None:
-    """Return the credential for a folder on a web server: the caller's token, or a stored password."""
-    if token is None:
-        return find_password(folder)
+def _caller_token(folder: str, token: str) -> Credential:
     return Token(token, "token=", (parse_web_url(folder).netloc,))
 
 
@@ -265,62 +147,6 @@ def _requested_span(prototype: Any = None, byte_range: Any = None) -> tuple[int 
     if hasattr(byte_range, "suffix"):
         return (None, byte_range.suffix)
     return (getattr(byte_range, "start", getattr(byte_range, "offset", None)), getattr(byte_range, "end", None))
-
-
-@lru_cache(maxsize=64)
-def open_bucket(url: str, pid: int) -> Any:
-    """Return obstore's store of a folder in a bucket; `pid`, the id of this process, makes one per process."""
-    if _fork_marks():
-        raise ChunkReadError(
-            "this process was forked from one that had already read from a bucket, and its connections do not survive "
-            "a fork; start workers with multiprocessing's 'spawn' or 'forkserver', like dask.distributed"
-        )
-    from obstore.store import GCSStore, S3Store
-
-    client: dict[str, Any] = {"allow_http": True, "connect_timeout": "15s", "timeout": "180s"}
-    common: dict[str, Any] = {"client_options": client, "retry_config": RETRY}
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    options = bucket_options(url, bucket)
-    kind: Any = S3Store if scheme == "s3" else GCSStore
-    return kind(bucket, prefix=prefix or None, **common, **options)
-
-
-def bucket_options(url: str, bucket: str) -> dict[str, Any]:
-    """Return the options of obstore with the credentials that CloudVolume would use for a bucket."""
-    from cloudfiles import secrets
-
-    if url.startswith("gs://"):
-        key = next((p for p in map(secrets.secretpath, _secret_files(bucket, "google")) if os.path.exists(p)), None)
-        return {"skip_signature": True} if has_no_bucket_credentials(url) else ({"service_account": key} if key else {})
-    if has_no_bucket_credentials(url):
-        variables = ENDPOINTS | {"AWS_REGION", "AWS_DEFAULT_REGION"}
-        if variables & set(os.environ) or "." in bucket:
-            return {"skip_signature": True}
-        # Unsigned requests to the bucket's own host need no region.
-        host = {"virtual_hosted_style_request": True, "endpoint": f"https://{bucket}.s3.amazonaws.com"}
-        return {"skip_signature": True, **host}
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        return {}
-    if any(os.path.exists(secrets.secretpath(name)) for name in _secret_files(bucket, "aws")):
-        return {name.lower(): value for name, value in secrets.aws_credentials(bucket).items() if value}
-    import boto3  # type: ignore[import-untyped]
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    return {"credential_provider": Boto3CredentialProvider(boto3.Session())}
-
-
-def _secret_files(bucket: str, kind: str) -> tuple[str, str]:
-    return (f"{bucket}-{kind}-secret.json", f"{kind}-secret.json")
-
-
-@lru_cache(maxsize=1)
-def _fork_marks() -> list[bool]:
-    # A forked child has no obstore threads and would wait for them forever. The list is not empty in such a child.
-    marks: list[bool] = []
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: marks.append(True))
-    return marks
 
 
 @contextmanager

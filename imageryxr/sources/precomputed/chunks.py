@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
-from imageryxr.sources.address import web_folder
 from imageryxr.sources.base import Level, clean_message
 from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
-from imageryxr.sources.fetch.auth import Token, check_allowed, find_password, unsent_password_hint
+from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
+from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request
 from imageryxr.sources.fetch.decompress import decompress
@@ -30,7 +31,7 @@ from imageryxr.sources.fetch.object_stores import (
     WebFolder,
     checksum_problem,
 )
-from imageryxr.sources.fetch.policy import Access, Credential
+from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 
@@ -88,20 +89,20 @@ class StoredLayer(Protocol):
         """Options of requests."""
 
 
-def credential_of(url: str, token: Token | None) -> Credential | None:
-    """Return the credential for the files of a folder: the token for middleauth addresses, else a stored password."""
-    return token if url.startswith(MIDDLEAUTH) else find_password(web_folder(url) or "")
+def place_of(url: str, connection: Connection, token: Token | None) -> WebPlace | None:
+    """Return where the web client reads a folder, with the token for middleauth addresses; see `web_place`."""
+    place = web_place(url, connection)
+    return place._replace(credential=token) if place is not None and url.startswith(MIDDLEAUTH) else place
 
 
-def get_file(url: str, name: str, connection: Connection, token: Token | None) -> Reply:
+def get_file(place: WebPlace, name: str, connection: Connection) -> Reply:
     """Return the response to a request for a small file of a folder."""
-    folder = web_folder(url)
     return send_interruptible_request(
         "GET",
-        f"{folder}/{name}",
+        f"{place.folder}/{name}",
         connection,
-        headers=HEADERS,
-        credential=credential_of(url, token),
+        headers={**HEADERS, **dict(place.headers)},
+        credential=place.credential,
         check=checksum_problem,
     )
 
@@ -210,14 +211,38 @@ def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectS
 
 def store_of(source: StoredLayer) -> ObjectStore:
     """Return the store of the chunks of a layer."""
-    folder, url, connection = web_folder(source.url), source.url, source.connection
-    version = f"{source.stamp} {source.info_text}"
-    if folder is not None:
-        is_service = url.startswith(MIDDLEAUTH)
-        return LayerFolder(folder, connection, credential_of(url, source.token), is_service, version)
+    return store_at(source.url, source.connection, source.token, f"{source.stamp} {source.info_text}")
+
+
+def store_at(url: str, connection: Connection, token: Token | None, version: str = "") -> ObjectStore:
+    """Return the store of a folder; ``version`` changes if its objects change."""
     if url.startswith("file://"):
         return LocalFolder(url.removeprefix("file://").rstrip("/"))
-    return CloudFolder(url, connection, version)
+    if url.startswith("mem://"):
+        return CloudFolder(url, connection, version)
+    place = place_of(url, connection, token)
+    if place is None:
+        return LayerBucket(url, connection, version)
+    is_service = url.startswith(MIDDLEAUTH)
+    return LayerFolder(place.folder, connection, place.credential, is_service, version, headers=place.headers)
+
+
+class LayerBucket(BucketFolder):
+    """A bucket, which may also answer 403 for a missing chunk."""
+
+    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        with suppress(ForbiddenObjectError):
+            return super().get(key, part, limit, stop)
+        return None
+
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
+    ) -> Stored | None:
+        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        with suppress(ForbiddenObjectError):
+            return super().get_changed(key, part, limit, stop, known)
+        return None
 
 
 class LayerFolder(WebFolder):

@@ -32,7 +32,7 @@ from imageryxr.errors import (
     Wording,
     param,
 )
-from imageryxr.sources.address import Address, has_no_bucket_credentials, web_folder
+from imageryxr.sources.address import Address
 from imageryxr.sources.base import (
     LayerType,
     Level,
@@ -45,9 +45,12 @@ from imageryxr.sources.base import (
     report_missing_chunks,
 )
 from imageryxr.sources.fetch.auth import Token
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.client import METADATA_BYTES, Connection
+from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.json_service import decompress_body
+from imageryxr.sources.fetch.object_stores import DeniedError
 from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.precomputed import chunks
 from imageryxr.sources.precomputed.chunks import ChunkCallback
@@ -209,12 +212,6 @@ def _is_remote(url: str) -> bool:
     return not url.startswith(("file://", "mem://"))
 
 
-def _cloud_files(url: str) -> Any:
-    from cloudfiles import CloudFiles
-
-    return CloudFiles(url, progress=False, use_https=has_no_bucket_credentials(url))
-
-
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
@@ -269,13 +266,26 @@ def fetch_info_file(
 
 def _read_info(address: Address, connection: Connection, token: Token | None) -> tuple[Any, str]:
     """Return the parsed ``info`` file, None if there is none, and its stamp."""
-    if web_folder(address.url) is None:
-        return _cloud_files(address.url).get_json("info"), ""
-    reply = chunks.get_file(address.url, "info", connection, token)
+    place = None if address.protocol in ("file", "mem") else chunks.place_of(address.url, connection, token)
+    if place is None:
+        return _read_stored_info(address.url, connection)
+    reply = chunks.get_file(place, "info", connection)
     if chunks.is_absent(reply, address.url):
         return None, ""
     chunks.check_reply(reply, address.public, address.url, token, connection.access)
     return parse_json(decompress_body(reply)), stamp_of(reply.headers)
+
+
+def _read_stored_info(url: str, connection: Connection) -> tuple[Any, str]:
+    """Return the parsed ``info`` file in a local folder, a bucket or memory, and its stamp."""
+    store = chunks.store_at(url, connection, None)
+    try:
+        found = run_in_parallel(lambda key, stop: store.get(key, None, METADATA_BYTES, stop), ["info"], 1)[0]
+    except DeniedError as error:
+        raise chunks.access_denied_error(Address("precomputed", url).public, f"HTTP {error.reply.status}") from error
+    if found is None:
+        return None, ""
+    return parse_json(decompress(found.body, found.encoding, METADATA_BYTES)), found.stamp
 
 
 def open_precomputed(

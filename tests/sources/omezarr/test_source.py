@@ -30,8 +30,8 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from imageryxr.sources.address import parse_address
+from imageryxr.sources.fetch import buckets
 from imageryxr.sources.fetch import client as web
-from imageryxr.sources.omezarr import stores
 from imageryxr.sources.omezarr.source import open_omezarr
 from imageryxr.sources.resolve import resolve_source
 from tests.support.omezarr import SHAPE, axes_of, level, one_level, opened, write_ome
@@ -682,15 +682,15 @@ def test_an_s3_bucket_is_read(tmp_path, monkeypatch):
 def test_public_buckets_are_found_in_any_region(monkeypatch):
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    assert stores.bucket_options("s3://janelia/em", "janelia") == {
+    assert buckets.bucket_options("s3://janelia/em", "janelia") == {
         "skip_signature": True,
         "virtual_hosted_style_request": True,
         "endpoint": "https://janelia.s3.amazonaws.com",
     }
     monkeypatch.setenv("AWS_REGION", "eu-west-2")
-    assert stores.bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
+    assert buckets.bucket_options("s3://janelia/em", "janelia") == {"skip_signature": True}
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    assert stores.bucket_options("s3://janelia/em", "janelia") == {}
+    assert buckets.bucket_options("s3://janelia/em", "janelia") == {}
 
 
 # ---------------------------------------------------------------------------------------------------------
