@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import select
 import selectors
 import socket
 import ssl
@@ -91,7 +92,9 @@ class _LimitedSocket:
 
     def _retry_until_deadline(self: Any, call: Callable[[], Result]) -> Result:
         while True:
-            self.settimeout(self.limits.wait_seconds())
+            seconds = self.limits.wait_seconds()
+            if seconds != self.gettimeout():  # setting it is a system call
+                self.settimeout(seconds)
             try:
                 return call()
             except TimeoutError:
@@ -219,6 +222,10 @@ def is_idle(sock: Any) -> bool:
     """Return whether an idle connection is open and has no unread bytes."""
     if sock is None or sock.fileno() < 0:
         return False
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(sock, selectors.EVENT_READ)
-        return not waiting.select(0)
+    if hasattr(select, "poll"):  # a selector makes four system calls instead of one
+        waiting = select.poll()
+        waiting.register(sock.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        return not waiting.poll(0)
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ)
+        return not selector.select(0)

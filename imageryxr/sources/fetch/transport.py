@@ -27,6 +27,8 @@ _PIECE = 1 << 20
 # Bytes allowed for headers, chunk sizes and trailers in addition to the body.
 _OVERHEAD = 1 << 20
 _IDLE, _SERVERS = 64, 64
+# Paths that need no encoding and have no "." or "..", such as those of most chunks.
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)+")
 
 
 class Answer(NamedTuple):
@@ -190,6 +192,8 @@ def _merge_headers(headers: http.client.HTTPMessage) -> dict[str, str]:
 
 def _request_target(url: WebURL) -> str:
     """Return the percent-encoded path and query for the request line, without ``..``."""
+    if _PLAIN_PATH.fullmatch(url.path):
+        return url.path
     from urllib3.util import parse_url
 
     path = url.path if url.path.startswith("/") else f"/{url.path}"

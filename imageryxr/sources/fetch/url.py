@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from imageryxr.errors import AddressError
@@ -17,6 +18,7 @@ from imageryxr.errors import AddressError
 MIDDLEAUTH = "middleauth+"
 _PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"(https?)://([^/?#]*)(.*)", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _AUTHORITY = re.compile(r"(?:([^@\[\]]+)@)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 
 
@@ -84,17 +86,28 @@ def parse_web_url(url: str) -> WebURL:
     if found is None:
         raise AddressError(f"{hide_secrets(plain)!r} is not a web address: write https://HOST/PATH")
     scheme, authority, path = found.groups()
+    # The addresses of a million chunks have the same server. Passwords are not kept.
+    parse = _parse_server.__wrapped__ if "@" in authority else _parse_server
     problem = _text_problem(authority, path)
-    parts = None if problem else _AUTHORITY.fullmatch(authority)
+    server = problem or parse(scheme, authority)
+    if isinstance(server, str):
+        raise AddressError(f"{hide_secrets(plain)!r} is not a web address: {server}")
+    return WebURL(scheme, *server, path)
+
+
+@lru_cache(maxsize=256)
+def _parse_server(scheme: str, authority: str) -> tuple[str, int, str] | str:
+    """Return the host, port and userinfo of a URL, or why they are not valid."""
+    parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise AddressError(f"{hide_secrets(plain)!r} is not a web address: {problem or _authority_problem(authority)}")
+        return _authority_problem(authority)
     userinfo, written, port = parts.groups()
     host = written.strip("[]").lower()
-    problem = _host_problem(written) or _port_problem(port) or _client_problem(plain, host, port)
+    problem = _host_problem(written) or _port_problem(port) or _client_problem(f"{scheme}://{authority}/", host, port)
     if problem:
-        raise AddressError(f"{hide_secrets(plain)!r} is not a web address: {problem}")
+        return problem
     host = str(ipaddress.IPv6Address(host)) if ":" in host else host
-    return WebURL(scheme, host, int(port or _PORTS[scheme]), userinfo or "", path)
+    return host, int(port or _PORTS[scheme]), userinfo or ""
 
 
 def origins_of(server: str) -> tuple[Origin, ...]:
@@ -126,7 +139,7 @@ def is_local_host(host: str) -> bool:
 def _text_problem(authority: str, path: str) -> str:
     if "\\" in authority or "\\" in path:
         return "it has a backslash, which some programs treat as '/'; write %5C in a path"
-    if any(ord(c) < 32 or ord(c) == 127 for c in authority + path):
+    if _CONTROL.search(authority) or _CONTROL.search(path):
         return "it has a control character or a line break"
     if not authority.isascii():
         return "its host has characters that are not ASCII; write the host as punycode (xn--…)"
