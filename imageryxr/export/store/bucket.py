@@ -88,7 +88,7 @@ class Bucket:
         for key, data in files:
             self._watch()
             encoding = "gzip" if key.endswith(".gz") else None
-            with _bucket_errors(self.url):
+            with bucket_errors(self.url):
                 self._put(key.removesuffix(".gz"), data, encoding)
             records[key] = FileRecord.of(data)
         if self.worker_watch is not None and self.watch is self.worker_watch:
@@ -181,12 +181,12 @@ class Bucket:
 
     def create(self, key: str, data: bytes) -> bool:
         """Upload an object unless there is one; return whether it was uploaded. Of concurrent calls one succeeds."""
-        with _bucket_errors(self.url):
+        with bucket_errors(self.url):
             return self._send(key, data, "create")
 
     def replace(self, key: str, data: bytes, mark: dict[str, str]) -> bool:
         """Upload an object in place of the one with this mark; return whether that one was still there."""
-        with _bucket_errors(self.url):
+        with bucket_errors(self.url):
             return self._send(key, data, mark)
 
     def _current_mark(self, name: str) -> dict[str, str] | None:
@@ -206,7 +206,7 @@ class Bucket:
     def _download(self, key: str) -> tuple[bytes | None, Any]:
         import obstore
 
-        with _bucket_errors(self.url), suppress(FileNotFoundError):
+        with bucket_errors(self.url), suppress(FileNotFoundError):
             found = obstore.get(self._store, key.removesuffix(".gz"))
             return bytes(found.bytes()), found
         return None, None
@@ -249,7 +249,7 @@ class Bucket:
         while batch := list(islice(names, MAX_DELETE)):
             if self.watch is not None:
                 self.watch.check()
-            with _bucket_errors(self.url):
+            with bucket_errors(self.url):
                 obstore.delete(self._store, batch)
 
     def clear(self) -> None:
@@ -268,7 +268,7 @@ class Bucket:
         """Return the names of objects without a slash."""
         import obstore
 
-        with _bucket_errors(self.url):
+        with bucket_errors(self.url):
             return [entry["path"] for entry in obstore.list_with_delimiter(self._store)["objects"]]
 
     def copy(self, key: str, final: Bucket, size: int = 0) -> None:
@@ -279,7 +279,7 @@ class Bucket:
         root = "/".join(self.url.split("/")[:3])
         store, inside = bucket_store(root), [url.removeprefix(root).strip("/") for url in (self.url, final.url)]
         old, new = (f"{prefix}/{key}".strip("/") for prefix in inside)
-        with _bucket_errors(final.url):
+        with bucket_errors(final.url):
             try:
                 if size <= MAX_COPY:
                     obstore.copy(store, old, new)
@@ -301,13 +301,13 @@ class Bucket:
         import obstore
 
         self._watch()
-        with open(path, "rb") as file, _bucket_errors(self.url):
+        with open(path, "rb") as file, bucket_errors(self.url):
             obstore.put(self._store, key, file, chunk_size=_part_size(os.path.getsize(path)))
 
     def _listing(self) -> Iterator[Any]:
         import obstore
 
-        with _bucket_errors(self.url):
+        with bucket_errors(self.url):
             for batch in obstore.list(self._store, chunk_size=1000):
                 yield from batch
 
@@ -339,7 +339,8 @@ def _open_bucket(url: str, pid: int) -> Any:
 
 
 @contextmanager
-def _bucket_errors(url: str) -> Iterator[None]:
+def bucket_errors(url: str) -> Iterator[None]:
+    """Raise `TargetError` with advice in place of an error of a bucket."""
     try:
         yield
     except (FileNotFoundError, ImageryError):

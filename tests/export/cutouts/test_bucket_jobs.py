@@ -1,0 +1,148 @@
+"""Exports of cutouts to a bucket: the objects, their resumption after a kill, and what is replaced."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from PIL import Image
+
+import imageryxr as ix
+from imageryxr.errors import OptionError, TargetExistsError
+from imageryxr.export.cutouts import bucket_jobs
+from imageryxr.export.store.bucket import bucket_store
+from tests.export.cutouts.test_jobs import IDS, boxes, pictures
+from tests.support.s3_server import fresh_bucket, serving_s3
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving_s3() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    return fresh_bucket(server, monkeypatch)
+
+
+def opened(url):
+    return xr.open_zarr(zarr.storage.ObjectStore(bucket_store(url)), consolidated=False)
+
+
+def test_a_zarr_in_a_bucket_has_one_object_per_cutout_and_is_skipped_when_complete(bucket):
+    ds = boxes()
+    ds["image"] = ds.image * 0  # cutouts of background are objects as well
+    target = bucket.url("some/boxes.zarr")
+    report = ix.export(ds, target)
+    assert (report.regions, report.skipped) == (12, 0)
+    xr.testing.assert_equal(opened(target).compute(), ds.compute())
+    assert "some/boxes.zarr/image/c/5/0/0/0" in bucket.names()
+    assert not [name for name in bucket.names() if ".imageryxr" in name]
+    again = ix.export(ds, target)
+    assert (again.regions, again.skipped) == (0, 12)
+    with pytest.raises(TargetExistsError, match="overwrite=True"):
+        ix.export(boxes().segmentation, target)
+    ix.export(boxes().segmentation, target, overwrite=True)
+    assert list(opened(target).data_vars) == ["segmentation"]
+    assert not [name for name in bucket.names() if "/image/" in name]
+
+
+def test_pictures_in_a_bucket_are_named_by_columns(bucket):
+    array = pictures()
+    report = ix.export(array, bucket.url("gallery/{id}.png"))
+    assert report.regions == 6
+    held = array.isel(z=1).values
+    for i, number in enumerate(IDS.tolist()):
+        found = np.asarray(Image.open(io.BytesIO(bucket.read(f"gallery/{number}.png"))))
+        np.testing.assert_array_equal(found, held[i])
+    assert ix.export(array, bucket.url("gallery/{id}.png")).skipped == 6
+    with pytest.raises(TargetExistsError, match="gallery/"):
+        ix.export(pictures().isel(y=slice(0, 4)), bucket.url("gallery/{id}.png"))
+
+
+KILLED = """
+import os, signal, sys
+import imageryxr as ix
+from imageryxr.export.cutouts import bucket_jobs, writers
+from tests.export.cutouts.test_jobs import boxes, pictures
+
+count = 0
+
+def dying(original):
+    def write(self, rows, block):
+        global count
+        count += len(rows)
+        if count > 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, rows, block)
+    return write
+
+for kind in (bucket_jobs.BucketZarrWriter, bucket_jobs.BucketPictureWriter, writers.ZarrWriter, writers.PictureWriter):
+    kind.write = dying(kind.write)
+target = sys.argv[1]
+ix.export(boxes(4).segmentation if target.endswith("zarr") else pictures(4), target, workers=1)
+"""
+
+
+def kill_export(target):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{cutout:05d}.png"])
+def test_an_export_to_a_bucket_continues_after_a_kill(bucket, target):
+    array = boxes(4).segmentation if target.endswith("zarr") else pictures(4)
+    kill_export(bucket.url(f"broken/{target}"))
+    assert "broken/boxes.zarr/zarr.json" not in bucket.names()
+    report = ix.export(array, bucket.url(f"broken/{target}"))
+    assert report.skipped == 8
+    assert report.regions == 16
+    ix.export(array, bucket.url(f"whole/{target}"))
+    contents = {k: v for k, v in bucket.contents().items() if ".imageryxr" not in k}
+    broken = {k.removeprefix("broken/"): v for k, v in contents.items() if k.startswith("broken/")}
+    assert broken == {k.removeprefix("whole/"): v for k, v in contents.items() if k.startswith("whole/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{cutout:05d}.png", "gallery.html"])
+def test_an_export_to_a_disk_continues_after_a_kill(tmp_path, target):
+    array = boxes(4).segmentation if target.endswith("zarr") else pictures(4)
+    kill_export(tmp_path / "broken" / target)
+    report = ix.export(array, tmp_path / "broken" / target)
+    assert report.skipped == 8
+    ix.export(array, tmp_path / "whole" / target)
+    files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
+    for file in files:
+        if ".imageryxr" not in file.parts:
+            assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_an_interrupted_export_of_another_call_is_not_continued(bucket, monkeypatch):
+    target = bucket.url("boxes.zarr")
+
+    def stop(self, rows, block):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_jobs.BucketZarrWriter, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ix.export(boxes().segmentation, target)
+    assert "boxes.zarr/zarr.json" not in bucket.names()
+    with pytest.raises(TargetExistsError):
+        ix.export(boxes().image, target)
+    assert ix.export(boxes().segmentation, target).complete
+
+
+def test_a_page_in_a_bucket_is_an_error_that_states_the_remedy(bucket):
+    with pytest.raises(OptionError, match="local disk, and copy it"):
+        ix.export(pictures(), bucket.url("gallery.html"))
