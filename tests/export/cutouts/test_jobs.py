@@ -212,7 +212,7 @@ def test_a_contact_sheet_shows_the_centres_with_a_column_as_labels():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("s3://bucket/boxes.zarr", "is not on a local disk"),
+        ("ftp://host/boxes.zarr", "cannot be written to"),
         ("boxes.tif", "is not a format of cutouts"),
         ("gallery.png", "is not a format of cutouts"),
         ("gallery/{name}.png", "has the unknown field {name}; the table has"),
