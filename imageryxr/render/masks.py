@@ -44,7 +44,7 @@ class MaskUnion(Expr):
         return np.asarray(np.any([a != 0 for a in arrays], axis=0)).astype(np.uint8)
 
 
-def draw_masks(canvas: Canvas, layer: Layer, what: str) -> None:
+def draw_masks(canvas: Canvas, layer: Layer) -> None:
     """Draw a layer of masks on a canvas.
 
     Raises
@@ -56,7 +56,7 @@ def draw_masks(canvas: Canvas, layer: Layer, what: str) -> None:
     named = _named_masks(layer.segmentation, layer.ids)
     volumes = [_mask_volume(mask, canvas.image, f"mask {key!r}") for key, mask in named.items()]
     for key, volume in zip(named, volumes, strict=True):
-        canvas.add_volume(volume, f"mask {key!r}" if canvas.image is not None else f"mask {key!r} of {what}")
+        canvas.add_volume(volume, f"mask {key!r}")
     colors = _mask_colors(layer.colors, list(named))
     alphas = _mask_alphas(layer.alpha, list(named)).values()
     style = parse_outline(layer.outline)

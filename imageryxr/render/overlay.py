@@ -137,8 +137,10 @@ def overlay(
     call = Layer(None, ids, colors, alpha, rest_alpha, outline, overlap)
     for number, item in enumerate(layers):
         layer = (item if isinstance(item, Layer) else Layer(item)).fill_defaults(call)
-        draw = draw_masks if layer.holds_masks else _draw_segmentation
-        draw(canvas, layer, "the segmentation" if len(layers) == 1 else f"layer {number}")
+        if layer.holds_masks:
+            draw_masks(canvas, layer)
+        else:
+            _draw_segmentation(canvas, layer, "the segmentation" if len(layers) == 1 else f"layer {number}")
     attrs = {**canvas.volumes[0].attrs}
     if image is not None and canvas.volumes[1].attrs.get("source") is not None:
         attrs["segmentation_source"] = canvas.volumes[1].attrs["source"]

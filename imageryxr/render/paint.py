@@ -278,9 +278,10 @@ class Canvas:
 
     def add_volume(self, volume: Volume, what: str) -> None:
         """Add a volume that is drawn; raise `GridMismatchError` unless it is on the grid of the first one."""
-        if self.volumes:
-            first = "the first layer" if self.image is None else "the image"
-            check_same_grid(self.volumes[0].grid, volume.grid, f"{first} and {what}")
+        if self.image is not None:
+            check_same_grid(self.image.grid, volume.grid, f"the image and {what}")
+        elif self.volumes:
+            check_same_grid(volume.grid, self.volumes[0].grid, f"{what} and the first one")
         self.volumes.append(volume)
 
     def add_layer(self, exprs: Sequence[Expr], colors: dict[str, Any]) -> None:

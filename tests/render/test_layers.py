@@ -40,6 +40,20 @@ def test_layers_are_drawn_in_their_order():
     assert (swapped.values != both.values).any()
 
 
+@pytest.mark.parametrize(
+    ("image", "layers", "says"),
+    [
+        (IMAGE, [FINE, FINE[:, :, 1:]], "the image and layer 1 do not lie"),
+        (IMAGE, {"a": FINE == 5, "b": FINE[:, 1:] == 5}, "the image and mask 'b' do not lie"),
+        (None, [FINE, FINE[:, :, 1:]], "layer 1 and the first one do not lie"),
+        (None, {"a": FINE == 5, "b": FINE[:, 1:] == 5}, "mask 'b' and the first one do not lie"),
+    ],
+)
+def test_a_layer_on_another_grid_is_named(image, layers, says):
+    with pytest.raises(ix.errors.GridMismatchError, match=says):
+        ix.overlay(image, layers)
+
+
 def test_options_of_the_call_are_defaults_of_the_layers():
     layers = [FINE, ix.Layer(OTHER, alpha=0.9, outline=False)]
     both = ix.overlay(IMAGE, layers, alpha=0.3, outline=ix.Outline(2, side="in"))
