@@ -7,7 +7,6 @@ annotations are in units of the output dimensions of their source, or of the lin
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import xarray as xr
 
 from imageryxr.core.annotations import DIM, ENDS, RADII
 from imageryxr.core.array_labels import plain_attrs
-from imageryxr.core.bbox import DIMS
+from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
 from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
 from imageryxr.neuroglancer.annotation_colors import annotation_color
@@ -30,13 +29,14 @@ from imageryxr.neuroglancer.state import LinkLayer, LinkState, SkippedLayer
 from imageryxr.neuroglancer.transform import Transform, read_transform
 from imageryxr.neuroglancer.validate import as_mapping, short_repr
 from imageryxr.ops.open_annotations import read_annotations
+from imageryxr.ops.tree_annotations import REGION
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.info import parse_info
 from imageryxr.sources.annotations.source import AnnotationSource
 
 MOST_CELLS = 1000
-"""Largest number of cells of a spatial index that are read for a link."""
+"""Largest number of cells of a spatial index that are read for a layer of a link."""
 
 
 @dataclass(frozen=True)
@@ -143,24 +143,49 @@ def _open_precomputed(
         raise LinkError(placed)
     folder, info = open_folder(source.url, None, options.connection)
     opened = AnnotationSource(folder, parse_info(info, folder.name))
-    filters = _segment_filters(layer, spec, state)
-    if filters is None:
-        cells = sum(math.prod(level.grid_shape) for level in opened.info.spatial)
-        if cells > MOST_CELLS:
-            raise LinkError(
-                f"it has {cells:,} cells of annotations, and at most {MOST_CELLS:,} are read for a link; open a part "
-                f"with imageryxr.open_annotations({folder.name!r}, bbox=…)"
-            )
-        found = read_annotations(opened, None, None, None)
-    else:
-        selected = sorted(set().union(*filters.values()))
-        found = _filtered(read_annotations(opened, None, selected, None), filters)
     by_axis = [opened.info.units[number] for number in opened.info.axes]
     scales = [
         factor * (1.0 if size is None else size / unit)
         for factor, size, unit in zip(placed.placement.scale, placed.placement.voxel_size, by_axis, strict=True)
     ]
+    filters = _segment_filters(layer, spec, state)
+    if filters is None:
+        return _read_near_position(layer, opened, state, scales, placed.placement.shift)
+    selected = sorted(set().union(*filters.values()))
+    found = _filtered(read_annotations(opened, None, selected, None), filters)
     return _moved(found, scales, placed.placement.shift)
+
+
+def _read_near_position(
+    layer: SkippedLayer, opened: AnnotationSource, state: LinkState, scales: Sequence[float], shift: Sequence[float]
+) -> xr.Dataset:
+    """Return all annotations of a layer, or if it has many cells, those in a box around the position of the link."""
+    cells, box = opened.count_cells(None), None
+    if cells > MOST_CELLS:
+        if state.position is None or state.resolution is None or 0 in scales:
+            raise LinkError(
+                f"it has {cells:,} cells of annotations, and at most {MOST_CELLS:,} are read for a link without a "
+                f"position; open a part with imageryxr.open_annotations({opened.folder.name!r}, bbox=…)"
+            )
+        x, y, z = (
+            (p * unit - offset) / scale
+            for p, unit, offset, scale in zip(state.position, state.resolution, shift, scales, strict=True)
+        )
+        box = opened.box_around((x, y, z), MOST_CELLS)
+        if opened.count_cells(box) > MOST_CELLS:
+            raise LinkError(f"more than {MOST_CELLS:,} of its cells overlap at the position of the link")
+    found = _moved(read_annotations(opened, box, None, None), scales, shift)
+    if box is None:
+        return found
+    corners = np.sort([np.multiply(corner, scales) + shift for corner in (box.lo_nm, box.hi_nm)], axis=0)
+    region = BBox(corners[0].tolist(), corners[1].tolist())
+    warn(
+        f"the layer {layer.name!r} of the link has {cells:,} cells of annotations, and at most {MOST_CELLS:,} are "
+        f"read: those around the position of the link, in the box {region}; open others with "
+        f"imageryxr.open_annotations({opened.folder.name!r}, bbox=…)",
+        LinkWarning,
+    )
+    return found.assign_attrs({REGION: corners.ravel().tolist()})
 
 
 def _moved(annotations: xr.Dataset, scales: Sequence[float], shift: Sequence[float]) -> xr.Dataset:

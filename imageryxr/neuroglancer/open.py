@@ -98,8 +98,9 @@ def open_neuroglancer(
         One child per layer, from bottom to top, named after the layer, with the variable ``image`` or ``segmentation``
         at its finest level. A layer of annotations is a Dataset as in `as_annotations`, with the attr ``color``, or
         ``color_column`` if a property gives the colours; if it has several types, the child has a child per type. Local
-        and precomputed annotations are read; those with more than 1000 cells only if the link filters them by
-        segments. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units,
+        and precomputed annotations are read; of those with more than 1000 cells that the link does not filter by
+        segments, the part around the position of the link, whose corners are the attr ``annotation_region``. Attrs of
+        the tree: ``dimensions`` (nm per unit), ``position`` in these units,
         ``nm_per_pixel``, ``orientation``, ``display_dimensions`` if they are not x, y and z, ``unsupported_layers``,
         each with the ``reason`` why it was skipped, and ``unopened_layers``, which were not requested. Dicts and lists
         of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and ``to_zarr`` can store them. Attrs

@@ -15,10 +15,12 @@ from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, mak
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.display import LAYER, VISIBLE
 from imageryxr.core.grid import Grid
-from imageryxr.errors import LayerError
+from imageryxr.errors import LayerError, LinkWarning, warn
 
 ANNOTATIONS = "annotation_layers"
 """Attr of a view with the annotations in it, as JSON."""
+REGION = "annotation_region"
+"""Attr of a Dataset with the annotations of a part of its layer: the corners (x, y, z, x, y, z) of the part in nm."""
 MARGIN = 32
 """Pixels around a view; markers of annotations there may reach into it."""
 
@@ -81,9 +83,26 @@ def _annotations_near(tree: xr.DataTree, box: BBox, names: Collection[str] | Non
         for part in parts:
             is_shown = name in names if names is not None else bool(part.attrs.get(VISIBLE, True))
             inside = np.flatnonzero(annotations_in_box(part, box) & is_shown)
+            if is_shown:
+                _check_region(name, part, box)
             if len(inside):
                 entries.append({"layer": name, **_to_json(part.isel({DIM: inside}))})
     return {ANNOTATIONS: json.dumps(entries)} if entries else {}
+
+
+def _check_region(name: str, part: xr.Dataset, box: BBox) -> None:
+    """Warn if a view extends beyond the part of a layer whose annotations were read."""
+    corners = part.attrs.get(REGION)
+    if corners is None:
+        return
+    lo, hi = np.array(corners[:3]), np.array(corners[3:])
+    if (np.array(box.lo_nm) < lo).any() or (np.array(box.hi_nm) > hi).any():
+        warn(
+            f"the view extends beyond the part of the layer {name!r} whose annotations were read, "
+            f"{BBox(lo.tolist(), hi.tolist())}; open others with imageryxr.open_annotations(source, bbox=…) and draw "
+            "them with annotate",
+            LinkWarning,
+        )
 
 
 def _to_json(part: xr.Dataset) -> dict[str, Any]:

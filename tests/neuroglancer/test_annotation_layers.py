@@ -127,7 +127,7 @@ def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_
         assert opened(sample, CELLS, {**layer, "linkedSegmentationLayer": gone})["notes"].sizes["annotation"] == 2
 
 
-def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path, monkeypatch):
+def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path):
     entries = some_annotations("line", 30)
     write_levels(tmp_path / "a", "line", entries)
     address = f"precomputed://file://{tmp_path}/a"
@@ -145,9 +145,6 @@ def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path,
     again = opened(sample, {**layer, "source": moved})["lines"]
     np.testing.assert_allclose(again.x, whole.x + 10 * 2 * UNIT[0])
     np.testing.assert_allclose(again.z_end, whole.z_end)
-    monkeypatch.setattr(annotation_layers, "MOST_CELLS", 20)
-    with pytest.warns(LinkWarning, match=r"'lines' of the link is left out: it has 31 cells.*open_annotations"):
-        assert "lines" not in opened(sample, layer).children
     cells = {**CELLS, "segments": ["3"]}
     filtered = {**layer, "linkedSegmentationLayer": {"post": "cells"}, "filterBySegmentation": ["post"]}
     some = opened(sample, cells, filtered)["lines"]
@@ -296,3 +293,39 @@ def test_overlay_of_a_plane_draws_the_annotations_in_the_plane(sample, camera):
     np.testing.assert_array_equal(picture.values, truth.values)
     assert picture.values[0, 25, 30].tolist() == [255, 255, 0, 255]
     assert "annotation_layers" not in opened(sample, off, camera=camera).imagery.plane((60, 50)).attrs
+
+
+def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotation_layers, "MOST_CELLS", 20)
+    write_levels(tmp_path / "a", "point", some_annotations("point", 400))
+    address = f"precomputed://file://{tmp_path}/a"
+    dims = {axis: [scale * 1e-9, "m"] for axis, scale in zip("xyz", UNIT, strict=True)}
+    shift = [9200, 5120, 130]  # in units, which puts the annotations into the image
+    matrix = [[2, 0, 0, shift[0]], [0, 2, 0, shift[1]], [0, 0, 2, shift[2]]]
+    transform = {"outputDimensions": dims, "matrix": matrix}
+    layer = {"type": "annotation", "name": "points", "source": {"url": address, "transform": transform}}
+    whole = ix.open_annotations(address)
+    center = [(s + 20) * unit / r for s, unit, r in zip(shift, UNIT, (8, 8, 40), strict=True)]
+    with pytest.warns(LinkWarning, match=r"'points' of the link has 31 cells .*at most 20 are read.*open_annotations"):
+        tree = opened(sample, layer, camera={"position": center})
+    part = tree["points"].to_dataset()
+    lo, hi = np.reshape(part.attrs["annotation_region"], (2, 3))
+    moved = np.stack([whole[axis] * 2 + shift[i] * UNIT[i] for i, axis in enumerate("xyz")], axis=1)
+    inside = ((moved >= lo) & (moved < hi)).all(axis=1)
+    assert 0 < inside.sum() < 400
+    assert set(part.id.values.tolist()) == set(whole.id.values[inside].tolist())
+    assert (lo < np.multiply(center, (8, 8, 40))).all()
+    assert (hi > np.multiply(center, (8, 8, 40))).all()
+    with pytest.warns(LinkWarning, match="'points' of the link is left out: it has 31 cells"):
+        assert "points" not in opened(sample, layer, camera={"position": None}).children
+
+
+def test_a_view_beyond_the_annotations_that_were_read_is_a_warning(sample):
+    tree = opened(sample, NOTES)
+    box = [4500 * 8, 2450 * 8, 120 * 40, 4700 * 8, 2700 * 8, 140 * 40]
+    tree["notes"].attrs["annotation_region"] = box
+    tree.imagery.view(size=(64, 64))
+    with pytest.warns(LinkWarning, match="beyond the part of the layer 'notes'"):
+        tree.imagery.view(size=(200, 64))
+    with pytest.warns(LinkWarning, match="beyond the part of the layer 'notes'"):
+        tree.imagery.plane((200, 64))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.core.bbox import BBox
+from imageryxr.core.bbox import BBox, Triple
 from imageryxr.errors import OptionError, SourceError
 from imageryxr.sources.annotations.folder import Folder
 from imageryxr.sources.annotations.info import AnnotationInfo, Index, SpatialLevel
@@ -67,7 +67,7 @@ class AnnotationSource:
         if not self.info.spatial:
             raise SourceError(f"{self.folder.name} has no spatial index; select annotations with ids= or segments=")
         spans = [self._cells(level, bbox) for level in self.info.spatial]
-        count = sum(math.prod(len(span) for span in level) for level in spans)
+        count = self.count_cells(bbox)
         if count > MOST_CELLS:
             raise OptionError(
                 f"{'the box' if bbox is not None else 'the whole collection'} {bbox or self.folder.name} meets "
@@ -77,6 +77,27 @@ class AnnotationSource:
         for level, ranges in zip(self.info.spatial, spans, strict=True):
             parts += self._read_cells(level, [(a, b, c) for a, b, c in itertools.product(*ranges)])
         return join_records(self.info, parts).unique()
+
+    def count_cells(self, bbox: BBox | None) -> int:
+        """Return the number of cells of the spatial index, of all levels, that a box meets; None for all cells."""
+        return sum(math.prod(len(span) for span in self._cells(level, bbox)) for level in self.info.spatial)
+
+    def box_around(self, point: Triple, most: int) -> BBox:
+        """Return a box around a point (x, y, z) in nm that meets at most ``most`` cells, as large as cells allow.
+
+        Its shape is that of the grid of cells. The least box meets the cells that contain the point.
+        """
+        fine = max(self.info.spatial, key=lambda level: math.prod(level.grid_shape))
+        extent = [fine.chunk_size[a] * fine.grid_shape[a] * self.info.units[a] for a in self.info.axes]
+        share = 1.0
+        while True:
+            box = BBox(
+                [p - share * e for p, e in zip(point, extent, strict=True)],
+                [p + share * e for p, e in zip(point, extent, strict=True)],
+            )
+            if share < 1e-9 or self.count_cells(box) <= most:
+                return box
+            share *= 0.8
 
     def _cells(self, level: SpatialLevel, bbox: BBox | None) -> list[range]:
         """Return the ranges of cells of a level that a box meets, along each stored dimension."""
