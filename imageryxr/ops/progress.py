@@ -12,6 +12,9 @@ from typing import Any
 from imageryxr.sources.fetch.traffic import Traffic, traffic
 
 _INTERVAL = 0.2
+# Arrays without dask chunks are read without tasks.
+_WITHOUT_TASKS = "{desc} [{elapsed}{postfix}]"
+_WITH_TASKS = "{l_bar}{bar}| {n_fmt}/{total_fmt} tasks [{elapsed}<{remaining}{postfix}]"
 
 
 @contextmanager
@@ -48,7 +51,7 @@ def progress() -> Iterator[None]:
         with bar.get_lock():
             done, began = bar.n, bar.start_t
             bar.reset((bar.total or 0) + len(state["ready"]) + len(state["waiting"]))  # also the widget of a notebook
-            bar.n, bar.start_t = done, began
+            bar.n, bar.start_t, bar.bar_format = done, began, _WITH_TASKS
 
     def finish_task(*task: Any) -> None:
         with bar.get_lock():
@@ -69,8 +72,7 @@ def progress() -> Iterator[None]:
 def _new_bar() -> Any:
     from tqdm.auto import tqdm
 
-    looks = "{l_bar}{bar}| {n_fmt}/{total_fmt} tasks [{elapsed}<{remaining}{postfix}]"
-    return tqdm(total=0, desc="reading", bar_format=looks, **bar_size())
+    return tqdm(total=0, desc="reading", bar_format=_WITHOUT_TASKS, **bar_size())
 
 
 def bar_size() -> dict[str, Any]:

@@ -36,6 +36,14 @@ def test_bytes_requests_and_cached_chunks_are_shown(served, capsys):
         assert re.search(rf"reading: 100%.* (\d+)/\1 tasks \[.*, {expected}\]", last), last
 
 
+def test_arrays_without_dask_chunks_show_bytes(served, capsys):
+    image = ix.open_image(f"precomputed://{served.url()}")
+    with ix.progress():
+        image.load()
+    last = re.split(r"[\r\n]+", capsys.readouterr().err.strip())[-1]
+    assert re.fullmatch(r"reading:? +\[00:0\d, 16.4 kB received, 8 requests\]", last.strip()), last
+
+
 def test_nothing_is_shown_outside_the_block_and_no_thread_is_left(served, capsys):
     with ix.progress():
         pass
