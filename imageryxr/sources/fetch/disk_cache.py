@@ -42,6 +42,8 @@ _ABANDONED_SECONDS = 3600
 # Shares of the limit: of the largest entry; that a process may write before it checks the size; above which entries are
 # dropped, so that a dozen processes stay below the limit; and that dropping leaves.
 _LARGEST, _UNCHECKED, _FULL, _KEPT = 1 / 4, 1 / 128, 0.9, 0.8
+# A process waits so long for another one that drops entries, and tries again after it has written more.
+_LOCK_SECONDS = 5.0
 # The size of a folder with many entries is estimated from some of its subfolders, among which digests spread evenly.
 _SAMPLE, _FEW = 16, 2000
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK if os.name == "posix" else getattr(os, "O_BINARY", 0)
@@ -78,6 +80,8 @@ class DiskCache:
         self._place = os.path.join(os.path.realpath(folder), _FORMAT)
         self._lock = threading.Lock()
         self._unchecked: float = float("inf")
+        self._checking = threading.Lock()
+        self._is_due = False
         self._is_writable = True
         if not create and not os.path.lexists(folder):
             return
@@ -138,24 +142,38 @@ class DiskCache:
             return
         with self._lock:
             self._unchecked += _size_on_disk(sum(map(len, content)))
-            is_due = self._unchecked > limit * _UNCHECKED
-            self._unchecked = 0 if is_due else self._unchecked
-        if is_due and self._estimate_size() > limit * _FULL:
-            self.drop_until(int(limit * _KEPT))
+            if self._unchecked <= limit * _UNCHECKED:
+                return
+            self._unchecked, self._is_due = 0, True
+        self._check_size(limit)
+
+    def _check_size(self, limit: int) -> None:
+        # One thread checks. If another one finds that a check is due, the first one checks again.
+        while self._is_due and self._checking.acquire(blocking=False):
+            try:
+                self._is_due = False
+                if self._estimate_size() > limit * _FULL:
+                    self.drop_until(int(limit * _KEPT), above=int(limit * _FULL))
+            finally:
+                self._checking.release()
 
     def remove(self, name: str) -> None:
         """Remove an entry if it exists."""
         with suppress(OSError):
             os.unlink(self._path(name))
 
-    def drop_until(self, size: int) -> None:
-        """Drop the least recently used entries until the others have at most a number of bytes."""
-        with _try_lock(os.path.join(self._place, "lock")) as is_mine:
-            if not is_mine:  # another process is doing this
+    def drop_until(self, size: int, above: int = 0) -> None:
+        """Drop the least recently used entries until the others have at most ``size`` bytes.
+
+        Nothing is dropped if all have at most ``above`` bytes, because another process has dropped entries.
+        """
+        with _lock_file(os.path.join(self._place, "lock")) as is_mine:
+            if not is_mine:
+                self._unchecked = float("inf")  # the next write checks again
                 return
             files = sorted(self._files())
             left = sum(size for _, size, _ in files)
-            for _, count, path in files:
+            for _, count, path in files if left > above else ():
                 if left <= size:
                     break
                 with suppress(OSError):
@@ -334,24 +352,31 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
 
 
 @contextmanager
-def _try_lock(path: str) -> Iterator[bool]:
-    """Lock a file if no other process has locked it. The lock ends with its process."""
+def _lock_file(path: str) -> Iterator[bool]:
+    """Lock a file that other processes lock, and yield whether that was possible within some seconds.
+
+    The lock ends with its process. Without support for locks several processes may drop entries at the same time, which
+    is only slower.
+    """
     try:
         import fcntl
 
         file = os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o600)
-    except (ImportError, OSError):  # without locks several processes may drop entries at once, which is only slower
+    except (ImportError, OSError):
         yield True
         return
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        except OSError:
-            yield True
-        else:
-            yield True
+        is_mine = False
+        end = time.monotonic() + _LOCK_SECONDS
+        while not is_mine and time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_mine = True
+            except BlockingIOError:
+                time.sleep(0.02)
+            except OSError:
+                is_mine = True
+        yield is_mine
     finally:
         os.close(file)
 
