@@ -151,7 +151,9 @@ def _open_address(
     can_be_zarr = address.format != "precomputed" and address.protocol in omezarr.PROTOCOLS
     if can_be_zarr and address.local_path is None:
         # A server answers the requests for both formats in the time of one.
-        ask_info, ask_zarr = run_all([ask_info, ask_zarr])
+        ask_group: Any = partial(omezarr.request_group, address, plain_token, connection)
+        ask_info, ask_group = run_all([ask_info, ask_group])
+        ask_zarr = partial(ask_zarr, group=ask_group())
     info = ask_info()
     if info is not None and "graph" in info.content:
         _check_graph(address, token, connection.access)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -62,6 +63,9 @@ from imageryxr.sources.omezarr.transforms import grid_of_level, other_axes_of
 from imageryxr.sources.omezarr.zip_store import find_archive
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")
+_GROUP_KEYS = ("zarr.json", ".zattrs")
+GroupFiles = Sequence[Callable[[], MetadataFile | None]]
+"""Functions that return the ``zarr.json`` and the ``.zattrs`` of a group, None if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,7 @@ def open_omezarr(
     time: int | None = None,
     assume: Assume = "center",
     connection: Connection | None = None,
+    group: GroupFiles | None = None,
 ) -> OmeZarrSource:
     """Return the source of an OME-Zarr group; reads metadata only.
 
@@ -261,6 +266,8 @@ def open_omezarr(
         0.
     connection : Connection, optional
         Options of requests to web servers.
+    group : sequence of callable, optional
+        Result of `request_group`; by default the metadata of the group are requested.
 
     Raises
     ------
@@ -276,7 +283,7 @@ def open_omezarr(
     if address.protocol not in PROTOCOLS:
         raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
     connection = connection or Connection()
-    ome, version, stamp = _ome_metadata(address, token, connection)
+    ome, version, stamp = _ome_metadata(address, token, connection, group)
     try:
         return _build_source(
             address, MetadataFile(ome, stamp), version, missing, token, {"c": channel, "t": time}, assume, connection
@@ -287,15 +294,22 @@ def open_omezarr(
         raise SourceError(f"the OME metadata of {name} are not valid: {type(error).__name__}: {error}") from error
 
 
-def _ome_metadata(address: Address, token: str | None, connection: Connection) -> tuple[dict[str, Any], int, str]:
+def request_group(address: Address, token: str | None, connection: Connection) -> GroupFiles:
+    """Request the ``zarr.json`` and the ``.zattrs`` of a group at once; functions return them or raise their error."""
+    return run_all([partial(fetch_json_file, address, token, key, connection) for key in _GROUP_KEYS])
+
+
+def _ome_metadata(
+    address: Address, token: str | None, connection: Connection, group: GroupFiles | None
+) -> tuple[dict[str, Any], int, str]:
     """Return the OME metadata of an image's group, the version of its Zarr format, and the stamp of the metadata."""
     name, path = address.zarr_name, address.local_path
     if path is not None and not path.is_dir() and find_archive(path) is None:
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     found: dict[int, dict[str, Any]] = {}
-    calls: list[Any] = [partial(fetch_json_file, address, token, key, connection) for key in ("zarr.json", ".zattrs")]
-    # A server answers both requests in the time of one.
-    for version, ask in zip((3, 2), calls if path is not None else run_all(calls), strict=True):
+    if path is not None:  # the second file is read only if it is needed
+        group = [partial(fetch_json_file, address, token, key, connection) for key in _GROUP_KEYS]
+    for version, ask in zip((3, 2), group or request_group(address, token, connection), strict=True):
         file = ask()
         if file is None:
             continue

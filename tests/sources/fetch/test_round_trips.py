@@ -1,0 +1,87 @@
+"""How many requests opening, drawing and drawing again make; counted on a server, not timed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import imageryxr as ix
+from imageryxr.core.grid import Grid
+from tests.support import omezarr, precomputed
+from tests.support.latency_server import LatencyServer
+from tests.support.source_suite import noise, serving
+
+GRID = Grid((16, 40, 40), (8, 8, 40), (0, 0, 0))
+
+
+@pytest.fixture
+def layers(tmp_path):
+    precomputed.write_layer(tmp_path / "em", [noise(GRID.shape)], [GRID])
+    cells = noise(GRID.shape, "uint64") % np.uint64(5)
+    precomputed.write_layer(tmp_path / "cells", [cells], [GRID], kind="segmentation")
+    image = {"axes": omezarr.axes_of("zyx"), "datasets": [omezarr.level(f"s{i}", (40, 8, 8)) for i in range(3)]}
+    omezarr.write_ome(tmp_path / "zarr3", [noise(GRID.shape)] * 3, image)
+    omezarr.write_ome(tmp_path / "zarr2", [noise(GRID.shape)] * 3, image, version="0.4")
+    with serving(tmp_path) as server:
+        server.stamps = ("ETag",)
+        yield server
+
+
+LEVELS = {"zarr3": [f"/zarr3/s{i}/zarr.json" for i in range(3)], "zarr2": [f"/zarr2/s{i}/.zarray" for i in range(3)]}
+FIRST = {"precomputed": ["info"], "zarr": [".zattrs", "zarr.json"], "bare": [".zattrs", "info", "zarr.json"]}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [("precomputed", "em"), ("zarr", "zarr3"), ("zarr", "zarr2"), ("bare", "zarr3"), ("bare", "zarr2"), ("bare", "em")],
+)
+def test_opening_requests_the_metadata_of_the_group_and_then_of_all_levels(layers, scheme, name):
+    place = f"{layers.url}/{name}"
+    ix.open_multiscale(place if scheme == "bare" else f"{scheme}://{place}")
+    first = sorted(f"/{name}/{key}" for key in FIRST[scheme])
+    assert sorted(layers.asked[: len(first)]) == first
+    # No further request is made for a format that the volume does not have.
+    assert sorted(layers.asked[len(first) :]) == LEVELS.get(name, [])
+
+
+def test_the_same_figure_again_makes_no_request(layers):
+    em = ix.open_image(f"precomputed://{layers.url}/em")
+    cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
+    picture = ix.overlay(em.isel(z=slice(3, 4)), cells.isel(z=slice(3, 4)))
+    layers.asked.clear()
+    first = picture.compute()
+    assert len(layers.asked) == len(set(layers.asked)) == 2 * 9  # chunks of 8 × 16 × 16 voxels
+    layers.asked.clear()
+    np.testing.assert_array_equal(picture.compute(), first)
+    # Neither does another slice of the same chunks in a figure of layers that were opened again.
+    em = ix.open_image(f"precomputed://{layers.url}/em")
+    cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
+    layers.asked.clear()
+    ix.overlay(em.isel(z=slice(5, 6)), cells.isel(z=slice(5, 6))).compute()
+    assert layers.asked == []
+
+
+def test_a_scroll_through_a_figure_requests_each_object_once(layers):
+    em = ix.open_image(f"precomputed://{layers.url}/em")
+    cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
+    layers.asked.clear()
+    for z in range(GRID.shape[0]):
+        ix.overlay(em.isel(z=slice(z, z + 1)), cells.isel(z=slice(z, z + 1))).compute()
+    assert len(layers.asked) == len(set(layers.asked)) == 2 * 2 * 9
+
+
+def test_layers_and_blocks_of_a_computation_are_read_side_by_side(tmp_path):
+    precomputed.write_layer(tmp_path / "em", [noise(GRID.shape)], [GRID])
+    cells = noise(GRID.shape, "uint64") % np.uint64(5)
+    precomputed.write_layer(tmp_path / "cells", [cells], [GRID], kind="segmentation")
+    with LatencyServer(tmp_path, latency=0.5) as server:
+        em = ix.open_image(f"precomputed://{server.url}/em").isel(z=slice(3, 4))
+        cells = ix.open_segmentation(f"precomputed://{server.url}/cells").isel(z=slice(3, 4))
+        server.counts()
+        ix.overlay(em, cells).compute()
+        assert server.counts()["peak"] == 2 * 9
+        em = ix.open_image(f"precomputed://{server.url}/em", chunks=(8, 16, 40))
+        two = em.isel(z=slice(8, 16), y=slice(0, 32))
+        assert two.data.npartitions == 2
+        two.compute(scheduler="threads", num_workers=2)
+        assert server.counts()["peak"] == 2 * 3
