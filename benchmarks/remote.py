@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from benchmarks import pictures
 
 WHOLE, CHUNK = (64, 1088, 1088), (64, 64, 64)  # 17 × 17 chunks = 289
-BOXES = {"slice": (32, 33, 32, 1056, 32, 1056), "cube": (0, 64, 288, 800, 288, 800)}
-"""Boxes as (z, z, y, y, x, x): a 1024² slice that touches 289 chunks, and 512×512×64."""
+BOXES = {
+    "slice": (32, 33, 32, 1056, 32, 1056), "cube": (0, 64, 288, 800, 288, 800),
+    "large": (0, 128, 64, 2112, 64, 2112),
+}  # fmt: skip
+"""Boxes as (z, z, y, y, x, x): a 1024² slice that touches 289 chunks, 512×512×64, and 2048²×128 of larger data."""
 NGFF = {"zarr04": 2, "zarr05": 3, "zarr05sharded": 3}
 LAYOUTS = ("raw", "raw64", "jpeg", "cseg", "sharded", *NGFF)
 TOOLS = ("ours", "cloudvolume", "tensorstore", "zarr")
@@ -35,16 +38,20 @@ TOOLS = ("ours", "cloudvolume", "tensorstore", "zarr")
 # data
 
 
-def write_all(folder: Path) -> None:
-    """Write the image and the segmentation in every layout."""
-    grey, cells = pictures.grey(WHOLE), pictures.cells(WHOLE, 400)
-    write_precomputed(folder / "raw", grey, "raw")
-    write_precomputed(folder / "raw64", cells, "raw")
-    write_precomputed(folder / "jpeg", grey, "jpeg")
-    write_precomputed(folder / "cseg", cells, "compressed_segmentation")
-    write_sharded(folder / "sharded", cells)
-    for name, version in NGFF.items():
-        write_zarr(folder / name, grey, version, is_sharded=name.endswith("sharded"))
+def write_all(folder: Path, layouts: Sequence[str] = LAYOUTS, repeats: int = 1) -> None:
+    """Write the image or the segmentation, repeated along each axis, in each layout that the folder does not have."""
+    encodings = {"raw": "raw", "raw64": "raw", "jpeg": "jpeg", "cseg": "compressed_segmentation"}
+    for name in layouts:
+        if (folder / name).exists():
+            continue
+        is_image = name in NGFF or name in ("raw", "jpeg")
+        values = np.tile(pictures.grey(WHOLE) if is_image else pictures.cells(WHOLE, 400), (repeats,) * 3)
+        if name in encodings:
+            write_precomputed(folder / name, values, encodings[name])
+        elif name in NGFF:
+            write_zarr(folder / name, values, NGFF[name], is_sharded=name.endswith("sharded"))
+        else:
+            write_sharded(folder / name, values)
 
 
 def _info(values: NDArray[Any], encoding: str) -> dict[str, Any]:
@@ -194,10 +201,11 @@ def worker(tool: str) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         total = READERS[tool](url, layout, tuple(box))
         found = [time.perf_counter() - wall, time.process_time() - cpu, total]
-        print(json.dumps([*found, _peak_memory()]), flush=True)
+        print(json.dumps([*found, peak_memory()]), flush=True)
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
+    """Return the largest memory of this process so far in MB."""
     # `resource` reports the peak of the parent process before the start of this one.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
@@ -259,9 +267,9 @@ def main() -> None:
         worker(given.worker)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.data or Path(temporary)
-        if not (folder / LAYOUTS[-1]).exists():
-            write_all(folder)
+        folder, is_large = given.data or Path(temporary), given.box == "large"
+        folder = folder / "large" if is_large else folder
+        write_all(folder, given.words or LAYOUTS, 2 if is_large else 1)
         print("| tool | wall s | CPU s | requests | peak MB | ours / tool |\n|---|---|---|---|---|---|")
         for layout in given.words or LAYOUTS:
             print(f"| **{layout}**, {given.box} | | | | | |", flush=True)
