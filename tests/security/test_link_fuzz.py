@@ -165,13 +165,13 @@ def links(sample, rng, odd, count):
         yield garbled(link, rng) if rng.random() < 0.5 else link
 
 
-def follow(link):
-    """Open a link and read from it; return whether it could be opened."""
+def follow(link, uses):
+    """Open a link and use what it shows; return whether it could be opened."""
     try:
         tree = ix.open_neuroglancer(link, allow_local=True)
     except ix.ImageryError:
         return False
-    for use in (_view, _plane, lambda t: ix.neuroglancer_link(t, allow_local=True)):
+    for use in uses:
         try:
             use(tree)
         except ix.ImageryError:
@@ -187,6 +187,13 @@ def _plane(tree):
     tree.imagery.plane((4, 3))
 
 
+def _link(tree):
+    ix.neuroglancer_link(tree, allow_local=True)
+
+
+USES = (_view, _plane, _link)
+
+
 @pytest.fixture
 def odd(tmp_path):
     loop = tmp_path / "loop"
@@ -194,17 +201,22 @@ def odd(tmp_path):
     return [o.replace("/LOOP", str(loop)) if isinstance(o, str) else o for o in ODD]
 
 
-@pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_mutated_links_open_or_end_in_our_error(sample, odd, count, monkeypatch):
+# Ten thousand links, in parts that run on several cores. Each link is opened; of the slow parts each is used in one way.
+PARTS = [(250, 250, 3), *(pytest.param(seed, 1250, 1, marks=pytest.mark.slow) for seed in range(10_000, 10_008))]
+
+
+@pytest.mark.parametrize(("seed", "count", "ways"), PARTS)
+def test_mutated_links_open_or_end_in_our_error(sample, odd, seed, count, ways, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", _no_names)
-    rng = random.Random(count)
+    rng = random.Random(seed)
     opened = 0
     for number, link in enumerate(links(sample, rng, odd, count)):
+        uses = [USES[(number + way) % len(USES)] for way in range(ways)]
         start = time.monotonic()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ix.ImageryWarning)
             try:
-                opened += follow(link)
+                opened += follow(link, uses)
             except BaseException as error:  # a PanicException is none of Exception
                 raise AssertionError(f"link {number}: {link!r}") from error
         assert time.monotonic() - start < SECONDS, f"link {number}: {link!r}"
