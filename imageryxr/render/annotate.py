@@ -142,18 +142,17 @@ def annotate(
     volume = rgba_volume(_check_picture(picture), "the picture")
     table = as_annotations(annotations)
     across = _slice_axis(picture, axis)
-    made = mark_colors(table, picture, color, colors, cmap, limits)
     opacity = _check_number("alpha", alpha, 0, 1)
-    rgba = made.rgba.copy()
-    rgba[:, 3] = np.rint(rgba[:, 3] * opacity).astype(np.uint8)
     sizes = _sizes(table, size)
     stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
     look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
     style = look.style(_directions(picture, across), volume.grid, across)
     rows = rows_near_picture(table, volume.grid, style, _turned_axes(across), sizes)
+    made = mark_colors(table, picture, color, colors, cmap, limits, rows)
+    rgba = made.rgba.copy()
+    rgba[:, 3] = np.rint(rgba[:, 3] * opacity).astype(np.uint8)
     if rows is not None:
-        rgba, sizes = rgba if len(rgba) == 1 else rgba[rows], sizes if len(sizes) == 1 else sizes[rows]
-        table = table.isel({DIM: rows})
+        table, sizes = table.isel({DIM: rows}), sizes if len(sizes) == 1 else sizes[rows]
     marks = _place_marks(table, volume.grid, style, across, rgba, sizes)
     marks = _add_labels(marks, table, labels, label_size, label_color)
     attrs = {**volume.attrs, **made.attrs}
@@ -203,8 +202,8 @@ def _check_picture(picture: Any) -> xr.DataArray:
     if isinstance(picture, xr.DataArray):
         return picture
     raise LayerError(
-        f"annotate needs an array with coordinates in nm, but was given a {type(picture).__name__}; annotate the "
-        "result of overlay(…) or to_rgba(…) first, then draw the scale bar, inset or montage"
+        f"annotate needs an array with coordinates in nm or a Pillow picture of one, but was given a "
+        f"{type(picture).__name__}; give the result of overlay(…), to_rgba(…), to_pil(…) or montage(…)"
     )
 
 

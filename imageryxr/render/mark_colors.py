@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from imageryxr.core.annotations import DIM, is_id_name
@@ -39,9 +40,35 @@ class MarkColors:
 
 
 def mark_colors(
+    annotations: xr.Dataset,
+    picture: xr.DataArray,
+    color: Any,
+    colors: Any,
+    cmap: Any,
+    limits: Any,
+    rows: npt.NDArray[np.int64] | None = None,
+) -> MarkColors:
+    """Return the colours of annotations; see `imageryxr.annotate`.
+
+    With ``rows``, those of some of the annotations; palettes and limits are those of all annotations.
+    """
+    if rows is not None and _has_segments(annotations, color, colors):  # a colour that depends on the id alone
+        return _all_colors(annotations.isel({DIM: rows}), picture, color, colors, cmap, limits)
+    made = _all_colors(annotations, picture, color, colors, cmap, limits)
+    return made if rows is None or len(made.rgba) == 1 else replace(made, rgba=made.rgba[rows])
+
+
+def _has_segments(annotations: xr.Dataset, color: Any, colors: Any) -> bool:
+    """Return whether a column of segment ids gives the colours."""
+    if not isinstance(color, str) or color not in annotations.variables or not is_id_name(color):
+        return False
+    is_integer = annotations[color].dtype.kind in "iu" and annotations[color].dims == (DIM,)
+    return is_integer and not (isinstance(colors, Mapping) and color == "id")
+
+
+def _all_colors(
     annotations: xr.Dataset, picture: xr.DataArray, color: Any, colors: Any, cmap: Any, limits: Any
 ) -> MarkColors:
-    """Return the colours of annotations; see `imageryxr.annotate`."""
     if isinstance(color, Mapping):
         if colors is not None:
             raise OptionError(
@@ -58,7 +85,7 @@ def mark_colors(
             f"the column color={color!r} has dims {values.dims}; give a column with one value per annotation"
         )
     plain = np.asarray(values.values)
-    if is_id_name(color) and plain.dtype.kind in "iu" and not (isinstance(colors, Mapping) and color == "id"):
+    if _has_segments(annotations, color, colors):
         return _by_segment(plain, picture, colors)
     if plain.dtype.kind in "iuf" and not isinstance(colors, Mapping):
         return _by_number(plain.astype(np.float64), color, cmap if colors is None else colors, limits)
@@ -103,10 +130,12 @@ def _distinct(values: npt.NDArray[Any]) -> tuple[list[Any], npt.NDArray[np.intp]
     if values.dtype.kind != "O":
         numbers, inverse = np.unique(values, return_inverse=True)
         return numbers.tolist(), inverse.reshape(-1)
-    plain = [None if _is_missing(v) else v for v in values.tolist()]
+    codes, uniques = pd.factorize(values)  # missing values have the code -1
+    plain = [None if _is_missing(v) else v for v in [*uniques.tolist(), None]]
     found = sorted({v for v in plain if v is not None}, key=lambda v: (str(type(v)), v))
     places = {v: i for i, v in enumerate([*found, None])}
-    return [*found, *([None] if None in plain else [])], np.array([places[v] for v in plain], np.intp)
+    inverse = np.array([places[v] for v in plain], np.intp)[codes]
+    return [*found, *([None] if (inverse == len(found)).any() else [])], inverse
 
 
 def _by_category(values: npt.NDArray[Any], name: str, colors: Any) -> MarkColors:

@@ -328,7 +328,12 @@ def test_labels_without_room_are_left_out_with_one_warning():
 
 
 ERRORS = {
-    "a PIL image": (lambda r, t: ix.annotate(ix.to_pil(r.isel(z=0)), t), LayerError, "montage"),
+    "a part of a PIL image": (
+        lambda r, t: ix.annotate(ix.to_pil(r.isel(z=0)).crop((0, 0, 9, 9)), t),
+        LayerError,
+        "annotate the array",
+    ),
+    "a path": (lambda r, t: ix.annotate("a.png", t), LayerError, "overlay"),
     "grey values": (lambda r, t: ix.annotate(volume(np.zeros((1, 4, 4), np.uint8)), t), LayerError, "to_rgba"),
     "a column that is absent": (lambda r, t: ix.annotate(r, t, color="knid"), ColorError, "did you mean 'kind'"),
     "a label that is absent": (lambda r, t: ix.annotate(r, t, labels="knid"), OptionError, "did you mean 'kind'"),

@@ -57,3 +57,19 @@ def test_only_annotations_near_the_picture_are_placed(rgba, monkeypatch):
     table = ix.as_annotations(RNG.uniform(-1e5, 1e5, (100_000, 3)))
     ix.annotate(rgba.isel(z=[3]), table)
     assert placed[0].sizes["annotation"] < 10
+
+
+@pytest.mark.parametrize("color", ["kind", "score", "pt_root_id", "flag", {7: "red", 8: "lime"}])
+def test_colours_on_a_crop_are_those_of_the_whole_table(rgba, color):
+    table = table_of("point")
+    table["kind"] = ("annotation", RNG.choice(np.array(["a", "b", "", None, "c"], dtype=object), 300))
+    table["score"] = ("annotation", np.where(np.arange(300) % 7, RNG.normal(size=300), np.nan))
+    table["pt_root_id"] = ("annotation", RNG.integers(0, 2**63, 300).astype(np.uint64))
+    table["flag"] = ("annotation", RNG.choice(np.array([True, False, None], dtype=object), 300))
+    whole = ix.annotate(rgba, table, color=color, axis="z")
+    for part in [{"z": [4]}, {"z": [2], "y": slice(10, 20), "x": slice(20, 24)}]:
+        drawn = ix.annotate(rgba.isel(part), table, color=color, axis="z")
+        np.testing.assert_array_equal(drawn.values, whole.isel(part).values)
+        assert drawn.attrs.get("drawn_colors") == whole.attrs.get("drawn_colors")
+    far = table.assign(z=table.z + 1e6)
+    np.testing.assert_array_equal(ix.annotate(rgba, far, color=color).values, rgba.values)
