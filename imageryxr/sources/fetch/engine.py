@@ -101,7 +101,7 @@ def read_objects(
     identity = store.identity if connection.cache_bytes else None
     cache, waiting = memory_cache.cache, []
     for request in requests:
-        voxels = None if identity is None else cache.get_decoded((*_key(identity, request), request.form))
+        voxels = None if identity is None else cache.get_decoded(_key(identity, request), request.form)
         if voxels is None:
             waiting.append(request)
         else:
@@ -164,7 +164,7 @@ class _Reader:
         if self.identity is not None:
             key, cache = _key(self.identity, request), memory_cache.cache
             cache.put(key, stored, self.connection.cache_bytes)
-            cache.put_decoded((*key, request.form), voxels)
+            cache.put_decoded(key, request.form, voxels)
 
 
 def _item(request: ObjectRequest) -> Item:

@@ -33,28 +33,41 @@ class _Entries:
     """Values by key, in the order of their last use, and the sum of their sizes in bytes."""
 
     def __init__(self) -> None:
-        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._values: OrderedDict[Hashable, tuple[Any, int, int]] = OrderedDict()
         self.size = 0
+        self.used = 0
+        """Number of bytes that were used so far: the clock that measures the age of entries."""
 
     def get(self, key: Hashable) -> Any:
+        """Return a value, and make it the most recently used."""
         if key not in self._values:
             return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
+        value, size, _ = self._values.pop(key)
+        self.used += size
+        self._values[key] = (value, size, self.used)
+        return value
 
     def put(self, key: Hashable, value: Any, size: int) -> None:
-        self.size += size - self._values.pop(key, (None, 0))[1]
-        self._values[key] = (value, size)
+        """Add or replace a value."""
+        self.size += size - self._values.pop(key, (None, 0, 0))[1]
+        self.used += size
+        self._values[key] = (value, size, self.used)
 
-    def drop_until(self, limit: int) -> None:
+    def drop_until(self, limit: int, *, age: int | None = None) -> None:
+        """Drop the least recently used until the rest fits, or until all are younger than an age in used bytes."""
         while self._values and self.size > limit:
-            self.size -= self._values.popitem(last=False)[1][1]
+            key = next(iter(self._values))
+            if age is not None and self._values[key][2] > self.used - age:
+                return
+            self.size -= self._values.pop(key)[1]
 
 
 class MemoryCache:
     """Chunks by key, up to a number of bytes; the least recently used are dropped first.
 
-    Encoded chunks come first, because they save a request. Decoded chunks use the room that these leave.
+    Encoded chunks come first, because they save a request. Decoded chunks use the room that these leave. An encoded
+    chunk makes room for decoded ones after as many bytes of others were used as the cache holds: it was not in the
+    volume that is being scrolled through.
     """
 
     def __init__(self) -> None:
@@ -73,10 +86,12 @@ class MemoryCache:
             found: Stored | None = self._encoded.get(key)
             return found
 
-    def get_decoded(self, key: Hashable) -> npt.NDArray[Any] | None:
-        """Return a decoded chunk, or None; it is read-only."""
+    def get_decoded(self, key: Hashable, form: Hashable) -> npt.NDArray[Any] | None:
+        """Return the decoded form of a chunk, or None; it is read-only."""
         with self._lock:
-            found: npt.NDArray[Any] | None = self._decoded.get(key)
+            found: npt.NDArray[Any] | None = self._decoded.get((key, form))
+            if found is not None:
+                self._encoded.get(key)  # the encoded chunk was used as well
             return found
 
     def put(self, key: Hashable, value: Stored, limit: int) -> None:
@@ -91,13 +106,14 @@ class MemoryCache:
                 self._encoded.drop_until(self.limit)
                 self._decoded.drop_until(self.limit - self._encoded.size)
 
-    def put_decoded(self, key: Hashable, values: npt.NDArray[Any]) -> None:
-        """Store a decoded chunk, if there is room for it beside the encoded ones."""
+    def put_decoded(self, key: Hashable, form: Hashable, values: npt.NDArray[Any]) -> None:
+        """Store the decoded form of a chunk, if there is room for it beside the encoded ones."""
         size = values.nbytes if values.base is None else max(values.nbytes, getattr(values.base, "nbytes", 0))
         values.flags.writeable = False
         with self._lock:
+            self._encoded.drop_until(self.limit - self._decoded.size - size, age=self.limit)
             if size <= self.limit - self._encoded.size:
-                self._decoded.put(key, values, size)
+                self._decoded.put((key, form), values, size)
                 self._decoded.drop_until(self.limit - self._encoded.size)
 
     def clear(self) -> None:

@@ -147,13 +147,47 @@ def test_decoded_chunks_use_the_room_that_encoded_chunks_leave():
     cache = MemoryCache()
     cache.put("a", Stored(b"x" * 10), 100)
     for key in "abcd":
-        cache.put_decoded(key, np.zeros(40, "u1"))
-    assert [key for key in "abcd" if cache.get_decoded(key) is not None] == ["c", "d"]
+        cache.put_decoded(key, "", np.zeros(40, "u1"))
+    assert [key for key in "abcd" if cache.get_decoded(key, "") is not None] == ["c", "d"]
     cache.put("b", Stored(b"x" * 70), 100)
-    assert cache.get_decoded("d") is None
+    assert cache.get_decoded("d", "") is None
     assert cache.get("a")
     assert cache.get("b")
     assert cache.size == 80
+
+
+def scroll(cache, keys, size, decoded):
+    """Use chunks as the engine does; return how many were fetched and decoded."""
+    fetched = made = 0
+    for key in keys:
+        if cache.get_decoded(key, "") is not None:
+            continue
+        if cache.get(key) is None:
+            fetched += 1
+            cache.put(key, Stored(b"x" * size), 100)
+        made += 1
+        cache.put_decoded(key, "", np.zeros(decoded, "u1"))
+    return fetched, made
+
+
+def test_chunks_of_earlier_volumes_make_room_for_the_decoded_chunks_of_a_scroll():
+    cache = MemoryCache()
+    for key in range(10):
+        cache.put(key, Stored(b"x" * 10), 100)  # fills the cache
+    passes = [scroll(cache, "abc", 10, 20) for _ in range(12)]
+    assert passes[0] == (3, 3)
+    assert [fetched for fetched, _ in passes[1:]] == [0] * 11
+    assert passes[-1] == (0, 0)
+    assert cache.size <= 100
+
+
+@pytest.mark.parametrize("count", [1, 5, 9, 10])
+def test_decoded_chunks_never_displace_encoded_chunks_of_the_same_scroll(count):
+    cache = MemoryCache()
+    passes = [scroll(cache, range(count), 10, 40) for _ in range(20)]
+    assert passes[0] == (count, count)
+    assert all(fetched == 0 for fetched, _ in passes[1:])
+    assert cache.size <= 100
 
 
 def test_a_cached_chunk_is_not_decoded_again_and_cannot_be_changed():
