@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.evaluate import assemble_box
+from imageryxr.graph.evaluate import Pieces, assemble_box
 from imageryxr.graph.expr import Array, LevelLeaf
 from imageryxr.sources.fetch.threads import run_in_parallel
 
@@ -105,11 +105,13 @@ class ChunkCache:
         found: dict[LevelLeaf, list[tuple[IndexBox, Array]]] = {}
         for (leaf, box, _), values in zip(jobs, done, strict=True):
             found.setdefault(leaf, []).append((box, values))
+        near = {leaf: PieceIndex(pieces) for leaf, pieces in found.items()}
         for chunk in chunks:
             if chunk in self._left:
                 leaf = self.leaves[chunk[0]]
+                box = _chunk_box(leaf, chunk[1])
                 # A copy, since the piece that contains the chunk is released with the batch.
-                self._kept[chunk].values = assemble_box(leaf, _chunk_box(leaf, chunk[1]), found[leaf]).copy()
+                self._kept[chunk].values = assemble_box(leaf, box, near[leaf].touching(box)).copy()
         return found
 
     def _release(self, batch: int, chunks: Sequence[ChunkId]) -> None:
@@ -133,6 +135,20 @@ class ChunkCache:
                     surplus -= held[chunk]
                     if surplus <= 0:
                         break
+
+
+class PieceIndex:
+    """The pieces of a batch of one leaf; finds those that touch a box without a loop over all of them."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self.pieces = pieces
+        bounds = np.array([(box.start, box.stop) for box, _ in pieces], np.int64).reshape(-1, 2, 3)
+        self._starts, self._stops = bounds[:, 0], bounds[:, 1]
+
+    def touching(self, target: IndexBox) -> Pieces:
+        """Return the pieces that have voxels of a box."""
+        hits = ((self._starts < target.stop) & (self._stops > target.start)).all(axis=1)
+        return [self.pieces[i] for i in np.flatnonzero(hits).tolist()]
 
 
 def _chunk_box(leaf: LevelLeaf, chunk: Index3) -> IndexBox:

@@ -27,6 +27,7 @@ from imageryxr.graph.cutout_reads import (
     BATCH_BYTES,
     ChunkCache,
     ChunkId,
+    PieceIndex,
     chunk_bytes,
     chunk_shape,
     chunks_of,
@@ -335,15 +336,16 @@ def _cut_batch(opaque: Opaque, cache: ChunkCache, values: list[Any]) -> list[Arr
     for (leaf, box), value in zip(work.labels, values[1:], strict=True):
         checked = check_block(value, block_spec(leaf), block_position(leaf, box))
         pieces.setdefault(leaf, []).append((box, checked))
-    return [_cut_boxes(work, starts, pieces) for starts in work.starts]
+    near = {leaf: PieceIndex(own) for leaf, own in pieces.items()}
+    return [_cut_boxes(work, starts, near) for starts in work.starts]
 
 
-def _cut_boxes(work: BatchWork, starts: Indexes, pieces: Mapping[Leaf, list[tuple[IndexBox, Array]]]) -> Array:
+def _cut_boxes(work: BatchWork, starts: Indexes, pieces: Mapping[Leaf, PieceIndex]) -> Array:
     expr, out = work.expr, np.empty((len(starts), *work.shape, *work.expr.tail), work.expr.dtype)
     for row, start in zip(out, starts, strict=True):
         box = _box_at(start, work.shape)
         given: Readings = {
-            leaf: [(target, assemble_box(leaf, target, pieces[leaf])) for target in boxes]
+            leaf: [(target, assemble_box(leaf, target, pieces[leaf].touching(target))) for target in boxes]
             for leaf, boxes in required_boxes(expr, box).items()
             if leaf in pieces
         }

@@ -56,8 +56,9 @@ class ObjectJournal(RowJournal):
 
     def add(self, name: str, rows: Iterable[int]) -> None:
         """Count cutouts, whose objects exist, towards the progress."""
-        if self.on_done is not None:
-            self.on_done(len(list(rows)))
+        with self._lock:
+            if self.on_done is not None:
+                self.on_done(len(list(rows)))
 
 
 class _BucketJob(Job):

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from imageryxr.errors import LayerError, OptionError
 from imageryxr.export.cutouts.bucket_jobs import BucketPicturesJob, BucketZarrJob
 from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
 from imageryxr.export.cutouts.local_jobs import Job, PageJob, PicturesJob, ZarrJob
-from imageryxr.export.report import ExportReport, progress_bar
+from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
 from imageryxr.graph.labelled import CUTOUT
 from imageryxr.ops.cutout_verbs import central_slices
@@ -52,7 +53,9 @@ def export_cutouts(
     if left:
         job.prepare()
         with progress_bar(job.place, total, total - left, progress) as shown, _scheduler(client, workers):
-            job.journal.on_done = shown.update
+            update_bar(shown, total - left)
+            context = copy_context()  # threads of dask do not have the callback of this one
+            job.journal.on_done = lambda count: context.run(update_bar, shown, shown.whole + count)
             _store(job, {name: r for name, r in rows.items() if len(r)})
     size = job.publish()
     return ExportReport(job.place, left, size, time.monotonic() - begin, total - left, tasks=left)

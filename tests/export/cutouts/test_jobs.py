@@ -15,6 +15,7 @@ from PIL import Image
 import imageryxr as ix
 from imageryxr.errors import LayerError, OptionError, TargetExistsError
 from imageryxr.export.cutouts import writers
+from imageryxr.export.report import report_progress_to
 from tests.support import counted_source
 
 CENTERS = np.array([(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610), (60, 90, 320), (200, 100, 400)])
@@ -237,3 +238,11 @@ def test_a_name_in_the_table_cannot_leave_the_folder(tmp_path):
     array = pictures().assign_coords(kind=("cutout", ["../x", *"bcdef"]))
     with pytest.raises(OptionError, match="cannot be part of a file name"):
         ix.export(array, tmp_path / "gallery" / "{kind}.png")
+
+
+def test_the_progress_bar_counts_the_cutouts_that_are_written(tmp_path, capsys):
+    seen = []
+    with report_progress_to(seen.append):
+        ix.export(boxes(), tmp_path / "boxes.zarr", progress=True)
+    assert "12/12" in capsys.readouterr().err.rsplit("\r", 1)[1]
+    assert seen[-1] == 1
