@@ -19,5 +19,5 @@ table = {
     "name": ["T1", "T2", "PSD 2", "T3", "PSD 3", "PSD 1"],
 }
 points = ix.as_annotations(table, resolution=(10, 10, 10))
-drawn = ix.annotate(picture, points, color="kind", size=9, edgecolor="black", labels="name")
-ix.scale_bar(drawn, scale=3)
+figure = ix.scale_bar(picture, scale=3)  # marks and labels have the resolution of the enlarged picture
+ix.annotate(figure, points, color="kind", size=27, edgecolor="black", edgewidth=3, labels="name", label_size=27)

@@ -83,14 +83,26 @@ def test_scale_bars_and_legends_stay_on_top_and_the_picture_records_its_colours(
 def test_colours_of_segments_are_those_of_the_picture(sample):
     ds = ix.align(ix.open_image(sample.image, mip=1), ix.open_segmentation(sample.segmentation, mip=1))
     rgba = ix.overlay(ds.image, ds.segmentation, colors="glasbey").isel(z=[0], y=slice(40, 80), x=slice(40, 80))
-    center = ix.grid_of(rgba).bbox.center_nm if hasattr(ix.grid_of(rgba).bbox, "center_nm") else None
     box = ix.grid_of(rgba).bbox
-    center = center or [(a + b) / 2 for a, b in zip(box.lo_nm, box.hi_nm, strict=True)]
+    center = [(a + b) / 2 for a, b in zip(box.lo_nm, box.hi_nm, strict=True)]
     table = ix.as_annotations({"x": center[:1], "y": center[1:2], "z": center[2:], "pt_root_id": [1]})
     drawn = ix.annotate(rgba, table, color="pt_root_id")
     np.testing.assert_array_equal(
         pixels(ix.annotate(ix.to_pil(rgba), table, color="pt_root_id")), pixels(ix.to_pil(drawn))
     )
+
+
+def test_a_montage_of_cutouts_is_annotated_before_it_is_arranged(sample):
+    em = ix.open_image(sample.image)
+    boxes = ix.cutouts(em, [[4600.5, 2560.5, 130.5], [4700.5, 2600.5, 130.5]], (32, 24), resolution=(8, 8, 40))
+    table = ix.as_annotations([[4600.5, 2560.5, 130.5]], resolution=(8, 8, 40))
+    rgba = ix.to_rgba(boxes)
+    tiles = pixels(ix.montage(ix.annotate(rgba, table, color="red")))
+    assert tiles[12, 16].tolist() == [255, 0, 0, 255]
+    assert (tiles[:, 42:] == pixels(ix.montage(rgba))[:, 42:]).all()
+    for image in (ix.montage(rgba), ix.to_pil(rgba.isel(cutout=0))):
+        with pytest.raises(LayerError, match="annotate the array"):
+            ix.annotate(image, table)
 
 
 def test_a_picture_of_unknown_position_is_an_error_with_advice():
