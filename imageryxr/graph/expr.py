@@ -64,7 +64,7 @@ class Expr(ABC):
         """Type of the values."""
         return self.inputs[0].dtype
 
-    @property
+    @cached_property
     def bounds(self) -> IndexBox:
         """The box that has data; values outside of it are 0."""
         return reduce(IndexBox.hull, [child.bounds for child in self.inputs])
@@ -162,7 +162,7 @@ class ArrayLeaf(Leaf):
         """Type of the array."""
         return self.array.dtype
 
-    @property
+    @cached_property
     def bounds(self) -> IndexBox:
         """The whole array."""
         return IndexBox.of_shape(self.array.shape[len(self.lead) :])
@@ -227,7 +227,7 @@ class Shifted(SameValues):
 
     by: Index3
 
-    @property
+    @cached_property
     def bounds(self) -> IndexBox:
         """The child's bounds, in the indexes of this expression."""
         return self.child.bounds.shift(self.by, -1)
@@ -261,7 +261,7 @@ class Clipped(SameValues):
 
     box: IndexBox
 
-    @property
+    @cached_property
     def bounds(self) -> IndexBox:
         """The part of the box within the child's bounds."""
         return self.child.bounds.clip(self.box)

@@ -57,17 +57,21 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     flat = squeeze_slice(rgba)
     plane = np.asarray(flat.values)
     picture = array_to_pil(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))
-    return attach_geometry(picture, _pixel_size(rgba, flat, scale), views=_views(rgba, flat, scale))
+    view = _slice_view(rgba, flat, scale)
+    if view is None:
+        return attach_geometry(picture, None)
+    rows, columns = (axis for number, axis in enumerate(view.grid.axes) if number != view.axis)
+    # The coordinates of a cutout are not those of a volume.
+    views = () if "cutout" in rgba.coords else (view,)
+    return attach_geometry(picture, (columns.resolution, rows.resolution), views=views)
 
 
-def _views(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[View, ...]:
-    """Return the slice that a picture shows; nothing without coordinates in a volume, as those of one cutout."""
+def _slice_view(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> View | None:
+    """Return the slice that a picture shows; None without coordinates."""
     try:
         grid = grid_of(rgba)
     except ImageryError:
-        return ()
-    if "cutout" in rgba.coords:
-        return ()
+        return None
     rows, columns = [DIMS.index(str(dim)) for dim in flat.dims if dim != "rgba"][-2:]
     across = 3 - rows - columns
     axes = [
@@ -77,18 +81,7 @@ def _views(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[View, ..
         for number, axis in enumerate(grid.axes)
     ]
     kept = {name: rgba.attrs[name] for name in KEPT_ATTRS if name in rgba.attrs}
-    size = [axes[columns].size, axes[rows].size]
-    return (View((0, 0, size[0], size[1]), Grid.from_axes(axes), across, kept),)
-
-
-def _pixel_size(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> tuple[float, float] | None:
-    """Return the width and height of a pixel in nm; None without coordinates."""
-    try:
-        sizes = dict(zip(DIMS[::-1], map(float, grid_of(rgba).resolution), strict=True))
-    except ImageryError:
-        return None
-    rows, columns = [str(dim) for dim in flat.dims if dim != "rgba"][-2:]
-    return sizes[columns] / scale, sizes[rows] / scale
+    return View((0, 0, axes[columns].size, axes[rows].size), Grid.from_axes(axes), across, kept)
 
 
 def as_picture(picture: Any) -> Image:
