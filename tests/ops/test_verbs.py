@@ -270,7 +270,7 @@ def test_accessor_methods_equal_the_functions():
 
 def test_every_verb_of_an_array_is_a_method():
     begin = ("open_", "load_", "save_palette")
-    others = {"errors", "grid_of", "sample", "palette", "as_annotations"}
+    others = {"errors", "grid_of", "sample", "palette", "as_annotations", "progress"}
     verbs = {n for n in ix.__all__ if n.islower() and not n.startswith(begin)} - others
     methods = type(FINE.imagery)
     assert {n for n in verbs if getattr(getattr(methods, n, None), "__wrapped__", None) is not getattr(ix, n)} == set()

@@ -11,33 +11,10 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 from tests.conftest import no_compute, volume
-from tests.support.annotation_oracle import draw_oracle
+from tests.support.annotation_oracle import assert_like_oracle, draw_oracle, picture, random_points
 
 RNG = np.random.default_rng(20)
 MARKERS = ["circle", "ring", "cross", "x", "square", "triangle"]
-
-
-def picture(shape=(3, 40, 48), resolution=(8, 8, 40), offset=(0, 0, 0), chunks=None, transparent=False):
-    values = np.random.default_rng(1).integers(0, 255, shape, np.uint8)
-    rgba = ix.to_rgba(volume(values, resolution, offset))
-    if transparent:
-        rgba = rgba.copy(data=np.where([True, True, True, False], rgba.values, values[..., np.newaxis]))
-    return rgba if chunks is None else rgba.chunk(dict(zip("zyx", chunks, strict=True)))
-
-
-def random_points(rgba, count=12, seed=3):
-    grid = ix.grid_of(rgba)
-    rng = np.random.default_rng(seed)
-    low = np.array(grid.voxel_offset) * grid.resolution
-    return low + rng.uniform(0, 1, (count, 3)) * np.array(grid.shape[::-1]) * grid.resolution
-
-
-def assert_like_oracle(drawn, oracle):
-    """Compare with samples: equal where a pixel is wholly inside or outside, close at the edges."""
-    difference = np.abs(drawn.values.astype(float) - oracle)
-    assert difference.max() < 85  # the corners of thin strokes
-    assert np.percentile(difference, 99.5) < 45
-    assert (difference > 1).mean() < 0.25
 
 
 @pytest.mark.parametrize("marker", MARKERS)

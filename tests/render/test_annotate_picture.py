@@ -10,8 +10,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.errors import LayerError, OptionError
 from tests.conftest import volume
-from tests.render.test_annotate import assert_like_oracle, picture, random_points
-from tests.support.annotation_oracle import draw_oracle
+from tests.support.annotation_oracle import assert_like_oracle, draw_oracle, picture, random_points
 
 
 def pixels(image):

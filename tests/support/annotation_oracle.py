@@ -8,6 +8,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 import imageryxr as ix
+from tests.conftest import volume
 
 FINE = 8
 PAD = 4
@@ -134,3 +135,28 @@ def _solid(one, kind, place, number, low, high, row, column, spacing, offset, ba
     away = np.where(inside, distance_transform_edt(inside), distance_transform_edt(~inside)) - 0.5
     cut = slice(PAD * FINE, -PAD * FINE)
     return (away <= width / 2 * FINE)[cut, cut], 0.0
+
+
+def picture(shape=(3, 40, 48), resolution=(8, 8, 40), offset=(0, 0, 0), chunks=None, transparent=False):
+    """Return a picture of random grey values, as a lazy array if ``chunks`` is given."""
+    values = np.random.default_rng(1).integers(0, 255, shape, np.uint8)
+    rgba = ix.to_rgba(volume(values, resolution, offset))
+    if transparent:
+        rgba = rgba.copy(data=np.where([True, True, True, False], rgba.values, values[..., np.newaxis]))
+    return rgba if chunks is None else rgba.chunk(dict(zip("zyx", chunks, strict=True)))
+
+
+def random_points(rgba, count=12, seed=3):
+    """Return points (x, y, z) in nm within a picture."""
+    grid = ix.grid_of(rgba)
+    rng = np.random.default_rng(seed)
+    low = np.array(grid.voxel_offset) * grid.resolution
+    return low + rng.uniform(0, 1, (count, 3)) * np.array(grid.shape[::-1]) * grid.resolution
+
+
+def assert_like_oracle(drawn, oracle):
+    """Compare with samples: equal where a pixel is wholly inside or outside, close at the edges."""
+    difference = np.abs(drawn.values.astype(float) - oracle)
+    assert difference.max() < 85  # the corners of thin strokes
+    assert np.percentile(difference, 99.5) < 45
+    assert (difference > 1).mean() < 0.25
