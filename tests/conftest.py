@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 # cloud-volume creates a folder in the home directory when it is imported, and caveclient searches it for tokens.
@@ -110,6 +111,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the heartbeat of leases, and the time after which they expire."""
     monkeypatch.setattr(Lease, "BEAT", 0.2)
     monkeypatch.setattr(Lease, "DEAD", 1.0)
+
+
+@pytest.fixture
+def hasty_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry the requests for layers of links as often as usual, but without a pause."""
+    monkeypatch.setattr("imageryxr.neuroglancer.open.Connection", partial(ix.Connection, backoff=0))
 
 
 @contextmanager

@@ -342,6 +342,7 @@ def test_a_zarr_store_requests_keys_unchanged(local):
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.usefixtures("hasty_links")
 def test_a_bucket_of_a_link_is_not_read_from_a_server_of_this_machine(local, monkeypatch, variable, keys):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if keys else ():
         monkeypatch.setenv(name, "secret")

@@ -86,6 +86,7 @@ def with_password(url: str) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("hasty_links")
 def test_errors_of_servers_show_no_secret(secrets, stranger, way, caplog):
     for answer in ANSWERS.values():
         stranger.answer = lambda request, answer=answer: answer

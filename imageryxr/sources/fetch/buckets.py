@@ -233,7 +233,7 @@ def _open_bucket(url: str, times: _Seconds, payer: bool, variables: object) -> A
     retry = {
         "max_retries": retries,
         "backoff": {
-            "init_backoff": timedelta(seconds=backoff),
+            "init_backoff": timedelta(seconds=max(1e-3, backoff)),  # obstore panics if a pause of 0 is to be doubled
             "max_backoff": timedelta(seconds=max(8.0, backoff)),
             "base": 2,
         },
