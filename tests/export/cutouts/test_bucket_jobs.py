@@ -18,7 +18,7 @@ import imageryxr as ix
 from imageryxr.errors import OptionError, TargetExistsError
 from imageryxr.export.cutouts import bucket_jobs
 from imageryxr.export.store.bucket import bucket_store
-from tests.export.cutouts.test_jobs import IDS, boxes, pictures
+from tests.support.cutouts import IDS, boxes, pictures
 from tests.support.s3_server import fresh_bucket, serving_s3
 
 
@@ -72,7 +72,7 @@ KILLED = """
 import os, signal, sys
 import imageryxr as ix
 from imageryxr.export.cutouts import bucket_jobs, writers
-from tests.export.cutouts.test_jobs import boxes, pictures
+from tests.support.cutouts import boxes, pictures
 
 count = 0
 

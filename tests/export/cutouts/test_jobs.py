@@ -17,22 +17,7 @@ from imageryxr.errors import LayerError, OptionError, TargetExistsError
 from imageryxr.export.cutouts import writers
 from imageryxr.export.report import report_progress_to
 from tests.support import counted_source
-
-CENTERS = np.array([(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610), (60, 90, 320), (200, 100, 400)])
-IDS = np.array([7, 2**64 - 1, 3, 2**63, 12, 5], np.uint64)
-SIZE = (16, 12, 3)
-
-
-def boxes(times=1):
-    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
-    x, y, z = np.tile(CENTERS, (times, 1)).T
-    columns = {"x": x, "y": y, "z": z, "id": np.tile(IDS, times), "kind": list("abcabc") * times}
-    return ix.cutouts(ds, columns, SIZE)
-
-
-def pictures(times=1):
-    ds = boxes(times)
-    return ix.overlay(ds.image, ds.segmentation, alpha=0.5)
+from tests.support.cutouts import CENTERS, IDS, boxes, pictures
 
 
 @pytest.fixture
