@@ -38,6 +38,7 @@ BAD = {
 
 @pytest.mark.parametrize("visible", [True, False])
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.usefixtures("hasty_links")
 def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, visible):
     bad = {**CELLS, "name": "bad", "visible": visible, **BAD[case]}
     state = {**NEW, "layers": [EM, bad, {**CELLS, "segments": ["12"]}]}
@@ -163,6 +164,7 @@ def _sparse(folder, name, ids):
     return f"precomputed://file://{path}"
 
 
+@pytest.mark.usefixtures("hasty_links")
 def test_missing_chunks_are_background_as_in_the_viewer(tmp_path):
     ids = np.zeros((32, 32, 32), np.uint64)
     ids[20:, 20:, 20:] = 7
