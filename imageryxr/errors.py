@@ -43,12 +43,23 @@ and what to write instead.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+
+
+def format_value(value: object, length: int = 100) -> str:
+    """Return the repr of a value in one line for a message, cut to a length and without passwords of URLs."""
+    try:
+        text = repr(value)[: 4 * length]
+    except (ValueError, RecursionError):  # integers of thousands of digits; deeply nested lists
+        text = f"a {type(value).__name__} that is too long to show"
+    text = re.sub(r"//[^/\s@]+@", "//", re.sub(r"\s*\n\s*", " ", text))
+    return text if len(text) <= length else text[:length] + "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class Param:
             return self.name
         if self.text is not None:
             return f"{self.name}={self.text}"
-        return f"{self.name}={'…' if self.value is ... else repr(self.value)}"
+        return f"{self.name}={'…' if self.value is ... else format_value(self.value, 1000)}"
 
 
 @dataclass(frozen=True, slots=True)

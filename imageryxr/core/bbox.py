@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imageryxr.errors import BoxError, Wording, param
+from imageryxr.core.validate import to_items, to_number
+from imageryxr.errors import BoxError, Wording, format_value, param
 
 DIMS = ("z", "y", "x")
 
@@ -60,14 +61,12 @@ def snap(value: Fraction) -> Fraction:
     return Fraction(whole) if abs(value - whole) < SNAP else value
 
 
-def _check_numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
-    try:
-        items = [v.item() if isinstance(v, np.generic) else v for v in value]
-    except TypeError:
-        items = []
+def check_point(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
+    """Return the numbers (x, y, z) of a point, size or direction; raise `BoxError` if they are not finite numbers."""
+    items = to_items(value)
     allowed = " or ".join(str(c) for c in count)
     if len(items) not in count:
-        if isinstance(value, int | float) and name.endswith("resolution"):
+        if to_number(value) is not None and name.endswith("resolution"):
             raise BoxError(
                 param(name, value),
                 " is one number, but voxels have a size along each of x, y and z; write ",
@@ -77,17 +76,21 @@ def _check_numbers(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tupl
         raise BoxError(
             param(name, value), f" is not {allowed} numbers (x, y, z); write e.g. ", param(name, text=str(example))
         )
+    numbers = []
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, int | float) or not -_FARTHEST < item < _FARTHEST:
+        number = to_number(item)
+        if number is None or not -_FARTHEST < number < _FARTHEST:
             raise BoxError(
-                param(name, value), f" contains {item!r}, which is not a finite number; give (x, y, z) numbers"
+                *(param(name, value), f" contains {format_value(item)}, which is not a finite number; give "),
+                "(x, y, z) numbers",
             )
-    return tuple(items)
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def check_resolution(value: Any, name: str = "resolution") -> Triple:
     """Return a resolution (x, y, z in nm) as floats; raise `BoxError` if it is invalid."""
-    numbers = _check_numbers(value, name)
+    numbers = check_point(value, name)
     if min(numbers) <= 0:
         raise BoxError(param(name, value), " must be positive: nanometres per unit as (x, y, z), e.g. (8, 8, 40)")
     if min(numbers) < _SMALLEST_UNIT:
@@ -254,7 +257,7 @@ class BBox:
     resolution: Triple
 
     def __init__(self, lo: Sequence[float], hi: Sequence[float], *, resolution: Sequence[float] = (1, 1, 1)) -> None:
-        lower, upper = _check_numbers(lo, "lo"), _check_numbers(hi, "hi")
+        lower, upper = check_point(lo, "lo"), check_point(hi, "hi")
         for name, a, b in zip("xyz", lower, upper, strict=True):
             if b < a:
                 raise BoxError(
@@ -316,7 +319,7 @@ class BBox:
         >>> BBox.around((100.5, 100.5, 7.5), (4, 4), resolution=(4, 4, 40), size_resolution=(8, 8, 40))
         BBox(lo=(48, 48, 7), hi=(52, 52, 8), resolution=(8.0, 8.0, 40.0))
         """
-        point, extent = _check_numbers(center, "center"), _check_numbers(size, "size", (2, 3))
+        point, extent = check_point(center, "center"), check_point(size, "size", (2, 3))
         extent = extent if len(extent) == 3 else (*extent, 1)
         if min(extent) <= 0:
             raise BoxError(param("size", size), " must be positive along every axis, e.g. ", param("size", (512, 512)))

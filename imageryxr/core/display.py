@@ -17,7 +17,7 @@ from imageryxr.core.array_labels import list_from_attr, parse_json_attr
 from imageryxr.core.colors.ids import MAX_ID, MAX_SEED
 from imageryxr.core.colors.mapping import Colors
 from imageryxr.core.colors.parse import RGBA, hex_color, parse_color
-from imageryxr.errors import OptionError
+from imageryxr.core.validate import check_number, check_whole, to_id
 
 #: Name of a layer in the viewer.
 LAYER = "layer"
@@ -127,7 +127,7 @@ class SegmentDisplay:
             found[COLOR_SEED] = _check_integer(found[COLOR_SEED], COLOR_SEED, MAX_SEED)
         for name in (SELECTED_ALPHA, REST_ALPHA, SATURATION):
             if name in found:
-                found[name] = _check_fraction(found[name], name)
+                found[name] = check_number(f"attrs[{name!r}]", found[name], 0, 1)
         if ALL_IF_NONE in found:
             found[ALL_IF_NONE] = bool(found[ALL_IF_NONE])
         return cls(**found)
@@ -165,13 +165,4 @@ def merge_equivalences(sets: Iterable[Sequence[int]]) -> dict[int, int]:
 
 
 def _check_integer(value: Any, name: str, top: int) -> int:
-    text = str(value)
-    if not text.isdecimal() or int(text) > top:
-        raise OptionError(f"attrs[{name!r}] contains {value!r}, which is not an integer from 0 to {top}")
-    return int(text)
-
-
-def _check_fraction(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise OptionError(f"attrs[{name!r}]={value!r} is not a number from 0 to 1")
-    return float(value)
+    return check_whole(f"attrs[{name!r}]", to_id(value) if isinstance(value, str) else value, 0, top)

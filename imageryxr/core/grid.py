@@ -31,6 +31,7 @@ from imageryxr.core.bbox import (
     to_fraction,
 )
 from imageryxr.core.units import has_unit, length_in_nm
+from imageryxr.core.validate import to_items, to_number
 from imageryxr.errors import BoxError, GridError, UnitError, Wording, param
 
 
@@ -295,11 +296,8 @@ def _triple_attr(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, An
         holders += [v.attrs for v in da.data_vars.values()]
     # Another program may have set the attribute, so invalid values are ignored.
     values = next((h[name] for h in holders if name in h), None)
-    try:
-        numbers = tuple(float(v) for v in values)  # type: ignore[union-attr]
-    except (TypeError, ValueError):
-        numbers = ()
-    usable = len(numbers) == 3 and all(map(math.isfinite, numbers)) and (name != "resolution" or min(numbers) > 0)
+    numbers = [float(n) for v in to_items(values) if (n := to_number(v)) is not None]
+    usable = len(numbers) == 3 and (name != "resolution" or min(numbers) > 0)
     return (numbers[0], numbers[1], numbers[2]) if usable else (None, None, None)
 
 
@@ -334,8 +332,8 @@ def _stated_sizes(
 
 
 def _size_attr(coords: Mapping[Any, xr.Variable], dim: str) -> float | None:
-    value = coords[dim].attrs.get("resolution")
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    value = to_number(coords[dim].attrs.get("resolution"))
+    if value is None:
         return None
     size = float(value) * _nm_per_unit(coords, dim)
     return size if math.isfinite(size) and size > 0 else None

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import OptionError
+from imageryxr.core.validate import to_items, to_number
+from imageryxr.errors import OptionError, param
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,10 +26,11 @@ def axes_of_quaternion(orientation: Any) -> Floats:
     OptionError
         If ``orientation`` is not a quaternion.
     """
-    values = np.array([_to_finite(v) for v in orientation] if len(orientation) == 4 else [0.0])
+    numbers = [to_number(v) for v in to_items(orientation)]
+    values = np.array([0.0] if None in numbers else numbers, np.float64)
     length = float(np.linalg.norm(values))
     if len(values) != 4 or not 1e-6 < length < math.inf:
-        raise OptionError(f"orientation={orientation!r} is not a quaternion (x, y, z, w), such as (0, 0, 0, 1)")
+        raise OptionError(param("orientation", orientation), " is not a quaternion (x, y, z, w), such as (0, 0, 0, 1)")
     x, y, z, w = values / length
     turned = np.array(
         [
@@ -39,14 +41,6 @@ def axes_of_quaternion(orientation: Any) -> Floats:
     )
     # Rounding errors leave the components of quarter turns slightly off 0 and 1.
     return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
-
-
-def _to_finite(value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    return number if math.isfinite(number) else math.inf
 
 
 def quaternion_of_axes(axes: Floats) -> list[float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import xarray as xr
 
-from imageryxr.errors import OptionError, param
+from imageryxr.core.validate import check_choice, check_flag, check_whole
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.planner import plan_array
 from imageryxr.export.report import ExportReport
@@ -60,7 +60,7 @@ def plan_export(
     >>> plan.reads[0].rereads
     1.0
     """
-    _check_flag("overwrite", overwrite)
+    check_flag("overwrite", overwrite)
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import plan_cutout_export
 
@@ -207,8 +207,8 @@ def export(
     ['.imageryxr', 'z00.png', 'z01.png', 'z02.png']
     """
     check_tries(retries, on_error)
-    _check_flag("overwrite", overwrite)
-    _check_flag("resume", resume)
+    check_flag("overwrite", overwrite)
+    check_flag("resume", resume)
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import export_cutouts
 
@@ -233,16 +233,6 @@ def export(
 
 def check_tries(retries: Any, on_error: Any) -> None:
     """Raise `OptionError` if `retries` or `on_error` is invalid."""
-    if on_error not in ("raise", "collect"):
-        raise OptionError(
-            param("on_error", on_error),
-            " must be 'raise' (stop at the first region that fails) or 'collect' (list ",
-            "them all)",
-        )
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise OptionError(param("retries", retries), " must be a whole number from 0")
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise OptionError(param(name, value), " must be True or False")
+    expected = "'raise' (stop at the first region that fails) or 'collect' (list them all)"
+    check_choice("on_error", on_error, ("raise", "collect"), expected=expected)
+    check_whole("retries", retries)

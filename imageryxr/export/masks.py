@@ -17,6 +17,7 @@ from dask.base import compute
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, palette, parse_color
 from imageryxr.core.grid import Axis, grid_of
+from imageryxr.core.validate import to_whole
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.store.local import replaced_file
 from imageryxr.export.targets.slices import INDEX_SLACK
@@ -145,9 +146,9 @@ def _masks_by_id(masks: Any) -> list[tuple[Any, xr.DataArray]]:
 
 
 def _mask_id(key: Any) -> Any:
-    key = key.item() if isinstance(key, np.generic) else key
-    if isinstance(key, int) and not isinstance(key, bool):
-        return int(key)
+    number = to_whole(key)
+    if number is not None:
+        return number
     name = str(key)
     if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
         raise OptionError(f"the mask {name!r} cannot be part of a file name; use an id, or a name without / and \\")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import index
 from typing import Any, overload
 
 import numpy as np
@@ -15,6 +14,7 @@ from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_volume_error
+from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, volume_of
@@ -160,16 +160,8 @@ def _label_cutouts(
 
 
 def _check_size(size: Any) -> Index3:
-    try:
-        numbers = [index(n) for n in size]
-    except TypeError:
-        numbers = []
-    if len(numbers) not in (2, 3) or min(numbers) < 1:
-        raise BoxError(
-            f"size={size!r} is not 2 or 3 positive integers; give the voxels (x, y, z) of each cutout, such as "
-            "(128, 128, 16)"
-        )
-    x, y, z = (*numbers, 1)[:3]
+    expected = "2 or 3 positive integers: the voxels (x, y, z) of each cutout, such as (128, 128, 16)"
+    x, y, z = (*check_counts("size", size, expected, length=(2, 3), error=BoxError), 1)[:3]
     return z, y, x
 
 

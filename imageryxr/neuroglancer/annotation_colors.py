@@ -12,9 +12,8 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.core.colors.parse import hex_color, parse_color
-from imageryxr.errors import ColorError, LinkError
+from imageryxr.errors import ColorError, LinkError, format_value
 from imageryxr.neuroglancer.shaders import strip_comments
-from imageryxr.neuroglancer.validate import short_repr
 
 DEFAULT = "#ffff00"
 """Colour of annotations in the viewer, if a layer states none."""
@@ -83,4 +82,4 @@ def _read_color(value: Any, what: str) -> str:
             return hex_color(parse_color(value))
     except ColorError:
         pass
-    raise LinkError(f"{what}={short_repr(value)} is not a colour")
+    raise LinkError(f"{what}={format_value(value)} is not a colour")

@@ -20,14 +20,14 @@ from imageryxr.core.annotations import DIM, ENDS, RADII
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
-from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
+from imageryxr.errors import ImageryError, LinkError, LinkWarning, format_value, warn
 from imageryxr.neuroglancer.annotation_colors import annotation_color
 from imageryxr.neuroglancer.dimensions import AXES
 from imageryxr.neuroglancer.layers import LayerOptions, check_source, limit_time
 from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations
 from imageryxr.neuroglancer.state import LinkLayer, LinkState, SkippedLayer
 from imageryxr.neuroglancer.transform import Transform, read_transform
-from imageryxr.neuroglancer.validate import as_mapping, short_repr
+from imageryxr.neuroglancer.validate import as_mapping
 from imageryxr.ops.open_annotations import read_annotations
 from imageryxr.ops.tree_annotations import REGION
 from imageryxr.sources.address import parse_address
@@ -110,7 +110,7 @@ def _read_source(spec: Mapping[str, Any], where: str) -> _Source:
     entry = {"url": item} if isinstance(item, str) else as_mapping(item, f"{where}.source")
     url = entry.get("url")
     if not isinstance(url, str):
-        raise LinkError(f"{where}.source has no url: {short_repr(item)}")
+        raise LinkError(f"{where}.source has no url: {format_value(item)}")
     transform = entry.get("transform")
     is_whole = isinstance(transform, Mapping) and transform.get("outputDimensions") is not None
     return _Source(url.strip(), read_transform(transform, where) if is_whole else None)

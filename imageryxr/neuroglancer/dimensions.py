@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any
 
 from imageryxr.core.bbox import Triple, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import LinkError
-from imageryxr.neuroglancer.validate import short_repr
+from imageryxr.errors import LinkError, format_value
+from imageryxr.neuroglancer.validate import as_number
 
 AXES = "xyz"
 _PREFIXES = {"": 0, "Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "d": -1, "c": -2}
@@ -63,7 +62,7 @@ def read_dimensions(state: Mapping[str, Any], key: str = "dimensions") -> dict[s
         return {}
     if not isinstance(entries, Mapping) or len(entries) > 32:
         raise LinkError(
-            f"{key}={short_repr(entries)} is not an object with at most 32 dimensions, such as {{'x': [4e-9, 'm'], …}}"
+            f"{key}={format_value(entries)} is not an object of up to 32 dimensions, such as {{'x': [4e-9, 'm'], …}}"
         )
     return {str(name): _read_dimension(value, f"{key}.{name}") for name, value in entries.items()}
 
@@ -72,13 +71,10 @@ def _read_dimension(value: Any, what: str) -> tuple[float, str]:
     if isinstance(value, Mapping):
         return 1.0, ""  # an axis with named coordinates has no unit
     if not isinstance(value, list | tuple) or len(value) != 2 or not isinstance(value[1], str):
-        raise LinkError(f"{what}={short_repr(value)} is not a scale and a unit, such as [4e-9, 'm']")
-    try:
-        scale = math.nan if isinstance(value[0], bool) else float(value[0])
-    except (TypeError, ValueError, OverflowError):
-        scale = math.nan
-    if not 1e-30 < scale < 1e30:
-        raise LinkError(f"{what}={short_repr(value)}: the scale must be a number above 0")
+        raise LinkError(f"{what}={format_value(value)} is not a scale and a unit, such as [4e-9, 'm']")
+    scale = as_number(value[0], f"{what}, its scale")
+    if not scale > 1e-30:
+        raise LinkError(f"{what}={format_value(value)}: the scale must be a number above 0")
     match = re.fullmatch(r"([YZEPTGMkhdcmuµnpfazy]?)m", value[1])
     if match is None:
         return scale, value[1]

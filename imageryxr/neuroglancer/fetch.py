@@ -13,8 +13,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
+from imageryxr.core.validate import to_whole
 from imageryxr.errors import AddressError, AuthError, LinkError, LinkServerError, ServerError, Wording, param
 from imageryxr.neuroglancer.state_json import (
     DEFAULT_SIZE,
@@ -79,8 +78,9 @@ def load_state(
         return normalize_state(link, limit)
     if hasattr(link, "to_json"):
         return load_state(link.to_json(), max_state_size=limit)
-    if isinstance(link, int | np.integer) and not isinstance(link, bool):
-        link = str(int(link)) if 0 <= link < 1 << 70 else f"{link:#x}"
+    number = to_whole(link)
+    if number is not None:
+        link = str(number) if 0 <= number < 1 << 70 else f"{number:#x}"
     if isinstance(link, os.PathLike):
         return _state_from_text(_unwrap(_read_file(link, limit)), access, limit)
     if not isinstance(link, str):

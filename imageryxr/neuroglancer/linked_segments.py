@@ -13,8 +13,8 @@ from typing import Any
 
 from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.core.display import SegmentDisplay, merge_equivalences
-from imageryxr.errors import ColorError, LinkError
-from imageryxr.neuroglancer.validate import as_list, as_mapping, as_share, as_whole, short_repr
+from imageryxr.errors import ColorError, LinkError, format_value
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_share, as_whole
 
 TOP_ID = 2**64 - 1
 
@@ -182,4 +182,4 @@ def _read_color(value: Any, what: str) -> RGBA:
             return parse_color((r, g, b, round(255 * float(parts.group(4) or 1))))
         except (ColorError, ValueError):
             pass
-    raise LinkError(f"{what}={short_repr(value)} is not a colour")
+    raise LinkError(f"{what}={format_value(value)} is not a colour")

@@ -26,9 +26,9 @@ from imageryxr.core.annotations import (
 )
 from imageryxr.core.bbox import DIMS, Triple
 from imageryxr.core.display import LAYER, LINK_LAYER
-from imageryxr.errors import LayerError, LinkError
+from imageryxr.errors import LayerError, LinkError, format_value
 from imageryxr.neuroglancer.dimensions import AXES, spatial_scales
-from imageryxr.neuroglancer.validate import as_list, as_mapping, as_numbers, as_whole, short_repr
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_numbers, as_whole
 from imageryxr.ops.open_annotations import assign_tables
 
 NUMBER = "link_number"
@@ -93,7 +93,7 @@ def _geometry(entry: Mapping[str, Any], what: str) -> list[tuple[AnnotationType,
         points = as_list(entry.get("points"), f"{what}.points", None)
         return [("line", [a, b]) for a, b in pairwise(points)]
     if not isinstance(stored, str) or stored.lower() not in _KINDS:
-        raise LinkError(f"{what} has the type {short_repr(stored)}, which is unknown")
+        raise LinkError(f"{what} has the type {format_value(stored)}, which is unknown")
     kind, keys = _KINDS[stored.lower()]
     return [(kind, [entry.get(key) for key in keys])]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.core.bbox import Triple
-from imageryxr.errors import LinkError
+from imageryxr.errors import LinkError, format_value
 from imageryxr.neuroglancer.dimensions import AXES, spatial_scales
-from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_numbers, as_positive, short_repr
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_numbers, as_positive
 
 Dimensions = Mapping[str, tuple[float, str]]
 Quaternion = tuple[float, float, float, float]
@@ -95,7 +95,7 @@ def read_position(value: Any, dims: Dimensions) -> tuple[Any, tuple[tuple[str, f
     found = {name: as_number(n, f"position[{i}]") for i, (name, n) in enumerate(zip(names, numbers, strict=False))}
     missing = [axis for axis in AXES if axis not in found]
     if missing:
-        raise LinkError(f"position={short_repr(value)} has no {missing[0]}; its dimensions are {', '.join(names)}")
+        raise LinkError(f"position={format_value(value)} has no {missing[0]}; its dimensions are {', '.join(names)}")
     others = tuple((name, v) for name, v in found.items() if name not in AXES)
     return (found["x"], found["y"], found["z"]), others
 
@@ -114,7 +114,7 @@ def read_display(value: Any, dims: Dimensions) -> tuple[str, ...]:
     requested = as_list(value, "displayDimensions", None)
     if len(requested) > 3 or any(not isinstance(n, str) for n in requested) or len(set(requested)) < len(requested):
         raise LinkError(
-            f"displayDimensions={short_repr(value)} must be up to three different names, such as ['x', 'y', 'z']"
+            f"displayDimensions={format_value(value)} must be up to three different names, such as ['x', 'y', 'z']"
         )
     found = [name for name in requested if name in names] if dims else []
     return tuple(found or names[:3])
@@ -162,7 +162,7 @@ def read_orientation(value: Any, key: str) -> Quaternion:
     x, y, z, w = as_numbers(value, key, 4)
     length = math.sqrt(x * x + y * y + z * z + w * w)
     if not 1e-6 < length < math.inf:
-        raise LinkError(f"{key}={short_repr(value)} is not a rotation; give a quaternion (x, y, z, w)")
+        raise LinkError(f"{key}={format_value(value)} is not a rotation; give a quaternion (x, y, z, w)")
     return x / length, y / length, z / length, w / length
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from imageryxr.core.validate import to_whole
 from imageryxr.neuroglancer.shaders import declared_controls, rank_controls, strip_comments
 
 _CHANNEL = re.compile(r"\bchannel[ \t]{0,8}=[ \t]{0,8}\[?[ \t]{0,8}(\d{1,6})")
@@ -30,7 +31,8 @@ def displayed_channel(spec: Mapping[str, Any]) -> int:
     setting = settings.get(names[0])
     chosen = setting.get("channel") if isinstance(setting, Mapping) else None
     chosen = chosen[0] if isinstance(chosen, list) and chosen else chosen
-    if isinstance(chosen, int) and not isinstance(chosen, bool) and chosen >= 0:
-        return chosen
+    number = to_whole(chosen)
+    if number is not None and number >= 0:
+        return number
     found = _CHANNEL.search(declared.get(names[0], ""))
     return int(found[1]) if found else 0

@@ -14,7 +14,8 @@ from typing import Any
 
 from imageryxr.core.bbox import Triple
 from imageryxr.core.display import SegmentDisplay
-from imageryxr.errors import LinkError, Message, OptionError, param
+from imageryxr.core.validate import to_whole
+from imageryxr.errors import LinkError, Message, OptionError, format_value, param
 from imageryxr.neuroglancer.dimensions import AXES, NATIVE, Placement, read_dimensions
 from imageryxr.neuroglancer.layout import LayerGroup, read_groups, read_panel
 from imageryxr.neuroglancer.linked_segments import (
@@ -27,7 +28,7 @@ from imageryxr.neuroglancer.navigation import Dimensions, Pose, Quaternion, read
 from imageryxr.neuroglancer.shader_channel import displayed_channel
 from imageryxr.neuroglancer.shaders import image_options
 from imageryxr.neuroglancer.transform import Transform, read_older_transform, read_transform
-from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_positive, short_repr
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_positive
 from imageryxr.sources.address import FORMAT_NAMES
 
 MAX_LAYERS = 500
@@ -205,11 +206,12 @@ def _check_group(groups: Sequence[LayerGroup], group: int | None) -> int:
     if group is None:
         return 0
     # a link without groups counts as one group
-    if isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < max(count, 1):
+    number = to_whole(group)
+    if number is None or not 0 <= number < max(count, 1):
         have = f"its layer groups are 0 to {count - 1}"
         none = Message("it has no layer groups: leave ", param("group"), " out")
         raise OptionError(param("group", group), ": the link has no such group; ", have if count else none)
-    return group
+    return number
 
 
 def _referenced_dimensions(
@@ -263,7 +265,7 @@ def _named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     if isinstance(layers, Mapping):
         layers = [_add_name(name, spec) for name, spec in layers.items()]
     if not isinstance(layers, list):
-        raise LinkError(f"layers={short_repr(layers)} is not a list of layers")
+        raise LinkError(f"layers={format_value(layers)} is not a list of layers")
     if len(layers) > MAX_LAYERS:
         raise LinkError(f"the state has {len(layers)} layers; the maximum is {MAX_LAYERS}")
     out: dict[str, Mapping[str, Any]] = {}
@@ -305,7 +307,7 @@ def _read_layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | SkippedLayer:
     urls = _list_sources(raw, where)
     kind = "auto" if kind is None else kind
     same = {"segmentation_with_graph": "segmentation", "new": "auto"}
-    kind = same.get(kind, kind) if isinstance(kind, str) else short_repr(kind)
+    kind = same.get(kind, kind) if isinstance(kind, str) else format_value(kind)
     spare = _public_json(spec)
     if kind not in KINDS:
         return SkippedLayer(name, kind, f"layers of type {kind!r} have no voxels", spare)
@@ -316,7 +318,7 @@ def _read_layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | SkippedLayer:
         return SkippedLayer(name, kind, off, spare, _read_segments_or_none(spec, where, kind))
     volumes = drawn
     if not volumes:
-        addresses = ", ".join(short_repr(url) for url, _ in urls) or "empty"
+        addresses = ", ".join(format_value(url) for url, _ in urls) or "empty"
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
         reason = f"its source is {addresses}; the supported formats are {formats}"
         return SkippedLayer(name, kind, reason, spare, _read_segments_or_none(spec, where, kind))
@@ -393,7 +395,7 @@ def _read_local_position(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _public_json(value: Any) -> str:
     """Return a value as JSON, without user names and passwords in its URLs."""
     try:
-        text = json.dumps(value, default=short_repr)
+        text = json.dumps(value, default=format_value)
     except (TypeError, ValueError):  # a state built in Python may hold values that JSON cannot
         return ""
     return re.sub(r"(://)[^/\s@\"\\]+@", r"\1", text)
@@ -406,7 +408,7 @@ def _list_sources(source: Any, where: str) -> list[tuple[str, Mapping[str, Any]]
         entry = {"url": item} if isinstance(item, str) else as_mapping(item, f"{where}.source")
         url = entry.get("url")
         if not isinstance(url, str):
-            raise LinkError(f"{where}.source has no url: {short_repr(item)}")
+            raise LinkError(f"{where}.source has no url: {format_value(item)}")
         out.append((url.strip(), entry))
     return out
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Set, ValuesView
 from typing import Any
 
 import numpy as np
-from dask.utils import parse_bytes
 
-from imageryxr.errors import LinkError, OptionError, param
-from imageryxr.neuroglancer.validate import closing_quote, short_repr
+from imageryxr.core.validate import check_bytes, to_whole
+from imageryxr.errors import LinkError, format_value
+from imageryxr.neuroglancer.validate import closing_quote
 
 DEFAULT_SIZE = "4 MB"
 MAX_DEPTH = 64
@@ -40,16 +40,7 @@ def parse_size_limit(value: Any) -> int:
     OptionError
         If ``max_state_size`` is not a number of bytes above 0.
     """
-    try:
-        size = 0 if isinstance(value, bool) else parse_bytes(value)
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        size = 0
-    if not size > 0:
-        raise OptionError(
-            param("max_state_size", text=f"{short_repr(value)}"),
-            " is not a size; give a number of bytes above 0, or text such as '16 MB'",
-        )
-    return int(size)
+    return check_bytes("max_state_size", value, "a number of bytes above 0, or text such as '16 MB'")
 
 
 def size_error(what: str, size: int | None, limit: int) -> LinkError:
@@ -200,9 +191,10 @@ class _JSONConverter:
     def items(self, value: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
         self.count(2)
         for key, entry in value.items():
-            if isinstance(key, bool) or not isinstance(key, str | int | np.integer):
-                raise LinkError(f"{where.lstrip('.') or 'the state'} has the key {short_repr(key)}; keys are strings")
-            name = str(key if isinstance(key, str) else int(key))
+            number = to_whole(key)
+            if not isinstance(key, str) and number is None:
+                raise LinkError(f"{where.lstrip('.') or 'the state'} has the key {format_value(key)}; keys are strings")
+            name = key if isinstance(key, str) else str(number)
             self.count(len(name) + 3)
             is_table = name == "segmentColors" and hasattr(entry, "to_dict") and not isinstance(entry, Mapping)
             yield name, entry.to_dict() if is_table else entry
@@ -227,6 +219,6 @@ def _list_entries(value: Any, where: str) -> list[Any]:
     if isinstance(value, np.ndarray) and value.ndim:
         return list(value.tolist())
     raise LinkError(
-        f"{where.lstrip('.') or 'the state'} holds {short_repr(value)}, a {type(value).__name__}, which JSON does not "
-        "support; give numbers, strings, lists, arrays or dicts"
+        f"{where.lstrip('.') or 'the state'} holds {format_value(value)}, a {type(value).__name__}, which JSON does "
+        "not support; give numbers, strings, lists, arrays or dicts"
     )

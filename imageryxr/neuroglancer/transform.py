@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from imageryxr.errors import LinkError
+from imageryxr.errors import LinkError, format_value
 from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, si_scale
-from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, short_repr
+from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, as_whole
 
 ROTATED_REASON = "its transform rotates, shears or mirrors the data; only scaling, moving and exchanging axes is drawn"
 RENAMED_REASON = "its transform leaves no axis of the data along x, y or z"
@@ -178,7 +178,7 @@ def read_transform(transform: Any, where: str) -> Transform | None:
     if isinstance(transform, list):
         return read_older_transform(transform, where)
     if not isinstance(transform, Mapping):
-        raise LinkError(f"{where}.transform={short_repr(transform)} is not a transform")
+        raise LinkError(f"{where}.transform={format_value(transform)} is not a transform")
     matrix = transform.get("matrix")
     outputs = _read_dimension_list(transform, "outputDimensions")
     inputs = _read_dimension_list(transform, "inputDimensions")
@@ -196,9 +196,7 @@ def read_transform(transform: Any, where: str) -> Transform | None:
 def _read_source_rank(value: Any, rank: int, where: str) -> int:
     if value is None:
         return rank
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= rank:
-        raise LinkError(f"{where}.transform.sourceRank={short_repr(value)} is not a whole number from 0 to {rank}")
-    return value
+    return as_whole(value, f"{where}.transform.sourceRank", rank)
 
 
 def read_older_transform(transform: Any, where: str) -> Transform:
@@ -226,7 +224,7 @@ def _compose_matrix(transform: Mapping[str, Any], what: str) -> tuple[tuple[floa
     x, y, z, w = _read_vector(transform, "rotation", (0.0, 0.0, 0.0, 1.0), what)
     length = math.sqrt(x * x + y * y + z * z + w * w)
     if not length > 1e-9:
-        raise LinkError(f"{what}.rotation={short_repr(transform.get('rotation'))} is not a quaternion (x, y, z, w)")
+        raise LinkError(f"{what}.rotation={format_value(transform.get('rotation'))} is not a quaternion (x, y, z, w)")
     x, y, z, w = x / length, y / length, z / length, w / length
     turn = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from imageryxr.errors import LinkError
+from imageryxr.core.validate import to_id, to_number, to_whole
+from imageryxr.errors import LinkError, format_value
 
 _QUOTE_OR_ESCAPE = {quote: re.compile(rf"[{quote}\\]") for quote in "'\""}
 
@@ -28,7 +28,7 @@ def as_mapping(value: Any, what: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise LinkError(f"{what}={short_repr(value)} must be an object {{…}}")
+        raise LinkError(f"{what}={format_value(value)} must be an object {{…}}")
     return value
 
 
@@ -37,7 +37,7 @@ def as_list(value: Any, what: str, count: int | None) -> list[Any]:
     if isinstance(value, np.ndarray | tuple):
         value = list(value)
     if not isinstance(value, list) or (count is not None and len(value) != count):
-        raise LinkError(f"{what}={short_repr(value)} must be a list{'' if count is None else f' of {count}'}")
+        raise LinkError(f"{what}={format_value(value)} must be a list{'' if count is None else f' of {count}'}")
     return value
 
 
@@ -48,20 +48,17 @@ def as_numbers(value: Any, what: str, count: int) -> Any:
 
 def as_number(value: Any, what: str) -> float:
     """Return a finite number whose magnitude is below 1e15."""
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not abs(found) < 1e15:
-        raise LinkError(f"{what}={short_repr(value)} is not a number below 1e15")
-    return found
+    found = to_number(value, text=True)  # like the viewer
+    if found is None or not abs(found) < 1e15:
+        raise LinkError(f"{what}={format_value(value)} is not a number below 1e15")
+    return float(found)
 
 
 def as_positive(value: Any, what: str) -> float:
     """Return a number above 0."""
     found = as_number(value, what)
     if not found > 0:
-        raise LinkError(f"{what}={short_repr(value)} must be above 0")
+        raise LinkError(f"{what}={format_value(value)} must be above 0")
     return found
 
 
@@ -72,20 +69,8 @@ def as_share(value: Any, what: str) -> float:
 
 def as_whole(value: Any, what: str, top: int) -> int:
     """Return a whole number from 0 to ``top``, given as an int or as digits."""
-    text = value if isinstance(value, str) else ""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value <= top:
-        text = str(value)
-    if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) > top:
+    found = to_id(value) if isinstance(value, str) else to_whole(value)
+    if found is None or not 0 <= found <= top:
         exact = "; a float cannot hold ids above 2**53: give an int or its digits" if isinstance(value, float) else ""
-        raise LinkError(f"{what}: {short_repr(value)} is not a whole number from 0 to {top}{exact}")
-    return int(text)
-
-
-def short_repr(value: Any) -> str:
-    """Return the repr of a value for a message, shortened and without passwords."""
-    try:
-        text = repr(value)[:400]
-    except ValueError:  # Python refuses to print integers with thousands of digits
-        text = f"a {type(value).__name__} with too many digits"
-    text = re.sub(r"//[^/\s@]+@", "//", text)
-    return text if len(text) <= 100 else text[:100] + "…"
+        raise LinkError(f"{what}: {format_value(value)} is not a whole number from 0 to {top}{exact}")
+    return found

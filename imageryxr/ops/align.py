@@ -11,6 +11,7 @@ from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
 from imageryxr.core.grid import Axis, Grid, grid_of
 from imageryxr.core.grid_checks import check_extent, out_of_volume_error, warn_half_voxel
+from imageryxr.core.validate import check_choice, list_choices
 from imageryxr.errors import (
     BoxError,
     GridMismatchError,
@@ -210,16 +211,10 @@ def _check_method(method: Any, layer: str, da: xr.DataArray) -> Method:
     allowed = METHODS[layer]
     if method is None:
         return allowed[0]
-    if method not in allowed:
-        others = METHODS["image" if layer == "segmentation" else "segmentation"]
-        reason = f"{da.name!r} is a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"
-        if method in others:
-            reason += "; averaged ids are meaningless" if layer == "segmentation" else ""
-        raise OptionError(
-            f"method={method!r} cannot be used: {reason}; choose one of {', '.join(map(repr, allowed))}, "
-            "or set array.attrs['layer_type'] if the layer type is wrong"
-        )
-    chosen: Method = method
+    what = f"{da.name!r}, a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"
+    reason = "; averaged ids are meaningless" if layer == "segmentation" else ""
+    advice = f"{reason}; set array.attrs['layer_type'] if the layer type is wrong"
+    chosen: Method = check_choice("method", method, allowed, expected=f"{list_choices(allowed)} for {what}{advice}")
     return chosen
 
 
@@ -232,7 +227,8 @@ def _target_grid(like: Any, own: Grid) -> Grid:
         resolution = check_resolution(like, "like")
     except BoxError as error:
         raise OptionError(
-            f"like={like!r} is not a target grid: give an array with coordinates",
+            param("like", like),
+            " is not a target grid: give an array with coordinates",
             Wording(", a Grid, or a resolution (x, y, z) in nm, such as (8, 8, 40)", ", or nm: --to 8,8,40"),
         ) from error
     axes = [_covering_axis(axis, r) for axis, r in zip(own.axes, resolution[::-1], strict=True)]

@@ -13,7 +13,8 @@ from imageryxr.core.annotation_boxes import points_in_box
 from imageryxr.core.annotations import make_annotations
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_unique_ids
-from imageryxr.errors import LayerError, OptionError, warn
+from imageryxr.core.validate import check_whole
+from imageryxr.errors import LayerError, OptionError, param, warn
 from imageryxr.graph.evaluate import core_boxes
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import volume_of
@@ -101,9 +102,10 @@ def table(
     if "datastack" not in tree.attrs:
         raise LayerError("the tree is not that of a CAVE datastack, so it has no tables; see open_datastack")
     if bbox is not None and not isinstance(bbox, BBox):
-        raise OptionError(f"bbox={bbox!r} is not a BBox; write tree.imagery.around((x, y, z), (width, height, depth))")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise OptionError(f"limit={limit!r} is not a number of rows; write e.g. limit=1000")
+        raise OptionError(
+            param("bbox", bbox), " is not a BBox; write tree.imagery.around((x, y, z), (width, height, depth))"
+        )
+    limit = None if limit is None else check_whole("limit", limit, 1, unit="rows")
     graph = _graph_source(tree)
     if graph is not None:
         token = token or graph.graph.token  # type: ignore[assignment]

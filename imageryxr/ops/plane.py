@@ -13,12 +13,13 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.array_labels import ArrayOrDataset, plain_attrs, spatial_arrays
-from imageryxr.core.bbox import BBox, Index3, Triple, check_resolution, to_fraction
+from imageryxr.core.bbox import BBox, Index3, Triple, check_point, check_resolution, to_fraction
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.grid_checks import out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
-from imageryxr.errors import BoxError, LayerError, LinkWarning, OptionError, OutOfVolumeError
+from imageryxr.core.validate import check_choice, check_counts, check_number, list_choices
+from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.graph.labelled import label_result, volume_of
 from imageryxr.graph.oblique import Cut, plane_expr
 from imageryxr.ops.align import METHODS, Method, layer_type_of
@@ -113,7 +114,7 @@ def plane(
 
         cuts = _cut_layers(layers, cut)
         return xr.Dataset(cuts, attrs=plain_attrs(obj.attrs))
-    step = min(grid_of(obj).resolution) if nm_per_pixel is None else _check_positive(nm_per_pixel)
+    step = min(grid_of(obj).resolution) if nm_per_pixel is None else _check_step(nm_per_pixel)
     axes = axes_of_quaternion(orientation) if orientation is not None else _plane_axes(normal, up)
     return _cut_plane(obj, center, _check_size(size), axes, step, check_resolution(resolution), method)
 
@@ -123,10 +124,7 @@ def _cut_plane(
 ) -> xr.DataArray:
     """Cut a plane whose columns, rows and depth run along ``axes``."""
     volume, chosen = volume_of(obj), _choose_method(obj, method)
-    point = [
-        to_fraction(_check_finite(c, center)) * to_fraction(u)
-        for c, u in zip(_check_triple(center, "center"), unit, strict=True)
-    ]
+    point = [to_fraction(c) * to_fraction(u) for c, u in zip(check_point(center, "center"), unit, strict=True)]
     middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)
     _check_overlap(volume.grid, middle, axes, step, shape, unit)
@@ -175,7 +173,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     """
     arrays = layers_of(tree)
     unit = dimensions_of(tree, arrays)
-    step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _check_positive(nm_per_pixel)
+    step = float(tree.attrs.get(NM_PER_PIXEL, min(unit))) if nm_per_pixel is None else _check_step(nm_per_pixel)
     center, shape, axes = position_of(tree, arrays, unit), _check_size(size), displayed_axes(tree)
     layers = {n: a for n, a in arrays.items() if a.attrs.get(VISIBLE, True)}
     cuts = _cut_layers(
@@ -231,7 +229,7 @@ def _plane_axes(normal: Any, up: Any) -> Floats:
 
 
 def _direction(value: Any, name: str) -> Floats:
-    vector = np.array([_check_finite(v, value) for v in _check_triple(value, name)])
+    vector = np.array(check_point(value, name), np.float64)
     length = float(np.linalg.norm(vector))
     if not length > 0:
         raise OptionError(f"{name}={value!r} has length 0; give a direction (x, y, z), such as (1, 0, 0)")
@@ -278,41 +276,17 @@ def _choose_method(obj: xr.DataArray, method: Any) -> str:
     if "rgba" in obj.dims:
         raise LayerError("a plane cannot be cut through an RGBA picture; cut the layers first, then draw the overlay")
     allowed = [m for m in METHODS[layer] if m in ("nearest", "linear")]
-    if obj.dtype == np.bool_ and method in (None, "linear"):
+    if obj.dtype == np.bool_ and (method is None or check_choice("method", method, METHODS["image"]) == "linear"):
         return "nearest"  # Booleans cannot be interpolated.
-    if method is not None and method not in allowed:
-        raise OptionError(f"method={method!r} cannot cut a {layer}; choose {' or '.join(map(repr, allowed))}")
-    return method or allowed[0]
+    expected = f"{list_choices(allowed)} to cut a {layer}"
+    return str(check_choice("method", method, (*allowed, None), expected=expected) or allowed[0])
 
 
 def _check_size(size: Any) -> Index3:
-    values = list(size) if isinstance(size, Sequence | np.ndarray) else []
-    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) and 0 < v < 1 << 20 for v in values)
-    if len(values) not in (2, 3) or not whole:
-        raise OptionError(f"size={size!r} is not 2 or 3 whole numbers of pixels: across, down, planes; e.g. (512, 512)")
-    width, height, depth = [int(v) for v in values] if len(values) == 3 else [*map(int, values), 1]
-    return (depth, height, width)
+    expected = "2 or 3 whole numbers of pixels: across, down, planes; e.g. (512, 512)"
+    width, height, *depth = check_counts("size", size, expected, length=(2, 3), high=(1 << 20) - 1)
+    return (depth[0] if depth else 1, height, width)
 
 
-def _check_triple(value: Any, name: str) -> list[Any]:
-    items = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else []
-    if len(items) != 3:
-        raise BoxError(f"{name}={value!r} is not 3 numbers (x, y, z)")
-    return items
-
-
-def _check_finite(value: Any, given: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BoxError(f"{given!r} contains {value!r}, which is not a finite number")
-    return number
-
-
-def _check_positive(value: Any) -> float:
-    number = _check_finite(value, value)
-    if number <= 0:
-        raise OptionError(f"nm_per_pixel={value!r} must be more than 0")
-    return number
+def _check_step(nm_per_pixel: Any) -> float:
+    return check_number("nm_per_pixel", nm_per_pixel, above=0, unit="nm")

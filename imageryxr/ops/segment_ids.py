@@ -17,7 +17,8 @@ import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, is_covered_by
 from imageryxr.core.colors.ids import to_unsigned
-from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, param
+from imageryxr.core.validate import to_id
+from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, format_value, param
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume, volume_of
 
@@ -77,12 +78,11 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
         raise SegmentError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]") from None
     numbers = []
     for value in values:
-        text = str(to_unsigned(np.array([value]))[0] if isinstance(value, np.signedinteger) else value)
-        number = int(text) if text.isdecimal() else None
-        if isinstance(value, bool) or number is None or not 0 < number < 2**64:
+        number = to_id(value)
+        if not number:
             raise SegmentError(
-                f"{what} contains {value!r}, which is not a segment id: ids are integers from 1 to 2**64 - 1 (0 is "
-                "background); floats cannot represent ids above 2**53, so give int, str or numpy.uint64"
+                f"{what} contains {format_value(value)}, which is not a segment id: ids are integers from 1 to "
+                "2**64 - 1 (0 is background); floats cannot represent ids above 2**53, so give int, str or numpy.uint64"
             )
         numbers.append(number)
     return numbers

@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.errors import OptionError, param
+from imageryxr.core.validate import check_axis
 from imageryxr.graph.expr import Array, Expr, Resampled
 from imageryxr.graph.labelled import BoxReader, box_reader, label_array
 
@@ -28,8 +28,7 @@ def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     layer_type : {"image", "segmentation"}
         Segmentations are resampled with "nearest", images and RGBA with "linear".
     """
-    if across not in DIMS:
-        raise OptionError(param("axis", across), " must be 'z', 'y' or 'x', the axis perpendicular to the slices")
+    across = check_axis(across)
     volume = read.volume
     plane = [a for a in range(3) if a != DIMS.index(across)]
     finest = min(volume.grid.axes[a].resolution for a in plane)

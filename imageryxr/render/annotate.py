@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -16,7 +15,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import suggest_names
+from imageryxr.core.validate import check_axis, check_choice, check_number, check_whole, suggest_names
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import accepts_placed_cutouts
@@ -142,7 +141,7 @@ def annotate(
     volume = rgba_volume(_check_picture(picture), "the picture")
     table = as_annotations(annotations)
     across = _slice_axis(picture, axis)
-    opacity = _check_number("alpha", alpha, 0, 1)
+    opacity = check_number("alpha", alpha, 0, 1)
     sizes = _sizes(table, size)
     stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
     look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
@@ -179,7 +178,7 @@ class _Look:
         """Return the style on a picture, after checking the arguments."""
         if self.fade and self.depth is None:
             raise OptionError("fade=True needs depth=, the distance in nm at which marks have faded to nothing")
-        depth = None if self.depth is None else _check_number("depth", self.depth, 0)
+        depth = None if self.depth is None else check_number("depth", self.depth, 0)
         order = _turned_axes(axis)
         spacing = grid.resolution[::-1]
         turned = tuple(tuple(float(v) for v in row) for row in directions)
@@ -188,10 +187,10 @@ class _Look:
             self.unit,
             self.width,
             None if self.edgecolor is None else parse_color(self.edgecolor),
-            0.0 if self.edgecolor is None else _check_number("edgewidth", self.edgewidth, 0),
+            0.0 if self.edgecolor is None else check_number("edgewidth", self.edgewidth, 0),
             depth,
             bool(self.fade),
-            _check_number("fill", self.fill, 0, 1),
+            check_number("fill", self.fill, 0, 1),
             tuple(spacing[i] for i in order),  # type: ignore[arg-type]
             turned,  # type: ignore[arg-type]
             (grid.shape[order[1]], grid.shape[order[2]]),
@@ -209,9 +208,7 @@ def _check_picture(picture: Any) -> xr.DataArray:
 
 def _slice_axis(picture: xr.DataArray, axis: Any) -> int:
     if axis is not None:
-        if axis not in DIMS:
-            raise OptionError(f"axis={axis!r} must be 'z', 'y' or 'x'")
-        return DIMS.index(axis)
+        return DIMS.index(check_axis(axis))
     thin = [dim for dim in DIMS if dim not in picture.dims] or [dim for dim in DIMS if picture.sizes.get(dim, 1) == 1]
     return DIMS.index(thin[0]) if thin else 0
 
@@ -228,14 +225,6 @@ def _directions(picture: xr.DataArray, axis: int) -> Floats:
     return axes[::-1][_turned_axes(axis)]
 
 
-def _check_number(name: str, value: Any, least: float, most: float = math.inf) -> float:
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not least <= value <= most:
-        limits = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise OptionError(f"{name}={value!r} is not a number {limits}")
-    return float(value)
-
-
 def _column(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
     if name in table.variables and table[name].dims == (DIM,):
         return np.asarray(table[name].values)
@@ -248,7 +237,7 @@ def _column(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
 
 def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
     if not isinstance(size, str):
-        return np.array([_check_number("size", size, 0)], np.float32)
+        return np.array([check_number("size", size, 0)], np.float32)
     values = _column(table, size, "size")
     if values.dtype.kind not in "iuf":
         raise OptionError(f"the column size={size!r} holds {values.dtype} values; give a column of numbers")
@@ -256,12 +245,10 @@ def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
 
 
 def _stroke_width(width: Any, kind: str, marker: Any, unit: Any, sizes: npt.NDArray[np.float32]) -> float:
-    if marker not in get_args(Marker):
-        raise OptionError(f"marker={marker!r} must be one of {', '.join(map(repr, get_args(Marker)))}")
-    if unit not in ("px", "nm"):
-        raise OptionError(f"unit={unit!r} must be 'px' or 'nm'")
+    check_choice("marker", marker, get_args(Marker))
+    check_choice("unit", unit, ("px", "nm"))
     if width is not None:
-        return _check_number("width", width, 0)
+        return check_number("width", width, 0)
     if kind != "point" or unit == "nm" or len(sizes) > 1:
         return 2.0
     return max(1.5, float(sizes[0]) / 5)
@@ -296,11 +283,10 @@ def _place_marks(
 
 
 def _add_labels(marks: Marks, table: xr.Dataset, labels: Any, size: Any, color: Any) -> Marks:
+    size = check_whole("label_size", size, LEGIBLE, unit="pixels")
     if labels is None:
         return marks
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < LEGIBLE:
-        raise OptionError(f"label_size={size!r} is not a whole number of pixels of at least {LEGIBLE}")
     values = _column(table, labels, "labels")
     texts = np.array(["" if v is None or v != v else str(v) for v in values.tolist()], dtype=object)
-    style = LabelStyle(int(size), None if color is None else parse_color(color))
+    style = LabelStyle(size, None if color is None else parse_color(color))
     return replace(marks, texts=texts, labels=style)

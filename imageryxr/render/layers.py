@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -10,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.mapping import ColorSpec
+from imageryxr.core.validate import check_choice, check_flag, check_number, to_flag, to_number
 from imageryxr.errors import OptionError, param
 
 Side = Literal["out", "in"]
@@ -59,35 +58,16 @@ class Outline:
     unit: Literal["px", "nm"] = "px"
 
     def __post_init__(self) -> None:
-        if isinstance(self.width, bool) or not _is_number(self.width) or not 0 < self.width < math.inf:
-            raise OptionError(
-                "an outline cannot have ",
-                param("width", self.width),
-                f": give a positive number of {self.unit}, e.g. ",
-                param("width", 3),
-            )
-        if self.side not in ("out", "in"):
-            raise OptionError("an outline cannot have ", param("side", self.side), ": its side is 'out' or 'in'")
-        if self.unit not in ("px", "nm"):
-            raise OptionError(
-                "an outline cannot have ",
-                param("unit", self.unit),
-                ": give ",
-                param("unit", "px"),
-                " (pixels) or ",
-                param("unit", "nm"),
-                " (nanometres)",
-            )
-        if not isinstance(self.merge, bool | np.bool_):
-            raise OptionError(
-                "an outline cannot have ",
-                param("merge", self.merge),
-                ": give ",
-                param("merge", True),
-                " or ",
-                param("merge", False),
-            )
-        check_alpha(self.alpha, "alpha of an outline")
+        unit = check_choice("unit", self.unit, ("px", "nm"), expected="'px' (pixels) or 'nm' (nanometres)")
+        checked = {
+            "width": check_number("width", self.width, above=0, unit=unit),
+            "side": check_choice("side", self.side, ("out", "in")),
+            "merge": check_flag("merge", self.merge),
+            "alpha": check_alpha(self.alpha, "alpha of an outline"),
+            "unit": unit,
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,32 +121,20 @@ def is_mask(item: Any) -> bool:
 
 def parse_outline(outline: Any) -> Outline | None:
     """Return the outline for a width, a bool, an `Outline` or None."""
-    if outline is None or outline is False or (_is_number(outline) and outline == 0):
+    width, flag = to_number(outline), to_flag(outline)
+    if outline is None or flag is False or width == 0:
         return None
-    if outline is True:
+    if flag is True:
         return Outline()
     if isinstance(outline, Outline):
         return outline
-    if _is_number(outline):
-        return Outline(outline)
+    if width is not None:
+        return Outline(width)
     raise OptionError(
         param("outline", outline), " must be an Outline, a width in pixels, True or None; e.g. ", param("outline", 3)
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
 def check_alpha(alpha: Any, what: str) -> float:
     """Return an alpha, or raise `OptionError`."""
-    if not _is_number(alpha) or not 0 <= alpha <= 1:
-        raise OptionError(param(what, alpha), " must be a number from 0 (nothing) to 1 (opaque)")
-    return float(alpha)
-
-
-def check_axis(axis: Any) -> int:
-    """Return the number of the axis across the slices, or raise `OptionError`."""
-    if axis not in DIMS:
-        raise OptionError(param("axis", axis), " must be 'z', 'y' or 'x': the axis across the slices")
-    return DIMS.index(axis)
+    return check_number(what, alpha, 0, 1, expected="a number from 0 (nothing) to 1 (opaque)")

@@ -18,7 +18,7 @@ from imageryxr.core.colors.palettes import colormap, ranked_colors
 from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.colors.record import describe_masks, recorded_colors
 from imageryxr.core.display import ANNOTATION_SCALE
-from imageryxr.core.validate import suggest_names
+from imageryxr.core.validate import check_pair, suggest_names
 from imageryxr.errors import ColorError, OptionError
 
 # The colour of annotations whose value is missing, or has no colour in a dict.
@@ -190,10 +190,4 @@ def _check_limits(values: npt.NDArray[np.float64], limits: Any) -> tuple[float, 
     if limits is None:
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
         return (low, high) if low < high else (low, low + 1.0)
-    try:
-        low, high = (float(v) for v in limits)
-    except (TypeError, ValueError):
-        low, high = 0.0, 0.0
-    if not (np.isfinite([low, high]).all() and low != high):
-        raise OptionError(f"limits={limits!r} is not a pair of different finite numbers (low, high), e.g. (0, 1)")
-    return low, high
+    return check_pair("limits", limits, "two different finite numbers (low, high), e.g. (0, 1)")

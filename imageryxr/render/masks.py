@@ -12,6 +12,7 @@ import xarray as xr
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import parse_color, resolve_colors
 from imageryxr.core.colors.record import describe_masks
+from imageryxr.core.validate import to_whole
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_array, volume_of
@@ -148,8 +149,9 @@ def _mask_colors(colors: Any, keys: list[Any]) -> dict[Any, tuple[int, ...]]:
         if absent:
             raise ColorError(f"colors has no colour for mask {absent[0]!r}; it has {_join_names(colors)}")
         return {key: parse_color(colors[key]) for key in keys}
-    numbered = all(isinstance(k, int | np.integer) and not isinstance(k, bool) and k > 0 for k in keys)
-    ids = [int(k) for k in keys] if numbered else list(range(1, len(keys) + 1))
+    numbers = [to_whole(key) for key in keys]
+    numbered = all(number is not None and number > 0 for number in numbers)
+    ids = [number for number in numbers if number is not None] if numbered else list(range(1, len(keys) + 1))
     found = resolve_colors("husl" if colors is None and not numbered else colors, ids)
     return {key: tuple(rgb) for key, rgb in zip(keys, found.colors_for(np.array(ids, np.uint64)).tolist(), strict=True)}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.mapping import ColorSpec
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS
 from imageryxr.core.grid_checks import check_same_grid
+from imageryxr.core.validate import check_axis, check_pair
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.cutout_verbs import accepts_cutouts
 from imageryxr.ops.segment_ids import segmentation_volume
-from imageryxr.render.layers import Layer, Outline, Side, check_axis, is_mask
+from imageryxr.render.layers import Layer, Outline, Side, is_mask
 from imageryxr.render.masks import draw_masks
 from imageryxr.render.paint import Canvas, LayerStack, grey_to_rgba, paint_segments
 
@@ -132,7 +133,7 @@ def overlay(
     >>> picture.dims, picture.dtype
     (('z', 'y', 'x', 'rgba'), dtype('uint8'))
     """
-    canvas = Canvas(None if image is None else grey_volume(image, contrast_limits), check_axis(axis))
+    canvas = Canvas(None if image is None else grey_volume(image, contrast_limits), DIMS.index(check_axis(axis)))
     layers = _list_layers(segmentation)
     call = Layer(None, ids, colors, alpha, rest_alpha, outline, overlap)
     for number, item in enumerate(layers):
@@ -217,7 +218,7 @@ def outline(
     """
     layer = Layer(None, ids, colors, alpha=0, rest_alpha=0, outline=Outline(width, side, merge, alpha, unit))
     labels = segmentation_volume(segmentation)
-    expr = replace(paint_segments(labels, None, layer, check_axis(axis)), own=None)
+    expr = replace(paint_segments(labels, None, layer, DIMS.index(check_axis(axis))), own=None)
     attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([expr.describe_colors()])}
     return label_rgba(expr, [labels], attrs, "outline")
 
@@ -331,20 +332,8 @@ def grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volu
         )
     if dtype.kind not in "uif" or dtype.itemsize > 8:
         raise LayerError(f"the image {image.name!r} has dtype {dtype}, which cannot be shown as grey values")
-    low, high = _check_limits(limits)
+    low, high = check_pair("contrast_limits", limits, "two different finite numbers (low, high), e.g. (60, 200)")
     return replace(volume, expr=Mapped(volume.expr, partial(_apply_contrast, low=low, high=high), "uint8"))
-
-
-def _check_limits(limits: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(v) for v in limits)
-    except (TypeError, ValueError):
-        raise OptionError(
-            param("contrast_limits", limits), " is not a pair of numbers (low, high), e.g. (60, 200)"
-        ) from None
-    if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-        raise OptionError(param("contrast_limits", limits), " must be two different finite numbers (low, high)")
-    return low, high
 
 
 def rgba_volume(layer: xr.DataArray, what: str) -> Volume:

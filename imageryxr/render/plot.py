@@ -10,7 +10,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import grid_of
-from imageryxr.errors import OptionError
+from imageryxr.core.validate import check_choice
 from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil
 from imageryxr.render.figure.scale_bars import format_length, largest_round_length
@@ -76,9 +76,8 @@ def plot(
     """
     import matplotlib.pyplot as plt
 
-    factor = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}.get(unit)
-    if factor is None:
-        raise OptionError(f"unit={unit!r} must be 'µm' or 'nm'")
+    factors = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}
+    factor = factors[check_choice("unit", unit, factors, expected="'µm' or 'nm'")]
     picture = overlay_view(obj) if isinstance(obj, xr.Dataset) else _to_picture(obj, contrast_limits)
     flat = squeeze_slice(picture)
     rows, columns = (str(d) for d in flat.dims if d != "rgba")

@@ -16,7 +16,8 @@ from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, BBox, format_triple
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
 from imageryxr.core.grid import Grid, grid_of
-from imageryxr.errors import ImageryError, LayerError, OptionError
+from imageryxr.core.validate import check_pair, check_whole
+from imageryxr.errors import ImageryError, LayerError
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.multiscale import coarsest_level_for, levels_of
 from imageryxr.ops.tree import dimensions_of, layers_of, position_of, regrid_layer
@@ -77,13 +78,8 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
 
 
 def _check_percentiles(given: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(v) for v in given)
-    except (TypeError, ValueError):
-        low, high = 0.0, -1.0
-    if not 0 <= low < high <= 100:
-        raise OptionError(f"percentiles={given!r} are not two numbers from 0 to 100, the lower one first, e.g. (1, 99)")
-    return low, high
+    expected = "two numbers from 0 to 100, the lower one first, e.g. (1, 99)"
+    return check_pair("percentiles", given, expected, 0, 100, ascending=True)
 
 
 def _coarsest_level(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray:
@@ -147,8 +143,7 @@ def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> 
     """
     from PIL import Image as PilImage
 
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 16 <= size <= 2048:
-        raise OptionError(f"size={size!r} is not a whole number of pixels from 16 to 2048")
+    size = check_whole("size", size, 16, 2048, unit="pixels")
     picture = _draw_middle(obj, size)
     picture.thumbnail((size, size), PilImage.Resampling.BOX)
     return picture

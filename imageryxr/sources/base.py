@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, OptionError, Wording, param
+from imageryxr.core.validate import check_choice, to_items, to_number, to_whole
+from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, Wording, param
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None
@@ -186,11 +187,12 @@ def find_level(source: Source, mip: Any) -> Level:
         return default_level(source)
     real = [level for level in source.levels if not level.placeholder]
     have = ", ".join(f"{lv.mip} ({format_triple(lv.grid.resolution)} nm)" for lv in real)
-    if isinstance(mip, int | np.integer) and not isinstance(mip, bool):
-        found = [lv for lv in source.levels if lv.mip == mip]
+    number = to_whole(mip)
+    if number is not None:
+        found = [lv for lv in source.levels if lv.mip == number]
         if found and found[0].placeholder:
             raise MipError(
-                param("mip", int(mip)),
+                param("mip", number),
                 f" of {source.name} is a placeholder without voxels; open one of mip {have}",
             )
     else:
@@ -202,13 +204,10 @@ def find_level(source: Source, mip: Any) -> Level:
 
 def is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
     """Return whether a resolution equals the given one within rounding errors."""
-    try:
-        values = [float(v) for v in given]
-    except (TypeError, ValueError):
-        raise MipError(
-            param("mip", given), " is neither the number of a level nor a resolution (x, y, z) in nm"
-        ) from None
-    return len(values) == 3 and all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
+    values = [n for v in to_items(given) if (n := to_number(v)) is not None]
+    if len(values) != 3:
+        raise MipError(param("mip", given), " is neither the number of a level nor a resolution (x, y, z) in nm")
+    return all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
 
 
 def pick_index(name: str, what: Literal["channel", "time"], count: int, index: int | None) -> int:
@@ -221,8 +220,9 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
     """
     if index is None and count == 1:
         return 0
-    if isinstance(index, int | np.integer) and not isinstance(index, bool) and 0 <= index < count:
-        return int(index)
+    number = to_whole(index)
+    if number is not None and 0 <= number < count:
+        return number
     choices = Message(param(what, 0), *((" to ", param(what, count - 1)) if count > 1 else (", or nothing",)))
     if index is None:
         raise ChoiceError(Message(f"{name} has {count} {what}s; choose one with ", choices), what, count)
@@ -232,38 +232,29 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
 
 def check_missing(missing: Any) -> Missing:
     """Return the policy for missing chunks, or raise `OptionError`."""
-    if missing not in ("raise", "fill", "warn", None):
-        raise OptionError(
-            param("missing", missing),
-            " is not a policy; ",
-            Wording("None follows the format (", "leave it out to follow the format ("),
-            "the fill value in Zarr, an error in precomputed), 'raise' raises an error for ",
-            "a missing chunk, 'fill' fills it with background, 'warn' fills it and warns",
-        )
-    policy: Missing = missing
+    expected = Message(
+        "'raise' (an error), 'fill' (background), 'warn' (background and a warning)",
+        Wording(", or None (", "; leave it out for the rule of the format ("),
+        "the fill value in Zarr, an error in precomputed)",
+    )
+    policy: Missing = check_choice("missing", missing, ("raise", "fill", "warn", None), expected=expected)
     return policy
 
 
 def check_assume(assume: Any) -> Assume:
     """Return the point of the first voxel that an OME-Zarr translation refers to, or raise `OptionError`."""
-    if assume not in ("center", "corner"):
-        raise OptionError(
-            param("assume", assume),
-            " is neither 'center' nor 'corner': it selects whether an OME-Zarr translation ",
-            "is the position of the centre of the first voxel, or of its lower corner",
-        )
-    place: Assume = assume
+    expected = "'center' or 'corner': the point of the first voxel that an OME-Zarr translation refers to"
+    place: Assume = check_choice("assume", assume, ("center", "corner"), expected=expected)
     return place
 
 
 def check_stale(stale: Any) -> Stale:
     """Return the policy for roots that are not current, or raise `OptionError`."""
-    if stale not in ("raise", "update", "keep"):
-        raise OptionError(
-            f"stale={stale!r} is not one of 'raise' (an error that names the successors), 'update' (use the "
-            "successors) and 'keep' (draw the root as it was when it was current)"
-        )
-    chosen: Stale = stale
+    expected = (
+        "'raise' (an error that names the successors), 'update' (use the successors) or 'keep' (draw the root as it "
+        "was when it was current)"
+    )
+    chosen: Stale = check_choice("stale", stale, ("raise", "update", "keep"), expected=expected)
     return chosen
 
 

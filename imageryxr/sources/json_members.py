@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from imageryxr.errors import SourceError
+from imageryxr.core.validate import to_number
+from imageryxr.errors import SourceError, format_value
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -22,15 +22,6 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def format_value(value: Any) -> str:
-    """Return the text of a JSON value for a message, cut to a readable length."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # integers of thousands of digits; deeply nested lists
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:80] + "…"
 
 
 def as_object(value: Any, what: str) -> dict[str, Any]:
@@ -65,23 +56,15 @@ def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2*
             f"{what} has {len(numbers)} numbers {format_value(value)}; it must have {count}, one for each axis"
         )
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 1 <= number <= most or number % 1:
+        whole = to_number(number)
+        if whole is None or not 1 <= whole <= most or whole % 1:
             raise SourceError(f"{what} holds {format_value(number)}; it must hold whole numbers from 1 to {most:,}")
     return tuple(int(n) for n in numbers)
 
 
 def as_number(value: Any, what: str) -> float:
     """Return a finite number up to 1e30, larger than any position or size."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
+    number = to_number(value)
+    if number is None or not abs(number) <= 1e30:
         raise SourceError(f"{what} is {format_value(value)}; it must be a finite number")
-    return value if isinstance(value, int) else float(value)
-
-
-def is_finite_number(value: Any) -> bool:
-    """Return whether a value is a finite number, or a string that contains one."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except (ValueError, OverflowError):
-        return False
+    return number

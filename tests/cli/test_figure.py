@@ -42,10 +42,10 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         (["--legend"], "--legend lists segments"),
         (["--inset", "1,2"], "--inset 1,2 is not two corners"),
         (["--inset", "1,2:3,4,5,6"], "--inset 3,4,5,6 is not 2 or 3 numbers"),
-        (["--width-mm", "0"], "--width-mm 0.0 is not a length in mm"),
-        (["--label-pt", "-7"], "--label-pt -7.0 is not a length in points"),
+        (["--width-mm", "0"], "--width-mm 0.0 must be a number of mm above 0"),
+        (["--label-pt", "-7"], "--label-pt -7.0 must be a number of points above 0"),
         (["--points", "points.txt"], "--points points.txt is not a table"),
-        (["--dpi", "0"], "--dpi 0.0 is not a length in pixels per inch"),
+        (["--dpi", "0"], "--dpi 0.0 must be a number of pixels per inch above 0"),
         (
             ["--outline", "2", "--outline-side", "inside"],
             "an outline cannot have --outline-side inside: its side is 'out' or 'in'",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import ColorError, LayerError, OptionError, param
+from imageryxr.core.validate import to_id, to_whole
+from imageryxr.errors import ColorError, LayerError, OptionError, format_value, param
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -24,15 +24,14 @@ def to_unsigned(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def parse_id(value: Any) -> int:
     """Return an id as a Python int; raise for a float, which may have lost digits."""
-    if isinstance(value, np.signedinteger):
-        return int(to_unsigned(np.array([value]))[0])
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if 0 <= value <= MAX_ID:
-            return int(value)
-        raise OptionError(f"{value} is not a segment id: ids are integers from 0 to 2**64 - 1.")
+    found = None if isinstance(value, str) else to_id(value)
+    if found is not None:
+        return found
+    if to_whole(value) is not None:
+        raise OptionError(f"{format_value(value)} is not a segment id: ids are integers from 0 to 2**64 - 1.")
     raise LayerError(
-        f"{value!r} ({type(value).__name__}) is not a segment id. Write ids as ints, such as 864691135617152361; "
-        "floats cannot represent ids beyond 2**53."
+        f"{format_value(value)} ({type(value).__name__}) is not a segment id. Write ids as ints, such as "
+        "864691135617152361; floats cannot represent ids beyond 2**53."
     )
 
 
@@ -75,20 +74,15 @@ def hash_rows(ids: UInt64Array, count: int) -> npt.NDArray[np.intp]:
 
 def parse_key(key: Any) -> int:
     """Parse a key of a mapping id → colour: an int or a string of digits."""
-    if isinstance(key, str):
-        if not re.fullmatch(r"[0-9]+", key):
-            raise ColorError(f"colors has the key {key!r}, which is not an id. Write ids as ints or strings of digits.")
-        key = int(key)
-    if isinstance(key, np.signedinteger):
-        key = parse_id(key)
-    if not isinstance(key, (int, np.integer)) or isinstance(key, bool) or not 0 <= key <= MAX_ID:
+    found = to_id(key)
+    if found is None:
         raise ColorError(
-            f"colors has the key {key!r} ({type(key).__name__}), which is not an id. Ids are ints from 1 to 2**64 - 1 "
-            "or strings of their digits; floats cannot represent them."
+            f"colors has the key {format_value(key)} ({type(key).__name__}), which is not an id. Ids are ints from 1 "
+            "to 2**64 - 1 or strings of their digits; floats cannot represent them."
         )
-    if key == 0:
+    if not found:
         raise ColorError("colors has the key 0, the background, which is never drawn. Leave it out.")
-    return int(key)
+    return found
 
 
 def make_read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -146,11 +140,12 @@ def neuroglancer_seed(colors: Any) -> int | None:
         raise ColorError(
             param("colors", colors), f": only 'neuroglancer' takes a seed. Write ('neuroglancer', 0) or {name!r}."
         )
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
+    found = to_whole(seed)
+    if found is None or not 0 <= found <= MAX_SEED:
         raise ColorError(
             param("colors", colors),
             ": a seed is an integer from 0 to 2**32 - 1, like the layer's ",
             "'segmentColorSeed'. Write ('neuroglancer', 0) for the viewer's default ",
             "colours.",
         )
-    return int(seed)
+    return found

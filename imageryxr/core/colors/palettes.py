@@ -20,7 +20,7 @@ from imageryxr.core.colors.ids import (
     parse_key,
 )
 from imageryxr.core.colors.parse import RGB, parse_color
-from imageryxr.core.validate import suggest_names
+from imageryxr.core.validate import check_number, suggest_names
 from imageryxr.errors import ColorError, OptionError
 
 
@@ -103,7 +103,7 @@ def palette(
         ids = np.asarray(ids)
         contacts = find_contacts(ids)
     known = list_unique_ids(ids)
-    chosen = _resolve_name(name, len(known), (h, s, l) != (None,) * 3)
+    chosen = _resolve_name(name, len(known), any(value is not None for value in (h, s, l)))
     hsl = _hue_options(chosen, h, s, l)
     wanted = np.array(known, dtype=np.uint64)
     if isinstance(chosen, Mapping):
@@ -223,15 +223,9 @@ def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -
             f"{', '.join(given)} apply only to the palettes 'husl' and 'hls', but the palette is {name!r}. "
             "Leave them out, or write name='husl'."
         )
-    for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
-            raise OptionError(f"{key}={value!r} is not a number from 0 to 1.")
-    first, saturation, lightness = _IMAGERYCLIENT_HSL
-    return (
-        first if h is None else float(h),
-        saturation if s is None else float(s),
-        lightness if l is None else float(l),
-    )
+    chosen = dict(zip("hsl", _IMAGERYCLIENT_HSL, strict=True))
+    chosen |= {key: check_number(key, value, 0, 1) for key, value in given.items()}
+    return (chosen["h"], chosen["s"], chosen["l"])
 
 
 def palette_colors(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from imageryxr.core.validate import suggest_names
-from imageryxr.errors import ColorError
+from imageryxr.core.validate import suggest_names, to_number
+from imageryxr.errors import ColorError, format_value
 
 RGB: TypeAlias = tuple[int, int, int]
 RGBA: TypeAlias = tuple[int, int, int, int]
@@ -73,13 +73,11 @@ def _components(value: Any) -> list[int | float]:
         raise ColorError(f"an array of shape {value.shape} is not a colour; a colour has shape (3,) or (4,).")
     parts: list[int | float] = []
     for part in value:
-        if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
-            parts.append(int(part))
-        elif isinstance(part, (float, np.floating)):
-            parts.append(float(part))
-        else:
-            kind = type(part).__name__
-            raise ColorError(f"{value!r} is not a colour: {part!r} is a {kind}, not a number. Write {FORMS}.")
+        number = to_number(part)
+        if number is None:
+            what = f"{format_value(part)} ({type(part).__name__})"
+            raise ColorError(f"{format_value(value)} is not a colour: {what} is not a finite number. Write {FORMS}.")
+        parts.append(number)
     return parts
 
 

@@ -12,6 +12,7 @@ import xarray as xr
 from dask.utils import key_split
 
 from imageryxr.core.bbox import DIMS, format_triple
+from imageryxr.core.validate import check_flag
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.session import Workspace
@@ -51,8 +52,7 @@ def plan_array(
 ) -> ExportPlan:
     """Return the plan of an export; see `imageryxr.plan_export`."""
     folder = check_scratch(scratch)
-    if square is not None and not isinstance(square, bool):
-        raise OptionError(param("square", square), " must be True, False or None")
+    square = None if square is None else check_flag("square", square, "True, False or None")
     # imported here, because the formats load slowly
     from imageryxr.export.targets.registry import choose_target
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dask.system import CPU_COUNT
-from dask.utils import parse_bytes
 
-from imageryxr.errors import OptionError, TargetError, Wording, param
+from imageryxr.core.validate import check_bytes, check_whole
+from imageryxr.errors import Message, OptionError, TargetError, Wording, param
 from imageryxr.export.plan.regions import REGION_BYTES, Regions
 from imageryxr.export.run.cluster import ClusterExecutor, LocalExecutor
 from imageryxr.export.run.executors import RegionExecutor, ThreadExecutor
@@ -118,16 +118,12 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
     TargetError
         If no scheduler answers.
     """
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise OptionError(
-            param("workers", count),
-            " must be a whole number from 1",
-            Wording(", or None", ", or be left out"),
-            " for one per core",
-        )
+    if count is not None:
+        none = Wording(", or None", ", or be left out")
+        count = check_whole("workers", count, 1, expected=Message("a whole number from 1", none, " for one per core"))
     limit = _parse_memory(memory)
     number = count or CPU_COUNT
-    if client is None or client == "threads":
+    if client is None or (isinstance(client, str) and client == "threads"):
         limit = limit or available_memory()
         return WorkerPool("threads", 1, number, limit, lambda job: ThreadExecutor(job, job.at_once(number)))
     if isinstance(client, str) and client == "processes":
@@ -211,16 +207,11 @@ def _worker_infos(client: Any) -> list[dict[str, Any]]:
 def _parse_memory(value: Any) -> int | None:
     if value is None:
         return None
-    try:
-        limit = 0 if isinstance(value, bool) else int(parse_bytes(value))
-    except (ValueError, TypeError, OverflowError):
-        limit = 0
-    if 0 < limit < MIN_MEMORY:
+    limit = check_bytes("memory", value, "the memory of a worker in bytes, such as '4 GB'")
+    if limit < MIN_MEMORY:
         raise OptionError(
             param("memory", value), f" is {limit:,} bytes, which is too little; give a unit, such as '4 GB'"
         )
-    if limit <= 0:
-        raise OptionError(param("memory", value), " must be the memory of a worker in bytes, such as '4 GB'")
     return limit
 
 

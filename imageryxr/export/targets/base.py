@@ -7,18 +7,17 @@ be continued and written by several machines.
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.errors import Message, OptionError, Part, TargetError, param
+from imageryxr.core.validate import check_choice, check_counts
+from imageryxr.errors import Message, OptionError, TargetError, param
 from imageryxr.export.commit.manifest import Kind, SliceNames
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
@@ -168,30 +167,22 @@ def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
 
-def refuse_fractions(layer: ArrayInfo, layer_type: str | None) -> None:
-    """Raise `OptionError` if a segmentation has values that are not ids."""
-    if (layer_type or layer.layer_type) == "segmentation" and layer.dtype.kind not in "uib":
+def check_layer_type(layer: ArrayInfo, layer_type: Any) -> ArrayInfo:
+    """Return the properties of an array with a given layer type, or raise `OptionError` if its values do not fit."""
+    given = check_choice(
+        "layer_type", layer_type, ("image", "segmentation", None), expected="'image' or 'segmentation'"
+    )
+    layer = replace(layer, layer_type=given or layer.layer_type)
+    if layer.layer_type == "segmentation" and layer.dtype.kind not in "uib":
         raise OptionError(
-            f"values of dtype {layer.dtype} are not ids of a segmentation: give ",
-            "array.astype('uint64'), or ",
+            f"values of dtype {layer.dtype} are not ids of a segmentation: give array.astype('uint64'), or ",
             param("layer_type", "image"),
             " for an image",
         )
+    return layer
 
 
-def check_number(name: str, value: Any, low: float, high: float, *expected: Part, whole: bool = True) -> None:
-    """Raise `OptionError` unless an option is a number of a range; `expected` describes valid values."""
-    is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        raise OptionError(param(name, value), " must be ", *expected)
-
-
-def three_counts(value: Any, name: str) -> Index3:
+def check_voxels(value: Any, name: str) -> Index3:
     """Return three counts of voxels (z, y, x), or raise `OptionError`."""
-    try:
-        z, y, x = (operator.index(v) for v in value)
-    except (TypeError, ValueError):
-        z = y = x = 0
-    if min(z, y, x) < 1:
-        raise OptionError(param(name, value), " is not three positive counts of voxels (z, y, x)")
+    z, y, x = check_counts(name, value, "three positive counts of voxels (z, y, x)")
     return z, y, x

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from imageryxr.core.validate import check_number
 from imageryxr.errors import Message, OptionError, Wording
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import COARSER, ArrayInfo, check_number
+from imageryxr.export.targets.base import COARSER, ArrayInfo
 from imageryxr.export.targets.slices import SingleFile, shown_values
 from imageryxr.graph.expr import Array
 
@@ -62,5 +63,5 @@ def check_film(layer: ArrayInfo, what: str, fps: Any, most: float, advice: str =
                 "leave --raw out, which draws them (with --contrast low,high for deep images)",
             ),
         )
-    check_number("fps", fps, 1e-9, most, f"frames per second, above 0 and up to {most}{advice}", whole=False)
-    return float(fps)
+    expected = f"frames per second, above 0 and up to {most}{advice}"
+    return float(check_number("fps", fps, 0, most, above=0, expected=expected))

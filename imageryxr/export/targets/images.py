@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError, Wording
-from imageryxr.export.targets.base import ArrayInfo, check_number
+from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.slices import Stack, shown_values, split_pattern
 from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
@@ -63,7 +64,7 @@ def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngSt
             ),
             ", or export ids to .ome.zarr",
         )
-    check_number("compress_level", compress_level, 0, 9, "0 (large and fast) to 9 (small and slow)")
+    check_whole("compress_level", compress_level, 0, 9, expected="0 (large and fast) to 9 (small and slow)")
     target = PngStack(place, root, layer, axis, pattern, compress_level)
     target.check_names()
     return target

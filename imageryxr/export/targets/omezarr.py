@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, refuse_fractions, stored_dtype, three_counts
+from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype
 from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.export.targets.zarr_array import ZarrArray
 from imageryxr.graph.expr import Array
@@ -187,18 +187,15 @@ def ome_zarr(
         raise OptionError(
             f"values of dtype {layer.dtype} cannot be stored as OME-Zarr, which stores integers and floats"
         )
-    refuse_fractions(layer, layer_type)
+    layer = check_layer_type(layer, layer_type)
     if str(version) not in VERSIONS:
         raise OptionError(param("version", version), " must be '0.5' (Zarr v3), or '0.4' (Zarr v2) for older readers")
-    requested = three_counts(chunks, "chunks")
+    requested = check_voxels(chunks, "chunks")
     shape = layer.grid.shape
     chunk: Index3 = tuple(min(c, n) for c, n in zip(requested, shape, strict=True))  # type: ignore[assignment]
-    shard = None if shards is None else _shard_shape(three_counts(shards, "shards"), requested, chunk, str(version))
+    shard = None if shards is None else _shard_shape(check_voxels(shards, "shards"), requested, chunk, str(version))
     check_levels(levels)
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
-    if layer_type not in (None, "image", "segmentation"):
-        raise OptionError(param("layer_type", layer_type), " is neither 'image' nor 'segmentation'")
-    layer = replace(layer, layer_type=layer_type or layer.layer_type)
     return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple
 from imageryxr.core.grid import Grid
+from imageryxr.core.validate import check_choice, check_flag, check_whole, list_choices
 from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, check_number, refuse_fractions, stored_dtype, three_counts
+from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype
 from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.graph.expr import Array
 
@@ -177,16 +178,17 @@ def precomputed(
     OptionError
         If the format cannot store the values, or an option is invalid.
     """
-    kind = layer_type or layer.layer_type
     dtype = str(stored_dtype(layer.dtype))
     if dtype not in TYPES:
         instead = ": give array.astype('uint64') if no value is negative" if dtype == "int64" else ""
         raise OptionError(
             f"values of dtype {layer.dtype} cannot be stored as precomputed, which stores {', '.join(TYPES)}{instead}"
         )
-    refuse_fractions(layer, layer_type)
+    layer = check_layer_type(layer, layer_type)
     if encoding is None:
-        encoding = "compressed_segmentation" if kind == "segmentation" and dtype in ("uint32", "uint64") else "raw"
+        encoding = (
+            "compressed_segmentation" if layer.layer_type == "segmentation" and dtype in ("uint32", "uint64") else "raw"
+        )
     fits = {
         "jpeg": dtype == "uint8" and not layer.channels,  # a JPEG has no alpha
         # the types that libspng writes
@@ -194,10 +196,9 @@ def precomputed(
         "compressed_segmentation": dtype in ("uint32", "uint64"),
         "raw": True,
     }
-    if encoding not in ENCODINGS or not fits[encoding]:
-        able = ", ".join(repr(e) for e in ENCODINGS if fits[e])
-        what = f"{dtype}{f' with {layer.channels} channels' if layer.channels else ''}"
-        raise OptionError(param("encoding", encoding), f" cannot be used for {what}; choose one of {able}")
+    able = [name for name in ENCODINGS if fits[name]]
+    what = f"{dtype}{f' with {layer.channels} channels' if layer.channels else ''}"
+    check_choice("encoding", encoding, able, expected=f"{list_choices(able)} for {what}")
     _check_extras(encoding, quality, gzip)
     if encoding == "png" and layer.channels:
         warn(
@@ -208,9 +209,8 @@ def precomputed(
                 " if CloudVolume must read this layer",
             ),
         )
-    z, y, x = three_counts(chunks, "chunks")
+    z, y, x = check_voxels(chunks, "chunks")
     check_levels(levels)
-    layer = replace(layer, layer_type=kind)
     whole = all(isinstance(o, int) for o in layer.grid.voxel_offset)
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):
@@ -230,9 +230,8 @@ def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
             param("encoding", "jpeg"),
         )
     if quality is not None:
-        check_number("quality", quality, 1, 100, "a whole number from 1 to 100")
-    if not isinstance(zipped, bool):
-        raise OptionError(param("gzip", zipped), " must be True (smaller) or False (readable by all programs)")
+        check_whole("quality", quality, 1, 100)
+    check_flag("gzip", zipped, "True (smaller) or False (readable by all programs)")
     if zipped and encoding not in ZIPPABLE:
         raise OptionError(
             param("gzip", True), f" is for the encodings {' and '.join(ZIPPABLE)}; {encoding!r} is already compressed"

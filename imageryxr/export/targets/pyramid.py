@@ -13,10 +13,11 @@ import numpy as np
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.errors import Wording
+from imageryxr.core.validate import check_whole
+from imageryxr.errors import Message, Wording
 from imageryxr.export.plan.regions import Regions, tiles
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import REGION_VOXELS, Target, check_number, lost_object, stored_dtype
+from imageryxr.export.targets.base import REGION_VOXELS, Target, lost_object, stored_dtype
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
@@ -127,7 +128,7 @@ def check_levels(levels: int | None) -> None:
     """Raise `OptionError` if a number of levels is invalid."""
     if levels is not None:
         none = Wording(", or None", ", or be left out")
-        check_number("levels", levels, 1, math.inf, "a whole number from 1 (no pyramid)", none)
+        check_whole("levels", levels, 1, expected=Message("a whole number from 1 (no pyramid)", none))
 
 
 def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -> Regions:

@@ -15,6 +15,7 @@ import numpy as np
 
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Axis
+from imageryxr.core.validate import check_axis
 from imageryxr.errors import OptionError, param
 from imageryxr.export.commit.manifest import SliceNames
 from imageryxr.export.store.local import Place
@@ -113,9 +114,7 @@ class SingleFile(SliceTarget):
 
 def single_file_axis(axis: Any) -> int:
     """Return the number of the axis across the slices of a single file."""
-    if axis not in DIMS:
-        raise OptionError(param("axis", axis), " must be 'z', 'y' or 'x': the axis across the slices")
-    return DIMS.index(axis)
+    return DIMS.index(check_axis(axis))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.core.validate import check_choice
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
@@ -24,14 +25,9 @@ CLASSIC_BYTES = 2**32 - 2**25
 
 def check_compression(compression: Any) -> str | None:
     """Return the compression of a TIFF, or raise `OptionError`."""
-    value = None if compression in ("none", "None") else compression
-    if value not in COMPRESSIONS:
-        raise OptionError(
-            param("compression", compression),
-            " must be 'zlib' (lossless, supported by all readers)",
-            Wording(" or None", " or 'none'"),
-        )
-    return value
+    expected = Message("'zlib' (lossless, supported by all readers)", Wording(" or None", " or 'none'"))
+    value = check_choice("compression", compression, (*COMPRESSIONS, "none", "None"), expected=expected)
+    return "zlib" if value == "zlib" else None
 
 
 def check_type(layer: ArrayInfo) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.core.validate import check_whole
 from imageryxr.errors import CodecError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, check_number
+from imageryxr.export.targets.base import ArrayInfo
 from imageryxr.export.targets.frames import Film, check_film
 from imageryxr.export.targets.slices import single_file_axis
 from imageryxr.graph.expr import Array
@@ -136,5 +137,5 @@ def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any 
     if find_spec("av") is None:
         raise CodecError("videos need PyAV, which is not installed; run pip install 'imageryxr[video]'")
     rate = check_film(layer, "a video", fps, 1000)
-    check_number("crf", crf, 0, 51, "a whole number from 0 (best) to 51 (smallest)")
+    check_whole("crf", crf, 0, 51, expected="a whole number from 0 (best) to 51 (smallest)")
     return Video(place, root, layer, single_file_axis(axis), rate, crf)

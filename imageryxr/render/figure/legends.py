@@ -12,9 +12,9 @@ from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.colors.record import colors_of
 from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text, views_of
-from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
 from imageryxr.render.figure.slice_image import as_picture
 from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font
@@ -162,7 +162,7 @@ def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: An
     """Return the height of the text in pixels; given in points, it depends on the width, which depends on the text."""
     scale = pixels_per_point(label_size, label_pt, width_mm, picture.width)
     if scale is None:
-        return max(12, picture.height // 40) if label_size is None else check_count("label_size", label_size, LEGIBLE)
+        return max(12, picture.height // 40) if label_size is None else check_whole("label_size", label_size, LEGIBLE)
     if width_mm is None:
         return check_legible(label_pt, max(1, round(label_pt * scale)))
     share = scale * label_pt / picture.width

@@ -13,6 +13,7 @@ from dask.base import compute
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
+from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import CUTOUT, as_dask, has_cutouts, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices
@@ -98,7 +99,7 @@ def montage(
     >>> montage(stack, columns=2, spacing=4, background=None).size
     (64, 44)
     """
-    check_count("spacing", spacing, 0)
+    spacing = check_whole("spacing", spacing)
     if has_cutouts(images) and dim == "z":
         images, dim = _central_pictures(images), CUTOUT
     if isinstance(labels, str) and labels != "slice":
@@ -108,8 +109,7 @@ def montage(
     names = _tile_names(images, dim, as_index=isinstance(labels, str) and labels == "slice")
     texts = _label_texts(True if isinstance(labels, str) and labels == "slice" else labels, names)
     columns = _column_count(columns, rows, len(names))
-    if label_size is not None:
-        check_count("label_size", label_size, 1)
+    label_size = None if label_size is None else check_whole("label_size", label_size, 1)
 
     pictures = list(_iter_pictures(images, dim, scale))
     geometries = [geometry_of(picture) for picture in pictures]
@@ -155,15 +155,8 @@ def _column_count(columns: int | None, rows: int | None, count: int) -> int:
     if columns is not None and rows is not None:
         raise OptionError(f"columns={columns!r} and rows={rows!r} cannot be combined; give one of them")
     if rows is not None:
-        return -(-count // check_count("rows", rows, 1))
-    return count if columns is None else check_count("columns", columns, 1)
-
-
-def check_count(name: str, value: Any, least: int) -> int:
-    """Return a whole number that is at least ``least``, or raise `OptionError`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise OptionError(f"{name}={value!r} is not a whole number of at least {least}")
-    return int(value)
+        return -(-count // check_whole("rows", rows, 1))
+    return count if columns is None else check_whole("columns", columns, 1)
 
 
 def _list_images(images: Any) -> list[Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
+from imageryxr.core.validate import check_number
 from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.render.figure.text import LEGIBLE
 
@@ -18,9 +17,7 @@ LEAST_POINTS = 5.0
 
 def check_length(name: str, value: Any, unit: str = "nm") -> float:
     """Return a positive length, or raise `OptionError`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise OptionError(param(name, value), f" is not a length in {unit}; write a number above 0")
-    return float(value)
+    return check_number(name, value, above=0, unit=unit)
 
 
 def pixels_per_point(label_size: Any, label_pt: Any, width_mm: Any, width: float) -> float | None:

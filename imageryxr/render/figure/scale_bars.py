@@ -11,6 +11,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.grid import grid_of
+from imageryxr.core.validate import check_choice, check_whole
 from imageryxr.errors import GridError, Message, OptionError, param, warn
 from imageryxr.render.figure.geometry import (
     Rect,
@@ -21,7 +22,6 @@ from imageryxr.render.figure.geometry import (
     stale_pixel_size,
     views_of,
 )
-from imageryxr.render.figure.montages import check_count
 from imageryxr.render.figure.print_size import check_length, label_pixels
 from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
 from imageryxr.render.figure.text import (
@@ -129,8 +129,7 @@ def scale_bar(
 
 def check_position(position: Any) -> None:
     """Raise `OptionError` unless a position is a corner or None."""
-    if position is not None and position not in get_args(Position):
-        raise OptionError(f"position={position!r} must be one of {', '.join(map(repr, get_args(Position)))}")
+    check_choice("position", position, (*get_args(Position), None))
 
 
 def draw_bar(
@@ -155,7 +154,7 @@ def draw_bar(
         )
     thick = max(2, min(canvas.size) // 80)
     text = format_length(length) if label else ""
-    max_size = max(12, min(canvas.size) // 22) if text_size is None else check_count("label_size", text_size, 1)
+    max_size = max(12, min(canvas.size) // 22) if text_size is None else check_whole("label_size", text_size, 1)
     size = fit_text_size(text, max_size, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)

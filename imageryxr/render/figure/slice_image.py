@@ -11,7 +11,8 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Axis, Grid, grid_of
-from imageryxr.errors import ImageryError, LayerError, OptionError, param
+from imageryxr.core.validate import check_whole
+from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.render.figure.geometry import KEPT_ATTRS, View, attach_geometry
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     >>> to_pil(volume.isel(y=[7])).size
     (60, 5)
     """
-    if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or not 1 <= scale <= 100:
-        raise OptionError(param("scale", scale), " is not a whole number of pixels per voxel from 1 to 100")
+    scale = check_whole("scale", scale, 1, 100, unit="pixels per voxel")
     flat = squeeze_slice(rgba)
     plane = np.asarray(flat.values)
     picture = array_to_pil(plane if scale == 1 else plane.repeat(scale, axis=0).repeat(scale, axis=1))

@@ -15,8 +15,8 @@ import numpy as np
 from imageryxr.core.annotations import AnnotationType
 from imageryxr.core.bbox import Triple
 from imageryxr.core.units import length_in_nm
-from imageryxr.errors import NoVolumeError, SourceError, UnitError
-from imageryxr.sources.json_members import as_list, as_number, as_object, as_text, format_value
+from imageryxr.errors import NoVolumeError, SourceError, UnitError, format_value
+from imageryxr.sources.json_members import as_list, as_number, as_object, as_text
 from imageryxr.sources.precomputed.info import sharding_problem
 
 KIND = "neuroglancer_annotations_v1"

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-import numpy as np
-
 from imageryxr.core.bbox import Triple, check_resolution
+from imageryxr.core.validate import check_whole, to_whole
 from imageryxr.errors import (
     AddressError,
     OptionError,
@@ -137,7 +136,7 @@ def _version_of_tables(client: Any) -> int | None:
     """
     tables = _plain_attribute(client, "_materialize", "materialize")
     version = _plain_attribute(tables, "_version", "version")
-    return int(version) if isinstance(version, int | np.integer) and not isinstance(version, bool) else None
+    return to_whole(version)
 
 
 def _plain_attribute(obj: Any, *names: str) -> Any:
@@ -266,11 +265,7 @@ def _hosts_of(*addresses: str) -> list[str]:
 
 
 def _pin_version(stack: Datastack, version: int, connection: Connection) -> Datastack:
-    if isinstance(version, bool) or not isinstance(version, int | np.integer):
-        raise OptionError(
-            param("version", version), " is not a materialization; give a whole number, e.g. ", param("version", 1078)
-        )
-    version = int(version)
+    version = check_whole("version", version, expected="the number of a materialization, e.g. 1078")
     base = f"{stack.local_server}/materialize/api/v3/datastack/{quote(stack.name, safe='')}"
     what = f"version {version} of {stack.name}"
     reply = _request(f"{base}/version/{version}", what, stack.local_server, stack.token, connection)

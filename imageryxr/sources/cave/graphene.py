@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.validate import to_whole
 from imageryxr.errors import (
     Message,
     SegmentError,
     ServerError,
     SourceError,
     StaleRootError,
+    format_value,
     param,
 )
 from imageryxr.sources.address import Address, parse_address
@@ -29,7 +31,6 @@ from imageryxr.sources.fetch.policy import access_for_named_address
 from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
-from imageryxr.sources.json_members import format_value
 from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomputed
 
 # Number of voxels that a thread relabels at a time.
@@ -207,7 +208,8 @@ def _layer_numbers(graph: ChunkedGraph, layout: Any) -> tuple[int | None, int]:
     layers, bits = layout.get("n_layers"), layout.get("n_bits_for_layer_id")
     bits = 8 if bits is None else bits
     for name, value, most in (("n_layers", layers, 255), ("n_bits_for_layer_id", bits, 32)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+        number = to_whole(value)
+        if value is not None and (number is None or not 1 <= number <= most):
             raise SourceError(
                 f"the info of {graph.name} has {name} {format_value(value)}; it must be a whole number from 1 to {most}"
             )

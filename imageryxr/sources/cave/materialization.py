@@ -13,14 +13,14 @@ from urllib.parse import quote
 
 from imageryxr.core.bbox import Triple, check_resolution
 from imageryxr.core.validate import suggest_names
-from imageryxr.errors import BoxError, ServerError, SourceError, SourceNotFoundError, TimestampError
+from imageryxr.errors import BoxError, ServerError, SourceError, SourceNotFoundError, TimestampError, format_value
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.datastack import Datastack
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.auth import check_allowed
 from imageryxr.sources.fetch.client import Connection, Reply, server_message
 from imageryxr.sources.fetch.json_service import json_problem, request_service
-from imageryxr.sources.json_members import format_value, parse_json
+from imageryxr.sources.json_members import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.core.validate import to_number
 from imageryxr.errors import Message, NaiveTimestampWarning, TimestampError, param
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -82,13 +83,15 @@ def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
                 _warn_naive(value)
             value = value.replace(tzinfo=UTC)
         return _from_datetime(value)
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+    if to_number(value) is not None:
         return _from_epoch(value)
-    what = f"timestamp={value!r}"
     hint = f", e.g. {datetime(value.year, value.month, value.day).isoformat()}Z" if type(value) is date else ""
     raise TimestampError(
-        f"{what} ({type(value).__name__}) is not an instant{hint}; give a datetime with a time zone, a string such as "
-        "'2024-05-01T12:00:00Z', or seconds since 1970"
+        *(
+            param("timestamp", value),
+            f" ({type(value).__name__}) is not an instant{hint}; give a datetime with a time ",
+        ),
+        "zone, a string such as '2024-05-01T12:00:00Z', or seconds since 1970",
     )
 
 
@@ -123,7 +126,7 @@ def _from_epoch(value: Any) -> Instant:
         raise TimestampError(
             param("timestamp", value), f" is a {value.dtype}, whose precision is worse than a minute; give float64"
         )
-    seconds = int(value) if isinstance(value, int | np.integer) else float(value)
+    seconds = to_number(value) or 0
     if not 0 <= seconds < _TOO_LATE:
         unit = next((u for u, n in _SMALLER.items() if _TOO_LATE <= seconds < _TOO_LATE * n), None)
         hint = f"; it looks like {unit}: divide by {_SMALLER[unit]:.0f}" if unit else ""

@@ -24,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin
 
+from imageryxr.core.validate import check_bytes, check_number, check_whole
 from imageryxr.errors import AddressError, AuthError, OptionError, ServerError
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, RequestBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
@@ -45,6 +46,9 @@ METADATA_BYTES, _NO_FILE_BYTES = 64 << 20, 1 << 20
 # Largest size of a whole file that is accepted in response to a range request.
 _WHOLE_BYTES = 256 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
+
+
+_SIZE = "a number of bytes, such as '256 MB', or 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +113,10 @@ class Connection:
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("retries", 0)):
-            value = getattr(self, name)
-            if name == "concurrency" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise OptionError(f"{name}={value!r} is not a whole number of at least {least}; write e.g. {name}=8")
+            if name != "concurrency" or self.concurrency is not None:
+                object.__setattr__(self, name, check_whole(name, getattr(self, name), least))
         for name, low in (("timeout", 1e-3), ("backoff", 0.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 1e6:
-                raise OptionError(f"{name}={value!r} is not a number of seconds; write e.g. {name}=60")
+            object.__setattr__(self, name, check_number(name, getattr(self, name), low, 1e6, unit="seconds"))
         if not isinstance(self.requester_pays, bool | str) or not re.fullmatch("[ -~]*", str(self.requester_pays)):
             raise OptionError(
                 f"requester_pays={self.requester_pays!r} is neither True nor the id of a project; write "
@@ -130,32 +129,18 @@ class Connection:
     @property
     def cache_bytes(self) -> int:
         """Size of the memory cache in bytes."""
-        return _parse_size("memory_cache", self.memory_cache)
+        return check_bytes("memory_cache", self.memory_cache, _SIZE, 0)
 
     @property
     def disk_cache_bytes(self) -> int:
         """Size of the disk cache in bytes."""
-        return _parse_size("disk_cache_size", self.disk_cache_size)
+        return check_bytes("disk_cache_size", self.disk_cache_size, _SIZE, 0)
 
     @property
     def disk_folder(self) -> str | None:
         """Folder of the disk cache, or None."""
         folder = os.environ.get(VARIABLE) or None if self.disk_cache is None else self.disk_cache
         return absolute_folder(folder) if folder and self.disk_cache_bytes else None
-
-
-def _parse_size(name: str, value: Any) -> int:
-    from dask.utils import parse_bytes
-
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        size = int(parse_bytes(value))
-        if size < 0:
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise OptionError(f"{name}={value!r} is not a number of bytes; write e.g. {name}='256 MB', or 0") from None
-    return size
 
 
 class SecretText(str):

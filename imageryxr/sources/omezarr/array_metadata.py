@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imageryxr.errors import SourceError
-from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, format_value
+from imageryxr.core.validate import to_whole
+from imageryxr.errors import SourceError, format_value
+from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text
 from imageryxr.sources.omezarr import codec_metadata
 
 MOST_ALONG = 2**24
@@ -68,7 +69,7 @@ def layout_of(where: str, document: dict[str, Any], version: int) -> Layout:
         If a codec is not allowed.
     """
     form = document.get("zarr_format")
-    if isinstance(form, bool) or form != version:
+    if to_whole(form) != version:
         raise SourceError(f"{where} has the zarr_format {format_value(form)}; it must be {version}")
     if version == 2:
         return _layout_v2(where, document)

@@ -10,9 +10,10 @@ import json
 from importlib.util import find_spec
 from typing import Any
 
-from imageryxr.errors import CodecError, SourceError
+from imageryxr.core.validate import to_whole
+from imageryxr.errors import CodecError, SourceError, format_value
 from imageryxr.sources.base import clean_message
-from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text, format_value
+from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text
 
 # Options for decoding, in the form of numcodecs.
 _OPTIONS_V2: dict[str, dict[str, Any]] = {
@@ -86,9 +87,8 @@ def _codec_v3(name: str, options: dict[str, Any], what: str, shape: tuple[int, .
     bare = name.removeprefix(_NAMESPACE)
     chosen = _OPTIONS_V2.get(bare) if bare != name else _OPTIONS_V3.get(name)
     if chosen is not None and name == "blosc":
-        size = options.get("typesize")
-        known = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 256
-        chosen = {**chosen, "typesize": size if known else 1}
+        size = to_whole(options.get("typesize"))
+        chosen = {**chosen, "typesize": size if size is not None and 0 < size < 256 else 1}
     return {"name": name, "configuration": options if chosen is None else chosen}
 
 
@@ -96,7 +96,7 @@ def _order(value: Any, what: str, count: int) -> list[int]:
     if value in ("C", "F"):  # an early form of the specification
         return list(range(count))[:: 1 if value == "C" else -1]
     order = as_list(value, f"{what}, its order", 32)
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in order) or sorted(order) != list(range(count)):
+    if any(to_whole(n) is None for n in order) or sorted(order) != list(range(count)):
         raise SourceError(f"{what} has the order {format_value(value)}; it must hold each of 0 to {count - 1} once")
     return order
 

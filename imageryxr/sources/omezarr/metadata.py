@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 from imageryxr.core.bbox import DIMS, to_fraction
 from imageryxr.core.units import has_unit, length_in_nm
-from imageryxr.errors import ImageryWarning, SourceError, UnitError
+from imageryxr.core.validate import to_number, to_whole
+from imageryxr.errors import ImageryWarning, SourceError, UnitError, format_value
 from imageryxr.sources.base import pick_index
-from imageryxr.sources.json_members import as_list, as_object, as_text, format_value, is_finite_number
+from imageryxr.sources.json_members import as_list, as_object, as_text
 
 _NEWEST = (0, 6)
 _OLDEST = (0, 4)
@@ -193,7 +194,7 @@ def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
     paths = []
     for number, entry in enumerate(as_list(multiscale.get("datasets"), f"{name}: datasets")):
         given = as_object(entry, f"{name}: dataset {number}").get("path")
-        if isinstance(given, int) and not isinstance(given, bool):
+        if to_whole(given) is not None:
             given = format_value(given)
         parts = as_text(given, f"{name}: the path of dataset {number}").split("/")
         if ".." in parts:
@@ -213,7 +214,5 @@ def window_of(ome: dict[str, Any], channel: int) -> tuple[float, float] | None:
         else:
             found = found[key] if isinstance(found, list) and isinstance(key, int) and key < len(found) else None
     limits = [found.get("start"), found.get("end")] if isinstance(found, dict) else []
-    if not limits or not all(map(is_finite_number, limits)):
-        return None
-    start, end = (float(limit) for limit in limits if limit is not None)
-    return (start, end) if start < end else None
+    numbers = [float(n) for limit in limits if (n := to_number(limit, text=True)) is not None]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] < numbers[1] else None

@@ -9,8 +9,9 @@ from typing import Any
 
 from imageryxr.core.bbox import DIMS, tidy, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ImageryWarning, SourceError
-from imageryxr.sources.json_members import as_list, as_number, as_object, as_text, format_value
+from imageryxr.core.validate import to_number
+from imageryxr.errors import ImageryWarning, SourceError, format_value
+from imageryxr.sources.json_members import as_list, as_number, as_object, as_text
 from imageryxr.sources.omezarr.array_metadata import MOST_ALONG
 from imageryxr.sources.omezarr.metadata import Axes
 
@@ -106,9 +107,10 @@ def other_axes_of(what: str, multiscale: dict[str, Any], axes: Axes) -> tuple[tu
         for step in steps:
             values = step.get(step["type"])
             value = values[number] if isinstance(values, list) and number < len(values) else None
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+            found = to_number(value)
+            if found is None or not abs(found) < _LARGEST:
                 continue
-            size, place = (size, place + value) if step["type"] == "translation" else (size * value, place * value)
+            size, place = (size, place + found) if step["type"] == "translation" else (size * found, place * found)
         if axis not in axes.factors and size > 0:
             out.append((axis, size * scale, place / size - 0.5))
     return tuple(out)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ImageryError
+from imageryxr.core.validate import to_number
+from imageryxr.errors import ImageryError, format_value
 from imageryxr.sources.base import Level
-from imageryxr.sources.json_members import format_value
 
 __all__ = [
     "CODECS",
@@ -96,9 +96,7 @@ def info_problem(info: dict[str, Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < 2**1023 and math.isfinite(value)
+    return to_number(value) is not None
 
 
 def _is_whole(value: Any) -> bool:

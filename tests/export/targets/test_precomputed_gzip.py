@@ -57,7 +57,7 @@ def test_colours_as_png(tmp_path):
             np.testing.assert_array_equal(ours.values, truth[..., channel].T)
             np.testing.assert_array_equal(ours[3:4, 5:6, 7:8].values, truth[7:8, 5:6, 3:4, channel].T)
     wide = ARRAYS["grey"].astype(np.uint16)
-    with pytest.raises(ix.errors.OptionError, match="encoding='png' cannot be used for uint16; choose one of 'raw'"):
+    with pytest.raises(ix.errors.OptionError, match="encoding='png' must be 'raw' for uint16"):
         ix.export(wide, f"precomputed://{tmp_path}/x", encoding="png")
 
 

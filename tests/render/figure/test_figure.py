@@ -538,7 +538,7 @@ def test_a_legend_counts_the_lines_without_room(monkeypatch):
         (lambda p, path: legend(p, "husl"), r"colors='husl' .*; give a dict id → colour.*palette"),
         (lambda p, path: legend(p, [(255, 0, 0)]), "or a dict id → colour"),
         (lambda p, path: legend("a.png", {5: "red"}), "a str is not a picture"),
-        (lambda p, path: save_figure(p, path, width_mm="85mm"), "width_mm='85mm' is not a length in mm"),
+        (lambda p, path: save_figure(p, path, width_mm="85mm"), "width_mm='85mm' must be a number of mm above 0"),
         (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is not a picture.*fromarray"),
     ],
 )

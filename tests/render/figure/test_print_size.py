@@ -146,7 +146,7 @@ def test_points_without_a_printed_width_count_at_300_dpi():
         ix.scale_bar(gray(), label_pt=6, label_size=12)
     with pytest.raises(OptionError, match="give label_pt=7"):
         ix.legend(ix.to_pil(gray()), {1: "red"}, width_mm=85)
-    with pytest.raises(OptionError, match="label_pt=-1 is not a length in points"):
+    with pytest.raises(OptionError, match="label_pt=-1 must be a number of points above 0"):
         ix.montage([gray()], labels=["a"], label_pt=-1)
 
 

@@ -149,7 +149,7 @@ def test_a_missing_translation_is_0(tmp_path):
 
 
 def test_an_unknown_assume_is_an_error(tmp_path):
-    with pytest.raises(OptionError, match="assume='edge' is neither 'center' nor 'corner'"):
+    with pytest.raises(OptionError, match="assume='edge' must be 'center' or 'corner'"):
         opened(tmp_path, assume="edge")
 
 
