@@ -1,16 +1,17 @@
-"""The engine part of ``imageryxr export``: options of the export and its formats, job files, exit codes."""
+"""``imageryxr export``: its options, job files and exit codes."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +19,14 @@ from typing import Annotated, Any
 import typer
 import xarray as xr
 
-from imageryxr.cli.messages import FLAGS, command_text, exit_code
+import imageryxr as ix
+from imageryxr.cli.commands import FLAGS, option
+from imageryxr.cli.messages import command_text, exit_code
+from imageryxr.cli.options import DrawingOptions, PlaceOptions, SourceOptions, cut_layers, draw_layers, origin
 from imageryxr.errors import ImageryError, OptionError
-from imageryxr.export import check_tries, export, plan_export
+from imageryxr.export import check_tries, plan_export
 from imageryxr.export.plan.plan import ExportPlan
+from imageryxr.export.targets.options import FormatOptions, RunOptions
 from imageryxr.export.targets.registry import is_volume, options_of
 
 NOT_COMPLETE = 3
@@ -30,6 +35,9 @@ INTERRUPTED = 130
 """Exit code after an interrupt (Ctrl-C)."""
 TERMINATED = 143
 """Exit code after SIGTERM, which job schedulers and a system shutdown send."""
+_ONE_FILE = (".tif", ".tiff", ".mp4", ".webm", ".gif")
+# Options of `imageryxr.export` that `plan_export` does not have.
+_RUNNING = ("resume", "retries", "on_error", "progress")
 
 
 class Terminated(KeyboardInterrupt):
@@ -62,7 +70,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from None
-    names = {_flag_name(param.name or "") for param in context.command.params} - {"config"}
+    names = {(param.name or "").replace("_", "-") for param in context.command.params} - {"config"}
     unknown = sorted(key for key in values if key.replace("_", "-") not in names)
     if unknown:
         near = get_close_matches(unknown[0].replace("_", "-"), names, 1)
@@ -73,10 +81,10 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         )
     spelled: dict[str, Any] = {}
     for key, value in values.items():
-        if _parameter_name(key) in spelled:
+        if key.replace("-", "_") in spelled:
             raise OptionError(f"--config {path} gives {key.replace('_', '-')} twice, with - and with _; leave one out")
         _check_kind(context, path, key, value)
-        spelled[_parameter_name(key)] = "none" if value is False and key == "scratch" else value
+        spelled[key.replace("-", "_")] = "none" if value is False and key == "scratch" else value
     context.default_map = {**(context.default_map or {}), **{k: _to_command_line(k, v) for k, v in spelled.items()}}
     return path
 
@@ -87,17 +95,8 @@ def _check_kind(context: typer.Context, path: Path, key: str, value: Any) -> Non
     shown = f"--config {path} gives {key.replace('_', '-')} the value {json.dumps(value, default=str)}"
     if key == "scratch" and value is not False and not isinstance(value, str):
         raise OptionError(f"{shown}; write a folder on a local disk, in quotes, or false for none")
-    if isinstance(value, bool) and _parameter_name(key) not in flags and key != "scratch":
+    if isinstance(value, bool) and key.replace("-", "_") not in flags and key != "scratch":
         raise OptionError(f"{shown}, but the option is not a boolean; see --help for its values")
-
-
-def _parameter_name(key: str) -> str:
-    name = key.replace("-", "_")
-    return {"json": "as_json"}.get(name, name)
-
-
-def _flag_name(name: str) -> str:
-    return {"as_json": "json"}.get(name, name.replace("_", "-"))
 
 
 def _to_command_line(name: str, value: Any) -> Any:
@@ -111,69 +110,62 @@ def _to_command_line(name: str, value: Any) -> Any:
     return value
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        help="A TOML job file with any of these options and the target; command-line options override it.",
+@dataclass(frozen=True)
+class JobOptions:
+    """The job file, what is exported, and what is printed."""
+
+    config: Path | None = option(
+        "A TOML job file with any of these options and the target; command-line options override it.",
         callback=_load_config,
         is_eager=True,
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help="The workers: 'threads' (default), 'processes', or a dask scheduler's address, tcp://host:8786."),
-]
-WorkerCount = Annotated[
-    int | None, typer.Option("--workers", help="Number of threads or processes; of a cluster, regions in progress.")
-]
-Memory = Annotated[str | None, typer.Option(help="Memory of a worker, such as '4 GB'; default: the available memory.")]
-Scratch = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder on a local disk for scratch files of wide slices; default: TMPDIR, or a dask worker's own folder; "
-        "'none': no scratch files, chunks are read repeatedly."
-    ),
-]
-Retries = Annotated[int, typer.Option(help="Number of retries of a failed region.")]
-OnErrorOption = Annotated[
-    str, typer.Option("--on-error", help="'raise': stop at a failed region; 'collect': continue and list all of them.")
-]
-Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Continue an unfinished export of the same call, or start again.")
-]
-ShowProgress = Annotated[
-    bool | None, typer.Option("--progress/--no-progress", help="Show a progress bar; default: in a terminal.")
-]
-Square = Annotated[
-    bool | None, typer.Option("--square/--no-square", help="Resample slices to square pixels, or write one per voxel.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Chunks = Annotated[str | None, typer.Option(help="Chunk size: z,y,x voxels.")]
-Shards = Annotated[
-    str | None, typer.Option(help="Shard size: z,y,x voxels, multiples of the chunk size; 'none': no shards.")
-]
-Levels = Annotated[int | None, typer.Option(help="Levels of the pyramid; 1 for none.")]
-Compressor = Annotated[str | None, typer.Option(help="OME-Zarr: zstd, lz4, gzip (e.g. zstd:5) or none.")]
-OmeVersion = Annotated[str | None, typer.Option("--ome-version", help="OME-Zarr: 0.5 or 0.4.")]
-LayerTypeOption = Annotated[str | None, typer.Option("--layer-type", help="'image' or 'segmentation'.")]
-Encoding = Annotated[str | None, typer.Option(help="precomputed: raw, jpeg, png or compressed_segmentation.")]
-Quality = Annotated[int | None, typer.Option(help="precomputed as JPEG: 1 to 100.")]
-Gzip = Annotated[bool | None, typer.Option("--gzip/--no-gzip", help="precomputed: smaller files, for buckets.")]
-CompressLevel = Annotated[int | None, typer.Option(help="PNG: 0 to 9.")]
-Compression = Annotated[str | None, typer.Option(help="TIFF: zlib or none.")]
-BigTiff = Annotated[bool | None, typer.Option("--bigtiff/--no-bigtiff", help="TIFF: allow more than 4 GiB.")]
-Fps = Annotated[float | None, typer.Option(help="Video: frames per second.")]
-Crf = Annotated[int | None, typer.Option(help="Video: 0 (best) to 51 (smallest).")]
+    )
+    raw: bool = option("Export the voxels of the only source, not a picture.", False)
+    dry_run: bool = option("Print the plan and write nothing.", False)
+    json: bool = option("Print JSON.", False)
 
 
-def format_options(axis: str | None, version: str | None, **given: Any) -> dict[str, Any]:
+def export(
+    context: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(help="'stack/z{z:04d}.png', precomputed://…, or a path that ends in .ome.zarr, .tif, .mp4 …"),
+    ],
+    sources: SourceOptions,
+    place: PlaceOptions,
+    drawing: DrawingOptions,
+    format: FormatOptions,
+    run: RunOptions,
+    job: JobOptions,
+) -> None:
+    """Write an OME-Zarr, a precomputed layer, a stack of pictures, a TIFF or a video; continue after an interruption.
+
+    Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option or job
+    file; 3 regions failed (--on-error collect); 130 interrupted; 143 terminated. Default box: the whole extent of the
+    sources. A stack of pictures is sliced along the axis in its pattern, and outlines are drawn in these slices.
+    """
+    with errors_as_json(job.json):
+        drawing.check_outline(context)
+        options = _format_options(target, drawing.axis, format)
+        options, square = _drop_unsupported(context, target, options, run["square"])
+        axis = drawing.axis or _slicing_axis(target)
+        look = drawing.overlay_options(axis)
+        opened, tree = sources.open()
+        layers = cut_layers(opened, place.box(place.unit(tree), axis), to=place.to)
+        if job.raw and len(layers) != 1:
+            raise OptionError("--raw exports one source; give --image or --segmentation, not both")
+        array = next(iter(layers.values())) if job.raw else draw_layers(layers, look)
+        _run_export(array, target, {**run, "square": square}, options, job)
+
+
+def _format_options(target: str, axis: str | None, given: FormatOptions) -> dict[str, Any]:
     """Return the given options of a format as keywords of `imageryxr.export`."""
-    options = {name: value for name, value in {**given, "axis": axis, "version": version}.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if axis is not None and "{" not in target and target.lower().endswith(_ONE_FILE):
+        options["axis"] = axis
     for name in ("chunks", "shards"):
-        if name in options:
-            if options[name] == "none":  # overrides the job file
-                del options[name]
-                continue
+        if options.get(name) == "none":  # overrides the job file
+            del options[name]
+        elif name in options:
             try:
                 options[name] = tuple(int(part) for part in options[name].split(","))
             except ValueError:
@@ -181,7 +173,13 @@ def format_options(axis: str | None, version: str | None, **given: Any) -> dict[
     return options
 
 
-def drop_unsupported(
+def _slicing_axis(pattern: str) -> str:
+    """Return the axis that a file name pattern slices along; z if the target is not a pattern."""
+    named = re.findall(r"{([xyz])(?:_nm)?[:}]", pattern)
+    return str(named[0]) if named else "z"
+
+
+def _drop_unsupported(
     context: typer.Context, target: str, options: dict[str, Any], square: bool | None
 ) -> tuple[dict[str, Any], bool | None]:
     """Return the options of a format and `square`, without those of a job file that the given target does not accept.
@@ -189,14 +187,16 @@ def drop_unsupported(
     A job file gives options for its own target. If the command line gives another target, options that it does not
     accept are dropped with a note.
     """
-    if _origin(context, "target") == "DEFAULT_MAP":
+    if origin(context, "target") == "DEFAULT_MAP":
         return options, square
     known = options_of(target)
     of_the_file = [
-        name for name in options if name not in known and _origin(context, _parameter(name)) == "DEFAULT_MAP"
+        name
+        for name in options
+        if name not in known and origin(context, FLAGS[name][2:].replace("-", "_")) == "DEFAULT_MAP"
     ]
     flags = [FLAGS[name] for name in of_the_file]
-    if square and is_volume(target) and _origin(context, "square") == "DEFAULT_MAP":
+    if square and is_volume(target) and origin(context, "square") == "DEFAULT_MAP":
         square, flags = None, [*flags, "--square"]
     if flags:
         verb = "does" if len(flags) == 1 else "do"
@@ -205,67 +205,31 @@ def drop_unsupported(
     return {name: value for name, value in options.items() if name not in of_the_file}, square
 
 
-def _parameter(name: str) -> str:
-    return {"version": "ome_version"}.get(name, name)
-
-
-def _origin(context: typer.Context, name: str) -> str:
-    source = context.get_parameter_source(name)
-    return "" if source is None else source.name
-
-
-def run_export(
-    array: xr.DataArray,
-    target: str,
-    *,
-    dry_run: bool,
-    as_json: bool,
-    overwrite: bool,
-    resume: bool,
-    scheduler: str | None,
-    workers: int | None,
-    memory: str | None,
-    scratch: str | None,
-    retries: int,
-    on_error: Any,
-    progress: bool | None,
-    square: bool | None,
-    options: dict[str, Any],
-) -> None:
+def _run_export(array: xr.DataArray, target: str, run: RunOptions, options: dict[str, Any], job: JobOptions) -> None:
     """Plan or run an export and print the plan or report; exit with `NOT_COMPLETE` if regions failed."""
-    common: dict[str, Any] = {
-        "overwrite": overwrite,
-        "client": scheduler,
-        "workers": workers,
-        "memory": memory,
-        "scratch": False if scratch == "none" else scratch,
-        "square": square,
-        **options,
-    }
     if target.startswith("memory:"):
         raise OptionError("target memory:// is for Python, where the report holds the array; give a path or a URL")
-    check_tries(retries, on_error)
-    if dry_run:
-        plan = plan_export(array, target, **common)
+    call: dict[str, Any] = {**run, "scratch": False if run["scratch"] == "none" else run["scratch"], **options}
+    check_tries(run["retries"], run["on_error"])
+    if job.dry_run:
+        plan = plan_export(array, target, **{name: v for name, v in call.items() if name not in _RUNNING})
         assert isinstance(plan, ExportPlan)  # the command line has no cutouts
-        _dry_run(plan, as_json)
+        _dry_run(plan, job.json)
         return
-    if scheduler is not None and "://" in scheduler:
+    if "://" in str(run["client"]):
         import distributed  # noqa: F401 - the import sets its log levels, which are changed below
 
         for name in ("distributed", "distributed.client"):  # our own error already reports a lost scheduler
             logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with raise_on_sigterm():
-            report = export(
-                array, target, resume=resume, retries=retries, on_error=on_error, progress=progress, **common
-            )
+            report = ix.export(array, target, **call)
     except (ImageryError, KeyboardInterrupt) as error:
         _print_notes(error)
         raise
     failed = tuple(replace(f, error=command_text(f.error)) for f in report.failed)
     report = replace(report, failed=failed)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    print(json.dumps(report.to_dict(), indent=2) if job.json else report)
     if not report.complete:
         raise SystemExit(NOT_COMPLETE)
 

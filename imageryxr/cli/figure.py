@@ -1,74 +1,63 @@
-"""What ``imageryxr figure`` does with what is drawn: square pixels, inset, scale bar, legend, and the file."""
+"""``imageryxr figure``: one slice with square pixels, marks, inset, scale bar and legend, in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.cli.options import parse_numbers
-from imageryxr.cli.points import draw_points
+from imageryxr.cli.commands import option
+from imageryxr.cli.options import (
+    DrawingOptions,
+    PlaceOptions,
+    SourceOptions,
+    check_one_slice,
+    cut_layers,
+    draw_layers,
+    parse_numbers,
+    split_names,
+)
+from imageryxr.cli.points import PointOptions, draw_points
+from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels
+from imageryxr.render.figure.files import check_suffix
 from imageryxr.render.figure.geometry import geometry_of
 from imageryxr.render.figure.print_size import check_length, label_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Square = Annotated[
-    bool,
-    typer.Option("--square/--no-square", help="Resample to square pixels, or keep a voxel a pixel."),
-]
-Scale = Annotated[int, typer.Option(help="Pixels per voxel, 1 to 100.")]
-ScaleBar = Annotated[bool, typer.Option("--scale-bar/--no-scale-bar", help="Draw a scale bar.")]
-Legend = Annotated[
-    bool,
-    typer.Option("--legend", help="List the colours of --ids, or of the largest segments."),
-]
-Inset = Annotated[
-    str | None,
-    typer.Option(
-        help="Magnify a part in a corner: x0,y0,z0:x1,y1,z1 in units of --resolution; or two numbers a corner, across "
-        "and down."
-    ),
-]
-InsetZoom = Annotated[int, typer.Option(help="How many times it is magnified.")]
-LabelPt = Annotated[
-    float | None,
-    typer.Option(help="Height of text in points; default with --width-mm: 7."),
-]
-WidthMm = Annotated[
-    float | None,
-    typer.Option(help="Printed width in mm; with --dpi the picture is resampled to both."),
-]
-Dpi = Annotated[float | None, typer.Option(help="Pixels per inch in print; default: 300, or by --width-mm.")]
-
 
 @dataclass(frozen=True)
-class Decoration:
+class PictureOptions:
     """What is drawn onto the picture, and how it is printed."""
 
-    scale: int
-    scale_bar: bool
-    legend: bool
-    inset: str | None
-    inset_zoom: int
-    label_pt: float | None
-    width_mm: float | None
-    dpi: float | None
+    square: bool = option("Resample to square pixels, or keep a voxel a pixel.", True)
+    scale: int = option("Pixels per voxel, 1 to 100.", 1)
+    scale_bar: bool = option("Draw a scale bar.", True)
+    legend: bool = option("List the colours of --ids, or of the largest segments.", False)
+    inset: str | None = option(
+        "Magnify a part in a corner: x0,y0,z0:x1,y1,z1 in units of --resolution; or two numbers a corner, across and "
+        "down."
+    )
+    inset_zoom: int = option("How many times it is magnified.", 3, python="zoom")
+    label_pt: float | None = option("Height of text in points; default with --width-mm: 7.")
+    width_mm: float | None = option("Printed width in mm; with --dpi the picture is resampled to both.")
+    dpi: float | None = option("Pixels per inch in print; default: 300, or by --width-mm.")
+    overwrite: bool = option("Replace a target that exists.", False)
 
     def __post_init__(self) -> None:
-        check_scale(self.scale)
+        check_whole("scale", self.scale, 1, 100, unit="pixels per voxel")
         units = (
             ("label_pt", self.label_pt, "points"),
             ("width_mm", self.width_mm, "mm"),
@@ -88,10 +77,10 @@ def decorated(
     rgba: xr.DataArray,
     layers: Iterable[xr.DataArray],
     annotations: Sequence[xr.Dataset],
-    ids: str | None,
+    ids: list[str] | None,
     unit: list[float],
     axis: str,
-    look: Decoration,
+    look: PictureOptions,
 ) -> Image:
     """Return the picture of a slice with its annotations, inset, scale bar and legend; computes."""
     drawn = None
@@ -111,7 +100,7 @@ def decorated(
     return drawn if colors is None else ix.legend(drawn, colors, label_size=size)
 
 
-def _text_size(rgba: xr.DataArray, colors: dict[int, object] | None, look: Decoration) -> int | None:
+def _text_size(rgba: xr.DataArray, colors: dict[int, object] | None, look: PictureOptions) -> int | None:
     """Return the height of text in pixels: it depends on the width of the picture with its legend."""
     if look.points is None:
         return None
@@ -129,12 +118,12 @@ def _thin(rgba: xr.DataArray) -> str:
     return next(dim for dim in "zyx" if rgba.sizes[dim] == 1)
 
 
-def _listed_colors(rgba: xr.DataArray, layers: Iterable[xr.DataArray], ids: str | None) -> dict[int, object]:
+def _listed_colors(rgba: xr.DataArray, layers: Iterable[xr.DataArray], ids: list[str] | None) -> dict[int, object]:
     segmentations = [layer for layer in layers if layer_type_of(layer) == "segmentation"]
     if not segmentations:
         raise OptionError("--legend lists segments: give --segmentation SOURCE, or a link that has one")
     if ids is not None:
-        return dict(ix.colors_of(rgba, [i.strip() for i in ids.split(",")]))
+        return dict(ix.colors_of(rgba, ids))
     voxels: dict[int, int] = {}
     for layer in segmentations:
         for number, count in zip(*ix.unique_ids(layer, counts=True), strict=True):
@@ -157,20 +146,13 @@ def inset_box(text: str, unit: list[float], axis: str, grid: ix.Grid) -> ix.BBox
     return ix.BBox(lo, hi, resolution=unit)
 
 
-def write(picture: Image, out: Path, look: Decoration, *, overwrite: bool, where: ix.BBox) -> None:
+def write(picture: Image, out: Path, look: PictureOptions, *, where: ix.BBox) -> None:
     """Write a picture and print what was written."""
     from PIL import Image
 
-    ix.save_figure(picture, out, dpi=look.dpi, width_mm=look.width_mm, overwrite=overwrite)
+    ix.save_figure(picture, out, dpi=look.dpi, width_mm=look.width_mm, overwrite=look.overwrite)
     with Image.open(out) as saved:
         print(f"wrote {out}: {saved.width} × {saved.height} pixels, {where}")
-
-
-def check_scale(scale: int) -> int:
-    """Return how many pixels a voxel takes, or raise `OptionError`."""
-    if not 1 <= scale <= 100:
-        raise OptionError(f"--scale {scale} is not a whole number of pixels per voxel from 1 to 100")
-    return scale
 
 
 def warn_outside(rgba: xr.DataArray) -> None:
@@ -193,3 +175,80 @@ def shaped(rgba: xr.DataArray, axis: str, *, square: bool) -> xr.DataArray:
             f"proportion, and a scale bar holds along {columns} alone; leave --no-square out to resample them"
         )
     return rgba
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """Which layers of a link are drawn, and what a link may load."""
+
+    layers: str | None = option("Draw only these layers of a link: name,name,…")
+    group: int | None = option("Panel of a link with several panels to draw, from 0.")
+    allow_local: bool = option("Let a link lead to this machine.", False)
+    max_state_size: str = option("The largest state of a link to read, such as '16 MB'.", "4 MB")
+
+
+def figure(
+    context: typer.Context,
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="[LINK] OUT", help="A Neuroglancer link or state (optional), and the picture to write."),
+    ],
+    sources: SourceOptions,
+    link: LinkOptions,
+    place: PlaceOptions,
+    drawing: DrawingOptions,
+    picture: PictureOptions,
+    points: PointOptions,
+) -> None:
+    """Draw one slice: an image with coloured or outlined segments, or the view of a Neuroglancer link.
+
+    Default position: the middle of the volume, or the position of the link. For a link, --center and --size are in
+    voxels of the link, and colours, opacities and contrast are those of the link unless they are given.
+    """
+    address, out = _link_and_target(paths)
+    if out.exists() and not picture.overwrite:
+        raise ix.errors.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
+    check_suffix(out)
+    drawing.check_outline(context)
+    axis = drawing.axis or "z"
+    options = drawing.overlay_options(axis)
+    tree = None
+    if address is not None:
+        _refuse_sources(sources.image, sources.segmentation, place.bbox, place.to, sources.channel, sources.time)
+        dataset = _link_view(address, place, link)
+        rgba, layers = dataset.imagery.overlay(**options), {str(n): v for n, v in dataset.data_vars.items()}
+    else:
+        opened, tree = sources.open()
+        layers = cut_layers(opened, place.box(place.unit(tree), axis), plane=axis, to=place.to)
+        check_one_slice(layers, axis)
+        rgba = draw_layers(layers, options)
+    warn_outside(rgba)
+    rgba = shaped(rgba, axis, square=picture.square)
+    marks = points.read_points() + points.read_table_rows(rgba, drawing.id_list, tree)
+    drawn = decorated(rgba, layers.values(), marks, drawing.id_list, place.unit(tree), axis, picture)
+    write(drawn, out, picture, where=ix.grid_of(rgba).bbox)
+
+
+def _link_and_target(paths: list[str]) -> tuple[str | None, Path]:
+    if len(paths) > 2:
+        raise OptionError(
+            f"figure takes a link and a picture to write, or a picture only; {len(paths)} arguments were given"
+        )
+    return (paths[0] if len(paths) == 2 else None), Path(paths[-1])
+
+
+def _refuse_sources(*given: Any) -> None:
+    if any(value is not None for value in given):
+        raise OptionError(
+            "a link defines the layers and the position; omit --image, --segmentation, --bbox, --to, --channel and "
+            "--time"
+        )
+
+
+def _link_view(address: str, place: PlaceOptions, link: LinkOptions) -> xr.Dataset:
+    limits: dict[str, Any] = {"allow_local": link.allow_local, "max_state_size": link.max_state_size}
+    tree = ix.open_neuroglancer(address, layers=split_names(link.layers), group=link.group, **limits)
+    shape = (512, 512) if place.size is None else parse_numbers(place.size, "--size", (2, 3))
+    point = None if place.center is None else parse_numbers(place.center, "--center", (3,))
+    dataset: xr.Dataset = tree.imagery.view(size=shape, center=point)
+    return dataset

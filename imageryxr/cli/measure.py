@@ -1,76 +1,87 @@
-"""The part of ``imageryxr measure`` below its options: print a plan, or measure with a progress bar."""
+"""``imageryxr measure``: its options; print a plan, or measure with a progress bar."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import dask
-import typer
-import xarray as xr
 
-from imageryxr.cli.export import raise_on_sigterm
-from imageryxr.cli.options import parse_numbers
+from imageryxr.cli.commands import option
+from imageryxr.cli.export import errors_as_json, raise_on_sigterm
+from imageryxr.cli.options import PlaceOptions, SourceOptions, cut_layers, parse_numbers, split_names
 from imageryxr.errors import OptionError
 from imageryxr.export.report import progress_bar, update_bar
 from imageryxr.measure.tables import MeasurementPlan, plan_measurement, run_measurement
 
-Output = Annotated[str, typer.Option("--output", help="A path that ends in .parquet, .csv or .zarr.")]
-Ids = Annotated[str | None, typer.Option(help="Measure only these segments: id,id,…")]
-To = Annotated[
-    str | None,
-    typer.Option(help="Voxels to measure: 'segmentation' (default), 'finest', 'coarsest', 'image', or nm x,y,z."),
-]
-Percentiles = Annotated[
-    str | None, typer.Option(help="Percentiles of the grey values of an image of 8 or 16 bits: 5,50,95.")
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help="The workers: 'threads' (default), 'processes', or a dask scheduler's address, tcp://host:8786."),
-]
-WorkerCount = Annotated[int | None, typer.Option("--workers", help="Number of threads or processes.")]
-Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Continue an unfinished measurement, or start again.")
-]
+
+@dataclass(frozen=True)
+class MeasurePlaceOptions(PlaceOptions):
+    """The box and the voxels that are measured."""
+
+    to: str | None = option("Voxels to measure: 'segmentation' (default), 'finest', 'coarsest', 'image', or nm x,y,z.")
 
 
-def make_plan(
-    layers: dict[str, xr.DataArray], output: str, ids: str | None, percentiles: str | None
-) -> MeasurementPlan:
-    """Return the plan of a measurement of aligned layers."""
-    if "segmentation" not in layers:
-        raise OptionError("measure needs segments: give --segmentation SOURCE")
-    levels = None if percentiles is None else parse_numbers(percentiles, "--percentiles", tuple(range(1, 100)))
-    wanted: Any = None if ids is None else [i.strip() for i in ids.split(",")]
-    return plan_measurement(layers["segmentation"], output, layers.get("image"), ids=wanted, percentiles=levels)
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and where the table is written."""
+
+    output: str = option("A path that ends in .parquet, .csv or .zarr.", ...)
+    ids: str | None = option("Measure only these segments: id,id,…")
+    percentiles: str | None = option("Percentiles of the grey values of an image of 8 or 16 bits: 5,50,95.")
+    dry_run: bool = option("Print the plan and measure nothing.", False)
+    overwrite: bool = option("Replace a target that exists.", False)
+    resume: bool = option("Continue an unfinished measurement, or start again.", True)
+    scheduler: str | None = option(
+        "The workers: 'threads' (default), 'processes', or a dask scheduler's address, tcp://host:8786.",
+        python="client",
+    )
+    workers: int | None = option("Number of threads or processes.")
+    progress: bool | None = option("Show a progress bar; default: in a terminal.")
+    json: bool = option("Print JSON.", False)
 
 
-def run_measure(
-    plan: MeasurementPlan,
-    *,
-    dry_run: bool,
-    as_json: bool,
-    progress: bool | None,
-    scheduler: str | None,
-    workers: int | None,
-    **options: Any,
-) -> None:
+def measure(sources: SourceOptions, place: MeasurePlaceOptions, run: MeasureOptions) -> None:
+    """Write a table of the segments: size, position and, with an image, grey values; continue after an interruption.
+
+    Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option;
+    130 interrupted; 143 terminated. Default box: the whole extent of the sources.
+    """
+    with errors_as_json(run.json):
+        opened, tree = sources.open()
+        to = place.to or ("segmentation" if len(opened) == 2 else None)
+        layers = cut_layers(opened, place.box(place.unit(tree)), to=to)
+        if "segmentation" not in layers:
+            raise OptionError("measure needs segments: give --segmentation SOURCE")
+        levels = None
+        if run.percentiles is not None:
+            levels = parse_numbers(run.percentiles, "--percentiles", tuple(range(1, 100)))
+        ids: Any = split_names(run.ids)
+        image = layers.get("image")
+        plan = plan_measurement(layers["segmentation"], run.output, image, ids=ids, percentiles=levels)
+        _run_measure(plan, run)
+
+
+def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
     """Print the plan, or measure and print what was written."""
-    if dry_run:
-        print(json.dumps(plan.to_dict(), indent=2) if as_json else plan)
+    if run.dry_run:
+        print(json.dumps(plan.to_dict(), indent=2) if run.json else plan)
         return
-    done = len(plan.done) if options["resume"] else 0
+    done = len(plan.done) if run.resume else 0
     with (
         raise_on_sigterm(),
-        _dask_scheduler(scheduler, workers),
-        progress_bar(str(plan.target), len(plan.regions), done, progress) as bar,
+        _dask_scheduler(run.scheduler, run.workers),
+        progress_bar(str(plan.target), len(plan.regions), done, run.progress) as bar,
     ):
-        found = run_measurement(plan, report=lambda count: update_bar(bar, count), **options)
+        found = run_measurement(
+            plan, report=lambda count: update_bar(bar, count), overwrite=run.overwrite, resume=run.resume
+        )
     segments = found.sizes["segment"]
     written = {"target": str(plan.target), "segments": segments, "regions": len(plan.regions)}
-    print(json.dumps(written, indent=2) if as_json else f"{segments:,} segments in {plan.target}")
+    print(json.dumps(written, indent=2) if run.json else f"{segments:,} segments in {plan.target}")
 
 
 @contextmanager

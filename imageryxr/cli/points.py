@@ -4,61 +4,51 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.cli.commands import option
 from imageryxr.cli.options import parse_numbers
 from imageryxr.errors import OptionError
 
-Points = Annotated[
-    str | None, typer.Option("--points", help="Draw the points of a table on the slice: points.csv or points.parquet.")
-]
-PointsColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--points-column",
-        help="Column of their positions, such as pre_pt_position, or three columns: x,y,z. Default: x,y,z or the only "
-        "one.",
-    ),
-]
-PointsResolution = Annotated[
-    str, typer.Option("--points-resolution", help="Nanometres per unit of the positions: x,y,z; 1,1,1 means nm.")
-]
 
-Table = Annotated[
-    str | None,
-    typer.Option("--table", help="Draw the rows of a CAVE table or view of --datastack, such as synapses_pni_2."),
-]
+@dataclass(frozen=True)
+class PointOptions:
+    """Tables whose points are drawn on the slice."""
 
+    points: str | None = option("Draw the points of a table on the slice: points.csv or points.parquet.")
+    points_column: str | None = option(
+        "Column of their positions, such as pre_pt_position, or three columns: x,y,z. Default: x,y,z or the only one.",
+        python="position",
+    )
+    points_resolution: str = option("Nanometres per unit of the positions: x,y,z; 1,1,1 means nm.", "1,1,1", python=())
+    table: str | None = option("Draw the rows of a CAVE table or view of --datastack, such as synapses_pni_2.")
 
-def read_table_rows(
-    rgba: xr.DataArray, name: str | None, ids: str | None, column: str | None, tree: xr.DataTree | None
-) -> list[xr.Dataset]:
-    """Return the rows of a CAVE table in a picture: those of the root ids, if any are given."""
-    if name is None:
-        return []
-    if tree is None:
-        raise OptionError(f"--table {name} is a table of a CAVE datastack; also give --datastack NAME")
-    roots = None if ids is None else [number.strip() for number in ids.split(",")]
-    return [tree.imagery.table(name, bbox=ix.grid_of(rgba).bbox, ids=roots, position=column)]
+    def read_points(self) -> list[xr.Dataset]:
+        """Return the points of the table in a file."""
+        if self.points is None:
+            return []
+        table, column = _read_table(self.points), self.points_column
+        position: Any = ("x", "y", "z") if column is None else column
+        if column is not None and column not in table.columns and "," in column:
+            position = tuple(name.strip() for name in column.split(","))
+        for name in table.columns:
+            table[name] = _parse_triples(table[name])
+        unit = parse_numbers(self.points_resolution, "--points-resolution", (3,))
+        return [ix.as_annotations(table, position=position, resolution=unit)]
 
-
-def read_points(path: str | None, column: str | None, resolution: str) -> list[xr.Dataset]:
-    """Return the points of the table in a file."""
-    if path is None:
-        return []
-    table = _read_table(path)
-    position: Any = ("x", "y", "z") if column is None else column
-    if column is not None and column not in table.columns and "," in column:
-        position = tuple(name.strip() for name in column.split(","))
-    for name in table.columns:
-        table[name] = _parse_triples(table[name])
-    unit = parse_numbers(resolution, "--points-resolution", (3,))
-    return [ix.as_annotations(table, position=position, resolution=unit)]
+    def read_table_rows(self, rgba: xr.DataArray, ids: list[str] | None, tree: xr.DataTree | None) -> list[xr.Dataset]:
+        """Return the rows of a CAVE table in a picture: those of the root ids, if any are given."""
+        if self.table is None:
+            return []
+        if tree is None:
+            raise OptionError(f"--table {self.table} is a table of a CAVE datastack; also give --datastack NAME")
+        box = ix.grid_of(rgba).bbox
+        return [tree.imagery.table(self.table, bbox=box, ids=ids, position=self.points_column)]
 
 
 def draw_points(picture: Any, annotations: Sequence[xr.Dataset], scale: int) -> Any:

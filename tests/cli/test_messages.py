@@ -15,7 +15,8 @@ import typer.main
 
 import imageryxr as ix
 from imageryxr.cli import main
-from imageryxr.cli.messages import FLAGS, command_text
+from imageryxr.cli.commands import FLAGS
+from imageryxr.cli.messages import command_text
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.targets.base import COARSER
 from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed

@@ -17,6 +17,7 @@ from imageryxr.export.targets.gif import gif
 from imageryxr.export.targets.images import png_stack, tiff_stack
 from imageryxr.export.targets.memory import InMemory
 from imageryxr.export.targets.omezarr import ome_zarr
+from imageryxr.export.targets.options import RunOptions
 from imageryxr.export.targets.precomputed import precomputed
 from imageryxr.export.targets.slices import Stack
 from imageryxr.export.targets.tiff import tiff_file
@@ -32,18 +33,7 @@ KINDS = Message(
 MAX_NAME, MAX_PATH = 255, 4096
 WORK_SUFFIX = 27
 # The keywords of `export` for all formats, of which one may be misspelt.
-EXPORT_KEYWORDS = (
-    "client",
-    "memory",
-    "on_error",
-    "overwrite",
-    "progress",
-    "resume",
-    "retries",
-    "scratch",
-    "square",
-    "workers",
-)
+EXPORT_KEYWORDS = tuple(RunOptions.__annotations__)
 PATTERNS: dict[str, Callable[..., Target]] = {".png": png_stack, ".tif": tiff_stack, ".tiff": tiff_stack}
 PATHS: dict[str, Callable[..., Target]] = {
     ".zarr": ome_zarr,
