@@ -81,7 +81,8 @@ class PlaceOptions:
     size: str | None = option("Size of the box: w,h (one slice) or w,h,d in units of --resolution.")
     resolution: str = option("nm per unit of positions and sizes: x,y,z, or 'viewer' for that of a datastack.", "1,1,1")
     to: str | None = option(
-        "Voxels of the result: 'finest' (default), 'coarsest', 'image', 'segmentation', or nm x,y,z."
+        "Voxels of the result: 'finest' (default), 'coarsest', 'image', 'segmentation', or nm x,y,z.",
+        python=("to", "like"),
     )
 
     def unit(self, tree: xr.DataTree | None) -> list[float]:

@@ -47,7 +47,7 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         (["--dpi", "0"], "--dpi 0.0 must be a number of pixels per inch above 0"),
         (
             ["--outline", "2", "--outline-side", "inside"],
-            "an outline cannot have --outline-side inside: its side is 'out' or 'in'",
+            "--outline-side inside must be 'out' or 'in'",
         ),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import pickle
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ import imageryxr as ix
 from imageryxr.cli import main
 from imageryxr.cli.commands import FLAGS
 from imageryxr.cli.messages import command_text
+from imageryxr.cli.options import DrawingOptions
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.targets.base import COARSER
+from imageryxr.export.targets.options import RunOptions
 from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed
 from tests.conftest import volume
 from tests.support.command_line import PLACE
@@ -112,13 +116,32 @@ def test_every_marked_parameter_has_a_flag():
             ):
                 names.add(node.args[0].value)
     assert len(names) > 40
-    assert names - set(FLAGS) == {"target", "source", "path", "lo", "hi", "mip"}
+    only_python = {"orientation"}
+    assert names - set(FLAGS) - only_python == {"target", "source", "path", "lo", "hi", "mip"}
 
 
 def test_every_flag_in_the_table_exists():
     typed = {flag for command in COMMANDS.values() for param in command.params for flag in param.opts}
     assert set(FLAGS.values()) - typed == set()
     assert set(inspect.signature(ix.export).parameters) - set(FLAGS) == {"da", "target", "options"}
+
+
+def test_options_of_the_command_line_have_the_defaults_of_python():
+    """An option that both have is declared once for the command line, and in the signature of the function."""
+    signature = inspect.signature(ix.export).parameters
+    declared = {name: hint.__metadata__[0] for name, hint in get_type_hints(RunOptions, include_extras=True).items()}
+    assert {name: one.default for name, one in declared.items()} == {
+        name: one.default for name, one in signature.items() if one.kind is one.KEYWORD_ONLY
+    }
+    styles = {field.name: field.default for field in dataclasses.fields(DrawingOptions)}
+    outline = inspect.signature(ix.Outline).parameters
+    for flag, name in {
+        "outline_side": "side",
+        "merge": "merge",
+        "outline_alpha": "alpha",
+        "outline_unit": "unit",
+    }.items():
+        assert styles[flag] == outline[name].default
 
 
 @pytest.mark.parametrize(
