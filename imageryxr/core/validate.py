@@ -116,7 +116,7 @@ def check_whole(
 ) -> int:
     """Return an argument that is a whole number from `low` to `high`; parameters as of `check_number`."""
     found = to_whole(value)
-    if found is None or not low <= found <= min(high, 2**63 - 1):
+    if found is None or not low <= found <= (2**63 - 1 if high == _INF else high):
         raise error(param(name, value), " must be ", expected or _describe("whole number", low, high, None, unit))
     return found
 
@@ -208,7 +208,7 @@ def check_counts(
 ) -> tuple[int, ...]:
     """Return an argument that is a sequence of whole numbers from 1 to `high`, of one of the given lengths."""
     counts = [to_whole(item) for item in to_items(value)]
-    if len(counts) not in length or not all(n is not None and 1 <= n <= min(high, 2**63 - 1) for n in counts):
+    if len(counts) not in length or not all(n is not None and 1 <= n < min(high + 1, 2**63) for n in counts):
         raise error(param(name, value), " must be ", expected)
     return tuple(n for n in counts if n is not None)
 

@@ -69,27 +69,17 @@ def python_in(text):
 
 # Texts that are Python code, and messages of verbs that the command line does not call.
 PYTHON_ONLY = {
-    "annotate.py",
+    "jobs.py",
+    "masks.py",
     "annotations.py",
     "block_check.py",
-    "cave_table.py",
     "cutout_verbs.py",
     "cutouts.py",
-    "jobs.py",
     "link.py",
     "mark_colors.py",
-    "masks.py",
     "materialization.py",
-    "memory.py",
-    "montages.py",
-    "open_annotations.py",
     "other_formats.py",
-    "plane.py",
-    "plot.py",
     "points.py",
-    "report.py",
-    "table_rows.py",
-    "thumbnail.py",
     "xarray_engine.py",
 }
 CODE = re.compile(r"\w+\([^()]*(\([^()]*\)[^()]*)*\)")

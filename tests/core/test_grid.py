@@ -122,7 +122,7 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
         ((0, 0, 0), (1, 1, 0), "empty along z"),
         ((0, 0), (1, 1, 1), "is not 3 numbers"),
         ((0, 0, float("nan")), (1, 1, 1), "not a finite number"),
-        ("abc", (1, 1, 1), "not a finite number"),
+        ("abc", (1, 1, 1), "is not 3 numbers"),
     ],
 )
 def test_invalid_boxes_raise_with_a_reason(lo, hi, word):

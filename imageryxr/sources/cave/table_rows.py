@@ -117,7 +117,9 @@ class TableReader:
         parts: list[pa.Table] = []
         selections = [None] if roots is None else list(self.roots)
         if not selections:
-            raise SourceError(f"{self.info.name!r} has no column of root ids, so ids= cannot select rows of it")
+            raise SourceError(
+                f"{self.info.name!r} has no column of root ids, so ", param("ids"), " cannot select rows of it"
+            )
         for number, column in enumerate(selections):
             earlier = [c.label for c in selections[:number] if c is not None]
             chosen = {} if column is None else {"filter_in_dict": {column.table: {column.name: list(roots or [])}}}
