@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.render.figure.geometry import KEPT_ATTRS, View, attach_geometry, geometry_of, smallest_text
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def accepts_pictures(verb: Verb) -> Verb:
         if not isinstance(picture, PilImage.Image):
             return verb(picture, *args, **kwargs)
         if kwargs.get("axis") is not None:
-            raise OptionError(f"axis={kwargs['axis']!r} is for arrays; a Pillow picture already shows slices")
+            raise OptionError(param("axis", kwargs["axis"]), " is for arrays; a Pillow picture already shows slices")
         return _draw_on_picture(picture, lambda array, axis: verb(array, *args, **{**kwargs, "axis": axis}), kwargs)
 
     return wrapper  # type: ignore[return-value]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.errors import OptionError, TargetExistsError
+from imageryxr.errors import OptionError, TargetExistsError, param
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.writers import PictureWriter, RowJournal, RowWriter, ZarrWriter
 from imageryxr.export.store.local import disk_errors
@@ -68,7 +68,7 @@ class Job(ABC):
 
 def exists_error(place: object) -> TargetExistsError:
     """Return the error for a target that another call has written."""
-    return TargetExistsError(f"{place} exists; give overwrite=True to replace it, or give another name")
+    return TargetExistsError(f"{place} exists; give ", param("overwrite", True), " to replace it, or give another name")
 
 
 class ZarrJob(Job):
@@ -204,7 +204,7 @@ def file_names(pattern: str, columns: Mapping[str, npt.NDArray[Any]], count: int
     unknown = sorted(fields - {*columns, CUTOUT})
     if unknown:
         known = ", ".join(f"{{{name}}}" for name in sorted({*columns, CUTOUT}))
-        raise OptionError(f"target={pattern!r} has the unknown field {{{unknown[0]}}}; the table has {known}")
+        raise OptionError(param("target", pattern), f" has the unknown field {{{unknown[0]}}}; the table has {known}")
     values = {name: columns[name] for name in fields & {*columns}}
     values.setdefault(CUTOUT, np.arange(count))
     names = []
@@ -213,10 +213,10 @@ def file_names(pattern: str, columns: Mapping[str, npt.NDArray[Any]], count: int
             filled = {n: v[row].item() if isinstance(v[row], np.generic) else v[row] for n, v in values.items()}
             names.append(pattern.format(**{n: _safe_part(v) for n, v in filled.items()}))
         except (ValueError, LookupError, AttributeError) as error:
-            raise OptionError(f"target={pattern!r} cannot be filled for row {row}: {error}") from None
+            raise OptionError(param("target", pattern), f" cannot be filled for row {row}: {error}") from None
     if len(set(names)) < count:
         twice = next(name for name in names if names.count(name) > 1)
-        raise OptionError(f"target={pattern!r} gives two cutouts the name {twice!r}; add {{cutout:05d}}")
+        raise OptionError(param("target", pattern), f" gives two cutouts the name {twice!r}; add {{cutout:05d}}")
     return names
 
 
