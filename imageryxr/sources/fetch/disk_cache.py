@@ -42,8 +42,6 @@ _ABANDONED_SECONDS = 3600
 # Shares of the limit: of the largest entry; that a process may write before it checks the size; above which entries are
 # dropped, so that a dozen processes stay below the limit; and that dropping leaves.
 _LARGEST, _UNCHECKED, _FULL, _KEPT = 1 / 4, 1 / 128, 0.9, 0.8
-# A process waits so long for another one that drops entries, and tries again after it has written more.
-_LOCK_SECONDS = 5.0
 # The size of a folder with many entries is estimated from some of its subfolders, among which digests spread evenly.
 _SAMPLE, _FEW = 16, 2000
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK if os.name == "posix" else getattr(os, "O_BINARY", 0)
@@ -152,8 +150,10 @@ class DiskCache:
         while self._is_due and self._checking.acquire(blocking=False):
             try:
                 self._is_due = False
-                if self._estimate_size() > limit * _FULL:
-                    self.drop_until(int(limit * _KEPT), above=int(limit * _FULL))
+                # Another process that finds the lock taken relies on the check after it was released.
+                while self._estimate_size() > limit * _FULL:
+                    if not self.drop_until(int(limit * _KEPT), above=int(limit * _FULL)):
+                        break
             finally:
                 self._checking.release()
 
@@ -162,23 +162,24 @@ class DiskCache:
         with suppress(OSError):
             os.unlink(self._path(name))
 
-    def drop_until(self, size: int, above: int = 0) -> None:
-        """Drop the least recently used entries until the others have at most ``size`` bytes.
+    def drop_until(self, size: int, above: int = 0) -> bool:
+        """Drop the least recently used entries until the others have at most ``size`` bytes; return if any was.
 
         Nothing is dropped if all have at most ``above`` bytes, because another process has dropped entries.
         """
         with _lock_file(os.path.join(self._place, "lock")) as is_mine:
             if not is_mine:
                 self._unchecked = float("inf")  # the next write checks again
-                return
+                return False
             files = sorted(self._files())
-            left = sum(size for _, size, _ in files)
+            first = left = sum(size for _, size, _ in files)
             for _, count, path in files if left > above else ():
                 if left <= size:
                     break
                 with suppress(OSError):
                     os.unlink(path)
                     left -= count
+            return left < first
 
     def usage(self) -> Usage:
         """Return the number and size of the entries."""
@@ -353,7 +354,7 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
 
 @contextmanager
 def _lock_file(path: str) -> Iterator[bool]:
-    """Lock a file that other processes lock, and yield whether that was possible within some seconds.
+    """Lock a file unless another process has locked it, and yield whether it is locked by this one.
 
     The lock ends with its process. Without support for locks several processes may drop entries at the same time, which
     is only slower.
@@ -366,16 +367,13 @@ def _lock_file(path: str) -> Iterator[bool]:
         yield True
         return
     try:
-        is_mine = False
-        end = time.monotonic() + _LOCK_SECONDS
-        while not is_mine and time.monotonic() < end:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_mine = True
-            except BlockingIOError:
-                time.sleep(0.02)
-            except OSError:
-                is_mine = True
+        is_mine = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_mine = False
+        except OSError:
+            is_mine = True
         yield is_mine
     finally:
         os.close(file)

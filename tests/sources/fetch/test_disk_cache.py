@@ -420,7 +420,7 @@ from imageryxr.sources.resolve import resolve_source
 url, folder, expected, times = sys.argv[1:]
 right = np.load(expected)
 for _ in range(int(times)):
-    options = ix.Connection(disk_cache=folder, disk_cache_size="300 kB", memory_cache=0, retries=0)
+    options = ix.Connection(disk_cache=folder, disk_cache_size="300 kB", memory_cache=0, retries=0, concurrency=4)
     source = resolve_source(url, None, connection=options)
     assert np.array_equal(source.read(0, source.levels[0].grid.box), right)
     print("right", flush=True)
@@ -431,12 +431,12 @@ def test_processes_share_a_folder_that_is_smaller_than_the_volume(served, tmp_pa
     values = noise((32, 64, 64), "uint64")
     write_layer(served.folder, [values], [Grid(values.shape, (8, 8, 40), (0, 0, 0))], encoding="raw", compress=False)
     np.save(tmp_path / "expected.npy", values)
-    given = ("-c", READER, served.url, tmp_path / "cache", tmp_path / "expected.npy", 3)
-    started = [python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    given = ("-c", READER, served.url, tmp_path / "cache", tmp_path / "expected.npy", 2)
+    started = [python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     for process in started:
-        said, error = process.communicate(timeout=60)
+        said, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
-        assert said.count("right") == 3
+        assert said.count("right") == 2
     assert size_of(tmp_path / "cache") <= 300_000
     assert served.counts()[1] > 0
 
@@ -504,10 +504,9 @@ def test_an_estimate_suffices_for_many_entries(tmp_path, monkeypatch):
     assert 75 < cache.usage().entries < 190
 
 
-def test_a_process_that_holds_the_lock_does_not_stop_others(tmp_path, monkeypatch):
+def test_a_process_that_holds_the_lock_does_not_stop_others(tmp_path):
     import fcntl
 
-    monkeypatch.setattr(disk_cache, "_LOCK_SECONDS", 0.05)
     cache = DiskCache(str(tmp_path))
     with open(tmp_path / "imageryxr-chunks-1" / "lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
