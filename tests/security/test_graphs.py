@@ -63,7 +63,7 @@ def test_a_graph_key_in_an_info_sends_no_token(secrets, stranger, tls, spelling,
         assert "open graphene://" in json.loads(tree.attrs["unsupported_layers"])[0]["reason"]
         assert server.requests
         assert not server.secrets
-        names = ["info"] if "precomputed" in spelling else ["info", "zarr.json", ".zattrs", ".zarray", ".zgroup"]
+        names = ["info"] if "precomputed" in spelling else ["info", "zarr.json", ".zattrs"]
         assert {r.path for r in server.requests} == {f"{TABLE}/{name}" for name in names}
 
 
