@@ -169,7 +169,8 @@ def check_choice(
     for choice in known:
         if value is choice or (isinstance(value, str) and value == choice):
             return choice
-    hint = suggest_names(value, [c for c in known if isinstance(c, str)]) if isinstance(value, str) else ""
+    words = [choice for choice in known if isinstance(choice, str)]
+    hint = suggest_names(value, words) if isinstance(value, str) and len(words) > 1 else ""
     raise error(param(name, value), " must be ", expected or list_choices(known), hint)
 
 

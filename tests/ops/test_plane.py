@@ -227,7 +227,7 @@ def test_invalid_planes_raise(options, error, says):
 
 
 def test_planes_never_interpolate_labels():
-    with pytest.raises(ix.errors.OptionError, match="'linear' cannot cut a segmentation"):
+    with pytest.raises(ix.errors.OptionError, match="'linear' must be 'nearest' to cut a segmentation"):
         ix.plane(SEG, (1, 1, 1), (4, 4), method="linear")
 
 

@@ -17,7 +17,7 @@ LEAST_POINTS = 5.0
 
 def check_length(name: str, value: Any, unit: str = "nm") -> float:
     """Return a positive length, or raise `OptionError`."""
-    return check_number(name, value, above=0, unit=unit)
+    return float(check_number(name, value, above=0, unit=unit))
 
 
 def pixels_per_point(label_size: Any, label_pt: Any, width_mm: Any, width: float) -> float | None:

@@ -83,7 +83,7 @@ def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
                 _warn_naive(value)
             value = value.replace(tzinfo=UTC)
         return _from_datetime(value)
-    if to_number(value) is not None:
+    if to_number(value) is not None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return _from_epoch(value)
     hint = f", e.g. {datetime(value.year, value.month, value.day).isoformat()}Z" if type(value) is date else ""
     raise TimestampError(
@@ -126,9 +126,9 @@ def _from_epoch(value: Any) -> Instant:
         raise TimestampError(
             param("timestamp", value), f" is a {value.dtype}, whose precision is worse than a minute; give float64"
         )
-    seconds = to_number(value) or 0
-    if not 0 <= seconds < _TOO_LATE:
-        unit = next((u for u, n in _SMALLER.items() if _TOO_LATE <= seconds < _TOO_LATE * n), None)
+    seconds = to_number(value)
+    if seconds is None or not 0 <= seconds < _TOO_LATE:
+        unit = seconds and next((u for u, n in _SMALLER.items() if _TOO_LATE <= seconds < _TOO_LATE * n), None)
         hint = f"; it looks like {unit}: divide by {_SMALLER[unit]:.0f}" if unit else ""
         raise TimestampError(param("timestamp", value), f" is not seconds since 1970{hint}")
     return Instant(seconds * _SECOND if isinstance(seconds, int) else round(seconds * _SECOND))
