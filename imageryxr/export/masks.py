@@ -20,7 +20,7 @@ from imageryxr.core.grid import Axis, grid_of
 from imageryxr.core.validate import to_whole
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.store.local import replaced_file
-from imageryxr.export.targets.slices import INDEX_SLACK
+from imageryxr.export.targets.stack import INDEX_SLACK
 from imageryxr.render.figure import array_to_pil
 
 # Bytes of masks in memory at once, unless one slice of all masks needs more.

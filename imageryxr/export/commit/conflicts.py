@@ -18,7 +18,7 @@ from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStor
 from imageryxr.export.commit.publish import open_place
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
-from imageryxr.export.targets.slices import Stack, slice_names
+from imageryxr.export.targets.stack import Stack, slice_names
 
 END = ".manifest"
 # The folder beside the files of a stack that contains its manifest and journal.

@@ -18,9 +18,8 @@ from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.read.sweep import SlabSettings
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory
-from imageryxr.export.targets.base import COARSER, Target
+from imageryxr.export.targets.base import COARSER, SliceTarget, Target
 from imageryxr.export.targets.pyramid import Pyramid
-from imageryxr.export.targets.slices import SliceTarget
 from imageryxr.graph.dask_inputs import count_lost_blocks
 from imageryxr.graph.labelled import BoxReader
 

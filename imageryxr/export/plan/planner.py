@@ -23,8 +23,9 @@ from imageryxr.export.plan.reads import SourceReads, coverage_warning, dask_inpu
 from imageryxr.export.plan.regions import Regions, Stages, choose_regions
 from imageryxr.export.plan.slab_regions import check_scratch, slab_planner
 from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory
-from imageryxr.export.targets.base import COARSER, ArrayInfo, Target
+from imageryxr.export.targets.base import COARSER, ArrayInfo, SliceTarget, Target
 from imageryxr.export.targets.pyramid import Pyramid
+from imageryxr.export.targets.stack import Stack
 from imageryxr.graph.dask_inputs import has_computed_blocks
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
@@ -230,8 +231,6 @@ def _native_values(values: Array) -> Array:
 
 
 def _check_square(chosen: Target, square: bool | None) -> None:
-    from imageryxr.export.targets.slices import SliceTarget, Stack
-
     if square and not isinstance(chosen, SliceTarget):
         raise OptionError(
             param("square", True),

@@ -15,8 +15,7 @@ from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_fold
 from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings
 from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool
-from imageryxr.export.targets.base import Target
-from imageryxr.export.targets.slices import SliceTarget
+from imageryxr.export.targets.base import SliceTarget, Target
 from imageryxr.graph.expr import Expr
 from imageryxr.graph.labelled import BoxReader
 

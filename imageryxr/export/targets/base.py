@@ -1,4 +1,4 @@
-"""The base class of export targets.
+"""The base classes of export targets: of all, of those whose files are slices, and of files assembled from slices.
 
 A target defines the files of a region and their content. It is a small picklable value that opens nothing. The engine
 writes the files atomically and records the finished regions, so a new format is one module here, and every format can
@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_choice, check_counts
+from imageryxr.core.validate import check_axis, check_choice, check_counts
 from imageryxr.errors import Message, OptionError, TargetError, param
 from imageryxr.export.commit.manifest import Kind, SliceNames
 from imageryxr.export.plan.regions import Regions
@@ -186,3 +186,98 @@ def check_voxels(value: Any, name: str) -> Index3:
     """Return three counts of voxels (z, y, x), or raise `OptionError`."""
     z, y, x = check_counts(name, value, "three positive counts of voxels (z, y, x)")
     return z, y, x
+
+
+# ---------------------------------------------------------------------------------------------------------
+# slices
+
+
+@dataclass(frozen=True)
+class SliceTarget(Target):
+    """A target whose regions are whole slices across one axis."""
+
+    axis: int
+    """Number of the axis across the slices: z, y, x."""
+
+    encoding = 0.0  # slice by slice: see `page_bytes`
+
+    @property
+    def granule(self) -> Index3:
+        """One whole slice."""
+        size = list(self.layer.grid.shape)
+        size[self.axis] = 1
+        return (size[0], size[1], size[2])
+
+    @property
+    def pixel(self) -> tuple[float, float, float]:
+        """Width, height and distance of a picture's pixels in nm."""
+        rows, columns = (self.layer.grid.axes[a] for a in range(3) if a != self.axis)
+        return columns.resolution, rows.resolution, self.layer.grid.axes[self.axis].resolution
+
+    @property
+    def picture_shape(self) -> tuple[int, int]:
+        """Rows and columns of a picture."""
+        rows, columns = (self.layer.grid.shape[a] for a in range(3) if a != self.axis)
+        return rows, columns
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a slice, three times: its values, its bytes, and compressed."""
+        rows, columns = self.picture_shape
+        return 3 * rows * columns * self.layer.voxel_bytes
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """Return the name of a slice's file."""
+
+    @abstractmethod
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the content of a slice's file."""
+
+    def keys(self, stage: int, box: IndexBox) -> list[str]:
+        """Return one file per slice."""
+        return [self.key(i) for i in range(box.start[self.axis], box.stop[self.axis])]
+
+    def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
+        """Iterate over the files of the slices."""
+        first = box.start[self.axis]
+        for i in range(first, box.stop[self.axis]):
+            yield self.key(i), self.page(i, np.take(values, i - first, axis=self.axis))
+
+
+def shown_values(plane: Array) -> Array:
+    """Return the values of a slice as programs show them: booleans as 0 and 255."""
+    return plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255
+
+
+@dataclass(frozen=True)
+class SingleFile(SliceTarget):
+    """A file that is assembled from temporary files of its slices."""
+
+    kind = "single"
+
+    @property
+    def assembling_bytes(self) -> int:
+        """The bytes of one slice, because slices are appended one by one."""
+        return self.page_bytes
+
+    def occupied(self) -> list[str]:
+        """Return the file itself."""
+        return [""]
+
+    def key(self, index: int) -> str:
+        """Return the name of a slice's temporary file."""
+        return f"{index:08d}.page"
+
+    def read_pages(self, place: Place) -> Iterator[bytes]:
+        """Iterate over the temporary files of the slices, in order."""
+        for index in range(self.layer.grid.shape[self.axis]):
+            data = place.get(self.key(index))
+            if data is None:
+                raise lost_object(place, self.key(index))
+            yield data
+
+
+def single_file_axis(axis: Any) -> int:
+    """Return the number of the axis across the slices of a single file."""
+    return DIMS.index(check_axis(axis))

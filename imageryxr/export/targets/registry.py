@@ -5,23 +5,23 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from imageryxr.core.bbox import IndexBox
 from imageryxr.core.validate import suggest_names
 from imageryxr.errors import Message, OptionError, Wording, join_messages, param
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import ArrayInfo, Target
-from imageryxr.export.targets.gif import gif
-from imageryxr.export.targets.images import png_stack, tiff_stack
-from imageryxr.export.targets.memory import InMemory
 from imageryxr.export.targets.omezarr import ome_zarr
 from imageryxr.export.targets.options import RunOptions
 from imageryxr.export.targets.precomputed import precomputed
-from imageryxr.export.targets.slices import Stack
+from imageryxr.export.targets.stack import Stack, png_stack, tiff_stack
 from imageryxr.export.targets.tiff import tiff_file
-from imageryxr.export.targets.video import video
+from imageryxr.export.targets.video import gif, video
+from imageryxr.graph.expr import Array
 
 KINDS = Message(
     "a path that ends in .ome.zarr or .zarr, precomputed://…, a name pattern such ",
@@ -43,6 +43,27 @@ PATHS: dict[str, Callable[..., Target]] = {
     ".webm": video,
     ".gif": gif,
 }
+
+
+@dataclass(frozen=True)
+class InMemory(Target):
+    """A NumPy array in this process, to which the workers return their regions."""
+
+    kind = "memory"
+    suffixes = ("memory://",)
+    encoding = 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return the format."""
+        return {"format": "memory"}
+
+    def keys(self, stage: int, box: IndexBox) -> list[str]:
+        """Return an empty list: no file is written."""
+        return []
+
+    def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
+        """Return an empty iterator: no file is written."""
+        return iter(())
 
 
 def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: Any) -> Target:

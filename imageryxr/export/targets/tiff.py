@@ -14,8 +14,7 @@ from imageryxr.core.validate import check_choice
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo
-from imageryxr.export.targets.slices import SingleFile, shown_values, single_file_axis
+from imageryxr.export.targets.base import ArrayInfo, SingleFile, shown_values, single_file_axis
 from imageryxr.graph.expr import Array
 
 COMPRESSIONS = (None, "zlib")

@@ -1,24 +1,26 @@
-"""Videos with a frame per slice, written with PyAV."""
+"""Films with a frame per slice: videos, written with PyAV, and animated GIFs, written with Pillow."""
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from imageryxr.core.validate import check_whole
-from imageryxr.errors import CodecError
+from imageryxr.core.validate import check_number, check_whole
+from imageryxr.errors import CodecError, Message, OptionError, Wording
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo
-from imageryxr.export.targets.frames import Film, check_film
-from imageryxr.export.targets.slices import single_file_axis
+from imageryxr.export.targets.base import COARSER, ArrayInfo, SingleFile, shown_values, single_file_axis
 from imageryxr.graph.expr import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
 # Memory of the encoder: bytes per pixel of each buffered frame, buffered frames besides those of threads, and a base.
@@ -27,6 +29,60 @@ FRAMES = 52
 ENCODER_BYTES = 64_000_000
 # Rows of a frame that are converted at a time; must be even.
 BAND_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Film(SingleFile):
+    """A film whose frames are slices."""
+
+    fps: float = 12.0
+
+    noun: ClassVar[str]
+    """Name of the format in errors, in the plural."""
+    largest: ClassVar[int]
+    """Pixels that a side of a frame may have."""
+
+    def problems(self) -> list[str]:
+        """Return an error for frames that are larger than the format allows."""
+        rows, columns = self.picture_shape
+        if max(rows, columns) <= self.largest:
+            return []
+        problem = f"a frame would be {columns} × {rows} pixels; {self.noun} have at most {self.largest}: "
+        return [Message(problem, "export a smaller box, or ", COARSER)]
+
+    def frame(self, plane: Array) -> Array:
+        """Return grey values, or colours over black where they are transparent, because films have no alpha."""
+        plane = shown_values(plane)
+        if not self.layer.channels:
+            return plane
+        if (plane[..., 3] == 255).all():
+            return plane[..., :3]
+        return np.asarray(((plane[..., :3].astype(np.uint16) * plane[..., 3:] + 127) // 255).astype(np.uint8))
+
+    def read_frames(self, place: Place, shape: tuple[int, ...]) -> Iterator[Array]:
+        """Iterate over the pixels of the temporary files, each of a shape."""
+        for data in self.read_pages(place):
+            yield np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
+
+
+def check_film(layer: ArrayInfo, what: str, fps: Any, most: float, advice: str = "") -> float:
+    """Return the frames per second, or raise `OptionError` if values or rate do not suit a film; ``what`` names it."""
+    if layer.channels not in (0, 4):
+        raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} cannot be frames of {what}: give RGBA")
+    if layer.dtype not in (np.uint8, np.bool_):
+        raise OptionError(
+            f"values of dtype {layer.dtype} cannot be frames of {what}; ",
+            Wording(
+                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
+                "leave --raw out, which draws them (with --contrast low,high for deep images)",
+            ),
+        )
+    expected = f"frames per second, above 0 and up to {most}{advice}"
+    return float(check_number("fps", fps, 0, most, above=0, expected=expected))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# videos
 
 
 @dataclass(frozen=True)
@@ -139,3 +195,53 @@ def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any 
     rate = check_film(layer, "a video", fps, 1000)
     check_whole("crf", crf, 0, 51, expected="a whole number from 0 (best) to 51 (smallest)")
     return Video(place, root, layer, single_file_axis(axis), rate, crf)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# animated GIFs
+
+
+@dataclass(frozen=True)
+class Gif(Film):
+    """An animated GIF whose frames are slices."""
+
+    suffixes = (".gif",)
+    noun = "GIFs"
+    largest = 65535  # the format has 16-bit sizes
+
+    def describe(self) -> dict[str, Any]:
+        """Return the format and its options."""
+        return {"format": "gif", "axis": self.axis, "fps": self.fps}
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the frame's grey values or colours."""
+        return zlib.compress(np.ascontiguousarray(self.frame(plane)).tobytes(), 1)
+
+    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+        """Write the frames in order, repeated for ever, with at most 256 colours per frame."""
+        frames = self._frames(place)
+        first = next(frames)
+        first.save(
+            path, format="GIF", save_all=True, append_images=frames, duration=round(1000 / self.fps), loop=0,
+            optimize=False, disposal=1,
+        )  # fmt: skip
+
+    def _frames(self, place: Place) -> Iterator[Image]:
+        from PIL import Image
+
+        shape = (*self.picture_shape, 3) if self.layer.channels else self.picture_shape
+        for pixels in self.read_frames(place, shape):
+            frame = Image.fromarray(pixels)
+            yield frame.quantize(256) if self.layer.channels else frame
+
+
+def gif(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0) -> Gif:
+    """Return the animated GIF at a path.
+
+    Raises
+    ------
+    OptionError
+        If the values are not a picture, or an option is outside its range.
+    """
+    rate = check_film(layer, "a GIF", fps, 50, ", the limit of viewers")
+    return Gif(place, root, layer, single_file_axis(axis), rate)

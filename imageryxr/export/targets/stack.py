@@ -1,120 +1,28 @@
-"""Base classes of targets whose files are slices: stacks of pictures, and single files assembled from slices."""
+"""Stacks of pictures: a PNG or TIFF per slice, named by a pattern."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
 import string
-from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from imageryxr.core.bbox import DIMS, Index3, IndexBox
+from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Axis
-from imageryxr.core.validate import check_axis
-from imageryxr.errors import OptionError, param
+from imageryxr.core.validate import check_whole
+from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.commit.manifest import SliceNames
-from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import Target, lost_object
+from imageryxr.export.targets.base import ArrayInfo, SliceTarget, shown_values
+from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
 
 # Rounding error of offsets that are computed from coordinates, in voxels.
 INDEX_SLACK = 1e-6
-
-
-@dataclass(frozen=True)
-class SliceTarget(Target):
-    """A target whose regions are whole slices across one axis."""
-
-    axis: int
-    """Number of the axis across the slices: z, y, x."""
-
-    encoding = 0.0  # slice by slice: see `page_bytes`
-
-    @property
-    def granule(self) -> Index3:
-        """One whole slice."""
-        size = list(self.layer.grid.shape)
-        size[self.axis] = 1
-        return (size[0], size[1], size[2])
-
-    @property
-    def pixel(self) -> tuple[float, float, float]:
-        """Width, height and distance of a picture's pixels in nm."""
-        rows, columns = (self.layer.grid.axes[a] for a in range(3) if a != self.axis)
-        return columns.resolution, rows.resolution, self.layer.grid.axes[self.axis].resolution
-
-    @property
-    def picture_shape(self) -> tuple[int, int]:
-        """Rows and columns of a picture."""
-        rows, columns = (self.layer.grid.shape[a] for a in range(3) if a != self.axis)
-        return rows, columns
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a slice, three times: its values, its bytes, and compressed."""
-        rows, columns = self.picture_shape
-        return 3 * rows * columns * self.layer.voxel_bytes
-
-    @abstractmethod
-    def key(self, index: int) -> str:
-        """Return the name of a slice's file."""
-
-    @abstractmethod
-    def page(self, index: int, plane: Array) -> bytes:
-        """Return the content of a slice's file."""
-
-    def keys(self, stage: int, box: IndexBox) -> list[str]:
-        """Return one file per slice."""
-        return [self.key(i) for i in range(box.start[self.axis], box.stop[self.axis])]
-
-    def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
-        """Iterate over the files of the slices."""
-        first = box.start[self.axis]
-        for i in range(first, box.stop[self.axis]):
-            yield self.key(i), self.page(i, np.take(values, i - first, axis=self.axis))
-
-
-def shown_values(plane: Array) -> Array:
-    """Return the values of a slice as programs show them: booleans as 0 and 255."""
-    return plane if plane.dtype != np.bool_ else plane.astype(np.uint8) * 255
-
-
-@dataclass(frozen=True)
-class SingleFile(SliceTarget):
-    """A file that is assembled from temporary files of its slices."""
-
-    kind = "single"
-
-    @property
-    def assembling_bytes(self) -> int:
-        """The bytes of one slice, because slices are appended one by one."""
-        return self.page_bytes
-
-    def occupied(self) -> list[str]:
-        """Return the file itself."""
-        return [""]
-
-    def key(self, index: int) -> str:
-        """Return the name of a slice's temporary file."""
-        return f"{index:08d}.page"
-
-    def read_pages(self, place: Place) -> Iterator[bytes]:
-        """Iterate over the temporary files of the slices, in order."""
-        for index in range(self.layer.grid.shape[self.axis]):
-            data = place.get(self.key(index))
-            if data is None:
-                raise lost_object(place, self.key(index))
-            yield data
-
-
-def single_file_axis(axis: Any) -> int:
-    """Return the number of the axis across the slices of a single file."""
-    return DIMS.index(check_axis(axis))
 
 
 @dataclass(frozen=True)
@@ -168,6 +76,10 @@ class Stack(SliceTarget):
             )
 
 
+# ---------------------------------------------------------------------------------------------------------
+# patterns
+
+
 def _fill_pattern(pattern: str, dim: str, index: int, axis: Axis) -> str:
     values: dict[str, int | float] = {dim: index}
     if f"{{{dim}_index" in pattern:
@@ -218,3 +130,105 @@ def split_pattern(text: str) -> tuple[str, str, int]:
     root = folder if remote else os.path.abspath(folder or ("/" if fixed.startswith("/") else "."))
     pattern = text[len(folder) + 1 :] if "/" in fixed else text
     return root, pattern, DIMS.index(axes.pop())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# formats
+
+
+@dataclass(frozen=True)
+class PngStack(Stack):
+    """A PNG per slice."""
+
+    compress_level: int = 3
+
+    suffixes = (".png",)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the format and its options."""
+        return {"format": "PNG", "pattern": self.pattern, "compress_level": self.compress_level}
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the PNG, with the pixel size in pixels per metre if the format can represent it."""
+        from imageryxr.render.figure import array_to_pil
+
+        width, height, _ = self.pixel
+        # Pixels per metre are whole 31-bit numbers, enough down to half a nanometre; Pillow takes dots per inch.
+        dpi = tuple(1e9 / size * 0.0254 for size in (width, height))
+        extra: dict[str, Any] = {"dpi": dpi} if max(dpi) / 0.0254 < 2**31 else {}
+        file = io.BytesIO()
+        array_to_pil(plane).save(file, format="PNG", compress_level=self.compress_level, **extra)
+        return file.getvalue()
+
+
+def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngStack:
+    """Return the PNG stack of a name pattern.
+
+    Raises
+    ------
+    OptionError
+        If the pattern does not name exactly one axis, or the values are not a picture.
+    """
+    root, pattern, axis = split_pattern(place)
+    if layer.channels not in (0, 4) or (layer.channels and layer.dtype not in (np.uint8, np.bool_)):
+        raise OptionError(
+            f"{layer.channels} channels of dtype {layer.dtype} cannot be stored as PNG, which stores RGBA of uint8 or "
+            "grey values of up to 16 bits (array.isel(rgba=0)); export other arrays to .ome.zarr"
+        )
+    if layer.dtype not in (np.uint8, np.uint16, np.bool_):
+        raise OptionError(
+            f"values of dtype {layer.dtype} cannot be stored as PNG; ",
+            Wording(
+                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
+                "leave --raw out, which draws them (with --contrast low,high for deep images)",
+            ),
+            ", or export ids to .ome.zarr",
+        )
+    check_whole("compress_level", compress_level, 0, 9, expected="0 (large and fast) to 9 (small and slow)")
+    target = PngStack(place, root, layer, axis, pattern, compress_level)
+    target.check_names()
+    return target
+
+
+@dataclass(frozen=True)
+class TiffStack(Stack):
+    """A TIFF per slice."""
+
+    compression: str | None = "zlib"
+
+    suffixes = (".tif", ".tiff")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the format and its options."""
+        return {"format": "TIFF", "pattern": self.pattern, "compression": self.compression}
+
+    @property
+    def plain(self) -> bool:
+        """Whether slices are uncompressed."""
+        return self.compression is None
+
+    def page(self, index: int, plane: Array) -> bytes:
+        """Return the TIFF, with the pixel size in the form that ImageJ reads."""
+        import tifffile
+
+        file = io.BytesIO()
+        plane = np.ascontiguousarray(shown_values(plane))
+        imagej = is_imagej_type(self.layer)
+        tags = tiff_page_tags(self.layer, self.pixel, imagej=imagej)
+        tifffile.imwrite(file, plane, compression=self.compression, imagej=imagej, **tags)
+        return file.getvalue()
+
+
+def tiff_stack(place: str, layer: ArrayInfo, *, compression: str | None = "zlib") -> TiffStack:
+    """Return the TIFF stack of a name pattern.
+
+    Raises
+    ------
+    OptionError
+        If the pattern does not name exactly one axis, the compression is unknown, or the values are not numbers.
+    """
+    root, pattern, axis = split_pattern(place)
+    check_type(layer)
+    target = TiffStack(place, root, layer, axis, pattern, check_compression(compression))
+    target.check_names()
+    return target
