@@ -272,7 +272,9 @@ def test_precomputed_encodings(tmp_path):
         found = np.asarray(vol[:])[..., 0].T
         assert np.abs(found.astype(int) - grey.values).max() <= tolerance
         assert CloudVolume(f"file://{tmp_path}/{encoding}", mip=1, progress=False)[:].shape[:3] == (17, 17, 4)
-    with pytest.raises(ix.errors.OptionError, match="'compressed_segmentation'.*uint8.*'raw', 'jpeg', 'png'"):
+    with pytest.raises(
+        ix.errors.OptionError, match="'compressed_segmentation' must be 'raw', 'jpeg' or 'png' for uint8"
+    ):
         ix.export(grey, f"precomputed://{tmp_path}/x", encoding="compressed_segmentation")
 
 
@@ -526,7 +528,7 @@ CASES = {
     "fps": ({"fps": 0}, "o.mp4", "above 0"),
     "crf": ({"crf": 99}, "o.mp4", "0 .* to 51"),
     "on_error": ({"on_error": "ignore"}, "o.zarr", "'raise' .* 'collect'"),
-    "retries": ({"retries": -1}, "o.zarr", "whole number from 0"),
+    "retries": ({"retries": -1}, "o.zarr", "retries=-1 must be a whole number of at least 0"),
     "workers": ({"workers": 0}, "o.zarr", "whole number from 1"),
     "memory": ({"memory": "lots"}, "o.zarr", "'4 GB'"),
     "client": ({"client": "host:8786"}, "o.zarr", "tcp://host:8786"),
