@@ -190,7 +190,7 @@ def test_figure_formats(sample, tmp_path, name, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["figure", "a.png", "--image", "IM", "--axis", "w"], "--axis w is none of z, y and x"),
+        (["figure", "a.png", "--image", "IM", "--axis", "w"], "--axis w must be 'z', 'y' or 'x'"),
         (["figure", "a.png", "--image", "IM", "--outline", "2"], "--segmentation SOURCE"),
         (["figure", "a.png", "--image", "IM", "--bbox", "1,1,1:9,9,2"], "--resolution 8,8,40"),
         (
