@@ -234,7 +234,7 @@ def test_a_box_outside_the_volume_is_an_error_that_states_the_row():
 
 @pytest.mark.parametrize("size", [(4, 4.5, 1), 4, (0, 4, 4), (1, 2, 3, 4)])
 def test_sizes_are_positive_integers(size):
-    with pytest.raises(BoxError, match="is not 2 or 3 positive integers"):
+    with pytest.raises(BoxError, match="must be 2 or 3 positive integers"):
         ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
 
 
