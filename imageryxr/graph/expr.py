@@ -389,8 +389,12 @@ def clip_to_array(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
     bounds = expr.bounds
     start = tuple(o if w < o else min(b, o) for w, o, b in zip(box.start, own.start, bounds.start, strict=True))
     stop = tuple(o if w > o else max(b, o) for w, o, b in zip(box.stop, own.stop, bounds.stop, strict=True))
-    kept = IndexBox(start, stop)  # type: ignore[arg-type]
-    return expr if kept.contains(bounds) else Clipped(expr, kept)
+    return clip_to_box(expr, IndexBox(start, stop))  # type: ignore[arg-type]
+
+
+def clip_to_box(expr: Expr, box: IndexBox) -> Expr:
+    """Return an expression whose values outside of a box are 0; halos of its inputs can read the data beyond."""
+    return expr if box.contains(expr.bounds) else Clipped(expr, box)
 
 
 def widen_to(expr: Expr, box: IndexBox) -> Expr:

@@ -20,7 +20,18 @@ from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.dask_inputs import Splits, input_boxes
 from imageryxr.graph.evaluate import evaluate
-from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, LevelLeaf, replace_leaves, view_expr, widen_to
+from imageryxr.graph.expr import (
+    Array,
+    ArrayLeaf,
+    DaskLeaf,
+    Expr,
+    Leaf,
+    LevelLeaf,
+    clip_to_box,
+    replace_leaves,
+    view_expr,
+    widen_to,
+)
 from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray, expr_at_ranges, expr_view, unwrap
 from imageryxr.graph.recover import recover_expr, recover_inputs
 from imageryxr.graph.to_dask import check_query_planning, choose_splits, to_dask
@@ -311,6 +322,11 @@ def crop_volume(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes; its expression still contains the data beyond the box."""
     expr = view_expr(volume.expr, volume.box, box)
     return replace(volume, expr=expr, grid=volume.grid.crop(box), splits=None, below_splits=None)
+
+
+def clip_volume(volume: Volume) -> Volume:
+    """Return a volume whose values outside of its array are 0; the expression of a crop has the data around it."""
+    return replace(volume, expr=clip_to_box(volume.expr, volume.box))
 
 
 @dataclass(frozen=True)

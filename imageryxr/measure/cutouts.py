@@ -17,7 +17,7 @@ from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_vol
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
-from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, volume_of
+from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.ops.align import align, layer_type_of
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import PHASE
@@ -88,8 +88,9 @@ def cutouts(
     -------
     DataArray or Dataset
         Dims (cutout, z, y, x), and ``rgba`` for a picture, in the order of the table, with the dtype of ``source``; 0
-        outside the volume, as in `crop`. ``z``, ``y`` and ``x`` are offsets in nm from the middle of the voxel that
-        contains the centre, from ``-(size // 2)`` voxels on. Coordinates along ``cutout``: the number of the row;
+        outside of ``source``, also if it is a part of a larger volume, as in `crop`. ``z``, ``y`` and ``x`` are offsets
+        in nm from the middle of the voxel that contains the centre, from ``-(size // 2)`` voxels on. Coordinates along
+        ``cutout``: the number of the row;
         ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns of the table, a column of triples as three
         coordinates with these endings. A Dataset also has ``center`` (cutout, axis), in nm. If ``source`` is in memory,
         so is the result.
@@ -170,7 +171,7 @@ def _check_size(size: Any) -> Index3:
 
 
 def _volume(array: xr.DataArray) -> Volume:
-    return volume_of(array, tail=("rgba",) if "rgba" in getattr(array, "dims", ()) else ())
+    return clip_volume(volume_of(array, tail=("rgba",) if "rgba" in getattr(array, "dims", ()) else ()))
 
 
 def _spatial_names(dataset: xr.Dataset) -> list[Any]:

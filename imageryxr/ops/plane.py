@@ -20,7 +20,7 @@ from imageryxr.core.grid_checks import out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.core.validate import check_choice, check_counts, check_number, list_choices
 from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError
-from imageryxr.graph.labelled import label_result, volume_of
+from imageryxr.graph.labelled import clip_volume, label_result, volume_of
 from imageryxr.graph.oblique import Cut, plane_expr
 from imageryxr.ops.align import METHODS, Method, layer_type_of
 from imageryxr.ops.multiscale import coarsest_level_for
@@ -123,7 +123,7 @@ def _cut_plane(
     obj: xr.DataArray, center: Sequence[float], shape: Index3, axes: Floats, step: float, unit: Triple, method: Any
 ) -> xr.DataArray:
     """Cut a plane whose columns, rows and depth run along ``axes``."""
-    volume, chosen = volume_of(obj), _choose_method(obj, method)
+    volume, chosen = clip_volume(volume_of(obj)), _choose_method(obj, method)
     point = [to_fraction(c) * to_fraction(u) for c, u in zip(check_point(center, "center"), unit, strict=True)]
     middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)

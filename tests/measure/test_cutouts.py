@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
@@ -67,6 +69,60 @@ def test_each_cutout_equals_a_crop_around_its_centre(name, source, size):
     assert found.dtype == np.uint64
     for values, center in zip(found.values, centers, strict=True):
         np.testing.assert_array_equal(values, oracle(held, center, size))
+
+
+PARTS = {
+    "slice": lambda a, z, y, x: a.isel(z=slice(*z), y=slice(*y), x=slice(*x)),
+    "steps": lambda a, z, y, x: a.isel(z=slice(*z), y=slice(*y, 2), x=slice(*x, 3)),
+    "crop": lambda a, z, y, x: ix.crop(a, ix.grid_of(a.isel(z=slice(*z), y=slice(*y), x=slice(*x))).bbox),
+    "one slice": lambda a, z, y, x: a.isel(z=[z[0]], y=slice(*y), x=slice(*x)),
+    "dropped": lambda a, z, y, x: a.isel(z=z[0], y=slice(*y), x=slice(*x)),
+    "regridded": lambda a, z, y, x: ix.regrid(a.isel(z=slice(*z), y=slice(*y), x=slice(*x)), (16, 16, 40), method="nearest"),
+    "picture": lambda a, z, y, x: ix.outline(a, width=1).isel(z=slice(*z), y=slice(*y), x=slice(*x)),
+}  # fmt: skip
+SOURCES = {
+    "lazy": as_source,
+    "chunks": lambda a: as_source(a).chunk(z=4, y=9, x=8),
+    "dask": lambda a: a.chunk(y=7, x=9),
+}
+
+
+@settings(max_examples=20)
+@given(
+    part=st.sampled_from(list(PARTS)),
+    origin=st.sampled_from(list(SOURCES)),
+    starts=st.tuples(*[st.integers(0, 3)] * 3),
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 6)),
+    seed=st.integers(0, 99),
+)
+def test_cutouts_of_a_part_have_no_data_beyond_its_border(part, origin, starts, size, seed):
+    held = VOLUMES["negative offset"]
+    ends = [(a, n - a) for a, n in zip(starts, held.shape, strict=True)]
+    array = PARTS[part](SOURCES[origin](held), *ends)
+    loaded = array.compute()
+    grid = ix.grid_of(array)
+    lo, hi = np.array(grid.bbox.lo_nm), np.array(grid.bbox.hi_nm)
+    centers = lo + np.random.default_rng(seed).random((4, 3)) * (hi - lo)
+    found = ix.cutouts(array, centers, size)
+    np.testing.assert_array_equal(found.values, ix.cutouts(loaded, centers, size).values)
+    together = ix.cutouts(xr.Dataset({"one": array, "two": array}), centers, size)
+    np.testing.assert_array_equal(together.two, found)
+    if part != "dropped":  # A crop of a dropped dim has one plane.
+        for values, center in zip(found.values, centers, strict=True):
+            around = ix.crop(array, center=center, size=size, resolution=(1, 1, 1))
+            np.testing.assert_array_equal(values, around.values)
+
+
+def test_cutouts_at_the_edge_of_aligned_layers_show_neither_layer_alone():
+    image = volume(rng.integers(1, 255, (6, 40, 40), dtype=np.uint8), (8, 8, 40), layer_type="image")
+    labels = volume(IDS[rng.integers(1, 6, (6, 10, 10))], (16, 16, 40), (5, 5, 0), layer_type="segmentation")
+    ds = ix.align(as_source(image), as_source(labels))
+    tree = xr.DataTree.from_dict({"/image": as_source(image).to_dataset(), "/seg": as_source(labels).to_dataset()})
+    corner = [(float(ds.x[0]), float(ds.y[0]), float(ds.z[2]))]
+    for source in (ds, ds.compute(), tree):
+        found = ix.cutouts(source, corner, (8, 8, 1))
+        np.testing.assert_array_equal(found.image != 0, found.segmentation != 0)
+        assert int((found.image != 0).sum()) == 16
 
 
 def test_centres_in_voxels_of_another_size_are_converted():

@@ -101,6 +101,17 @@ def test_a_plane_has_equal_values_for_any_kind_of_array(seed):
         np.testing.assert_array_equal(small.chunk({"y": 5, "x": 6}).values, truth.values)
 
 
+@pytest.mark.parametrize("normal", ["z", "y", (1, 2, 0.4)])
+@pytest.mark.parametrize("da", [IMAGE, SEG], ids=["image", "ids"])
+def test_a_plane_of_a_part_has_no_data_beyond_its_border(da, normal):
+    part = {"z": slice(2, 9), "y": slice(8, 20), "x": slice(5, 25)}
+    options = {"center": point(da, 3, 9, 6), "size": (40, 31, 2), "normal": normal}
+    truth = ix.plane(da.isel(part), **options)
+    for other in (as_source(da), as_source(da).chunk({"z": 3, "y": 8, "x": 8}), da.chunk({"z": 5, "y": 7, "x": 9})):
+        np.testing.assert_array_equal(ix.plane(other.isel(part), **options).values, truth.values)
+        np.testing.assert_array_equal(ix.plane(ix.crop(other, ix.grid_of(da.isel(part)).bbox), **options), truth)
+
+
 def test_tiles_of_a_plane_equal_the_whole_plane(monkeypatch):
     from imageryxr.graph import oblique
 
