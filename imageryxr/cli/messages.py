@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from imageryxr.cli.commands import FLAGS
@@ -14,6 +15,7 @@ from imageryxr.errors import (
     ImageryError,
     LayerError,
     LinkError,
+    Message,
     MipError,
     OptionError,
     Param,
@@ -57,6 +59,17 @@ def command_text(message: object) -> str:
     if isinstance(message, BaseException):
         message = message.args[0] if message.args else ""
     return render_part(message, _option)
+
+
+def renamed(error: ImageryError, **names: str) -> ImageryError:
+    """Return an error whose message has other names of parameters, for an option that another command also has."""
+
+    def other(part: Any) -> Any:
+        if isinstance(part, Message):
+            return Message(*map(other, part.parts))
+        return replace(part, name=names.get(part.name, part.name)) if isinstance(part, Param) else part
+
+    return type(error)(other(error.message))
 
 
 def _option(param: Param) -> str:

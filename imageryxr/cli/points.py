@@ -13,7 +13,8 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.cli.commands import option
 from imageryxr.cli.options import parse_numbers
-from imageryxr.errors import OptionError
+from imageryxr.cli.messages import renamed
+from imageryxr.errors import ImageryError, OptionError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class PointOptions:
         for name in table.columns:
             table[name] = _parse_triples(table[name])
         unit = parse_numbers(self.points_resolution, "--points-resolution", (3,))
-        return [ix.as_annotations(table, position=position, resolution=unit)]
+        try:
+            return [ix.as_annotations(table, position=position, resolution=unit)]
+        except ImageryError as error:
+            raise renamed(error, resolution="points_resolution") from None
 
     def read_table_rows(self, rgba: xr.DataArray, ids: list[str] | None, tree: xr.DataTree | None) -> list[xr.Dataset]:
         """Return the rows of a CAVE table in a picture: those of the root ids, if any are given."""

@@ -12,7 +12,7 @@ import xarray as xr
 from imageryxr.core.annotations import AnnotationType, annotation_type_of, as_triples, make_annotations, property_values
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
 from imageryxr.core.validate import suggest_names
-from imageryxr.errors import BoxError, OptionError, warn
+from imageryxr.errors import BoxError, Message, OptionError, param, warn
 
 _DEFAULT = ("x", "y", "z")
 
@@ -128,7 +128,7 @@ def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: 
     else:
         three = list(given) if isinstance(given, Sequence) else []
         if len(three) != 3 or not all(isinstance(name, str | int) for name in three):
-            raise OptionError(f"{what}={given!r} is not the name of a column or of three columns (x, y, z)")
+            raise OptionError(param(what, given), " is not the name of a column or of three columns (x, y, z)")
         absent = [name for name in three if name not in names]
         if absent and tuple(three) == _DEFAULT:
             candidates = _position_columns(columns, names)
@@ -214,8 +214,9 @@ def _unknown_columns(absent: list[Any], names: list[Any], columns: Any, what: st
     hint = suggest_names(str(absent[0]), map(str, names))
     candidates = _position_columns(columns, names)
     shown = ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
-    advice = f"give {what}=" + " or ".join(map(repr, candidates[:4])) if candidates else f"name three of: {shown}"
-    return OptionError(f"the table has no column {absent[0]!r} for {what}{hint}; {advice}")
+    choice = param(what, text=" or ".join(map(repr, candidates[:4])))
+    advice = Message("give ", choice) if candidates else f"name three of: {shown}"
+    return OptionError(f"the table has no column {absent[0]!r} for ", param(what), f"{hint}; ", advice)
 
 
 def _warn_other_resolution(table: Any, unit: Triple) -> None:

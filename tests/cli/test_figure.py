@@ -44,6 +44,8 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         (["--width-mm", "0"], "--width-mm 0.0 must be a number of mm above 0"),
         (["--label-pt", "-7"], "--label-pt -7.0 must be a number of points above 0"),
         (["--points", "points.txt"], "--points points.txt is not a table"),
+        (["--points", "POINTS", "--points-resolution", "0,1,1"], "--points-resolution 0,1,1 must be positive"),
+        (["--points", "POINTS", "--points-column", "a,b,c"], "the table has no column 'a' for --points-column"),
         (["--dpi", "0"], "--dpi 0.0 must be a number of pixels per inch above 0"),
         (
             ["--outline", "2", "--outline-side", "inside"],
@@ -52,6 +54,8 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
     ],
 )
 def test_errors_name_options_as_flags(sample, tmp_path, args, says):
+    (tmp_path / "points.csv").write_text("x,y,z\n1,2,3\n")
+    args = [tmp_path / "points.csv" if arg == "POINTS" else arg for arg in args]
     failed = run("figure", tmp_path / "a.png", "--image", sample.image, "--image-mip", 2, *args)
     assert failed.returncode == 2
     assert f"error: {says}" in failed.stderr

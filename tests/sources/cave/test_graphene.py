@@ -472,11 +472,11 @@ class TestIds:
 
     @pytest.mark.parametrize("options", [{}, {"ids": []}, {"ids": [2**60]}])
     def test_an_unknown_stale_policy_is_an_error(self, cave, sample, options):
-        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' is not one of"):
+        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' must be 'raise' .*did you mean 'update'"):
             segmentation(cave, stale="ubdate", **options)
-        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' is not one of"):
+        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' must be 'raise' .*did you mean 'update'"):
             ix.open_segmentation(sample.segmentation, stale="ubdate", **options)
-        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' is not one of"):
+        with pytest.raises(ix.errors.OptionError, match="stale='ubdate' must be 'raise' .*did you mean 'update'"):
             ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, stale="ubdate", **options)
 
     def test_ids_that_are_not_roots_are_errors(self, cave):
