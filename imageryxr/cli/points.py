@@ -12,8 +12,8 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.cli.commands import option
-from imageryxr.cli.options import parse_numbers
 from imageryxr.cli.messages import renamed
+from imageryxr.cli.options import parse_numbers
 from imageryxr.errors import ImageryError, OptionError
 
 
