@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS, IndexBox
-from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError
+from imageryxr.graph.cutout_places import check_same_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy
 from imageryxr.graph.map_cutouts import map_cutouts
@@ -68,9 +69,8 @@ def _check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> lis
     if not segmentation.sizes[CUTOUT]:
         raise LayerError("the segmentation has no cutouts; select at least one")
     found = [array.transpose(CUTOUT, *DIMS) for array in arrays]
-    # Equal first voxels of equal sizes: the centres lie in the same voxels.
-    if not all(np.array_equal(first_voxels(array), first_voxels(found[0])) for array in found[1:]):
-        raise GridMismatchError("the image and the segmentation were cut out around different centres; cut both alike")
+    if len(found) == 2:
+        check_same_cutouts(found[0], found[1], "the segmentation and the image")
     return found
 
 

@@ -13,14 +13,14 @@ from imageryxr.core.annotations import AXIS, DIM, ENDS, as_triples, stack_axes
 from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.core.grid_checks import check_extent, check_same_grid, out_of_volume_error
+from imageryxr.core.grid_checks import check_extent, out_of_volume_error
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.graph.cutout_places import PHASE, check_same_positions
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.ops.align import align, layer_type_of
 from imageryxr.ops.annotations import as_annotations
-from imageryxr.ops.cutout_align import PHASE
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import layers_of
 
@@ -126,9 +126,10 @@ def cutouts(
         source = _align_tree(source, to)
     arrays = {name: source[name] for name in _spatial_names(source)} if isinstance(source, xr.Dataset) else {"": source}
     volumes = {name: _volume(array) for name, array in arrays.items()}
-    grid = next(iter(volumes.values())).grid
+    first = next(iter(volumes.values()))
+    grid = first.grid
     for name, volume in volumes.items():
-        check_same_grid(volume.grid, grid, f"the variables {name!r} and {next(iter(volumes))!r}")
+        check_same_positions(volume, first, f"the variables {name!r} and {next(iter(volumes))!r}")
     starts = _first_voxels(points, grid, shape)
     _check_inside(starts, points, grid, shape, next(iter(arrays.values())).name)
     coords = _coordinates(points, columns, grid, shape, {str(a.name) for a in arrays.values()})

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.core.grid_checks import check_same_grid
+from imageryxr.graph.cutout_places import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.groups import PairSums, group_rows, merge_pairs
@@ -64,7 +64,7 @@ def overlaps(a: xr.DataArray, b: xr.DataArray, *, background: bool = False) -> x
     (0.0, True)
     """
     volumes = [segmentation_volume(a), segmentation_volume(b)]
-    check_same_grid(volumes[0].grid, volumes[1].grid, "the segmentations")
+    check_same_positions(volumes[0], volumes[1], "the segmentations")
     table = reduce_volumes(volumes, partial(_overlaps_of_block, background=background), merge_pairs)
     voxels = table.sums[:, 0]
     split, merge = _conditional_entropies(table.pairs, voxels)

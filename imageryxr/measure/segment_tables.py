@@ -15,8 +15,8 @@ import xarray as xr
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError
+from imageryxr.graph.cutout_places import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume, volume_of
 from imageryxr.measure.groups import Groups, PairSums, group_rows, merge_pairs
@@ -38,7 +38,7 @@ def prepare_measurement(
     volumes = [labels]
     if image is not None:
         volumes.append(_image_volume(image))
-        check_same_grid(labels.grid, volumes[1].grid, "the segmentation and the image")
+        check_same_positions(labels, volumes[1], "the segmentation and the image")
     if percentiles is not None:
         _check_percentiles(percentiles, volumes[1:])
     requested = None if ids is None else RequestedIds.of(ids)

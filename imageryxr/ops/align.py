@@ -21,6 +21,7 @@ from imageryxr.errors import (
     Wording,
     param,
 )
+from imageryxr.graph.cutout_places import check_same_centers
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
 from imageryxr.graph.labelled import Volume, has_cutouts, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
@@ -141,6 +142,7 @@ def align(
     if has_cutouts(image) and has_cutouts(segmentation) and bbox is None:
         return align_cutouts(image, segmentation, to, regrid)
     image_volume, labels = _image_volume(image), _segmentation_volume(segmentation)
+    check_same_centers(image_volume, labels, "the image and the segmentation")
     warn_half_voxel(image_volume.grid, image_volume.attrs, labels.grid, labels.attrs)
     whole = _common_grid(image_volume.grid, labels.grid, to)
     if bbox is None:

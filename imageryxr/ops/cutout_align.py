@@ -12,17 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS, SNAP, Index3, Triple
-from imageryxr.core.grid import Axis, Grid, grid_of
-from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.core.bbox import DIMS, Index3, Triple
+from imageryxr.core.grid import Grid, grid_of
+from imageryxr.errors import LayerError, OptionError
+from imageryxr.graph.cutout_places import PHASE, centers_of, central_voxels, check_same_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import attrs_on_grid, is_dask, is_lazy
 from imageryxr.graph.map_cutouts import map_cutouts
 
 CUTOUT = "cutout"
 P = ParamSpec("P")
-PHASE = "cutout_phase"
-"""Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
 _TARGETS = ("finest", "coarsest", "image", "segmentation")
 
 
@@ -44,11 +43,11 @@ def align_cutouts(
         raise OptionError(f"to={to!r} cannot be used for cutouts; give one of {', '.join(map(repr, _TARGETS))}")
     layers = {"image": image.transpose(CUTOUT, *DIMS), "segmentation": segmentation.transpose(CUTOUT, *DIMS)}
     places = {name: _Placement.of(array) for name, array in layers.items()}
-    if not np.array_equal(places["image"].centers, places["segmentation"].centers):
-        raise GridMismatchError("the image and the segmentation were cut out around different centres; cut both alike")
+    check_same_cutouts(layers["image"], layers["segmentation"], "the image and the segmentation", phases=False)
     picked = [_pick_layer(places, axis, to) for axis in range(3)]
     grid = Grid.from_axes([places[name].grid.axes[axis] for axis, name in enumerate(picked)])
     firsts = np.stack([places[name].firsts[:, axis] for axis, name in enumerate(picked)], axis=1)
+    phase = [float(_phase(layers[name])[2 - axis]) for axis, name in enumerate(picked)][::-1]
     coords: dict[Any, xr.Variable] = {n: c.variable for layer in layers.values() for n, c in layer.coords.items()}
     coords |= grid.coords()
     found = {}
@@ -65,7 +64,8 @@ def align_cutouts(
                 data = map_cutouts(run, [blocks], grid.shape, array.dtype, rows=rows, name=name)
             else:
                 data = run(array.values, rows)
-        found[name] = xr.Variable((CUTOUT, *DIMS), data, attrs_on_grid(array.attrs, grid))
+        attrs = {n: v for n, v in attrs_on_grid(array.attrs, grid).items() if n != PHASE}
+        found[name] = xr.Variable((CUTOUT, *DIMS), data, attrs | ({PHASE: phase} if any(phase) else {}))
     return xr.Dataset(found, coords)
 
 
@@ -82,37 +82,31 @@ class _Placement:
 
     grid: Grid
     """The grid of the offsets from the centres."""
-    centers: npt.NDArray[np.float64]
-    """(z, y, x) in nm."""
     firsts: npt.NDArray[np.float64]
     """Index (z, y, x) of the first voxel of each cutout, counted from 0 nm."""
 
     @classmethod
     def of(cls, array: xr.DataArray) -> _Placement:
         """Return the positions of an array of cutouts."""
-        names = [f"center_{dim}" for dim in DIMS]
-        absent = [name for name in names if name not in array.coords]
-        if absent:
-            raise LayerError(f"the cutouts {array.name!r} lack the coordinate {absent[0]!r}, which ix.cutouts sets")
+        centers = centers_of(array.coords)
+        if centers is None:
+            raise LayerError(
+                f"the cutouts {array.name!r} lack the coordinates 'center_x', 'center_y' and 'center_z', which "
+                "ix.cutouts sets"
+            )
         grid = grid_of(array.isel({CUTOUT: 0}))
-        centers = np.stack([np.asarray(array.coords[name].values, np.float64) for name in names], axis=1)
-        phase = list(array.attrs.get(PHASE, (0, 0, 0)))[::-1]
-        firsts = [_first(centers[:, a], own, float(phase[a])) for a, own in enumerate(grid.axes)]
-        return cls(grid, centers, np.stack(firsts, axis=1))
+        # The middle of the voxel that contains the centre has the offset 0.
+        starts = [round(float(own.offset) + 0.5) for own in grid.axes]
+        return cls(grid, central_voxels(centers, grid.resolution) + np.array(starts) + _phase(array)[::-1])
+
+
+def _phase(array: xr.DataArray) -> npt.NDArray[np.float64]:
+    return np.array(array.attrs.get(PHASE, (0, 0, 0)), np.float64)
 
 
 def first_voxels(array: xr.DataArray) -> npt.NDArray[np.float64]:
     """Return the index (z, y, x) of the first voxel of each cutout (cutout, z, y, x), counted from 0 nm."""
     return _Placement.of(array).firsts
-
-
-def _first(centers: npt.NDArray[np.float64], own: Axis, phase: float) -> npt.NDArray[np.float64]:
-    places = centers / own.resolution
-    whole = np.rint(places)
-    middle = np.where(np.abs(places - whole) < float(SNAP), whole, np.floor(places))
-    # The middle of the voxel that contains the centre has the offset 0.
-    found: npt.NDArray[np.float64] = middle + round(float(own.offset) + 0.5) + phase
-    return found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.grid import Grid, grid_of
-from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError
+from imageryxr.graph.cutout_places import Places, centers_of, check_same_cutouts, check_same_places
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy, route_cutouts
 from imageryxr.graph.map_cutouts import map_cutouts
@@ -123,9 +124,8 @@ class _Labels:
 
 def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataArray:
     first = arrays[0]
-    if any(a.sizes[CUTOUT] != first.sizes[CUTOUT] for a in arrays):
-        sizes = ", ".join(str(a.sizes[CUTOUT]) for a in arrays)
-        raise GridMismatchError(f"the arrays have {sizes} cutouts; give arrays of the same cutouts")
+    for other in arrays[1:]:
+        check_same_cutouts(first, other, f"the arrays {first.name!r} and {other.name!r}")
     labels = [_Labels.of(a) for a in arrays]
     zeros = [one.label(np.zeros(a.shape[1:], a.dtype)) for one, a in zip(labels, arrays, strict=True)]
     template = call(zeros)
@@ -229,6 +229,10 @@ def _column_values(column: xr.DataArray, segmentation: xr.DataArray) -> npt.NDAr
             f"ids {column.name!r} has {column.sizes[CUTOUT]:,} values for {segmentation.sizes.get(CUTOUT, 0):,} "
             "cutouts; take it from the same array, such as boxes.pre_id"
         )
+    places, centers = Places.of(segmentation), centers_of(column.coords)
+    if places is not None and centers is not None:
+        own = Places(centers, places.resolution, None)
+        check_same_places(own, places, f"ids {column.name!r} and the segmentation")
     values = np.asarray(column.values)
     if values.dtype.kind not in "iu":
         raise LayerError(f"ids {column.name!r} has dtype {values.dtype}, but ids are integers; give uint64")

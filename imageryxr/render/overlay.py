@@ -16,9 +16,9 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.mapping import ColorSpec
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS
-from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.core.validate import check_axis, check_pair
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
+from imageryxr.graph.cutout_places import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.cutout_verbs import accepts_cutouts
@@ -294,7 +294,7 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
         raise OptionError("composite was given no layers; give RGBA arrays, the bottom one first")
     volumes = [rgba_volume(layer, f"layer {i}") for i, layer in enumerate(layers)]
     for i, volume in enumerate(volumes[1:], 1):
-        check_same_grid(volume.grid, volumes[0].grid, f"layers {i} and 0")
+        check_same_positions(volume, volumes[0], f"layers {i} and 0")
     drawn = [entry for v in volumes for entry in json.loads(v.attrs.get(DRAWN_COLORS, "[]"))]
     attrs = {**volumes[0].attrs, **({DRAWN_COLORS: json.dumps(drawn)} if drawn else {})}
     return label_rgba(LayerStack(tuple(v.expr for v in volumes)), volumes, attrs, "composite")

@@ -16,8 +16,8 @@ from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.colors.record import describe_colors
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import Grid
-from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import Message, Wording, warn
+from imageryxr.graph.cutout_places import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume
 from imageryxr.ops.segment_ids import RequestedIds, id_array, id_list
@@ -279,9 +279,9 @@ class Canvas:
     def add_volume(self, volume: Volume, what: str) -> None:
         """Add a volume that is drawn; raise `GridMismatchError` unless it is on the grid of the first one."""
         if self.image is not None:
-            check_same_grid(self.image.grid, volume.grid, f"the image and {what}")
+            check_same_positions(self.image, volume, f"the image and {what}")
         elif self.volumes:
-            check_same_grid(volume.grid, self.volumes[0].grid, f"{what} and the first one")
+            check_same_positions(volume, self.volumes[0], f"{what} and the first one")
         self.volumes.append(volume)
 
     def add_layer(self, exprs: Sequence[Expr], colors: dict[str, Any]) -> None:

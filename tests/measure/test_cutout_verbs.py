@@ -138,7 +138,7 @@ def test_ids_that_some_cutouts_lack_cause_no_warning(recwarn):
 
 def test_wrong_arguments_are_errors():
     ds = boxes("in memory")
-    with pytest.raises(GridMismatchError, match="have 5, 3 cutouts"):
+    with pytest.raises(GridMismatchError, match="have 5 and 3 cutouts"):
         ix.overlay(ds.image, ds.segmentation[:3])
     with pytest.raises(OptionError, match="has 5 values for 3 cutouts"):
         ix.outline(ds.segmentation[:3], ids=ds.pre_id)
@@ -197,6 +197,64 @@ def test_layers_cut_out_around_different_centres_cannot_be_aligned():
         ix.align(one, other)
     with pytest.raises(OptionError, match="cannot be used for cutouts"):
         ix.align(one, one, to=(8, 8, 40))
+
+
+def two_arrays(ds, other):
+    """Return calls of each verb of two arrays, of which one comes from other cutouts."""
+    grey = ix.to_rgba(ds.image)
+    return {
+        "overlay": lambda: ix.overlay(ds.image, other.segmentation),
+        "layers": lambda: ix.overlay(None, [ix.Layer(ds.segmentation), ix.Layer(other.segmentation)]),
+        "composite": lambda: ix.composite(grey, ix.outline(other.segmentation)),
+        "measure": lambda: ix.measure(ds.segmentation, other.image),
+        "align": lambda: ix.align(ds.image, other.segmentation),
+        "one cutout": lambda: ix.overlay(ds.image.isel(cutout=0), other.segmentation.isel(cutout=0)),
+        "composite of one": lambda: ix.composite(
+            grey.isel(cutout=0), ix.outline(other.segmentation.isel(cutout=0), width=1)
+        ),
+        "measure one": lambda: ix.measure(ds.segmentation.isel(cutout=0), other.image.isel(cutout=0)),
+        "overlaps": lambda: ix.overlaps(ds.segmentation.isel(cutout=0), other.segmentation.isel(cutout=0)),
+        "align one": lambda: ix.align(ds.image.isel(cutout=0), other.segmentation.isel(cutout=0)),
+        "ids": lambda: ix.overlay(ds.image, ds.segmentation, ids=other.pre_id),
+        "outline": lambda: ix.outline(ds.segmentation, ids=[ds.post_id, other.pre_id]),
+        "measure ids": lambda: ix.measure(ds.segmentation, ids=other.pre_id),
+    }
+
+
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+@pytest.mark.parametrize("call", two_arrays(boxes("in memory"), boxes("in memory")))
+def test_cutouts_of_different_places_cannot_be_combined(kind, call):
+    ds = boxes(kind)
+    with pytest.raises(GridMismatchError, match="around different centres: cutout 0 around .* and .* nm; cut both"):
+        two_arrays(ds, ds.isel(cutout=[1, 0, 2, 3, 4]))[call]()
+    two_arrays(ds, boxes(kind).isel(cutout=[0, 1, 2, 3, 4]))[call]()
+
+
+def test_cutouts_around_other_points_of_the_same_voxels_can_be_combined():
+    ds = boxes("in memory")
+    source = counted_source.opened()
+    sides = np.array(counted_source.GRID.resolution)
+    near = ix.cutouts(source, (CENTERS // sides + 0.3) * sides, SIZE)
+    np.testing.assert_array_equal(ix.overlay(ds.image, near), ix.overlay(ds.image, ds.segmentation))
+    moved = source.assign_coords(x=source.x + 4)
+    with pytest.raises(GridMismatchError, match="a part of a voxel apart"):
+        ix.overlay(ds.image, ix.cutouts(moved, CENTERS, SIZE))
+    lost = ds.image.drop_attrs()
+    assert ix.overlay(lost, ds.segmentation).sizes["cutout"] == 5
+
+
+def test_aligned_cutouts_of_shifted_layers_are_measured_and_drawn_together():
+    centers = [(300, 250, 200)]
+    ds = ix.align(*(ix.cutouts(array, centers, (12, 10, 1)) for array in LAYERS.values()))
+    ix.overlay(ds.image, ds.segmentation)
+    whole = ix.align(*LAYERS.values())
+    found = ix.measure(ds.segmentation, ds.image)
+    lo, hi = found.bbox_min.min("segment").values, found.bbox_max.max("segment").values
+    part = ix.crop(whole, ix.BBox(lo, hi, resolution=(1, 1, 1)))
+    expected = ix.measure(part.segmentation, part.image)
+    np.testing.assert_array_equal(found.segment, expected.segment)
+    np.testing.assert_allclose(found.centroid, expected.centroid)
+    np.testing.assert_allclose(found["mean"], expected["mean"])
 
 
 @pytest.mark.parametrize("kind", ["dask", "in memory"])

@@ -1,0 +1,124 @@
+"""Compare the positions of cutouts, whose coordinates are offsets from their centres."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from imageryxr.core.bbox import DIMS, SNAP, Triple
+from imageryxr.core.grid import grid_of
+from imageryxr.core.grid_checks import check_same_grid
+from imageryxr.errors import GridMismatchError
+from imageryxr.graph.labelled import CUTOUT, Volume
+
+PHASE = "cutout_phase"
+"""Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
+
+_CENTERS = tuple(f"center_{dim}" for dim in DIMS)
+_Points = npt.NDArray[np.float64]
+
+
+def centers_of(coords: Mapping[Any, Any]) -> _Points | None:
+    """Return the centres (n, 3) of cutouts as (z, y, x) in nm, from their coordinates; None if there are none."""
+    if not all(name in coords for name in _CENTERS):
+        return None
+    columns = [np.asarray(coords[name].values, np.float64).reshape(-1) for name in _CENTERS]
+    return np.stack(columns, axis=1) if len({len(column) for column in columns}) == 1 else None
+
+
+def central_voxels(centers: _Points, resolution: Triple) -> _Points:
+    """Return the indexes (z, y, x) of the voxels that contain points in nm, counted from 0 nm."""
+    places = centers / np.array(resolution[::-1], np.float64)
+    whole = np.rint(places)
+    found: _Points = np.where(np.abs(places - whole) < float(SNAP), whole, np.floor(places))
+    return found
+
+
+@dataclass(frozen=True)
+class Places:
+    """The positions of the cutouts of an array."""
+
+    centers: _Points
+    resolution: Triple
+    phase: tuple[float, ...] | None
+    """None if it is unknown, as of an array that has lost its attrs."""
+
+    @classmethod
+    def of(cls, array: xr.DataArray, *, phases: bool = True) -> Places | None:
+        """Return the positions of cutouts (cutout, z, y, x); None if the array lacks their centres."""
+        centers = centers_of(array.coords)
+        if centers is None:
+            return None
+        phase = _phase_of(array.attrs) if phases else None
+        return cls(centers, grid_of(array.isel({CUTOUT: 0})).resolution, phase)
+
+    def differ_from(self, other: Places) -> npt.NDArray[np.intp]:
+        """Return the numbers of the cutouts whose voxels lie elsewhere than those of another array."""
+        is_same = self.centers == other.centers
+        if self.resolution == other.resolution:
+            voxels = [central_voxels(one.centers, one.resolution) for one in (self, other)]
+            is_same |= voxels[0] == voxels[1]
+            if self.phase is not None and other.phase is not None:
+                is_same &= np.isclose(self.phase, other.phase, atol=float(SNAP))[::-1]
+        return np.flatnonzero(~is_same.all(axis=1))
+
+
+def _phase_of(attrs: Mapping[Any, Any]) -> tuple[float, ...] | None:
+    return tuple(map(float, attrs.get(PHASE, (0, 0, 0)))) if PHASE in attrs or "resolution" in attrs else None
+
+
+def check_same_places(one: Places | None, other: Places | None, what: str) -> None:
+    """Raise `GridMismatchError` if two arrays of equally many cutouts were cut out at different positions."""
+    if one is None or other is None:
+        return
+    rows = one.differ_from(other)
+    if not len(rows):
+        return
+    points = [f"({', '.join(f'{v:,.10g}' for v in place.centers[rows[0], ::-1])})" for place in (one, other)]
+    advice = "cut both out of one Dataset, ix.cutouts(ix.align(image, segmentation), …), and select the same cutouts"
+    if points[0] == points[1]:
+        raise GridMismatchError(f"{what} were cut out of volumes whose voxels lie a part of a voxel apart; {advice}")
+    raise GridMismatchError(
+        f"{what} were cut out around different centres: cutout {rows[0]} around {points[0]} nm and {points[1]} nm; "
+        f"{advice} of both"
+    )
+
+
+def check_same_cutouts(one: xr.DataArray, other: xr.DataArray, what: str, *, phases: bool = True) -> None:
+    """Raise `GridMismatchError` unless two arrays have as many cutouts, at the same positions.
+
+    Parameters
+    ----------
+    one, other : DataArray
+        Cutouts (cutout, z, y, x).
+    what : str
+        The arrays, in the message.
+    phases : bool
+        Whether an offset of a part of a voxel is an error.
+    """
+    counts = [array.sizes[CUTOUT] for array in (one, other)]
+    if counts[0] != counts[1]:
+        raise GridMismatchError(f"{what} have {counts[0]:,} and {counts[1]:,} cutouts; select the same cutouts of both")
+    check_same_places(Places.of(one, phases=phases), Places.of(other, phases=phases), what)
+
+
+def check_same_positions(one: Volume, other: Volume, what: str) -> None:
+    """Raise `GridMismatchError` unless two volumes lie on one grid and, if they are cutouts, at one position."""
+    check_same_grid(one.grid, other.grid, what)
+    check_same_centers(one, other, what)
+
+
+def check_same_centers(one: Volume, other: Volume, what: str) -> None:
+    """Raise `GridMismatchError` if two volumes are single cutouts at different positions."""
+    check_same_places(_places_of_volume(one), _places_of_volume(other), what)
+
+
+def _places_of_volume(volume: Volume) -> Places | None:
+    """Return the position of a single cutout; None for other arrays."""
+    centers = centers_of({extra.name: extra.variable for extra in volume.extras if not extra.variable.dims})
+    return None if centers is None else Places(centers, volume.grid.resolution, _phase_of(volume.attrs))
