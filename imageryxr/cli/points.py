@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ class PointOptions:
         position: Any = ("x", "y", "z") if column is None else column
         if column is not None and column not in table.columns and "," in column:
             position = tuple(name.strip() for name in column.split(","))
-        for name in table.columns:
-            table[name] = _parse_triples(table[name])
         unit = parse_numbers(self.points_resolution, "--points-resolution", (3,))
         try:
             return [ix.as_annotations(table, position=position, resolution=unit)]
@@ -78,16 +75,3 @@ def _read_table(path: str) -> Any:
         ) from None
     except (ValueError, OSError) as error:
         raise OptionError(f"--points {path} cannot be read: {str(error)[:200]}") from None
-
-
-def _parse_triples(column: Any) -> Any:
-    """Return a column of triples that a CSV file stores as text, such as "[1, 2, 3]" or "[1 2 3]"; others unchanged."""
-    texts = [value for value in column if isinstance(value, str)]
-    if not texts or not all(re.fullmatch(r"\s*[\[(][^\[\]()]*[\])]\s*", text) for text in texts[:1000]):
-        return column
-    rows = [re.findall(r"[-+0-9.eE]+", value) if isinstance(value, str) else None for value in column]
-    try:
-        triples = [None if row is None else [float(number) for number in row] for row in rows]
-    except ValueError:
-        return column
-    return triples if all(row is None or len(row) == 3 for row in triples) else column

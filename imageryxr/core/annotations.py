@@ -16,29 +16,27 @@ it, and netCDF and Zarr files can store it.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
 
+from imageryxr.core.annotation_values import as_triples, is_id_name, list_categories, property_values
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.colors.ids import MAX_ID
 from imageryxr.errors import BoxError, LayerError, OptionError
 
 AnnotationType = Literal["point", "line", "box", "ellipsoid"]
 DIM = "annotation"
 AXIS = "axis"
+#: Attr of a column: JSON of all its categories, so that a part of a table has the colours of the whole.
+CATEGORIES = "categories"
 ENDS = ("z_end", "y_end", "x_end")
 RADII = ("z_radius", "y_radius", "x_radius")
 
 _RESERVED = {DIM, AXIS, "id", *DIMS, *ENDS, *RADII}
-_ID_NAME = re.compile(r"(^|_)(id|ids|segment|segment_id|root|supervoxel)$", re.IGNORECASE)
-_EXACT_FLOAT = 2**53
 
 
 def make_annotations(
@@ -50,6 +48,7 @@ def make_annotations(
     ids: Any = None,
     properties: Mapping[Any, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    strict: bool = False,
 ) -> xr.Dataset:
     """Return the Dataset of annotations.
 
@@ -70,6 +69,8 @@ def make_annotations(
         whose name is taken, such as ``x``, is renamed to ``x_column``.
     attrs : mapping, optional
         Further attrs, such as ``source`` and ``timestamp``. None values are omitted.
+    strict : bool, default False
+        Raise for numbers that cannot be ids in columns of ids; see `property_values`.
 
     Returns
     -------
@@ -90,6 +91,7 @@ def make_annotations(
         )
     places = _check_triples(positions, "positions")
     count = len(places)
+    _refuse_unused(annotation_type, ends, radii)
     needs = {"line": ("ends", ends), "box": ("ends", ends), "ellipsoid": ("radii", radii)}.get(annotation_type)
     if needs is not None and needs[1] is None:
         raise OptionError(f"annotations of type {annotation_type!r} need {needs[0]}, (x, y, z) in nm for each")
@@ -103,8 +105,8 @@ def make_annotations(
         name = str(key)
         while name in _RESERVED or name in named:
             name += "_column"
-        named[name] = _property_variable(name, values, count)
-    numbers = np.arange(count, dtype=np.uint64) if ids is None else property_values(ids, "id")
+        named[name] = _property_variable(name, values, count, strict)
+    numbers = np.arange(count, dtype=np.uint64) if ids is None else property_values(ids, "id", strict=strict)
     coords: dict[str, Any] = {"id": (DIM, _check_length(numbers, "id", count))}
     if any(AXIS in variable[0] for variable in named.values()):
         coords[AXIS] = list("xyz")
@@ -147,179 +149,33 @@ def stack_axes(annotations: xr.Dataset, names: tuple[str, str, str]) -> npt.NDAr
     return np.stack([np.asarray(annotations[name].values, np.float64) for name in names], axis=1)
 
 
-def is_id_name(name: Any) -> bool:
-    """Return whether the name of a column is that of ids, such as ``id``, ``pt_root_id`` or ``segment``."""
-    return _ID_NAME.search(str(name)) is not None
-
-
-def property_values(values: Any, name: str = "") -> npt.NDArray[Any]:
-    """Convert the values of a property to a numpy array that files can store, without changing a value.
-
-    Integers stay exact: those of a column of ids (see `is_id_name`) become uint64, also from digits in strings, and a
-    missing id becomes 0, the background. Other integers and booleans with missing values become float64 with NaN.
-    Strings become objects, with None where they are missing. Times with a zone become datetime64 in UTC. Lists and
-    dicts become JSON text.
-
-    Parameters
-    ----------
-    values : Series, array or list
-        Values of any dtype, including pandas' nullable, categorical and Arrow dtypes.
-    name : str
-        Name of the column.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n,).
-
-    Raises
-    ------
-    LayerError
-        If ids were converted to floats and have lost digits.
-    """
-    plain = _plain_array(values)
-    if plain.dtype.kind == "O":
-        plain = _objects_to_array(plain, name)
-    if not is_id_name(name):
-        return plain
-    if plain.dtype.kind in "iu":
-        return plain if plain.dtype.kind == "i" and plain.size and plain.min() < 0 else plain.astype(np.uint64)
-    if plain.dtype.kind == "f":
-        return _float_ids(plain, name)
-    return plain
-
-
-def _plain_array(values: Any) -> npt.NDArray[Any]:
-    """Return values as a numpy array; missing values are None in an array of objects."""
-    if isinstance(values, xr.DataArray):
-        values = values.values
-    if isinstance(values, pd.Series | pd.Index):
-        values = values.array
-    if isinstance(values, pd.Categorical):
-        values = np.asarray(values)
-    if isinstance(values, pd.api.extensions.ExtensionArray):
-        if isinstance(values.dtype, pd.DatetimeTZDtype):
-            return np.asarray(pd.DatetimeIndex(values).tz_convert("UTC").tz_localize(None))
-        values = values.to_numpy(dtype=values.dtype.numpy_dtype if _is_complete(values) else object)
-    elif not isinstance(values, np.ndarray):
-        # A list of ints beyond int64 with a None would become floats; another library's column, objects or floats.
-        items = values.to_list() if hasattr(values, "to_list") else list(values)
-        values = np.empty(len(items), dtype=object)
-        values[:] = items
-    found: npt.NDArray[Any] = values
-    return found.astype(object) if found.dtype.kind in "SUT" else found
-
-
-def _is_complete(values: Any) -> bool:
-    """Return whether an extension array has a dtype of numpy's and no missing value."""
-    stated = getattr(values.dtype, "numpy_dtype", None)
-    return isinstance(stated, np.dtype) and not bool(np.any(values.isna()))
-
-
-def _objects_to_array(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Return objects as numbers or times if all of them are, otherwise as strings."""
-    is_missing = np.fromiter((_is_missing(v) for v in values), bool, len(values))
-    present = [v.item() if isinstance(v, np.generic) else v for v in values[~is_missing].tolist()]
-    kinds = {type(v) for v in present}
-    if kinds and kinds <= {bytes}:
-        present, kinds = [v.decode(errors="replace") for v in present], {str}
-    if is_id_name(name) and kinds == {str} and all(re.fullmatch(r"[0-9]{1,20}", v) for v in present):
-        present, kinds = [int(v) for v in present], {int}
-    if kinds <= {int} and kinds:
-        return _integers(present, is_missing, name)
-    if kinds and kinds <= {int, float, bool}:
-        return _scatter(
-            present, is_missing, np.bool_ if kinds == {bool} and not is_missing.any() else np.float64, np.nan
-        )
-    if kinds and all(hasattr(v, "isoformat") and hasattr(v, "utcoffset") for v in present):
-        times = pd.to_datetime(pd.Series(present), utc=True).dt.tz_localize(None).to_numpy()
-        return _scatter(times, is_missing, times.dtype, np.datetime64("NaT"))
-    texts = [v if isinstance(v, str) else _to_text(v) for v in present]
-    return _scatter(texts, is_missing, np.dtype(object), None)
-
-
-def _integers(present: list[int], is_missing: npt.NDArray[np.bool_], name: str) -> npt.NDArray[Any]:
-    low, high = min(present), max(present)
-    if is_id_name(name) or not is_missing.any():
-        if low >= 0 and high <= MAX_ID:
-            return _scatter(present, is_missing, np.uint64 if is_id_name(name) or high >= 2**63 else np.int64, 0)
-        if low >= -(2**63) and high < 2**63:
-            return _scatter(present, is_missing, np.int64, 0)
-    elif low >= -_EXACT_FLOAT and high <= _EXACT_FLOAT:
-        return _scatter(present, is_missing, np.float64, np.nan)
-    elif low >= 0 and high <= MAX_ID:
-        return _scatter(present, is_missing, np.uint64, 0)  # floats would lose digits
-    return _scatter([str(v) for v in present], is_missing, np.dtype(object), None)
-
-
-def _scatter(present: Any, is_missing: npt.NDArray[np.bool_], dtype: Any, fill: Any) -> npt.NDArray[Any]:
-    out = np.full(len(is_missing), fill if is_missing.any() else 0, dtype)
-    out[~is_missing] = present if isinstance(present, np.ndarray) else np.array(present, dtype=dtype)
-    return out
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
-
-
-def _to_text(value: Any) -> str:
-    try:
-        return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value)
-    except (TypeError, ValueError):
-        return str(value)
-
-
-def _float_ids(values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Return ids that pandas has converted to floats, because some are missing, as uint64."""
-    finite = values[np.isfinite(values)]
-    if finite.size and (finite != np.floor(finite)).any():
-        return values
-    if finite.size and np.abs(finite).max() >= _EXACT_FLOAT:
-        raise LayerError(
-            f"the ids in {name!r} were converted to floats, and those beyond 2**53 have lost digits; read the table "
-            f"with dtype={{{name!r}: 'UInt64'}}, or leave the column out"
-        )
-    if finite.size and finite.min() < 0:
-        return values
-    return np.where(np.isfinite(values), values, 0).astype(np.uint64)
-
-
-def as_triples(values: Any) -> npt.NDArray[np.float64] | None:
-    """Return a column of triples, such as a list of lists or an array (n, 3), as float64 (n, 3); None if it is not one.
-
-    A missing triple becomes NaN.
-    """
-    try:
-        array = np.asarray(values)
-    except ValueError:  # a ragged list, which may have missing triples
-        array = _plain_array(values)
-    if array.ndim == 2 and array.shape[1] == 3 and array.dtype.kind in "iuf":
-        return array.astype(np.float64)
-    if array.ndim != 1 or array.dtype.kind != "O" or not len(array):
-        return None
-    out = np.full((len(array), 3), np.nan)
-    is_missing = np.fromiter((_is_missing(row) for row in array), bool, len(array))
-    rows = array[~is_missing].tolist()
-    if not rows or not all(isinstance(row, list | tuple | np.ndarray) and np.shape(row) == (3,) for row in rows):
-        return None
-    try:
-        out[~is_missing] = np.array([np.asarray(row, np.float64) for row in rows])
-    except (TypeError, ValueError):
-        return None
-    return out
-
-
 def _axis_variables(names: tuple[str, ...], triples: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {name: (DIM, np.ascontiguousarray(triples[:, 2 - axis]), {"units": "nm"}) for axis, name in enumerate(names)}
 
 
-def _property_variable(name: str, values: Any, count: int) -> tuple[Any, ...]:
+def _property_variable(name: str, values: Any, count: int, strict: bool) -> tuple[Any, ...]:
+    attrs: dict[str, Any] = {}
     if isinstance(values, xr.DataArray | xr.Variable) and values.ndim == 1:
-        return (DIM, _check_length(property_values(values.values, name), name, count), dict(values.attrs))
-    triples = as_triples(values)
-    if triples is not None:
-        return ((DIM, AXIS), _check_length(triples, name, count))
-    return (DIM, _check_length(property_values(values, name), name, count))
+        values, attrs = values.values, dict(values.attrs)
+    else:
+        triples = as_triples(values)
+        if triples is not None:
+            return ((DIM, AXIS), _check_length(triples, name, count))
+    plain = _check_length(property_values(values, name, strict=strict), name, count)
+    categories = [] if is_id_name(name) else list_categories(values, plain)
+    # Text, because netCDF does not distinguish a list of one from its item.
+    return (DIM, plain, ({CATEGORIES: json.dumps(categories)} if categories else {}) | attrs)
+
+
+def _refuse_unused(annotation_type: str, ends: Any, radii: Any) -> None:
+    """Raise for ends or radii that the type does not have."""
+    fits = {"end": ("line", "box"), "radius": ("ellipsoid",)}
+    for name, given in (("end", ends), ("radius", radii)):
+        if given is not None and annotation_type not in fits[name]:
+            raise OptionError(
+                f"annotations of type {annotation_type!r} have no {name}; leave out {name}=, or give annotation_type="
+                + " or ".join(map(repr, fits[name]))
+            )
 
 
 def _check_length(values: npt.NDArray[Any], name: str, count: int) -> npt.NDArray[Any]:

@@ -102,7 +102,8 @@ def _polygon_distance(px: float, py: float, m: NDArray[np.float64]) -> float:
             left += 1
         elif side < 0.0:
             right += 1
-    return -nearest if left == 0 or right == 0 else nearest
+    # A polygon without area has no interior.
+    return -nearest if (left == 0) != (right == 0) else nearest
 
 
 @compile_kernel

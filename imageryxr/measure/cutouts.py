@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotations import AXIS, DIM, ENDS, as_triples, stack_axes
+from imageryxr.core.annotation_values import as_triples
+from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
 from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
 from imageryxr.core.grid import Axis, Grid

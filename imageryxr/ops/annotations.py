@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
-from imageryxr.core.annotations import AnnotationType, annotation_type_of, as_triples, make_annotations, property_values
+from imageryxr.core.annotation_values import as_triples, is_missing, property_values
+from imageryxr.core.annotations import AnnotationType, annotation_type_of, make_annotations
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
 from imageryxr.core.validate import suggest_names
 from imageryxr.errors import BoxError, Message, OptionError, param, warn
@@ -37,8 +39,9 @@ def as_annotations(
         A table with a row per annotation; or an array of positions (x, y, z).
     position : three names, or a name, default ("x", "y", "z")
         The columns of the positions. A single name means a column of triples, as in CAVE tables
-        (``"pre_pt_position"``), or the prefix of three columns (``pre_pt_position_x``, ``…_y`` and ``…_z``). If the
-        table has no columns x, y and z, but one such column or prefix, the default means that.
+        (``"pre_pt_position"``; also as text, "[1 2 3]", from a CSV file), or the prefix of three columns
+        (``pre_pt_position_x``, ``…_y`` and ``…_z``). If the table has no columns x, y and z, but one such column or
+        prefix, the default means that.
     end : three names, a name, or array_like of shape (n, 3), optional
         Second ends of lines or opposite corners of boxes, named as ``position``.
     radius : three names, a name, a number, or array_like of shape (n,) or (n, 3), optional
@@ -55,17 +58,20 @@ def as_annotations(
         ``x_end``, for ellipsoids ``z_radius``, ``y_radius``, ``x_radius``; the coordinate ``id`` (the column or index
         of this name, otherwise 0 to n - 1); every other column as a variable. A column whose name is taken, such as
         ``x``, becomes ``x_column``. Columns of ids (``id``, ``…_id``) are uint64, also if the table stores them as
-        objects, digits or nullable integers, and a missing id is 0. Other missing values are NaN, NaT or None.
-        Columns of triples that are not the position keep their numbers, with dims (annotation, axis).
+        objects, digits or nullable integers; a missing id or an empty text is 0. Other missing values are NaN, NaT or
+        None. Columns of triples that are not the position keep their numbers, with dims (annotation, axis). The attr
+        ``categories`` of a column of texts lists its categories, so that a part of a table keeps their colours.
 
     Raises
     ------
     BoxError
         If a position is missing, not finite or not three numbers, or a radius is negative.
     OptionError
-        If a column does not exist, or columns differ in length.
+        If a column does not exist, columns differ in length, the id of an annotation is missing, or an ``end`` or
+        ``radius`` does not fit ``annotation_type``.
     LayerError
-        If a column of ids was converted to floats and has lost digits.
+        If a column of ids was converted to floats and has lost digits, or has numbers that cannot be ids: negative
+        ones, fractions, or those beyond 2**64 - 1.
 
     Examples
     --------
@@ -98,7 +104,28 @@ def as_annotations(
     ids = rest.pop("id", None)
     if ids is None and getattr(getattr(table, "index", None), "name", None) == "id":
         ids = table.index
-    return make_annotations(kind, places, ends=ends, radii=radii, ids=ids, properties=rest, attrs=_table_attrs(table))
+    _check_ids(ids)
+    attrs = _table_attrs(table)
+    return make_annotations(kind, places, ends=ends, radii=radii, ids=ids, properties=rest, attrs=attrs, strict=True)
+
+
+def _check_ids(ids: Any) -> None:
+    """Raise if ids of annotations are missing, and warn if some are equal."""
+    if ids is None:
+        return
+    absent = np.flatnonzero(is_missing(ids))
+    if len(absent):
+        raise OptionError(
+            f"{len(absent):,} ids of annotations are missing, the first in row {absent[0]}; remove these rows, or "
+            "rename the column 'id', so that annotations are numbered"
+        )
+    values = pd.Series(property_values(ids, "id"))
+    repeated = values[values.duplicated()].unique()
+    if len(repeated):
+        warn(
+            f"{len(repeated):,} ids of annotations occur several times, such as {repeated[0]}; color={{id: colour}} "
+            "cannot distinguish these annotations. Rename the column 'id' to number the annotations"
+        )
 
 
 def _columns(table: Any) -> tuple[Any, list[Any]]:

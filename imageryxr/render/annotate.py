@@ -24,8 +24,8 @@ from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
 from imageryxr.render.mark_labels import LabelStyle
 from imageryxr.render.mark_selection import rows_near_picture
-from imageryxr.render.mark_shapes import Marker, MarkStyle
-from imageryxr.render.marks import Annotated, Marks, snap_places
+from imageryxr.render.mark_shapes import Marker, MarkStyle, snap_places
+from imageryxr.render.marks import Annotated, Marks
 from imageryxr.render.overlay import label_rgba, rgba_volume
 
 Floats = npt.NDArray[np.float64]
@@ -71,9 +71,11 @@ def annotate(
     annotations : Dataset, DataFrame or other table
         Result of `as_annotations` or of a function that opens annotations, or a table of points in nm.
     color : colour, str or dict, default "yellow"
-        One colour; or the name of a column; or a dict annotation id → colour. A column of segment ids, such as
-        ``"pre_pt_root_id"``, gives each annotation the colour of its segment in the picture. A column of numbers is
-        drawn with a colour map. Any other column holds categories. Missing values are grey.
+        One colour; or the name of a column; or a dict annotation id → colour. A column of segment ids, which has the
+        dtype uint64 or a name such as ``"pre_pt_root_id"``, gives each annotation the colour of its segment in the
+        picture. A column of numbers is drawn with a colour map, and so are ids if ``cmap`` or ``limits`` is given. Any
+        other column holds categories, whose colours are those in the whole Dataset also if a selection lacks some of
+        them. Missing values are grey.
     colors : optional
         For a column: a dict value → colour, in which absent values are grey; or the name of a palette, as in `palette`.
         For a column of segment ids: any form of ``colors`` of `overlay`.
@@ -100,10 +102,11 @@ def annotate(
         Opacity of the marks.
     depth : float, optional
         Draw what lies within this distance of the centre of the slice, in nm. Default: the slice itself, so that each
-        point is drawn in exactly one slice. Ellipsoids and boxes are drawn as their section at the centre of the slice,
-        or where they are nearest to it; with a depth, as their section nearest to their own centre.
+        point, and each box of the thickness of a slice, is drawn in exactly one slice. Ellipsoids and boxes are drawn
+        as their section at the centre of the slice, or where they are nearest to it; with a depth, as their section
+        nearest to their own centre.
     fade : bool, default False
-        Whether marks fade with their distance, to nothing at ``depth``.
+        Whether marks and their labels fade with their distance, to nothing at ``depth``.
     labels : str, optional
         Name of the column whose text is written beside each mark, moved apart so that no two labels overlap. Labels
         without room are left out, with one warning.
@@ -241,7 +244,14 @@ def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
     values = _column(table, size, "size")
     if values.dtype.kind not in "iuf":
         raise OptionError(f"the column size={size!r} holds {values.dtype} values; give a column of numbers")
-    return np.nan_to_num(np.maximum(values.astype(np.float64), 0)).astype(np.float32)
+    numbers = values.astype(np.float64)
+    bad = np.flatnonzero(~(numbers >= 0) | np.isinf(numbers))
+    if len(bad):
+        raise OptionError(
+            f"the column size={size!r} holds {numbers[bad[0]]:g} in row {bad[0]}; sizes are numbers of at least "
+            "0, and 0 draws nothing"
+        )
+    return numbers.astype(np.float32)
 
 
 def _stroke_width(width: Any, kind: str, marker: Any, unit: Any, sizes: npt.NDArray[np.float32]) -> float:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from imageryxr.core.annotations import DIM, is_id_name
+from imageryxr.core.annotation_values import is_id_name
+from imageryxr.core.annotations import CATEGORIES, DIM
 from imageryxr.core.colors import RGBA, parse_color, resolve_colors
 from imageryxr.core.colors.palettes import colormap, ranked_colors
 from imageryxr.core.colors.parse import hex_color
@@ -52,18 +53,21 @@ def mark_colors(
 
     With ``rows``, those of some of the annotations; palettes and limits are those of all annotations.
     """
-    if rows is not None and _has_segments(annotations, color, colors):  # a colour that depends on the id alone
+    if rows is not None and _has_segments(annotations, color, colors, cmap, limits):
+        # Such a colour depends on the id alone.
         return _all_colors(annotations.isel({DIM: rows}), picture, color, colors, cmap, limits)
     made = _all_colors(annotations, picture, color, colors, cmap, limits)
     return made if rows is None or len(made.rgba) == 1 else replace(made, rgba=made.rgba[rows])
 
 
-def _has_segments(annotations: xr.Dataset, color: Any, colors: Any) -> bool:
-    """Return whether a column of segment ids gives the colours."""
-    if not isinstance(color, str) or color not in annotations.variables or not is_id_name(color):
+def _has_segments(annotations: xr.Dataset, color: Any, colors: Any, cmap: Any, limits: Any) -> bool:
+    """Return whether a column of segment ids gives the colours: uint64, or integers with the name of ids."""
+    if not isinstance(color, str) or color not in annotations.variables or annotations[color].dims != (DIM,):
         return False
-    is_integer = annotations[color].dtype.kind in "iu" and annotations[color].dims == (DIM,)
-    return is_integer and not (isinstance(colors, Mapping) and color == "id")
+    dtype = annotations[color].dtype
+    holds_ids = dtype == np.uint64 or (dtype.kind in "iu" and is_id_name(color))
+    is_colormap = cmap is not None or limits is not None
+    return holds_ids and not is_colormap and not (isinstance(colors, Mapping) and color == "id")
 
 
 def _all_colors(
@@ -85,13 +89,17 @@ def _all_colors(
             f"the column color={color!r} has dims {values.dims}; give a column with one value per annotation"
         )
     plain = np.asarray(values.values)
-    if _has_segments(annotations, color, colors):
+    if _has_segments(annotations, color, colors, cmap, limits):
         return _by_segment(plain, picture, colors)
     if plain.dtype.kind in "iuf" and not isinstance(colors, Mapping):
-        return _by_number(plain.astype(np.float64), color, cmap if colors is None else colors, limits)
-    if limits is not None:
-        raise OptionError(f"limits={limits!r} apply to columns of numbers, but {color!r} holds categories")
-    return _by_category(plain, color, colors)
+        return _by_number(plain, color, cmap if colors is None else colors, limits)
+    for name, given in (("limits", limits), ("cmap", cmap)):
+        if given is not None:
+            raise OptionError(
+                f"{name}={given!r} applies to columns of numbers, but {color!r} holds categories; give colors=, a dict "
+                "value → colour or the name of a palette"
+            )
+    return _by_category(values, color, colors)
 
 
 def _one_color(color: Any, annotations: xr.Dataset) -> RGBA:
@@ -138,11 +146,13 @@ def _distinct(values: npt.NDArray[Any]) -> tuple[list[Any], npt.NDArray[np.intp]
     return [*found, *([None] if (inverse == len(found)).any() else [])], inverse
 
 
-def _by_category(values: npt.NDArray[Any], name: str, colors: Any) -> MarkColors:
+def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
+    values = np.asarray(column.values)
     if isinstance(colors, Mapping):
         return _by_value(values, name, {_plain(k): v for k, v in colors.items()})
-    distinct, _ = _distinct(values)
-    return _by_value(values, name, category_colors([v for v in distinct if v is not None], colors))
+    present = [v for v in _distinct(values)[0] if v is not None]
+    known: list[Any] = [False, True] if values.dtype == bool else json.loads(column.attrs.get(CATEGORIES, "[]"))
+    return _by_value(values, name, category_colors([*known, *(v for v in present if v not in {*known})], colors))
 
 
 def category_colors(values: list[Any], name: Any = None) -> dict[Any, tuple[int, int, int]]:
@@ -172,18 +182,31 @@ def _by_segment(ids: npt.NDArray[Any], picture: xr.DataArray, colors: Any) -> Ma
     return MarkColors(table[inverse.reshape(-1)])
 
 
-def _by_number(values: npt.NDArray[np.float64], name: str, cmap: Any, limits: Any) -> MarkColors:
+def _by_number(values: npt.NDArray[Any], name: str, cmap: Any, limits: Any) -> MarkColors:
     table, _ = colormap("viridis" if cmap is None else cmap)
-    is_known = np.isfinite(values)
-    low, high = _check_limits(values[is_known], limits)
+    numbers = values.astype(np.float64)
+    is_known = np.isfinite(numbers)
+    low, high = _check_limits(numbers[is_known], limits)
     place = np.zeros(len(values))
-    place[is_known] = np.clip((values[is_known] - low) / (high - low), 0, 1)
+    place[is_known] = _shares(values[is_known], low, high, is_whole=limits is None)
     rgba = np.full((len(values), 4), 255, np.uint8)
     rgba[:, :3] = table[np.minimum((place * len(table)).astype(np.intp), len(table) - 1)]
     rgba[~is_known] = MISSING
     steps = table[np.linspace(0, len(table) - 1, 32).round().astype(np.intp)].tolist()
     scale = {"title": name, "low": low, "high": high, "colors": [hex_color((r, g, b, 255)) for r, g, b in steps]}
     return MarkColors(rgba, None, {ANNOTATION_SCALE: json.dumps(scale)})
+
+
+def _shares(values: npt.NDArray[Any], low: float, high: float, is_whole: bool) -> npt.NDArray[np.float64]:
+    """Return the places of finite values between the limits, from 0 to 1; ``is_whole``: between their extremes."""
+    if values.dtype.kind in "iu" and is_whole and len(values):
+        # Large integers, which floats would round, are subtracted exactly: modulo 2**64.
+        steps = (values.astype(np.uint64) - np.uint64(int(values.min()) % 2**64)).astype(np.float64)
+        return np.asarray(steps / max(float(steps.max()), 1.0))
+    # Halves, because the difference of two floats may be infinite.
+    span = high / 2 - low / 2
+    found = (values.astype(np.float64) / 2 - low / 2) / span if span else np.zeros(len(values))
+    return np.asarray(np.clip(found, 0, 1))
 
 
 def _check_limits(values: npt.NDArray[np.float64], limits: Any) -> tuple[float, float]:

@@ -52,6 +52,7 @@ class Label:
     color: RGBA
     line: tuple[float, float, float, float] | None = None
     """The line (x, y, x, y) from the mark to the label."""
+    opacity: float = 1.0
 
     def touches(self, low: tuple[int, int, int], high: tuple[int, int, int]) -> bool:
         """Return whether the label is drawn in the box of pixels from ``low`` to below ``high``."""
@@ -104,7 +105,7 @@ def place_labels(
         marks.add(box)
     placed: list[Label] = []
     failures = 0
-    for text, box, color in zip(texts, boxes, colors, strict=True):
+    for text, box, color, opacity in zip(texts, boxes, colors, shapes.fading.tolist(), strict=True):
         if not text or failures >= _MOST_FAILURES:
             continue
         width, height = text_extent(text, style.size)
@@ -118,7 +119,7 @@ def place_labels(
         labels.add(rect)
         ink = style.color or (color[0], color[1], color[2], 255)
         line = None if is_near else _line(box, rect)
-        placed.append(Label(number, rect[1], rect[0], text, style.size, ink, line))
+        placed.append(Label(number, rect[1], rect[0], text, style.size, ink, line, opacity))
     return tuple(placed)
 
 
@@ -183,7 +184,7 @@ def draw_labels(labels: list[Label], origin: tuple[int, int], out: npt.NDArray[n
             x0, y0, x1, y1 = label.line or (0.0, 0.0, 0.0, 0.0)
             params[k, :4] = (x0 + x1) / 2, (y0 + y1) / 2, abs(x1 - x0) / 2 + 3, abs(y1 - y0) / 2 + 3
             params[k, 4:9] = x0, y0, x1, y1, max(1.0, label.size / 14) / 2
-            paints[k, :4] = (*label.color[:3], label.color[3] / 255)
+            paints[k, :4] = (*label.color[:3], label.color[3] / 255 * label.opacity)
         kernel.draw_marks(np.full(len(lines), mark_kinds.SEGMENT), params, paints, origin, out)
     for label in labels:
         tile = _text_tile(label.text, label.size, label.color)
@@ -192,4 +193,6 @@ def draw_labels(labels: list[Label], origin: tuple[int, int], out: npt.NDArray[n
         columns = slice(max(0, left), min(out.shape[1], left + tile.shape[1]))
         if rows.start < rows.stop and columns.start < columns.stop:
             part = tile[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            if label.opacity < 1:
+                part = np.rint(part * np.array([1, 1, 1, label.opacity])).astype(np.uint8)
             out[rows, columns] = fill.alpha_over(np.ascontiguousarray(out[rows, columns]), np.ascontiguousarray(part))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from imageryxr.core import mark_kinds
 from imageryxr.core.annotations import AnnotationType
+from imageryxr.core.bbox import SNAP
 from imageryxr.core.colors import RGBA
 
 Floats = npt.NDArray[np.float64]
@@ -82,7 +83,7 @@ class MarkStyle:
             reach = extent @ np.abs(turned).T if kind == "box" else np.sqrt(extent**2 @ (turned**2).T)
             low, high = start - reach / self.spacing, start + reach / self.spacing
         deep = 0.5 if self.depth is None else max(0.0, self.depth / self.spacing[0] * (1 + _NOISE) - 0.5)
-        around = np.array([deep if self.depth is not None else 0.0, margin, margin])
+        around = np.array([deep if self.depth is not None else float(SNAP), margin, margin])
         return low - around, high + around
 
 
@@ -93,6 +94,8 @@ class Shapes:
     kinds: npt.NDArray[np.int64]
     params: Floats
     paints: Floats
+    fading: Floats
+    """Opacity that each mark has by its distance, from 0 to 1; of a line, that of its nearest position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +139,30 @@ def slice_shapes(marks: MarkTable, number: int) -> tuple[Shapes, npt.NDArray[np.
     paints[:, 7] = edge[3] / 255 * paints[:, 3]
     paints[:, 8] = style.edge_width if style.edge else 0.0
     paints[:, 9] = style.fill
-    if style.fade and style.depth and marks.kind != "line":
-        paints[:, (3, 7)] *= np.clip(1 - distance / style.depth, 0, 1)[:, np.newaxis]
-    return Shapes(kinds, params, paints), rows
+    fading = np.ones(len(rows))
+    if style.fade and style.depth:
+        fading = np.clip(1 - distance / style.depth, 0, 1)
+        if marks.kind != "line":  # the kernel fades a line along its length
+            paints[:, (3, 7)] *= fading[:, np.newaxis]
+    return Shapes(kinds, params, paints, fading), rows
+
+
+def snap_places(places: Floats) -> Floats:
+    """Return positions in voxels, in which those within float noise of an integer are that integer."""
+    whole = np.rint(places)
+    return np.where(np.abs(places - whole) < float(SNAP), whole, places)
+
+
+def _meets(bottom: Floats, top: Floats, style: MarkStyle, number: int) -> npt.NDArray[np.bool_]:
+    """Return which intervals along the slice axis a slice shows.
+
+    Intervals and slices are half-open, as boxes are: what is exactly as thick as a slice lies in one slice, and a
+    position on the border of two slices in the upper one. With a depth, both ends count.
+    """
+    low, high = style.slab(number)
+    if style.depth is not None:
+        return np.asarray((top >= low) & (bottom <= high))
+    return np.asarray((bottom < high) & ((top > low) | ((top == bottom) & (top >= low))))
 
 
 _Made = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats, Floats]
@@ -146,9 +170,7 @@ _Made = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats, Floats]
 
 def _points(marks: MarkTable, number: int) -> _Made:
     style, across = marks.style, marks.start[:, 0]
-    low, high = style.slab(number)
-    shown = (across >= low) & ((across < high) if style.depth is None else (across <= high))
-    rows = np.flatnonzero(shown)
+    rows = np.flatnonzero(_meets(across, across, style, number))
     size = marks.size[rows] if len(marks.size) > 1 else np.repeat(marks.size, len(rows))
     rx, ry = style.radii(size)
     rx, ry = np.maximum(rx, _LEAST_RADIUS), np.maximum(ry, _LEAST_RADIUS)
@@ -181,8 +203,7 @@ def _lines(marks: MarkTable, number: int) -> _Made:
     t0 = np.where(flat, 0.0, np.clip(np.minimum(first, last), 0, 1))
     t1 = np.where(flat, 1.0, np.clip(np.maximum(first, last), 0, 1))
     least, most = np.minimum(za, zb), np.maximum(za, zb)
-    shown = (most >= low) & ((least < high) if style.depth is None else (least <= high))
-    rows = np.flatnonzero(shown)
+    rows = np.flatnonzero(_meets(least, most, style, number))
     a, b, t0, t1 = a[rows], b[rows], t0[rows, np.newaxis], t1[rows, np.newaxis]
     # An end that is not cut keeps its exact position.
     p, q = np.where(t0 == 0, a, a + t0 * (b - a)), np.where(t1 == 1, b, a + t1 * (b - a))
@@ -195,7 +216,8 @@ def _lines(marks: MarkTable, number: int) -> _Made:
     params[:, 9] = (p[:, 0] - number - 0.5) * style.spacing[0]
     params[:, 10] = (q[:, 0] - number - 0.5) * style.spacing[0]
     params[:, 11] = style.depth if style.fade and style.depth else 0.0
-    return rows, np.full(len(rows), mark_kinds.SEGMENT), params, np.zeros(len(rows))
+    nearest = np.where(params[:, 9] * params[:, 10] <= 0, 0.0, np.abs(params[:, 9:11]).min(axis=1))
+    return rows, np.full(len(rows), mark_kinds.SEGMENT), params, nearest
 
 
 def _section(marks: MarkTable, number: int) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
@@ -210,13 +232,12 @@ def _section(marks: MarkTable, number: int) -> tuple[npt.NDArray[np.int64], Floa
     along = np.abs(deep) @ marks.extent.T if marks.kind == "box" else np.sqrt(deep**2 @ marks.extent.T**2)
     reach, center = along / style.spacing[0], marks.start[:, 0]
     bottom, top = center - reach, center + reach
-    shown = (top >= low) & ((bottom < high) if style.depth is None else (bottom <= high))
     middle = number + 0.5
     nearest = np.clip(center, low, high)
     at = nearest if style.depth is not None else np.where((bottom <= middle) & (middle <= top), middle, nearest)
     at = np.clip(at, bottom, top)
     distance = np.maximum(0.0, np.maximum(bottom - middle, middle - top)) * style.spacing[0]
-    rows = np.flatnonzero(shown)
+    rows = np.flatnonzero(_meets(snap_places(bottom), snap_places(top), style, number))
     return rows, at[rows], distance[rows]
 
 

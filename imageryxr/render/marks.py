@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.bbox import SNAP, IndexBox
+from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.evaluate import TableExpr
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.render.mark_labels import Label, LabelStyle, draw_labels, place_labels, warn_left_out
@@ -118,7 +118,7 @@ class Marks(MarkTable):
             shapes, rows = slice_shapes(self.take(shown), number)
             used = shown[rows]
             colors = self.color[used] if len(self.color) > 1 else np.repeat(self.color, len(used), axis=0)
-            texts = self.texts[used].tolist()
+            texts = np.where(shapes.fading > 0, self.texts[used], "").tolist()
             placed = place_labels(shapes, texts, colors.tolist(), number, frame, self.labels)
             wanted = sum(map(bool, texts))
             if len(placed) < wanted and not self.warned:
@@ -187,9 +187,3 @@ def _morton_codes(places: Floats) -> npt.NDArray[np.int64]:
         bits = (bits | (bits << 2)) & 0x09249249
         codes |= bits << axis
     return codes
-
-
-def snap_places(places: Floats) -> Floats:
-    """Return positions in voxels, in which those within float noise of an integer are that integer."""
-    whole = np.rint(places)
-    return np.where(np.abs(places - whole) < float(SNAP), whole, places)

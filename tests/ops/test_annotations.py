@@ -210,3 +210,69 @@ def test_annotations_survive_netcdf(tmp_path):
 def test_the_constructor_records_where_annotations_come_from():
     points = make_annotations("point", PLACES, attrs={"source": "precomputed://x", "timestamp": None})
     assert points.attrs == {"annotation_type": "point", "source": "precomputed://x"}
+
+
+IMPOSSIBLE = {
+    "negative": [-1, 2],
+    "too large": [2**64, 2],
+    "digits too large": [str(2**64), "2"],
+    "negative digits": ["-1", "2"],
+    "fraction": [1.5, 2],
+    "float that is negative": [-1.0, 2],
+    "nullable": pd.array([-1, None], dtype="Int64"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_numbers_that_cannot_be_ids_are_refused_in_columns_of_ids(name):
+    with pytest.raises(LayerError, match="'root_id' is a column of ids"):
+        ix.as_annotations({**split(), "root_id": IMPOSSIBLE[name]})
+    ix.as_annotations({**split(), "size": IMPOSSIBLE[name]})
+
+
+@pytest.mark.parametrize("missing", ["", " ", None, np.nan])
+def test_an_empty_text_is_a_missing_id(missing):
+    points = ix.as_annotations({**split(), "root_id": [str(2**64 - 1), missing]})
+    assert points.root_id.dtype == np.uint64
+    assert points.root_id.values.tolist() == [2**64 - 1, 0]
+
+
+def test_texts_that_are_no_digits_stay_texts_in_a_column_of_ids():
+    assert ix.as_annotations({**split(), "object_id": ["a1", "7"]}).object_id.values.tolist() == ["a1", "7"]
+
+
+@pytest.mark.parametrize("ids", [[None, 3], ["", "3"], [np.nan, 3.0], pd.array([None, 3], dtype="UInt64")])
+def test_an_annotation_without_an_id_is_refused(ids):
+    with pytest.raises(OptionError, match="row 0"):
+        ix.as_annotations({**split(), "id": ids})
+
+
+def test_equal_ids_of_annotations_are_a_warning():
+    with pytest.warns(ImageryWarning, match="such as 3"):
+        points = ix.as_annotations({**split(), "id": [3, 3]})
+    assert points.id.values.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("point", {"end": PLACES}), ("ellipsoid", {"end": PLACES}), ("line", {"radius": 3}), ("point", {"radius": 3})],
+)
+def test_ends_and_radii_that_a_type_does_not_have_are_refused(kind, options):
+    with pytest.raises(OptionError, match="have no"):
+        ix.as_annotations(PLACES, annotation_type=kind, **options)
+
+
+@pytest.mark.parametrize("form", ["[{} {} {}]", "[ {}  {}   {} ]", "({}, {}, {})", "[{},{},{}]"])
+def test_triples_that_are_text_in_a_csv_file_are_positions(tmp_path, form):
+    frame = pd.DataFrame({"pre_pt_position": [form.format(*row) for row in TRIPLES], "post": ["[1 2 3]", None]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    for table in (pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "a.csv", dtype_backend="numpy_nullable")):
+        points = ix.as_annotations(table, position="pre_pt_position", resolution=(4, 4, 40))
+        np.testing.assert_array_equal(np.stack([points[d] for d in "xyz"], axis=1), PLACES * (4, 4, 40))
+        assert points.post.values[0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["[1 2]", "[1 2 3 4]", "[a b c]", "1 2 3", "[[1 2 3]]"])
+def test_other_texts_are_no_triples(text):
+    with pytest.raises(BoxError, match="does not hold triples"):
+        ix.as_annotations({"p": [text, "[1 2 3]"]}, position="p")

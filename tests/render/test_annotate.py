@@ -322,6 +322,13 @@ ERRORS = {
     "limits of categories": (lambda r, t: ix.annotate(r, t, color="kind", limits=(0, 1)), OptionError, "categories"),
     "limits": (lambda r, t: ix.annotate(r, t, color="score", limits=(1, 1)), OptionError, "limits=(1, 1)"),
     "a text as size": (lambda r, t: ix.annotate(r, t, size="kind"), OptionError, "numbers"),
+    "a negative size in a column": (
+        lambda r, t: ix.annotate(r, t.assign(s=t.x - 200), size="s"),
+        OptionError,
+        "-132 in row 0",
+    ),
+    "a missing size": (lambda r, t: ix.annotate(r, t, size="score"), OptionError, "nan in row 3"),
+    "a colour map of categories": (lambda r, t: ix.annotate(r, t, color="kind", cmap="magma"), OptionError, "cmap="),
     "no annotations": (lambda r, t: ix.annotate(r, t.drop_vars("z")), LayerError, "lacks 'z'"),
     "a size of text": (lambda r, t: ix.annotate(r, t, labels="kind", label_size=4), OptionError, "label_size=4"),
     "colors without a column": (lambda r, t: ix.annotate(r, t, colors={"a": "red"}), OptionError, "color="),
@@ -349,3 +356,127 @@ def test_a_slice_that_was_selected_keeps_its_dims(row):
     flat = ix.annotate(rgba.isel(z=1), points)
     assert flat.dims == ("y", "x", "rgba")
     np.testing.assert_array_equal(flat.values, ix.annotate(rgba, points).values[1])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# one slice for what is as thick as a slice
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
+@pytest.mark.parametrize("offset", [0, 3, 100_003])
+def test_what_is_as_thick_as_a_slice_is_drawn_in_one_slice(axis, kind, offset):
+    k = "xyz".index(axis)
+    rgba = picture((5, 6, 7), (4.04, 8.08, 40.4), (offset,) * 3)
+    center = (np.array([offset + 2.5] * 3)) * (4.04, 8.08, 40.4)
+    half = np.zeros(3)
+    half[k] = (4.04, 8.08, 40.4)[k] / 2
+    flat = half + np.where(np.arange(3) == k, 0, 3)
+    options = {
+        "line": {"end": [center + half]},
+        "box": {"end": [center + flat], "annotation_type": "box"},
+        "ellipsoid": {"radius": [flat]},
+    }[kind]
+    start = center if kind == "ellipsoid" else center - (half if kind == "line" else flat)
+    drawn = ix.annotate(rgba, ix.as_annotations([start], **options), axis=axis, width=1)
+    others = tuple(i for i in range(4) if i != "zyx".index(axis))
+    assert np.flatnonzero((drawn.values != rgba.values).any(axis=others)).tolist() == [2]
+
+
+@pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
+def test_what_has_no_thickness_is_drawn_once_also_on_a_border(kind):
+    rgba = picture((4, 12, 12), (8, 8, 40))
+    for z in (40.0, 40 + 1e-7, 40 - 1e-7, 60.0):
+        options = {
+            "line": {"end": [[60, 60, z]]},
+            "box": {"end": [[60, 60, z]], "annotation_type": "box"},
+            "ellipsoid": {"radius": [[16, 16, 0]]},
+        }[kind]
+        drawn = ix.annotate(rgba, ix.as_annotations([[40, 40, z]], **options))
+        assert np.flatnonzero((drawn.values != rgba.values).any(axis=(1, 2, 3))).tolist() == [1]
+
+
+def test_the_fill_of_a_box_without_area_is_nothing():
+    rgba = picture((1, 20, 20), (8, 8, 40))
+    for end in ([80, 80, 40], [120, 80, 40], [80, 120, 40]):
+        table = ix.as_annotations([[80, 80, 0]], end=[end], annotation_type="box")
+        np.testing.assert_array_equal(
+            ix.annotate(rgba, table, fill=1, width=1).values, ix.annotate(rgba, table, width=1).values
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# faded labels, stable colours
+
+
+@pytest.mark.parametrize("kind", ["point", "line", "box", "ellipsoid"])
+def test_labels_fade_with_their_marks(kind):
+    rgba = ix.to_rgba(volume(np.zeros((1, 40, 60), np.uint8), (8, 8, 40)))
+    levels = []
+    for z in (20, 70, 120, 170):  # distances 0, 50, 100, 150 nm
+        options = {
+            "point": {},
+            "line": {"end": [[100, 160, z]]},
+            "box": {"end": [[100, 160, z]], "annotation_type": "box"},
+            "ellipsoid": {"radius": [[20, 20, 0]]},
+        }[kind]
+        table = ix.as_annotations([[80, 160, z]], **options).assign(name=("annotation", ["H"]))
+        drawn = ix.annotate(rgba, table, color="#000000", depth=150, fade=True, labels="name", axis="z")
+        levels.append(int(drawn.values[..., :3].max()))
+    assert levels[0] == 255
+    np.testing.assert_allclose(levels[1:], [255 * 2 / 3, 255 / 3, 0], atol=2)
+
+
+def test_a_category_keeps_its_colour_in_a_part_of_the_table(row):
+    rgba, _ = row
+    frame = pd.DataFrame({"x": [100.0, 300, 500], "y": 84, "z": 20, "kind": ["exc", "inh", None]})
+    frame["sort"] = pd.Categorical(["b", "a", "b"], categories=["c", "b", "a"])
+    frame["flag"] = [False, True, True]
+    table = ix.as_annotations(frame)
+    for column in ("kind", "sort", "flag"):
+        whole = ix.colors_of(ix.annotate(rgba, table, color=column))
+        one = ix.colors_of(ix.annotate(rgba, table.isel(annotation=[1]), color=column))
+        assert one.items() <= whole.items()
+        assert len(one) == 1
+    from imageryxr.render.mark_colors import category_colors
+
+    declared = category_colors(["c", "b", "a"])
+    assert ix.colors_of(ix.annotate(rgba, table, color="sort")) == {k: declared[k] for k in "ba"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# large numbers and ids
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full(2, 2**53, np.int64),
+        np.full(2, 1e17),
+        np.array([864691135617152361, 864691135617152362], np.int64),
+        np.array([np.inf, 1.0]),
+        np.array([-1.7e308, 1.7e308]),
+        np.array([-(2**63), 2**63 - 1], np.int64),
+        np.array([-128, 127], np.int8),
+        np.full(2, -np.inf),
+    ],
+)
+def test_large_and_constant_numbers_have_the_colours_of_a_colour_map(values):
+    rgba = picture((1, 20, 40), (8, 8, 40))
+    table = ix.as_annotations([[84.0, 84, 20], [244, 84, 20]]).assign(k=("annotation", values))
+    found, drawn = center_colors(rgba, table, color="k")
+    low, high, missing = (68, 1, 84), (253, 231, 37), (160, 160, 160)
+    expected = [missing if not np.isfinite(v) else low for v in values.tolist()]
+    if np.isfinite(values).all() and values[0] != values[1]:
+        expected[1] = high
+    assert found == expected
+    assert ix.legend(ix.to_pil(drawn, scale=12)).width > 480
+
+
+def test_columns_of_uint64_are_segment_ids_unless_a_colour_map_is_given():
+    rgba = picture((1, 20, 40), (8, 8, 40))
+    ids = np.array([2**64 - 2, 7], np.uint64)
+    table = ix.as_annotations([[84.0, 84, 20], [244, 84, 20]]).assign(pre=("annotation", ids))
+    stable = ix.palette(ids, None)
+    assert center_colors(rgba, table, color="pre")[0] == [stable[2**64 - 2], stable[7]]
+    assert center_colors(rgba, table, color="pre", cmap="viridis")[0] == [(253, 231, 37), (68, 1, 84)]

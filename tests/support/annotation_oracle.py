@@ -79,6 +79,9 @@ def _samples(one, number, row, column, spacing, offset, basis, marker, size, uni
         end = basis @ np.array([float(one[f"{d}_end"]) for d in "xyz"]) / spacing - offset
         t = np.linspace(0, 1, 1501)[:, np.newaxis]
         points = np.round(place + t * (end - place), 9)
+        deep = points[:, 0]
+        if depth is None and deep.max() == low > deep.min():  # half-open: the line only touches the slice
+            return None
         points = points[(points[:, 0] >= low) & ((points[:, 0] < high) if depth is None else (points[:, 0] <= high))]
         if not len(points):
             return None
@@ -119,7 +122,10 @@ def _solid(one, kind, place, number, low, high, row, column, spacing, offset, ba
         reach = math.sqrt((basis[0] ** 2) @ half**2)
     middle = (basis @ center / spacing - offset)[0]
     bottom, top = middle - reach / spacing[0], middle + reach / spacing[0]
-    if top < low or bottom > high or (depth is None and bottom >= high):
+    if top < low or bottom > high:
+        return None
+    lower, upper = round(bottom, 6), round(top, 6)
+    if depth is None and (lower >= high or upper < low or upper == low > lower):
         return None
     at = np.clip(middle, low, high) if depth is not None or not bottom <= number + 0.5 <= top else number + 0.5
     at = np.clip(at, bottom, top)

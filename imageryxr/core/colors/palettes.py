@@ -138,7 +138,7 @@ class TypePalette(dict[int, RGB]):
 
 def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int], UInt8Array]) -> TypePalette:
     """Return the colours of the ids of a table by their type; ids without a type are left out."""
-    from imageryxr.core.annotations import property_values  # imports xarray
+    from imageryxr.core.annotation_values import property_values  # imports xarray
 
     names = [str(name) for name in getattr(table, "columns", table)]
     for name, argument in ((by, "by"), (id, "id")):
