@@ -18,7 +18,7 @@ from imageryxr.graph.expr import Array, Mapped
 from imageryxr.graph.labelled import label_result, route_cutouts
 from imageryxr.graph.reduction import count_ids, find_ids
 from imageryxr.ops.cutout_verbs import apply_verb, select_columns
-from imageryxr.ops.segment_ids import RequestedIds, segmentation_volume
+from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, segmentation_volume
 
 
 @overload
@@ -169,15 +169,18 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
 
 
 @dataclass(frozen=True)
-class _RequestedIdsMap(Mapped):
+class _RequestedIdsMap(Mapped, RequestsIds):
     """A function of labels that records which requested ids occur in them."""
 
     requested: RequestedIds = field(kw_only=True)
     whole: IndexBox = field(kw_only=True)
     """All voxels of the array that the ids were requested of; a crop of it need not contain them."""
 
+    def request(self) -> tuple[RequestedIds, IndexBox]:
+        return self.requested, self.whole
+
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
-        self.requested.record(self, self.whole, box, arrays[0])
+        self.record_request(box, arrays[0])
         return super().apply(box, *arrays)
 
 

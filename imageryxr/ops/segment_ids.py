@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -112,6 +113,21 @@ def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
         _SEEN.reset(before)
 
 
+class RequestsIds(Expr):
+    """Base of expressions of requested ids, which report those that do not occur in the data."""
+
+    @abstractmethod
+    def request(self) -> tuple[RequestedIds, IndexBox] | None:
+        """Return the ids and all voxels that they were requested of, also after a crop; None without requested ids."""
+
+    def record_request(self, box: IndexBox, labels: Array) -> None:
+        """Record which of the ids occur in the labels of a box."""
+        found = self.request()
+        if found is not None:
+            requested, whole = found
+            requested.record(self, whole, box, labels)
+
+
 @dataclass(frozen=True)
 class RequestedIds:
     """The requested ids of a selection, in a form that tasks can compare, hash and pickle."""
@@ -130,7 +146,7 @@ class RequestedIds:
         return np.frombuffer(self.packed, np.uint64)
 
     def record(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
-        """Record which requested ids occur in a box.
+        """Record which requested ids occur in a box of an array; ``whole`` is all of it.
 
         Within `record_ids`, the caller combines the results, possibly of several processes. Otherwise this method warns
         about missing ids when this process has computed all boxes of the array.

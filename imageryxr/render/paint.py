@@ -20,7 +20,7 @@ from imageryxr.errors import Message, Wording, warn
 from imageryxr.graph.cutout_places import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume
-from imageryxr.ops.segment_ids import RequestedIds, id_array, id_list
+from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, id_array, id_list
 from imageryxr.render.layers import Layer, Outline, check_alpha, parse_outline
 
 
@@ -65,7 +65,7 @@ def _gray_to_rgba(values: Array, opacity: float) -> Array:
 
 
 @dataclass(frozen=True)
-class PaintedSegments(RgbaExpr):
+class PaintedSegments(RgbaExpr, RequestsIds):
     """Filled and outlined segments, over an image or alone."""
 
     labels: Expr
@@ -103,6 +103,10 @@ class PaintedSegments(RgbaExpr):
             halo[rows], halo[columns] = kernel.halo_size(float(self.outline.width), self._steps)
         return (halo[0], halo[1], halo[2])
 
+    def request(self) -> tuple[RequestedIds, IndexBox] | None:
+        """Return the requested ids and all voxels of the picture."""
+        return None if self.requested is None else (self.requested, self.grid.box)
+
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of the segments, grown by the halo of the lines, and the box of the image."""
         # Outside the data is unknown, not background: a segment cut by the edge of the volume has no line there.
@@ -119,8 +123,7 @@ class PaintedSegments(RgbaExpr):
 
         labels, image = arrays[0], arrays[1] if self.image is not None else None
         inner = box.slices(self.needs(box)[0])
-        if self.requested is not None:
-            self.requested.record(self, self.grid.box, box, labels)
+        self.record_request(box, labels)
         order = (self.axis, *_plane_axes(self.axis))
         self._warn_if_merged(labels[inner].transpose(order))
         style = self.outline or Outline()

@@ -13,7 +13,7 @@ from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.graph.expr import Expr, Resampled
 from imageryxr.graph.oblique import PlaneSlice
 from imageryxr.graph.strides import Strided
-from imageryxr.ops.segment_ids import RequestedIds
+from imageryxr.ops.segment_ids import RequestedIds, RequestsIds
 
 SeenBits = tuple[tuple[str, bytes], ...]
 """Per set of requested ids: the start of its digest, and one bit per id that is set if the id occurs."""
@@ -61,10 +61,11 @@ class IdTracker:
         self._found: dict[str, npt.NDArray[np.bool_]] = {}
         self._unseen = False
         for node, part in _fully_read_nodes(expr, box):
-            requested, whole = getattr(node, "requested", None), getattr(node, "whole", None)
-            if isinstance(requested, RequestedIds) and isinstance(whole, IndexBox) and part.contains(whole):
-                self._ids[_short_digest(requested.packed)] = requested
-                self._found[_short_digest(requested.packed)] = np.zeros(len(requested.array), np.bool_)
+            request = node.request() if isinstance(node, RequestsIds) else None
+            if request is not None and part.contains(request[1]):
+                requested, name = request[0], _short_digest(request[0].packed)
+                self._ids[name] = requested
+                self._found[name] = np.zeros(len(requested.array), np.bool_)
 
     def record(self, region: SeenBits | None) -> FoundPlaces | None:
         """Record the ids of a region; return the indices of those that no earlier region contained.
