@@ -68,10 +68,25 @@ def _read_table(path: str) -> Any:
     if not Path(path).is_file():
         raise OptionError(f"--points {path} does not exist; give the path of a .csv or .parquet file")
     try:
-        return pd.read_csv(path, dtype_backend="numpy_nullable") if suffix == ".csv" else pd.read_parquet(path)
+        return _read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
     except ImportError:
         raise OptionError(
             f"--points {path} needs a reader of Parquet: pip install pyarrow, or give a .csv file"
         ) from None
     except (ValueError, OSError) as error:
         raise OptionError(f"--points {path} cannot be read: {str(error)[:200]}") from None
+
+
+def _read_csv(path: str) -> Any:
+    """Return the table of a CSV file with exact integers."""
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype_backend="numpy_nullable")
+    # pandas reads 2**64 - 1, a valid id, as missing.
+    names = [name for name in table.columns if table[name].dtype == "UInt64" and table[name].isna().any()]
+    if names:
+        texts = pd.read_csv(path, usecols=names, dtype=str)
+        for name in names:
+            whole = [int(text) if isinstance(text, str) else None for text in texts[name]]
+            table[name] = pd.array(whole, dtype="UInt64")
+    return table

@@ -13,7 +13,7 @@ import xarray as xr
 from imageryxr.core.annotation_boxes import annotations_in_box
 from imageryxr.core.annotations import DIM, make_annotations
 from imageryxr.core.bbox import BBox
-from imageryxr.core.colors.ids import list_unique_ids, parse_id
+from imageryxr.core.colors.ids import list_ids, list_unique_ids
 from imageryxr.errors import MissingIdsWarning, OptionError, SourceError, param, warn
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.info import GEOMETRY, AnnotationInfo, Property, parse_info
@@ -29,8 +29,8 @@ def open_annotations(
     source: str | os.PathLike[str],
     *,
     bbox: BBox | None = None,
-    segments: Iterable[int] | None = None,
-    ids: Iterable[int] | None = None,
+    segments: Iterable[int | str] | int | str | None = None,
+    ids: Iterable[int | str] | int | str | None = None,
     token: str | None = None,
     connection: Connection | None = None,
 ) -> xr.Dataset:
@@ -48,7 +48,8 @@ def open_annotations(
         Return only points in ``[lo, hi)``, and lines, boxes and ellipsoids that overlap the box. Without any selection,
         all annotations are read.
     segments : iterable of int, optional
-        Return only annotations that are related to one of these segments, by any relationship of the layer.
+        Return only annotations that are related to one of these segments, by any relationship of the layer. Ids are
+        integers or their digits; a single one can be given without a list.
     ids : iterable of int, optional
         Return only the annotations of these ids, in this order.
     token : str, optional
@@ -79,7 +80,7 @@ def open_annotations(
     Warns
     -----
     MissingIdsWarning
-        If some of ``ids`` do not exist.
+        If some of ``ids`` do not exist, or some of ``segments`` have no annotations.
 
     Notes
     -----
@@ -107,7 +108,10 @@ def open_annotations(
 
 
 def read_annotations(
-    layer: AnnotationSource, bbox: BBox | None, segments: Iterable[int] | None, ids: Iterable[int] | None
+    layer: AnnotationSource,
+    bbox: BBox | None,
+    segments: Iterable[int | str] | int | str | None,
+    ids: Iterable[int | str] | int | str | None,
 ) -> xr.Dataset:
     """Return the selected annotations of a layer; see `open_annotations`."""
     requested = None if segments is None else list_unique_ids(segments)
@@ -115,7 +119,7 @@ def read_annotations(
         raise SourceError(f"{layer.folder.name} has no relationship to segments; select with ", "bbox=", " or ", "ids=")
     related: list[Pairs] | None = None
     if ids is not None:
-        records, related = _read_ids(layer, _check_ids(ids))
+        records, related = _read_ids(layer, list(dict.fromkeys(list_ids(ids))))  # 0 is a valid id of an annotation
         if requested is not None:
             chosen = np.zeros(len(records.ids), bool)
             for rows, numbers in related:
@@ -129,19 +133,10 @@ def read_annotations(
     return found if bbox is None else found.isel({DIM: np.flatnonzero(annotations_in_box(found, bbox))})
 
 
-def _check_ids(ids: Iterable[int]) -> list[int]:
-    # 0 is a valid id of an annotation, although it is no segment.
-    given = ids.ravel() if isinstance(ids, np.ndarray) else ids
-    return list(dict.fromkeys(parse_id(number) for number in given))
-
-
 def _read_ids(layer: AnnotationSource, ids: list[int]) -> tuple[Records, list[Pairs]]:
     records, columns = layer.read_ids(ids)
     found = set(records.ids.tolist())
-    absent = [number for number in ids if number not in found]
-    if absent:
-        shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")
-        warn(f"{layer.folder.name} has no annotation with the id {shown}", MissingIdsWarning)
+    _warn_missing(f"{layer.folder.name} has no annotation with the id", ids, found)
     pairs = []
     for column in columns:
         rows = np.repeat(np.arange(len(column)), [len(numbers) for numbers in column])
@@ -152,6 +147,8 @@ def _read_ids(layer: AnnotationSource, ids: list[int]) -> tuple[Records, list[Pa
 def _read_segments(layer: AnnotationSource, segments: list[int]) -> tuple[Records, list[Pairs]]:
     by_relationship = [layer.read_segments(number, segments) for number in range(len(layer.info.relationships))]
     parts = [records for found in by_relationship for records in found.values()]
+    related = {segment for found in by_relationship for segment, part in found.items() if len(part.ids)}
+    _warn_missing(f"{layer.folder.name} has no annotation that is related to the segment", segments, related)
     records = join_records(layer.info, parts).unique()
     pairs = []
     for found in by_relationship:
@@ -159,6 +156,13 @@ def _read_segments(layer: AnnotationSource, segments: list[int]) -> tuple[Record
         ids = np.concatenate([np.empty(0, np.uint64), *(part.ids for part in found.values())])
         pairs.append((np.searchsorted(records.ids, ids), np.concatenate([np.empty(0, np.uint64), *numbers])))
     return records, pairs
+
+
+def _warn_missing(problem: str, ids: list[int], found: set[int]) -> None:
+    absent = [number for number in ids if number not in found]
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")
+        warn(f"{problem} {shown}", MissingIdsWarning)
 
 
 def _select_pairs(pairs: Pairs, chosen: npt.NDArray[np.bool_]) -> Pairs:
@@ -181,7 +185,9 @@ def make_dataset(info: AnnotationInfo, records: Records, name: str, related: lis
     related : list, optional
         For each relationship, the rows of annotations and the related segments, pair by pair.
     """
-    stored = records.values[GEOMETRY].astype(np.float64).reshape(len(records.ids), -1, 3) * np.array(info.units)
+    stored = records.values[GEOMETRY].astype(np.float64).reshape(
+        len(records.ids), 1 if info.type == "point" else 2, 3
+    ) * np.array(info.units)
     places = stored[:, :, list(info.axes)]
     second = places[:, 1] if info.type != "point" else None
     properties: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from imageryxr.sources.fetch.client import Connection
 
 def open_skeletons(
     source: str | os.PathLike[str],
-    ids: Iterable[int],
+    ids: Iterable[int | str] | int | str,
     *,
     token: str | None = None,
     connection: Connection | None = None,
@@ -35,7 +35,7 @@ def open_skeletons(
         ``precomputed://…`` with a URL or a local path: a segmentation whose ``info`` names its skeletons, or the
         folder of the skeletons.
     ids : iterable of int
-        Segments.
+        Segments: integers or their digits; a single one can be given without a list.
     token : str, optional
         Token for ``middleauth`` servers. Default: as in `open_image`.
     connection : Connection, optional

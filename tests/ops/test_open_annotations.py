@@ -12,12 +12,14 @@ from imageryxr import open_annotations
 from imageryxr.errors import (
     AuthError,
     ChunkReadError,
+    LayerError,
     MissingIdsWarning,
     NoVolumeError,
     OptionError,
     SourceError,
     SourceNotFoundError,
 )
+from tests.conftest import volume
 from tests.support.annotations import LARGE, SPECS, UNIT, bounds_of, some_annotations, write_levels, writer_of
 from tests.support.shards import spec
 from tests.support.source_suite import serving
@@ -330,3 +332,47 @@ def test_wrong_uses_are_errors_with_advice(tmp_path, sample, layers):
         open_annotations(tmp_path / "b", segments=[1])
     with pytest.raises(SourceError, match="no index of ids"):
         open_annotations(tmp_path / "b", ids=[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["", "_sharded"])
+def test_a_selection_without_annotations_is_an_empty_dataset(layers, kind, form):
+    folder, entries = layers
+    place = folder / f"{kind}{form}"
+    with pytest.warns(MissingIdsWarning, match="related to the segment 12345"):
+        assert open_annotations(place, segments=[12345]).sizes["annotation"] == 0
+    with pytest.warns(MissingIdsWarning, match="12345"):
+        partly = open_annotations(place, segments=[12345, LARGE - 7])
+    assert partly.sizes["annotation"] == sum(bool(e["pre"]) for e in entries[kind])
+    with pytest.warns(MissingIdsWarning, match="id 12345"):
+        assert open_annotations(place, ids=[12345]).sizes["annotation"] == 0
+    for options in ({"ids": []}, {"segments": []}, {"ids": np.empty(0, np.uint64)}):
+        found = open_annotations(place, **options)
+        assert found.sizes["annotation"] == 0
+        assert {"pre", "post", "score", "kind", "color"} <= set(found.data_vars)
+        assert found.attrs["annotation_type"] == kind
+
+
+def test_ids_may_be_single_or_digits(layers):
+    folder, entries = layers
+    number = entries["point"][3]["id"]
+    expected = open_annotations(folder / "point", ids=[number])
+    for ids in (number, str(number), [str(number)], np.uint64(number), np.array([str(number)]), np.array(number)):
+        assert open_annotations(folder / "point", ids=ids).identical(expected)
+    related = open_annotations(folder / "point", segments=[LARGE - 7])
+    for segments in (LARGE - 7, str(LARGE - 7), [str(LARGE - 7)]):
+        assert open_annotations(folder / "point", segments=segments).identical(related)
+    for ids in ("abc", 1.5, [1.5], [-1], -1, [True]):
+        with pytest.raises((OptionError, LayerError)):
+            open_annotations(folder / "point", ids=ids)
+
+
+def test_related_segments_have_the_colours_of_segments(layers):
+    folder, _ = layers
+    table = open_annotations(folder / "point", segments=[LARGE - 7])
+    rgba = ix.to_rgba(volume(np.zeros((1, 9, 9), np.uint8), (8, 8, 40)))
+    table = table.isel(annotation=[0]).assign(
+        {d: ("annotation", [v]) for d, v in zip("xyz", (36, 36, 20), strict=True)}
+    )
+    drawn = ix.annotate(rgba, table, color="pre")
+    assert tuple(drawn.values[0, 4, 4, :3].tolist()) == ix.palette([LARGE - 7], None)[LARGE - 7]

@@ -23,8 +23,8 @@ def to_unsigned(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def parse_id(value: Any) -> int:
-    """Return an id as a Python int; raise for a float, which may have lost digits."""
-    found = None if isinstance(value, str) else to_id(value)
+    """Return an id, an integer or its digits, as a Python int; raise for a float, which may have lost digits."""
+    found = to_id(value)
     if found is not None:
         return found
     if to_whole(value) is not None:
@@ -36,22 +36,28 @@ def parse_id(value: Any) -> int:
 
 
 def list_unique_ids(ids: Any) -> list[int]:
-    """Return the distinct ids in the order given, without the background."""
+    """Return the distinct ids in the order given, without the background; a single id becomes a list."""
+    return [segment for segment in dict.fromkeys(list_ids(ids)) if segment]
+
+
+def list_ids(ids: Any) -> list[int]:
+    """Return ids, integers or their digits, in the order given, with repeats and 0; a single id becomes a list."""
+    if to_id(ids) is not None:
+        return [parse_id(ids)]
     if isinstance(ids, (str, bytes, np.generic)) or not (isinstance(ids, Iterable) or hasattr(ids, "__array__")):
         raise LayerError(param("ids", ids), " is not a list of ids. Write a list, such as [864691135617152361].")
     if hasattr(ids, "__array__"):
         flat = to_unsigned(np.asarray(ids).ravel())
         if flat.dtype.kind in "iu":
-            values, first = np.unique(flat, return_index=True)
-            ids = values[np.argsort(first)].tolist()
-        elif flat.dtype.kind == "O" or not flat.size:
+            return [int(value) for value in flat.tolist()]
+        if flat.dtype.kind in "OUT" or not flat.size:
             ids = flat.tolist()
         else:
             raise LayerError(
                 f"segment ids are integers, but the array has dtype {flat.dtype}. If the ids were converted to floats, "
                 "those beyond 2**53 have lost digits: read them again as uint64."
             )
-    return [segment for segment in dict.fromkeys(parse_id(value) for value in ids) if segment]
+    return [parse_id(value) for value in ids]
 
 
 def unique_id_array(ids: Any) -> UInt64Array:

@@ -190,6 +190,11 @@ def test_ids_are_kept_exactly_and_in_order(ids, expected, name):
     assert all(type(part) is int and 0 <= part <= 255 for color in colors.values() for part in color)
 
 
+@pytest.mark.parametrize("ids", ["56", 56, np.uint64(56), ["56"], np.array(["56"]), np.array("56", object)])
+def test_ids_may_be_single_or_digits(ids):
+    assert palette(ids) == palette([56])
+
+
 def test_ids_may_be_iterators():
     assert list(palette(iter([4, 4, 2]))) == list(palette(segment for segment in (4, 2))) == [4, 2]
 
@@ -200,11 +205,11 @@ def test_ids_may_be_iterators():
         ([1.0], LayerError),
         (np.array([1.0]), LayerError),
         (np.array([True]), LayerError),
-        (["5"], LayerError),
-        ("56", LayerError),
+        (["5x"], LayerError),
+        ("x", LayerError),
         ([True], LayerError),
-        (5, LayerError),
-        (np.uint64(5), LayerError),
+        (True, LayerError),
+        (5.0, LayerError),
         ([-1], OptionError),
         (np.array([-1.0]), LayerError),
         ([2**64], OptionError),
