@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS, SNAP, Triple
-from imageryxr.core.grid import grid_of
+from imageryxr.core.grid import Grid, grid_of
 from imageryxr.core.grid_checks import check_same_grid
 from imageryxr.errors import GridMismatchError
 from imageryxr.graph.labelled import CUTOUT, Volume
@@ -37,6 +37,20 @@ def central_voxels(centers: _Points, resolution: Triple) -> _Points:
     whole = np.rint(places)
     found: _Points = np.where(np.abs(places - whole) < float(SNAP), whole, np.floor(places))
     return found
+
+
+def grid_in_volume(array: xr.DataArray) -> Grid | None:
+    """Return the grid of an array, of a single cutout that of its voxels in the volume; None if it is unknown."""
+    grid, centers = grid_of(array), centers_of(array.coords)
+    if CUTOUT not in array.coords:
+        return grid
+    if centers is None or len(centers) != 1:
+        return None
+    phase = _phase_of(array.attrs) or (0.0, 0.0, 0.0)
+    middles = central_voxels(centers, grid.resolution)[0]
+    # The middle of the voxel that contains the centre has the offset 0.
+    places = zip(grid.axes, middles, phase[::-1], strict=True)
+    return Grid.from_axes([replace(a, offset=round(float(a.offset) + 0.5) + int(m) + p) for a, m, p in places])
 
 
 @dataclass(frozen=True)

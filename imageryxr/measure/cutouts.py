@@ -93,8 +93,8 @@ def cutouts(
         in nm from the middle of the voxel that contains the centre, from ``-(size // 2)`` voxels on. Coordinates along
         ``cutout``: the number of the row;
         ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns of the table, a column of triples as three
-        coordinates with these endings. A Dataset also has ``center`` (cutout, axis), in nm. If ``source`` is in memory,
-        so is the result.
+        coordinates with these endings, and several related segments of an annotation as ``post_0``, ``post_1``, …. A
+        Dataset also has ``center`` (cutout, axis), in nm. If ``source`` is in memory, so is the result.
 
     Raises
     ------
@@ -107,7 +107,8 @@ def cutouts(
     GridMismatchError
         If the variables of a Dataset lie on different grids.
     OptionError
-        If a column of the table has the name of a dim or a variable of the result.
+        If a column of the table has the name of a dim or a variable of the result, or ``to`` is given for a source that
+        is not a tree.
 
     Examples
     --------
@@ -125,6 +126,12 @@ def cutouts(
     points, columns = _read_centers(centers, check_resolution(resolution))
     if isinstance(source, xr.DataTree):
         source = _align_tree(source, to)
+    elif not (isinstance(to, str) and to == "finest"):
+        raise OptionError(
+            f"to={to!r} is for a tree, whose layers are aligned first, but the source is a {type(source).__name__} on "
+            "one grid; resample it first: ix.cutouts(ix.align(image, segmentation, to=…), …) or "
+            "ix.cutouts(ix.regrid(array, …), …)"
+        )
     arrays = {name: source[name] for name in _spatial_names(source)} if isinstance(source, xr.Dataset) else {"": source}
     volumes = {name: _volume(array) for name, array in arrays.items()}
     first = next(iter(volumes.values()))
@@ -228,8 +235,10 @@ def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
             continue
         if variable.ndim == 1:
             columns[str(name)] = (CUTOUT, variable.values, variable.attrs)
-        else:
-            columns |= {f"{name}_{axis}": (CUTOUT, variable.values[:, i]) for i, axis in enumerate("xyz")}
+        elif variable.ndim == 2:
+            values = variable.transpose(DIM, ...).values
+            labels = "xyz" if AXIS in variable.dims else range(values.shape[1])
+            columns |= {f"{name}_{label}": (CUTOUT, values[:, i], variable.attrs) for i, label in enumerate(labels)}
     return points, columns
 
 

@@ -138,9 +138,12 @@ def accepts_placed_cutouts(verb: Callable[P, xr.DataArray]) -> Callable[P, xr.Da
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> xr.DataArray:
         bound = inspect.signature(verb).bind(*args, **kwargs)
         picture, *_ = bound.arguments.values()
-        if not (isinstance(picture, xr.DataArray) and CUTOUT in picture.dims):
-            return verb(*args, **kwargs)
         options = dict(list(bound.arguments.items())[1:])
+        if isinstance(picture, xr.DataArray) and CUTOUT in picture.coords and {*DIMS} <= {*picture.dims}:
+            if CUTOUT not in picture.dims:
+                return wrapper(picture.expand_dims(CUTOUT), **options).isel({CUTOUT: 0})
+        else:
+            return verb(*args, **kwargs)
         return _draw_placed(picture, functools.partial(wrapper, **options))
 
     return wrapper

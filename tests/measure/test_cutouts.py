@@ -91,7 +91,7 @@ SOURCES = {
 @given(
     part=st.sampled_from(list(PARTS)),
     origin=st.sampled_from(list(SOURCES)),
-    starts=st.tuples(*[st.integers(0, 3)] * 3),
+    starts=st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 3)),
     size=st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 6)),
     seed=st.integers(0, 99),
 )
@@ -100,9 +100,8 @@ def test_cutouts_of_a_part_have_no_data_beyond_its_border(part, origin, starts, 
     ends = [(a, n - a) for a, n in zip(starts, held.shape, strict=True)]
     array = PARTS[part](SOURCES[origin](held), *ends)
     loaded = array.compute()
-    grid = ix.grid_of(array)
-    lo, hi = np.array(grid.bbox.lo_nm), np.array(grid.bbox.hi_nm)
-    centers = lo + np.random.default_rng(seed).random((4, 3)) * (hi - lo)
+    choose = np.random.default_rng(seed).choice
+    centers = np.stack([choose(np.atleast_1d(array[dim].values), 4) for dim in "xyz"], axis=1)
     found = ix.cutouts(array, centers, size)
     np.testing.assert_array_equal(found.values, ix.cutouts(loaded, centers, size).values)
     together = ix.cutouts(xr.Dataset({"one": array, "two": array}), centers, size)
@@ -278,6 +277,26 @@ def test_annotations_are_centres_and_boxes_lie_around_their_middles():
     np.testing.assert_array_equal(ix.cutouts(held, boxes, (4, 4, 1)), ix.cutouts(held, (8, 70, 10), (4, 4, 1)))
     with pytest.raises(OptionError, match="leave resolution out"):
         ix.cutouts(held, points, (4, 4, 1), resolution=(8, 8, 40))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_related_segments_of_an_annotation_become_numbered_columns(count):
+    held = VOLUMES["negative offset"]
+    points = ix.as_annotations({"x": [0, 8], "y": [60, 70], "z": [0, 9]})
+    post = IDS[np.arange(1, 1 + 2 * count) % 6].reshape(2, count)
+    points["post"] = (("annotation", "post"), post)
+    found = ix.cutouts(held, points, (4, 4, 1))
+    np.testing.assert_array_equal(found, ix.cutouts(held, [[0, 60, 0], [8, 70, 9]], (4, 4, 1)))
+    for i in range(count):
+        assert found[f"post_{i}"].values.tolist() == post[:, i].tolist()
+    assert "post_x" not in found.coords
+
+
+def test_a_target_grid_is_an_option_of_trees_only():
+    held = VOLUMES["negative offset"]
+    for source in (held, xr.Dataset({"image": held})):
+        with pytest.raises(OptionError, match="for a tree, .* align"):
+            ix.cutouts(source, (0, 60, 0), (4, 4, 1), to=(16, 16, 40))
 
 
 def test_a_box_outside_the_volume_is_an_error_that_states_the_row():

@@ -91,7 +91,8 @@ def test_colours_of_segments_are_those_of_the_picture(sample):
     )
 
 
-def test_a_montage_of_cutouts_is_annotated_before_it_is_arranged(sample):
+@pytest.mark.parametrize("scale", [1, 3])
+def test_marks_on_a_montage_of_cutouts_equal_marks_on_the_volume(sample, scale):
     em = ix.open_image(sample.image)
     boxes = ix.cutouts(em, [[4600.5, 2560.5, 130.5], [4700.5, 2600.5, 130.5]], (32, 24), resolution=(8, 8, 40))
     table = ix.as_annotations([[4600.5, 2560.5, 130.5]], resolution=(8, 8, 40))
@@ -99,9 +100,24 @@ def test_a_montage_of_cutouts_is_annotated_before_it_is_arranged(sample):
     tiles = pixels(ix.montage(ix.annotate(rgba, table, color="red")))
     assert tiles[12, 16].tolist() == [255, 0, 0, 255]
     assert (tiles[:, 42:] == pixels(ix.montage(rgba))[:, 42:]).all()
-    for image in (ix.montage(rgba), ix.to_pil(rgba.isel(cutout=0))):
-        with pytest.raises(LayerError, match="annotate the array"):
-            ix.annotate(image, table)
+    np.testing.assert_array_equal(pixels(ix.annotate(ix.montage(rgba), table, color="red")), tiles)
+    one = rgba.isel(cutout=0)
+    np.testing.assert_array_equal(ix.annotate(one, table, color="red"), ix.annotate(rgba, table, color="red")[0])
+    around = ix.crop(ix.to_rgba(em), center=(4600.5, 2560.5, 130.5), size=(32, 24))
+    expected = pixels(ix.annotate(ix.to_pil(around, scale=scale), table, color="red"))
+    np.testing.assert_array_equal(pixels(ix.annotate(ix.to_pil(one, scale=scale), table, color="red")), expected)
+
+
+def test_the_legend_of_a_montage_of_cutouts_has_the_colours_of_its_marks(sample):
+    em = ix.open_image(sample.image)
+    boxes = ix.cutouts(em, [[4600.5, 2560.5, 130.5], [4700.5, 2600.5, 130.5]], (64, 64), resolution=(8, 8, 40))
+    places = {"x": [36804, 37604], "y": [20484, 20804], "z": [5220, 5220]}
+    for column in ("kind", "score"):
+        table = ix.as_annotations({**places, "kind": ["ribbon", "spine"], "score": [0.25, 0.5]})
+        rgba = ix.annotate(ix.to_rgba(boxes), table, color=column)
+        tile = ix.to_pil(rgba.isel(cutout=0))
+        beside = pixels(ix.legend(ix.montage(rgba)))[:, 138:]
+        np.testing.assert_array_equal(beside, pixels(ix.legend(tile))[:, 64:])
 
 
 def test_a_picture_of_unknown_position_is_an_error_with_advice():

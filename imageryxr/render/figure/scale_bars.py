@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import xarray as xr
@@ -65,7 +65,8 @@ def scale_bar(
         Width of a pixel in nm. Default: from the coordinates of an array, or from the metadata that `to_pil`, `inset`,
         `montage` and similar functions store in a picture. Required if the picture was cropped or resized since.
     length : float, optional
-        Length of the bar in nm. Default: the longest of 1, 2, 5, 10, 20, … that is at most a quarter of the width.
+        Length of the bar in nm. Default: the longest of 1, 2, 5, 10, 20, … that is at most a quarter of the width, in a
+        montage of a tile's. The bar lies within one tile.
     position : {"bottom right", "bottom left", "top right", "top left"}, optional
         Corner of the bar. Default: the first of these without an inset, legend or other scale bar.
     color : colour, optional
@@ -90,7 +91,7 @@ def scale_bar(
     Raises
     ------
     OptionError
-        If the size of a pixel is unknown, or the bar is longer than the picture.
+        If the size of a pixel is unknown, or the bar is longer than the picture or a tile of it.
 
     Warns
     -----
@@ -117,7 +118,10 @@ def scale_bar(
     geometry = geometry_of(picture)
     taken = () if geometry is None else geometry.taken
     canvas = picture.convert("RGBA")
-    ink, at, text = draw_bar(canvas, step, length, position, color, label=label, text_size=size, taken=taken)
+    tiles = [view.rect for view in views_of(picture)]
+    ink, at, text = draw_bar(
+        canvas, step, length, position, color, label=label, text_size=size, taken=taken, tiles=tiles
+    )
     if picture.mode == "L" and ink[0] == ink[1] == ink[2]:
         canvas = canvas.convert("L")
     elif picture.mode != "RGBA":
@@ -142,27 +146,34 @@ def draw_bar(
     label: bool,
     text_size: int | None,
     taken: Sequence[Rect],
+    tiles: Sequence[Rect] = (),
 ) -> tuple[RGBA, Rect, int | None]:
-    """Draw bar and text into a corner; return their colour, their rectangle and the height of the text."""
-    length = largest_round_length(canvas.width * step / 4) if length is None else check_length("length", length)
-    pixels = max(1, round(length / step))
-    margin = max(2, min(canvas.size) // 30)
-    if pixels > canvas.width - 2 * margin:
+    """Draw bar and text into a corner; return their colour, their rectangle and the height of the text.
+
+    If the picture has several ``tiles``, the bar lies within the tile that is nearest to the corner.
+    """
+    areas = _corner_areas(canvas.size, tiles)
+    across = min(right - left for left, _, right, _ in areas.values())
+    down = min(bottom - top for _, top, _, bottom in areas.values())
+    length = largest_round_length(across * step / 4) if length is None else check_length("length", length)
+    side = min(across, down)
+    pixels, margin, thick = max(1, round(length / step)), max(2, side // 30), max(2, side // 80)
+    if pixels > across - 2 * margin:
+        what = "a tile of the montage" if len(tiles) > 1 else "the picture"
         raise OptionError(
-            f"a bar of {format_length(length)} needs {pixels} pixels of {step:g} nm, but the picture is {canvas.width} "
-            f"wide; give length={largest_round_length(canvas.width * step / 4):g}, or leave it out"
+            f"a bar of {format_length(length)} needs {pixels} pixels of {step:g} nm, but {what} is {across} wide; give "
+            f"length={largest_round_length(across * step / 4):g}, or leave it out"
         )
-    thick = max(2, min(canvas.size) // 80)
     text = format_length(length) if label else ""
-    max_size = max(12, min(canvas.size) // 22) if text_size is None else check_whole("label_size", text_size, 1)
-    size = fit_text_size(text, max_size, canvas.width - 2 * margin, canvas.height - 2 * margin - thick) if text else 0
+    max_size = max(12, side // 22) if text_size is None else check_whole("label_size", text_size, 1)
+    size = fit_text_size(text, max_size, across - 2 * margin, down - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)
     gap = max(1, thick // 2) if text else 0
     wide, total = max(pixels, width), thick + gap + height
-    box = _choose_corner(canvas.size, (wide, total), margin, position, taken)
+    corner, box = _choose_corner(areas, (wide, total), margin, position, taken)
     left, top = box[:2]
-    bottom = top + total > canvas.height // 2
+    bottom = top + total > (areas[corner][1] + areas[corner][3]) // 2
     ink = parse_color(color) if color is not None else contrasting_color(canvas.crop(box), None)
     if text:
         draw_text(canvas, (left + (wide - width) // 2, top if bottom else top + thick + gap), text, size, ink)
@@ -170,14 +181,25 @@ def draw_bar(
     return ink, box, size or None
 
 
-def _choose_corner(
-    whole: tuple[int, int], size: tuple[int, int], margin: int, position: Position | None, taken: Sequence[Rect]
-) -> Rect:
-    """Return where a bar with its text goes: the corner that is given, or the first one that is free."""
-    places: dict[str, Rect] = {}
+def _corner_areas(size: tuple[int, int], tiles: Sequence[Rect]) -> dict[str, Rect]:
+    """Return the part of a picture that contains the bar of each corner: the whole, or the tile nearest the corner."""
+    whole = (0, 0, *size)
+    found = {}
     for name in get_args(Position):
-        left = margin if name.endswith("left") else whole[0] - margin - size[0]
-        top = whole[1] - margin - size[1] if name.startswith("bottom") else margin
+        x, y = 0 if name.endswith("left") else 2, 3 if name.startswith("bottom") else 1
+        nearest = min(tiles, key=lambda t: abs(t[x] - whole[x]) + abs(t[y] - whole[y])) if len(tiles) > 1 else whole
+        found[name] = nearest
+    return found
+
+
+def _choose_corner(
+    areas: Mapping[str, Rect], size: tuple[int, int], margin: int, position: Position | None, taken: Sequence[Rect]
+) -> tuple[str, Rect]:
+    """Return the corner and the rectangle of a bar with its text: the given corner, or the first one that is free."""
+    places: dict[str, Rect] = {}
+    for name, area in areas.items():
+        left = area[0] + margin if name.endswith("left") else area[2] - margin - size[0]
+        top = area[3] - margin - size[1] if name.startswith("bottom") else area[1] + margin
         places[name] = (left, top, left + size[0], top + size[1])
     covered = {name: sum(overlap_area(box, other) for other in taken) for name, box in places.items()}
     chosen = min(covered, key=covered.__getitem__) if position is None else position
@@ -186,7 +208,7 @@ def _choose_corner(
         enlarge = Message("no corner is free: enlarge the picture, with ", param("scale", 2))
         advice = f"give {' or '.join(free)}" if free else enlarge
         warn(Message(f"the scale bar in the {chosen} corner covers an inset, a legend or another bar; ", advice))
-    return places[chosen]
+    return chosen, places[chosen]
 
 
 def _draw_strip(canvas: Image, at: tuple[int, int], size: tuple[int, int], ink: RGBA) -> None:

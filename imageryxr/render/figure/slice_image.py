@@ -10,9 +10,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.grid import Axis, Grid, grid_of
+from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ImageryError, LayerError, OptionError
+from imageryxr.graph.cutout_places import grid_in_volume
 from imageryxr.render.figure.geometry import KEPT_ATTRS, View, attach_geometry
 
 if TYPE_CHECKING:
@@ -61,16 +62,16 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     if view is None:
         return attach_geometry(picture, None)
     rows, columns = (axis for number, axis in enumerate(view.grid.axes) if number != view.axis)
-    # The coordinates of a cutout are not those of a volume.
-    views = () if "cutout" in rgba.coords else (view,)
-    return attach_geometry(picture, (columns.resolution, rows.resolution), views=views)
+    return attach_geometry(picture, (columns.resolution, rows.resolution), views=(view,))
 
 
 def _slice_view(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> View | None:
-    """Return the slice that a picture shows; None without coordinates."""
+    """Return the slice of the volume that a picture shows; None if its place is unknown."""
     try:
-        grid = grid_of(rgba)
+        grid = grid_in_volume(rgba)
     except ImageryError:
+        return None
+    if grid is None:
         return None
     rows, columns = [DIMS.index(str(dim)) for dim in flat.dims if dim != "rgba"][-2:]
     across = 3 - rows - columns

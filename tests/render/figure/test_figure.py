@@ -333,6 +333,23 @@ def test_a_scale_bar_has_the_length_in_its_label(width, step):
     assert picture.getbbox() is None
 
 
+@pytest.mark.parametrize("position", ["bottom right", "bottom left", "top right", "top left", None])
+@pytest.mark.parametrize("spacing", [0, 7])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_scale_bar_on_a_montage_lies_within_one_tile(position, spacing, count):
+    values = np.zeros((count, 50, 64), np.uint8)
+    stack = xr.DataArray(values, Grid(values.shape, (8, 8, 40), (0, 0, 0)).coords(), ("z", "y", "x"))
+    arranged = ix.montage(stack, columns=3, spacing=spacing, background="black")
+    after = scale_bar(arranged, position=position, color="white", label=False)
+    left, top, across, down = bar_of(arranged, after)
+    assert across == 12  # 100 nm, at most a quarter of a tile
+    for start, size, side in ((left, across, 64), (top, down, 50)):
+        assert start // (side + spacing) == (start + size - 1) // (side + spacing)
+        assert (start + size - 1) % (side + spacing) < side
+    with pytest.raises(OptionError, match="tile of the montage is 64 wide" if count > 1 else "the picture is 64 wide"):
+        scale_bar(arranged, length=512)
+
+
 @pytest.mark.parametrize("position", ["bottom right", "bottom left", "top right", "top left"])
 @pytest.mark.parametrize("label", [True, False])
 def test_a_scale_bar_is_in_its_corner(position, label):
