@@ -25,7 +25,7 @@ def is_id_name(name: Any) -> bool:
     return _ID_NAME.search(str(name)) is not None
 
 
-def property_values(values: Any, name: str = "", *, strict: bool = False) -> npt.NDArray[Any]:
+def property_values(values: Any, name: str = "", *, strict: bool = False, are_ids: bool = False) -> npt.NDArray[Any]:
     """Convert the values of a property to a numpy array that files can store, without changing a value.
 
     Integers stay exact: those of a column of ids (see `is_id_name`) become uint64, also from digits in strings, and a
@@ -43,6 +43,8 @@ def property_values(values: Any, name: str = "", *, strict: bool = False) -> npt
     strict : bool, default False
         Raise for numbers that cannot be ids in a column of ids: negative ones, fractions, and those beyond 2**64 - 1.
         By default such a column is converted like any other.
+    are_ids : bool, default False
+        The column holds ids, whatever its name.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def property_values(values: Any, name: str = "", *, strict: bool = False) -> npt
         If ids were converted to floats and have lost digits, or cannot be ids and ``strict`` is true.
     """
     plain = _plain_array(values)
-    if is_id_name(name):
+    if are_ids or is_id_name(name):
         return _ids(plain, name, strict)
     return _objects_to_array(plain) if plain.dtype.kind == "O" else plain
 

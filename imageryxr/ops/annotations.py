@@ -14,7 +14,7 @@ from imageryxr.core.annotation_values import as_triples, is_missing, property_va
 from imageryxr.core.annotations import AnnotationType, annotation_type_of, make_annotations
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
 from imageryxr.core.validate import suggest_names
-from imageryxr.errors import BoxError, Message, OptionError, param, warn
+from imageryxr.errors import BoxError, Message, OptionError, format_value, param, warn
 
 _DEFAULT = ("x", "y", "z")
 
@@ -139,6 +139,17 @@ def _columns(table: Any) -> tuple[Any, list[Any]]:
         repeated = next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None
         if repeated is not None:
             raise OptionError(f"the table has several columns named {repeated!r}; rename them so that each is unique")
+        if not names:
+            raise OptionError(
+                "the table has no columns; give a table with the columns x, y and z, or np.empty((0, 3)) for no "
+                "annotations"
+            )
+        single = next((name for name in names if isinstance(table[name], str) or np.isscalar(table[name])), None)
+        if single is not None:
+            raise OptionError(
+                f"the column {single!r} is the single value {format_value(table[single])}; give a list with a value "
+                "for each annotation, such as {'x': [1], 'y': [2], 'z': [3]}"
+            )
         return table, names
     return None, []
 
@@ -221,9 +232,15 @@ def _numbers(values: Any, name: Any, what: str) -> npt.NDArray[np.float64]:
 def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
     triples = as_triples(values)
     if triples is None:
-        if not np.size(values):
+        try:
+            shape = np.shape(values)
+        except ValueError:  # rows of different lengths
+            wrong = next((row for row in values if np.shape(row) != (3,)), values)
+            raise BoxError(
+                f"{what} contain {format_value(wrong)}, which is not (x, y, z); give three numbers for each annotation"
+            ) from None
+        if 0 in shape:
             return np.empty((0, 3))
-        shape = np.shape(values)
         raise BoxError(
             f"{what} of shape {shape} are not an array of numbers (n, 3); give (x, y, z) for each annotation"
         )

@@ -16,7 +16,7 @@ from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_axis, check_choice, check_number, check_whole, suggest_names
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError, format_value
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import accepts_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
@@ -229,8 +229,17 @@ def _directions(picture: xr.DataArray, axis: int) -> Floats:
 
 
 def _column(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
+    if not isinstance(name, str):
+        raise OptionError(
+            f"{what}={format_value(name)} is not the name of a column; add the values to the annotations, e.g. "
+            f"annotations.assign({what}=('annotation', values)), and give {what}={what!r}"
+        )
     if name in table.variables and table[name].dims == (DIM,):
         return np.asarray(table[name].values)
+    if name in table.variables:
+        raise OptionError(
+            f"the column {what}={name!r} has dims {table[name].dims}; give a column with one value per annotation"
+        )
     columns = [str(key) for key in table.variables if table[key].dims == (DIM,)]
     raise OptionError(
         f"{what}={name!r} is not a column of the annotations{suggest_names(str(name), columns)}; their columns are "

@@ -20,7 +20,7 @@ from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.colors.record import describe_masks, recorded_colors
 from imageryxr.core.display import ANNOTATION_SCALE
 from imageryxr.core.validate import check_pair, suggest_names
-from imageryxr.errors import ColorError, OptionError
+from imageryxr.errors import ColorError, OptionError, format_value
 
 # The colour of annotations whose value is missing, or has no colour in a dict.
 MISSING: RGBA = (160, 160, 160, 255)
@@ -109,7 +109,7 @@ def _one_color(color: Any, annotations: xr.Dataset) -> RGBA:
         columns = [str(name) for name in annotations.variables if annotations[name].dims == (DIM,)]
         hint = suggest_names(color, columns) if isinstance(color, str) else ""
         raise ColorError(
-            f"color={color!r} is neither a column of the annotations{hint} nor a colour: {error}"
+            f"color={format_value(color)} is neither a column of the annotations{hint} nor a colour: {str(error)[:300]}"
         ) from None
 
 
@@ -150,6 +150,11 @@ def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
     values = np.asarray(column.values)
     if isinstance(colors, Mapping):
         return _by_value(values, name, {_plain(k): v for k, v in colors.items()})
+    if colors is not None and not isinstance(colors, str):
+        raise ColorError(
+            f"colors={format_value(colors)} is neither a dict nor the name of a palette; {name!r} holds categories: "
+            "give colors={value: colour}"
+        )
     present = [v for v in _distinct(values)[0] if v is not None]
     known: list[Any] = [False, True] if values.dtype == bool else json.loads(column.attrs.get(CATEGORIES, "[]"))
     return _by_value(values, name, category_colors([*known, *(v for v in present if v not in {*known})], colors))

@@ -165,6 +165,11 @@ ERRORS = {
     "both": (split(), {"end": ("x", "y", "z"), "radius": 1}, OptionError, "either|both"),
     "box without end": (split(), {"annotation_type": "box"}, OptionError, "need ends"),
     "unknown type": (split(), {"annotation_type": "cube"}, OptionError, "'ellipsoid'"),
+    "single values": ({"x": 1, "y": 2, "z": 3}, {}, OptionError, "'x' is the single value 1; give a list"),
+    "rows of different lengths": ([[1, 2, 3], [1, 2]], {}, BoxError, "[1, 2], which is not (x, y, z)"),
+    "ends of different lengths": (PLACES, {"end": [[1, 2, 3], [1, 2]]}, BoxError, "[1, 2], which is not (x, y, z)"),
+    "no columns": ({}, {}, OptionError, "the table has no columns"),
+    "no columns of a frame": (pd.DataFrame(), {}, OptionError, "the table has no columns"),
     "one number as resolution": (split(), {"resolution": 4}, BoxError, "(4, 4, 4)"),
 }  # fmt: skip
 

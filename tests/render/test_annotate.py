@@ -329,6 +329,17 @@ ERRORS = {
     ),
     "a missing size": (lambda r, t: ix.annotate(r, t, size="score"), OptionError, "nan in row 3"),
     "a colour map of categories": (lambda r, t: ix.annotate(r, t, color="kind", cmap="magma"), OptionError, "cmap="),
+    "a list of labels": (lambda r, t: ix.annotate(r, t, labels=["a"] * 5), OptionError, "assign(labels="),
+    "positions as labels": (
+        lambda r, t: ix.annotate(r, t.assign(p=(("annotation", "axis"), np.zeros((5, 3)))), labels="p"),
+        OptionError,
+        "'p' has dims ('annotation', 'axis')",
+    ),
+    "a list of colours": (
+        lambda r, t: ix.annotate(r, t, color="kind", colors=["red", "blue"]),
+        ColorError,
+        "colors={value: colour}",
+    ),
     "no annotations": (lambda r, t: ix.annotate(r, t.drop_vars("z")), LayerError, "lacks 'z'"),
     "a size of text": (lambda r, t: ix.annotate(r, t, labels="kind", label_size=4), OptionError, "label_size=4"),
     "colors without a column": (lambda r, t: ix.annotate(r, t, colors={"a": "red"}), OptionError, "color="),
@@ -480,3 +491,9 @@ def test_columns_of_uint64_are_segment_ids_unless_a_colour_map_is_given():
     stable = ix.palette(ids, None)
     assert center_colors(rgba, table, color="pre")[0] == [stable[2**64 - 2], stable[7]]
     assert center_colors(rgba, table, color="pre", cmap="viridis")[0] == [(253, 231, 37), (68, 1, 84)]
+
+
+def test_a_long_list_of_colours_is_cut_in_the_message(row):
+    with pytest.raises(ColorError) as caught:
+        ix.annotate(*row, color=["red"] * 600)
+    assert len(str(caught.value)) < 800

@@ -147,7 +147,7 @@ def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int]
                 f"{argument}={name!r} is not a column of the table{suggest_names(str(name), names)}; its columns are "
                 f"{names[:12]}"
             )
-    ids, kinds = property_values(table[id], "id"), property_values(table[by])
+    ids, kinds = property_values(table[id], id, strict=True, are_ids=True), property_values(table[by])
     if ids.dtype.kind not in "iu":
         raise OptionError(f"the column id={id!r} holds {ids.dtype} values, which are not segment ids")
     found: dict[int, str] = {}
@@ -166,8 +166,15 @@ def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int]
 
 
 def _by_type(table: Any, name: Any, by: str | None, id: str | None, *, distinct: bool) -> dict[int, RGB]:
-    if by is None or id is None or distinct:
-        raise OptionError(f"by={by!r} and id={id!r} name two columns of a table, and cannot be combined with distinct")
+    if by is None:
+        raise OptionError(f"id={id!r} needs by=, the name of the column of types")
+    if id is None:
+        raise OptionError(f"by={by!r} needs id=, the name of the column of segment ids")
+    if distinct:
+        raise OptionError(
+            f"distinct=True gives ids that touch different colours, and by={by!r} ids of one type the same; leave out "
+            "one of them"
+        )
     chosen = None if name == "auto" else name
     return palette_by_type(
         table, by, id, lambda n: ranked_colors(chosen or ("colorblind" if n <= 7 else "glasbey_light"), n)

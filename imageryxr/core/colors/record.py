@@ -162,7 +162,7 @@ def _all_colors(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
         why = f"{omitted:,} ids are too many for its attributes" if omitted else "its colours depend on the ids alone"
         raise OptionError(
             f"the picture does not list the ids that it shows: {why}; give the ids as the second argument, for example "
-            "imageryxr.unique_ids(segmentation)"
+            "imageryxr.unique_ids(segmentation), or those of annotations: np.unique(annotations.pre_pt_root_id)"
         )
     keys = {name: int(name) if name.isdecimal() else name for name in names}
     return {keys[name]: color for name in keys if (color := _find_color(layers, name)) is not None}

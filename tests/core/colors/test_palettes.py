@@ -705,3 +705,16 @@ def test_contradictory_and_empty_palette_files_raise(tmp_path, name, text, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(ColorError, match=message):
         load_palette(tmp_path / name)
+
+
+def test_messages_of_palettes_by_type_name_what_is_missing():
+    table = {"r": [1, 2], "c": ["a", "b"]}
+    with pytest.raises(OptionError, match="by='c' needs id="):
+        palette(table, by="c")
+    with pytest.raises(OptionError, match="id='r' needs by="):
+        palette(table, id="r")
+    with pytest.raises(LayerError, match="'r'"):
+        palette({"r": [864691135617152361.0, np.nan], "c": ["a", "b"]}, by="c", id="r")
+    with pytest.raises(LayerError, match="'r' is a column of ids, but holds 1.5"):
+        palette({"r": [1.5, 2.0], "c": ["a", "b"]}, by="c", id="r")
+    assert palette({"r": [], "c": []}, by="c", id="r") == {}
