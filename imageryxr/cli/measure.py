@@ -47,6 +47,8 @@ class MeasureOptions:
 def measure(sources: SourceOptions, place: MeasurePlaceOptions, run: MeasureOptions) -> None:
     """Write a table of the segments: size, position and, with an image, grey values; continue after an interruption.
 
+    A complete table of the same command is not measured again, unless --no-resume is given.
+
     Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option;
     130 interrupted; 143 terminated. Default box: the whole extent of the sources.
     """
@@ -70,6 +72,9 @@ def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
     if run.dry_run:
         print(json.dumps(plan.to_dict(), indent=2) if run.json else plan)
         return
+    if plan.segments is not None and run.resume:
+        _report_written(plan, plan.segments, run.json)
+        return
     done = len(plan.done) if run.resume else 0
     with (
         raise_on_sigterm(),
@@ -79,9 +84,12 @@ def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
         found = run_measurement(
             plan, report=lambda count: update_bar(bar, count), overwrite=run.overwrite, resume=run.resume
         )
-    segments = found.sizes["segment"]
+    _report_written(plan, found.sizes["segment"], run.json)
+
+
+def _report_written(plan: MeasurementPlan, segments: int, as_json: bool) -> None:
     written = {"target": str(plan.target), "segments": segments, "regions": len(plan.regions)}
-    print(json.dumps(written, indent=2) if run.json else f"{segments:,} segments in {plan.target}")
+    print(json.dumps(written, indent=2) if as_json else f"{segments:,} segments in {plan.target}")
 
 
 @contextmanager

@@ -50,9 +50,7 @@ class SourceOptions:
             common |= {"timestamp": self.timestamp, "agglomerate": self.agglomerate, **({} if self.image else chosen)}
             opened["segmentation"] = ix.open_segmentation(self.segmentation, mip=self.seg_mip, **common)
         if not opened:
-            raise OptionError(
-                "nothing to draw: give --image SOURCE, --segmentation SOURCE or both, or --datastack NAME"
-            )
+            raise OptionError("no source: give --image SOURCE, --segmentation SOURCE or both, or --datastack NAME")
         return opened, None
 
     def _open_datastack(self, name: str) -> Opened:

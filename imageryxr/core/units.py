@@ -72,3 +72,12 @@ def length_in_nm(unit: Any) -> float:
 def has_unit(unit: Any) -> bool:
     """Return whether a unit is given: neither None nor blank."""
     return unit is not None and not (isinstance(unit, str) and not unit.strip())
+
+
+def show_bytes(count: float) -> str:
+    """Return a number of bytes with a unit, such as 3.2 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -13,6 +13,7 @@ from typing import Any
 
 import xarray as xr
 
+from imageryxr.core.units import show_bytes
 from imageryxr.ops.progress import bar_size
 
 
@@ -112,15 +113,6 @@ def _tasks(tasks: int, regions: int) -> str:
 
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def show_bytes(count: float) -> str:
-    """Return a number of bytes with a unit, such as 3.2 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 ON_PROGRESS: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_advance", default=None)

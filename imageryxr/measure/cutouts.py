@@ -21,7 +21,7 @@ from imageryxr.graph.cutout_places import PHASE, check_same_positions
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.ops.align import align, layer_type_of
-from imageryxr.ops.annotations import as_annotations
+from imageryxr.ops.annotations import convert_table
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import layers_of
 
@@ -222,7 +222,7 @@ def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
         raise OptionError(
             f"resolution={unit} was given, but the positions of annotations are in nm; leave resolution out"
         )
-    table = as_annotations(_single_point(centers), resolution=unit)
+    table = convert_table(_single_point(centers), resolution=unit)
     if not table.sizes[DIM]:
         raise BoxError("centers has no rows; give at least one point (x, y, z)")
     points = stack_axes(table, (DIMS[2], DIMS[1], DIMS[0]))

@@ -15,7 +15,7 @@ import xarray as xr
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.errors import LayerError, MissingIdsWarning, OptionError
+from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, Wording, param
 from imageryxr.graph.cutout_places import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume, volume_of
@@ -67,7 +67,8 @@ def _check_percentiles(percentiles: Sequence[float], images: list[Volume]) -> No
     if not all(isinstance(v, int | float) and 0 <= v <= 100 for v in values):
         raise OptionError(f"percentiles={percentiles!r} are not numbers from 0 to 100; write e.g. percentiles=(5, 95)")
     if not images:
-        raise OptionError("percentiles are those of an image; give measure(segmentation, image, percentiles=…)")
+        advice = Wording("give measure(segmentation, image, percentiles=…)", "give --image SOURCE")
+        raise OptionError(param("percentiles", text="…"), " are those of the grey values of an image; ", advice)
     dtype = images[0].expr.dtype
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise OptionError(

@@ -6,6 +6,7 @@ regions that are not stored. The sums of all regions are merged at the end, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, block_starts, format_triple
+from imageryxr.core.units import show_bytes
+from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import OptionError, TargetError, TargetExistsError, param
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
@@ -78,6 +81,21 @@ class MeasurementPlan:
         """The regions that are stored already."""
         return frozenset(box for box in self.regions if self.part(box).exists())
 
+    @property
+    def record(self) -> Path:
+        """The file that states that the target is the complete result of this measurement."""
+        text = json.dumps([self.target.name, self.description], sort_keys=True)
+        return self.target.parent / ".imageryxr" / f"measure-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+    @property
+    def segments(self) -> int | None:
+        """Number of segments in the target if it is the complete result of this measurement; otherwise None."""
+        try:
+            stored = json.loads(self.record.read_text())
+            return int(stored["segments"]) if stored["target"] == _file_stamp(self.target) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def part(self, box: IndexBox) -> Path:
         """Return the file of the sums of a region."""
         return self.folder / f"z{box.start[0]}_y{box.start[1]}_x{box.start[2]}.npz"
@@ -102,7 +120,8 @@ class MeasurementPlan:
         return {
             "target": str(self.target),
             "regions": len(self.regions),
-            "regions_done": len(self.done),
+            "regions_done": len(self.done) if self.segments is None else len(self.regions),
+            "complete": self.segments is not None,
             "voxels": self.voxels,
             "read_bytes": self.read_bytes,
             "layers": self.description["layers"],
@@ -110,10 +129,12 @@ class MeasurementPlan:
 
     def __str__(self) -> str:
         sizes = format_triple(self.volumes[0].grid.shape[::-1])
+        count = len(self.volumes)
+        done = f"of which {len(self.done):,} are done" if self.segments is None else "all done: the target is complete"
         lines = [
             f"measurement of {sizes} voxels to {self.target}",
-            f"  reads: {self.read_bytes / 1e9:,.3g} GB of {len(self.volumes)} layer(s), each chunk once",
-            f"  regions: {len(self.regions):,}, of which {len(self.done):,} are done",
+            f"  reads: {show_bytes(self.read_bytes)} of {count} layer{'s' if count > 1 else ''}, each chunk once",
+            f"  regions: {len(self.regions):,}, {done}",
         ]
         return "\n".join(lines)
 
@@ -194,11 +215,12 @@ def run_measurement(
     Raises
     ------
     TargetExistsError
-        If the target exists, or an unfinished measurement beside it has other layers or options.
+        If the target exists and is of another measurement, or an unfinished measurement beside it has other layers or
+        options.
     TargetError
         If a file cannot be written.
     """
-    if plan.target.exists() and not overwrite:
+    if plan.target.exists() and not overwrite and plan.segments is None:
         overwrite_it = param("overwrite", True)
         raise TargetExistsError(f"{plan.target} exists; give ", overwrite_it, " to replace it, or another name")
     try:
@@ -211,12 +233,21 @@ def run_measurement(
         found = _merge_files([plan.part(box) for box in plan.regions])
         result = label_segments(found, list(plan.volumes), plan.requested, plan.percentiles)
         write_measurements(result, plan.target)
+        stored = {"target": _file_stamp(plan.target), "segments": result.sizes["segment"]}
+        plan.record.parent.mkdir(exist_ok=True)
+        _replace(plan.record, lambda path: path.write_text(json.dumps(stored)))
         shutil.rmtree(plan.folder)
     except OSError as error:
         if isinstance(error, TargetError):
             raise
         raise TargetError(f"{plan.target} cannot be written: {error}") from error
     return result
+
+
+def _file_stamp(target: Path) -> list[int]:
+    """Return the size and the time of the last change of a file, or of the metadata of a Zarr group."""
+    found = (target / "zarr.json" if target.is_dir() else target).stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _open_folder(plan: MeasurementPlan, resume: bool) -> None:
@@ -255,7 +286,7 @@ def write_measurements(measurements: xr.Dataset, target: Path) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
         ".parquet": lambda path: to_dataframe(measurements).to_parquet(path),
         ".csv": lambda path: to_dataframe(measurements).to_csv(path),
-        ".zarr": lambda path: _as_zarr(measurements).to_zarr(path, mode="w", consolidated=False),
+        ".zarr": lambda path: write_group(_as_zarr(measurements), path),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     _replace(target, writers[target.suffix])

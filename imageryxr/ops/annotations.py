@@ -81,6 +81,21 @@ def as_annotations(
     >>> points.x.values, points.pre_pt_root_id.dtype
     (array([36800., 37600.]), dtype('uint64'))
     """
+    found = convert_table(table, position, end, radius, resolution, annotation_type)
+    if found is not table:
+        _warn_equal_ids(found["id"].values)
+    return found
+
+
+def convert_table(
+    table: Any,
+    position: Any = _DEFAULT,
+    end: Any = None,
+    radius: Any = None,
+    resolution: Sequence[float] = (1, 1, 1),
+    annotation_type: AnnotationType | None = None,
+) -> xr.Dataset:
+    """Return the Dataset of a table, whose ids may occur several times; see `as_annotations`."""
     if isinstance(table, xr.Dataset) and "annotation" in table.dims:
         annotation_type_of(table)
         return table
@@ -110,7 +125,7 @@ def as_annotations(
 
 
 def _check_ids(ids: Any) -> None:
-    """Raise if ids of annotations are missing, and warn if some are equal."""
+    """Raise if ids of annotations are missing."""
     if ids is None:
         return
     absent = np.flatnonzero(is_missing(ids))
@@ -119,7 +134,10 @@ def _check_ids(ids: Any) -> None:
             f"{len(absent):,} ids of annotations are missing, the first in row {absent[0]}; remove these rows, or "
             "rename the column 'id', so that annotations are numbered"
         )
-    values = pd.Series(property_values(ids, "id"))
+
+
+def _warn_equal_ids(ids: npt.NDArray[Any]) -> None:
+    values = pd.Series(ids)
     repeated = values[values.duplicated()].unique()
     if len(repeated):
         warn(

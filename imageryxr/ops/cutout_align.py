@@ -141,7 +141,9 @@ def accepts_placed_cutouts(verb: Callable[P, xr.DataArray]) -> Callable[P, xr.Da
         options = dict(list(bound.arguments.items())[1:])
         if isinstance(picture, xr.DataArray) and CUTOUT in picture.coords and {*DIMS} <= {*picture.dims}:
             if CUTOUT not in picture.dims:
-                return wrapper(picture.expand_dims(CUTOUT), **options).isel({CUTOUT: 0})
+                return _draw_placed(picture.expand_dims(CUTOUT), functools.partial(wrapper, **options)).isel(
+                    {CUTOUT: 0}
+                )
         else:
             return verb(*args, **kwargs)
         return _draw_placed(picture, functools.partial(wrapper, **options))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from imageryxr.core.units import show_bytes
 from imageryxr.sources.fetch.traffic import Traffic, traffic
 
 _INTERVAL = 0.2
@@ -85,15 +86,7 @@ def bar_size() -> dict[str, Any]:
 
 
 def _text(found: Traffic) -> str:
-    parts = [f"{_show_bytes(found.received)} received", f"{found.requests:,} requests"]
+    parts = [f"{show_bytes(found.received)} received", f"{found.requests:,} requests"]
     parts += [f"{found.in_memory:,} chunks from memory"] if found.in_memory else []
     parts += [f"{found.on_disk:,} from disk"] if found.on_disk else []
     return ", ".join(parts)
-
-
-def _show_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

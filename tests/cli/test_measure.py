@@ -49,6 +49,20 @@ def test_a_zarr_holds_the_requested_ids(tmp_path, sources, want):
         assert cells.voxels.values.tolist() == want.voxels.values[:2].tolist()
 
 
+def test_a_complete_table_is_not_repeated(tmp_path, sources):
+    target = tmp_path / "cells.csv"
+    command = [*sources[2:], *PLACE, "--output", target]
+    first = run(*command)
+    before = target.stat().st_mtime_ns
+    again = run(*command)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert target.stat().st_mtime_ns == before
+    assert "the target is complete" in run(*command, "--dry-run").stdout
+    other = run(*command, "--ids", 5)
+    assert other.returncode == 1
+    assert "give --overwrite" in other.stderr
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, sources):
     plan = run(*sources, *PLACE, "--output", tmp_path / "cells.csv", "--dry-run", "--json")
     fields = json.loads(plan.stdout)
@@ -62,6 +76,8 @@ def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, source
     cases = [
         ([*sources, *PLACE, "--output", tmp_path / "cells.csv"], 1, "give --overwrite"),
         ([*sources[:2], *PLACE, "--output", tmp_path / "new.csv"], 2, "give --segmentation SOURCE"),
+        ([*PLACE, "--output", tmp_path / "new.csv"], 2, "no source: give"),
+        ([*sources[2:], *PLACE, "--percentiles", 5, "--output", tmp_path / "new.csv"], 2, "image; give --image SOURCE"),
         ([*sources, *PLACE, "--output", tmp_path / "cells.txt"], 2, "ends in .parquet, .csv, .zarr"),
         ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--scheduler", "x"], 2, "tcp://host:8786"),
     ]

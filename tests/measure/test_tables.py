@@ -39,9 +39,9 @@ def test_a_file_holds_what_measure_returns(tmp_path, ending):
     found = run_measurement(plan)
     xr.testing.assert_allclose(found, want, rtol=1e-12)
     assert found.drop_vars(["mean", "std"]).identical(want.drop_vars(["mean", "std"]))
-    assert [path.name for path in tmp_path.iterdir()] == [f"cells{ending}"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".imageryxr", f"cells{ending}"]
     if ending == ".zarr":
-        with xr.open_zarr(plan.target, consolidated=False) as again:
+        with xr.open_zarr(plan.target) as again:
             xr.testing.assert_equal(again.load(), found)
         return
     table = pd.read_parquet(plan.target) if ending == ".parquet" else pd.read_csv(plan.target, index_col="segment")
@@ -118,11 +118,28 @@ def test_a_target_that_exists_is_replaced_only_with_overwrite(tmp_path):
     target = tmp_path / "cells.zarr"
     plan = plan_measurement(held(), target)
     run_measurement(plan)
+    other = plan_measurement(held() // np.uint64(2), target, ids=[1])
     with pytest.raises(TargetExistsError, match="overwrite=True"):
-        run_measurement(plan)
+        run_measurement(other)
     run_measurement(plan_measurement(held() // np.uint64(2), target), overwrite=True)
     with xr.open_zarr(target, consolidated=False) as again:
         assert again.segment.values.tolist() == ix.measure(held() // np.uint64(2)).segment.values.tolist()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".zarr"])
+def test_a_plan_knows_that_its_target_is_complete(tmp_path, ending):
+    target = tmp_path / f"cells{ending}"
+    plan = plan_measurement(held(), target)
+    assert plan.segments is None
+    count = run_measurement(plan).sizes["segment"]
+    again = plan_measurement(held(), target)
+    assert again.segments == count
+    assert (again.to_dict()["regions_done"], again.to_dict()["complete"]) == (len(plan.regions), True)
+    assert "all done: the target is complete" in str(again)
+    assert plan_measurement(held(), target, ids=[5]).segments is None
+    changed = target / "zarr.json" if target.is_dir() else target
+    changed.write_text(changed.read_text() + " ")
+    assert plan_measurement(held(), target).segments is None
 
 
 def test_sums_beyond_int64_survive_their_file(tmp_path):
@@ -137,7 +154,7 @@ def test_a_plan_states_what_is_read():
     seg, em = layers()
     plan = plan_measurement(seg, "cells.csv", em)
     assert plan.read_bytes == seg.size * 9
-    assert "2 layer(s)" in str(plan)
+    assert f"reads: {seg.size * 9 / 1000:.0f} kB of 2 layers, each chunk once" in str(plan)
     assert sum(box.voxels for box in plan.regions) == seg.size
 
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
+from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, TargetError, warn
 from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.commit.manifest import Header
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.report import show_bytes
 from imageryxr.export.store.bucket import Bucket, Watch
 from imageryxr.export.store.local import Folder, Place, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import COARSER, Target

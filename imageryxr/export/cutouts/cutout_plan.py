@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import dask.array as da
 import xarray as xr
 
-from imageryxr.export.report import show_bytes
+from imageryxr.core.units import show_bytes
 from imageryxr.graph.cutout_reads import BATCH_BYTES, KEPT_BYTES, ChunkId, chunk_bytes
 from imageryxr.graph.cutouts import CutoutLayer, ReadPlan, cutout_layers
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import OptionError, TargetExistsError, param
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.writers import PictureWriter, RowJournal, RowWriter, ZarrWriter
@@ -131,7 +132,7 @@ def write_metadata(job: Job, store: Any) -> None:
     lazy = {name: _empty_like(array) for name, array in job.arrays.items()}
     dataset = xr.Dataset(lazy, attrs={**_plain(job.obj), TOKEN: job.token})
     dataset = dataset.assign_coords({n: _without_fixed_text(c.variable) for n, c in job.obj.coords.items()})
-    dataset.to_zarr(store, mode="w", compute=False, encoding=encoding, zarr_format=3, consolidated=False)
+    write_group(dataset, store, compute=False, encoding=encoding)
 
 
 class CompleteJournal(RowJournal):

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from imageryxr.core.bbox import DIMS, Index3
+from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, OptionError, join_messages, param, warn
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.reads import SourceReads
@@ -16,7 +17,6 @@ from imageryxr.export.plan.regions import Regions
 from imageryxr.export.plan.slab_regions import SpillSpace
 from imageryxr.export.read.spill import free_bytes
 from imageryxr.export.read.sweep import SlabSettings
-from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory
 from imageryxr.export.targets.base import COARSER, SliceTarget, Target
 from imageryxr.export.targets.pyramid import Pyramid

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, OptionError, ScratchError, Wording, param
 from imageryxr.export.plan.memory import drawing_bytes, first_slices, fit_memory, scratch_bytes, slab_memory
 from imageryxr.export.plan.reads import reread_factors
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
 from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings
-from imageryxr.export.report import show_bytes
 from imageryxr.export.run.workers import WorkerPool
 from imageryxr.export.targets.base import SliceTarget, Target
 from imageryxr.graph.expr import Expr

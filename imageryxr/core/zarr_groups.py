@@ -1,0 +1,26 @@
+"""Zarr groups of xarray Datasets that `xarray.open_zarr` opens without a warning."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import xarray as xr
+
+
+def write_group(dataset: xr.Dataset, store: Any, **options: Any) -> None:
+    """Write a Dataset as a new Zarr group of format 3 with consolidated metadata.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The arrays; lazy ones are computed unless ``compute=False`` is among the options.
+    store : path or store of zarr
+        Where the group is written; a group there is replaced.
+    **options
+        Options of `xarray.Dataset.to_zarr`.
+    """
+    with warnings.catch_warnings():
+        # Consolidated metadata are an extension of the format, which all readers may ignore.
+        warnings.filterwarnings("ignore", "Consolidated metadata is")
+        dataset.to_zarr(store, mode="w", zarr_format=3, consolidated=True, **options)
