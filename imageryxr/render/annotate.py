@@ -23,7 +23,7 @@ from imageryxr.render.annotate_picture import accepts_pictures
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
 from imageryxr.render.mark_labels import LabelStyle
-from imageryxr.render.mark_selection import rows_near_picture
+from imageryxr.render.mark_selection import rows_near_picture, warn_other_unit
 from imageryxr.render.mark_shapes import Marker, MarkStyle, snap_places
 from imageryxr.render.marks import Annotated, Marks
 from imageryxr.render.overlay import label_rgba, rgba_volume
@@ -132,6 +132,13 @@ def annotate(
     OptionError
         If another argument is invalid.
 
+    Warns
+    -----
+    ImageryWarning
+        If no annotation lies within the rows and columns of the picture, but they do in another unit or order: voxels,
+        micrometres, nm that were multiplied by a resolution, or (z, y, x). Annotations that lie elsewhere, or in other
+        slices, are no reason for a warning.
+
     Examples
     --------
     >>> import imageryxr as ix
@@ -150,6 +157,8 @@ def annotate(
     look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
     style = look.style(_directions(picture, across), volume.grid, across)
     rows = rows_near_picture(table, volume.grid, style, _turned_axes(across), sizes)
+    if rows is not None and not len(rows) and table.sizes[DIM]:
+        warn_other_unit(table, volume.grid, style, _turned_axes(across))
     made = mark_colors(table, picture, color, colors, cmap, limits, rows)
     rgba = made.rgba.copy()
     rgba[:, 3] = np.rint(rgba[:, 3] * opacity).astype(np.uint8)

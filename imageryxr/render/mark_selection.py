@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of
-from imageryxr.core.bbox import DIMS, SNAP
+from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
+from imageryxr.core.bbox import DIMS, SNAP, Triple, tidy
 from imageryxr.core.grid import Grid
+from imageryxr.errors import warn
 from imageryxr.render.mark_shapes import MarkStyle
 
 Floats = npt.NDArray[np.float64]
+
+# Annotations that are compared with a picture, at most.
+_MOST_TESTED = 100_000
+# Slices between a picture and annotations that are near it.
+_NEAR = 100
 
 
 def rows_near_picture(
@@ -71,3 +78,48 @@ def _picture_box(grid: Grid, style: MarkStyle, order: list[int], size: float) ->
     corners = (pixels * spacing) @ np.array(style.directions)
     noise = float(SNAP) * (1 + spacing.max())
     return corners.min(axis=0) - noise, corners.max(axis=0) + noise
+
+
+def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order: list[int]) -> None:
+    """Warn if no annotation lies within the rows and columns of a picture, but they do in another unit.
+
+    Annotations that lie elsewhere are normal, so nothing is reported unless a usual mistake explains them: positions in
+    voxels, positions in nm that were multiplied by a resolution, and reversed axes.
+    """
+    turned = np.array(style.directions)
+    if np.abs(turned[:, ::-1] - np.eye(3)[order]).max() > 1e-9:
+        return  # the resolution of an oblique plane is not that of the volume
+    places = stack_axes(annotations, ("x", "y", "z"))[:_MOST_TESTED]
+    offset = np.array(grid.voxel_offset[::-1], np.float64)[order]
+    shape = np.array(grid.shape, np.float64)[order]
+
+    def index(positions: Floats) -> Floats:
+        return np.asarray(positions @ turned.T / style.spacing - offset)
+
+    own = index(places)
+    if ((own.max(axis=0) >= 0) & (own.min(axis=0) < shape))[1:].all():
+        return
+    for turn, factors, advice in _usual_mistakes(grid.resolution):
+        found = index(places[:, ::turn] * factors)
+        is_near = found[:, 0].max() >= -_NEAR and found[:, 0].min() < shape[0] + _NEAR
+        if is_near and ((found >= 0) & (found < shape))[:, 1:].all(axis=1).any():
+            warn(
+                f"none of {len(places):,} annotations lies within the rows and columns of the picture, which covers "
+                f"{grid.bbox}; the first is at {tuple(tidy(v) for v in places[0])} nm. They fit {advice}"
+            )
+            return
+
+
+def _usual_mistakes(resolution: Triple) -> Iterator[tuple[int, Floats, str]]:
+    """Yield the step along (x, y, z) and the factors that correct positions, and how to give them."""
+    x, y, z = resolution
+    for level in range(6):
+        unit = np.array([x / 2**level, y / 2**level, z])
+        given = tuple(tidy(u) for u in unit)
+        yield 1, unit, f"in voxels: give as_annotations(…, resolution={given})"
+        yield 1, 1 / unit, f"if positions in nm were multiplied by {given}: leave out resolution="
+        yield 1, unit / unit[::-1], f"if the resolution is (x, y, z): give resolution={given}"
+        yield -1, unit / unit[::-1], "in the order (z, y, x): give positions (x, y, z)"
+        yield -1, unit, f"in voxels and the order (z, y, x): give positions (x, y, z) and resolution={given}"
+    yield -1, np.ones(3), "in the order (z, y, x): give positions (x, y, z)"
+    yield 1, np.full(3, 1000.0), "in micrometres: give resolution=(1000, 1000, 1000)"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import imageryxr as ix
+from imageryxr.errors import ImageryWarning
 from imageryxr.render import annotate as module
 from tests.conftest import volume
 
@@ -73,3 +74,38 @@ def test_colours_on_a_crop_are_those_of_the_whole_table(rgba, color):
         assert drawn.attrs.get("drawn_colors") == whole.attrs.get("drawn_colors")
     far = table.assign(z=table.z + 1e6)
     np.testing.assert_array_equal(ix.annotate(rgba, far, color=color).values, rgba.values)
+
+
+VOXELS = np.array([[4110, 510, 104], [4140, 530, 103]])
+NM = VOXELS * (8, 8, 40)
+MISTAKES = {
+    "voxels": (VOXELS, (1, 1, 1), r"resolution=\(8, 8, 40\)"),
+    "voxels of half the size": (VOXELS * (2, 2, 1), (1, 1, 1), r"resolution=\(4, 4, 40\)"),
+    "multiplied twice": (NM, (8, 8, 40), "leave out resolution="),
+    "reversed resolution": (VOXELS, (40, 8, 8), r"resolution=\(8, 8, 40\)"),
+    "reversed positions": (VOXELS[:, ::-1], (8, 8, 40), r"\(z, y, x\)"),
+    "reversed nm": (NM[:, ::-1], (1, 1, 1), r"\(z, y, x\)"),
+    "reversed voxels": (VOXELS[:, ::-1], (1, 1, 1), r"\(z, y, x\)"),
+    "micrometres": (NM / 1000, (1, 1, 1), "1000, 1000, 1000"),
+}
+
+
+@pytest.fixture
+def stack():
+    return ix.to_rgba(volume(np.zeros((9, 48, 56), np.uint8), (8, 8, 40), (4100, 500, 100)))
+
+
+@pytest.mark.parametrize("axis", ["z", "y"])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_annotations_in_another_unit_are_a_warning(stack, name, axis):
+    places, resolution, words = MISTAKES[name]
+    picture = stack.isel(z=[3]) if axis == "z" else stack.isel(y=[12])
+    with pytest.warns(ImageryWarning, match=words):
+        ix.annotate(picture, ix.as_annotations(places, resolution=resolution))
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (0, 0, 4000), (0, 0, -4000), (500, 0, 0), (9000, 9000, 0), (-3e4, 0, 0)])
+def test_annotations_elsewhere_are_no_warning(stack, shift):
+    table = ix.as_annotations(NM + shift)
+    for picture in (stack, stack.isel(z=[0]), stack.isel(y=[0]), stack.isel(z=[1], y=slice(3), x=slice(4))):
+        ix.annotate(picture, table)
