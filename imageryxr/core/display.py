@@ -60,6 +60,9 @@ SHADER = "shader"
 #: The colour map of annotations on a picture, with its limits and the name of the column, as JSON.
 ANNOTATION_SCALE = "annotation_scale"
 
+#: The segments by which annotations on a picture are coloured, id → colour, as JSON.
+ANNOTATION_IDS = "annotation_ids"
+
 # Attributes of a whole link:
 #: Nanometres per unit of the positions, by axis, as JSON.
 DIMENSIONS = "dimensions"

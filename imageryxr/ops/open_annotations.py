@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotation_boxes import annotations_in_box
-from imageryxr.core.annotations import DIM, make_annotations
+from imageryxr.core.annotations import CATEGORIES, DIM, make_annotations
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_ids, list_unique_ids
 from imageryxr.errors import MissingIdsWarning, OptionError, SourceError, param, warn
@@ -193,6 +194,8 @@ def make_dataset(info: AnnotationInfo, records: Records, name: str, related: lis
     properties: dict[str, Any] = {}
     for prop in info.properties:
         attrs = {"description": prop.description} if prop.description else {}
+        if prop.labels:
+            attrs[CATEGORIES] = json.dumps(list(dict.fromkeys(label for _, label in prop.labels)))
         properties[prop.name] = xr.Variable((DIM,), _property_values(prop, records.values[prop.name]), attrs)
     wide: dict[str, npt.NDArray[np.uint64]] = {}
     for relationship, pairs in zip(info.relationships, related or [], strict=False):

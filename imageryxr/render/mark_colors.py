@@ -18,7 +18,7 @@ from imageryxr.core.colors import RGBA, parse_color, resolve_colors
 from imageryxr.core.colors.palettes import colormap, ranked_colors
 from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.colors.record import describe_masks, recorded_colors
-from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.validate import check_pair, suggest_names
 from imageryxr.errors import ColorError, OptionError, format_value
 
@@ -66,6 +66,8 @@ def _has_segments(annotations: xr.Dataset, color: Any, colors: Any, cmap: Any, l
         return False
     dtype = annotations[color].dtype
     holds_ids = dtype == np.uint64 or (dtype.kind in "iu" and is_id_name(color))
+    if dtype.kind == "i" and holds_ids and (annotations[color].values < 0).any():
+        return False  # numbers, which an id cannot be
     is_colormap = cmap is not None or limits is not None
     return holds_ids and not is_colormap and not (isinstance(colors, Mapping) and color == "id")
 
@@ -184,7 +186,13 @@ def _by_segment(ids: npt.NDArray[Any], picture: xr.DataArray, colors: Any) -> Ma
         rgb, is_drawn = recorded_colors(picture, distinct)
         table[is_drawn, :3] = rgb[is_drawn]
     table[~found.is_shown(distinct)] = MISSING
-    return MarkColors(table[inverse.reshape(-1)])
+    listed = np.flatnonzero(found.is_shown(distinct) & (distinct > 0)).tolist()
+    attrs: dict[str, Any] = {}
+    if 0 < len(listed) <= _MOST_NAMES:
+        before = json.loads(picture.attrs.get(ANNOTATION_IDS, "{}"))
+        texts = {str(distinct[i]): hex_color((table[i, 0], table[i, 1], table[i, 2], 255)) for i in listed}
+        attrs[ANNOTATION_IDS] = json.dumps(before | texts)
+    return MarkColors(table[inverse.reshape(-1)], None, attrs)
 
 
 def _by_number(values: npt.NDArray[Any], name: str, cmap: Any, limits: Any) -> MarkColors:

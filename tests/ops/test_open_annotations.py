@@ -376,3 +376,8 @@ def test_related_segments_have_the_colours_of_segments(layers):
     )
     drawn = ix.annotate(rgba, table, color="pre")
     assert tuple(drawn.values[0, 4, 4, :3].tolist()) == ix.palette([LARGE - 7], None)[LARGE - 7]
+
+
+def test_the_categories_of_an_enum_are_all_its_labels(layers):
+    found = open_annotations(layers[0] / "point", segments=[LARGE - 7])
+    assert json.loads(found.kind.attrs["categories"]) == ["axon", "dendrite", "soma"]

@@ -497,3 +497,24 @@ def test_a_long_list_of_colours_is_cut_in_the_message(row):
     with pytest.raises(ColorError) as caught:
         ix.annotate(*row, color=["red"] * 600)
     assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("form", ["array", "Pillow"])
+def test_a_legend_lists_the_segments_that_colour_annotations(row, form):
+    rgba, table = row
+    rgba = rgba.isel(y=np.zeros(200, int)).assign_coords(y=4 + 8.0 * np.arange(200))
+    base = rgba if form == "array" else ix.to_pil(rgba)
+    drawn = ix.annotate(base, table.isel(annotation=[0, 3, 4]), color="pre_pt_root_id")
+    drawn = ix.annotate(drawn, table.isel(annotation=[1]), color="pre_pt_root_id", colors={7: "#010203"})
+    stable = ix.palette([2**64 - 2, 9], None)
+    listed = ix.legend(ix.to_pil(drawn) if form == "array" else drawn)
+    expected = ix.legend(ix.to_pil(drawn) if form == "array" else drawn, {**stable, 7: "#010203"})
+    assert sorted(map(tuple, np.unique(np.asarray(listed)[:, 80:].reshape(-1, 3), axis=0).tolist())) == sorted(
+        map(tuple, np.unique(np.asarray(expected)[:, 80:].reshape(-1, 3), axis=0).tolist())
+    )
+
+
+def test_negative_integers_are_numbers_whatever_their_name(row):
+    rgba, table = row
+    table = table.assign(cluster_id=("annotation", np.array([-1, 0, 1, 2, 3])))
+    assert center_colors(rgba, table, color="cluster_id")[0][::4] == [(68, 1, 84), (253, 231, 37)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from imageryxr.core.colors.record import DRAWN_COLORS
-from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.grid import Grid
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Rect: TypeAlias = tuple[int, int, int, int]
 
 NM = "nm_per_pixel"
 _KEY = "imageryxr"
-KEPT_ATTRS = ("plane_axes", DRAWN_COLORS, ANNOTATION_SCALE)
+KEPT_ATTRS = ("plane_axes", DRAWN_COLORS, ANNOTATION_SCALE, ANNOTATION_IDS)
 """Attrs of an array that a picture of it keeps: the directions of a plane, and the colours that were drawn."""
 # Samples per side, compared to distinguish a copy of a picture from a crop or an enlargement.
 _SAMPLES = 32

@@ -11,9 +11,9 @@ import xarray as xr
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.colors.record import colors_of
-from imageryxr.core.display import ANNOTATION_SCALE
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import OptionError, param
+from imageryxr.errors import ColorError, OptionError, param
 from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text, views_of
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
 from imageryxr.render.figure.slice_image import as_picture
@@ -43,9 +43,10 @@ def legend(
     colors : mapping or iterable of int, optional
         Id → colour, as `palette` returns it, in the order of the list; of a palette by type, its types. The last line
         counts those for which there is no room. For ids without colours, the colours with which ``picture`` was drawn
-        are used, as `colors_of` returns them. Default: all ids whose colours ``picture`` records, or five numbers of
-        the colour map of its annotations. Without colours, ``picture`` must be an array that `overlay` or `annotate`
-        returned, or a picture that `to_pil`, `montage`, `scale_bar` or `annotate` made of one.
+        are used, as `colors_of` returns them. Default: all ids whose colours ``picture`` records, also those of the
+        segments by which `annotate` coloured annotations, or five numbers of the colour map of its annotations. Without
+        colours, ``picture`` must be an array that `overlay` or `annotate` returned, or a picture that `to_pil`,
+        `montage`, `scale_bar` or `annotate` made of one.
     names : mapping, optional
         Id → text of its line. Default: the id.
     title : str, optional
@@ -90,6 +91,9 @@ def legend(
     scale = getattr(drawn, "attrs", {}).get(ANNOTATION_SCALE)
     if colors is None and scale is not None:
         colors, title = _scale_colors(json.loads(scale), title)
+    segments = getattr(drawn, "attrs", {}).get(ANNOTATION_IDS)
+    if colors is None and segments is not None:
+        colors = _listed_colors(drawn) | {int(i): color for i, color in json.loads(segments).items()}
     if isinstance(colors, TypePalette):
         colors = colors.types
     if not isinstance(colors, Mapping):
@@ -122,6 +126,14 @@ def legend(
         return attach_geometry(out, None, [beside], size)
     written = smallest_text(size, geometry.text)
     return attach_geometry(out, geometry.nm, [*geometry.taken, beside], written, geometry.views)
+
+
+def _listed_colors(picture: Any) -> dict[Any, Any]:
+    """Return the colours that a picture lists, if it lists any."""
+    try:
+        return dict(colors_of(picture))
+    except (ColorError, OptionError):
+        return {}
 
 
 def _scale_colors(scale: Mapping[str, Any], title: str) -> tuple[dict[str, str], str]:
