@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
+from imageryxr.errors import MissingIdsWarning
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.reduction import reduce_volumes
@@ -54,6 +56,11 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     SegmentError
         If an id is not an integer from 1 to 2**64 - 1.
 
+    Warns
+    -----
+    MissingIdsWarning
+        If some of ``ids`` do not occur in the data.
+
     Examples
     --------
     >>> import imageryxr as ix
@@ -68,6 +75,9 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     requested = None if ids is None else RequestedIds.of(ids)
     task = partial(contacts_of_block, whole=volume.box, requested=requested, compact=not volume.in_memory)
     found = reduce_volumes([volume], task, partial(merge_contacts, requested=requested))
+    if requested is not None and found.present is not None and not found.present.all():
+        absent = requested.array[~found.present].tolist()
+        warnings.warn(requested.missing_message(absent), MissingIdsWarning, stacklevel=2)
     return label_contacts(found.pairs, volume)
 
 
@@ -98,13 +108,15 @@ class BlockContacts:
 
     pairs: PairSums
     planes: dict[_Border, _Plane]
+    present: npt.NDArray[np.bool_] | None
+    """Whether each requested id occurs."""
 
 
 def contacts_of_block(
     box: IndexBox, labels: Array, *, whole: IndexBox, requested: RequestedIds | None, compact: bool
 ) -> BlockContacts:
     """Return the contacts of a block, and its planes at borders with other blocks: compact, or views of the block."""
-    from imageryxr.kernels import pair_sums
+    from imageryxr.kernels import isin, pair_sums
 
     pairs, sums = pair_sums.sum_contacts(labels)
     counts = sums[:, [0, 4, 8]]
@@ -119,7 +131,9 @@ def contacts_of_block(
                 start = tuple(place if a == axis else s for a, s in enumerate(box.start))
                 plane = labels[(*[slice(None)] * axis, -1 if is_upper else 0)]
                 planes[axis, start] = _as_runs(plane) if compact else plane
-    return BlockContacts(_keep_requested(merge_pairs([PairSums(pairs, sums)]), requested), planes)  # type: ignore[arg-type]
+    table = _keep_requested(merge_pairs([PairSums(pairs, sums)]), requested)
+    present = None if requested is None else isin.is_present(labels, requested.array)
+    return BlockContacts(table, planes, present)  # type: ignore[arg-type]
 
 
 def _as_runs(plane: Array) -> _Runs:
@@ -148,7 +162,8 @@ def merge_contacts(parts: list[BlockContacts], *, requested: RequestedIds | None
                 waiting[border] = plane
             else:
                 tables.append(_keep_requested(_border_contacts(border, other, plane), requested))
-    return BlockContacts(merge_pairs(tables), waiting)
+    seen = [part.present for part in parts if part.present is not None]
+    return BlockContacts(merge_pairs(tables), waiting, np.logical_or.reduce(seen) if seen else None)
 
 
 def _labels_of(plane: _Plane) -> Array:

@@ -50,7 +50,8 @@ def measure(
         - ``touches_edge`` (segment): whether the segment contains the first or the last voxel along an axis of the
           array.
         - ``mean``, ``std``, ``min``, ``max`` (segment), with an image: ``std`` is the population standard deviation;
-          ``min`` and ``max`` have the dtype of the image.
+          ``min`` and ``max`` have the dtype of the image. If a voxel of a segment is NaN, its values are NaN; to ignore
+          such voxels, set their ids to 0: ``segmentation.where(image.notnull(), 0)``.
         - ``percentiles`` (segment, percentile), with ``percentiles``.
 
         ``.imagery.to_dataframe()`` returns a table with one row per segment.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -11,10 +12,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
+from imageryxr.core.annotation_values import is_missing
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.ids import to_unsigned
+from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid, grid_of
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.graph.cutout_places import Places, centers_of, check_same_cutouts, check_same_places
@@ -47,7 +51,12 @@ def apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool
     options = _apply_ids(dict(bound.arguments))
     arrays: list[xr.DataArray] = []
     call = _Call(verb, {name: _extract(value, arrays) for name, value in options.items()})
-    return _apply(call, arrays, slicewise and bound.arguments.get("axis", "z") == "z")
+    found = _apply(call, arrays, slicewise and bound.arguments.get("axis", "z") == "z")
+    is_numbered = "ids" in bound.arguments and "ids" not in options and isinstance(options.get("colors"), dict)
+    if is_numbered and not isinstance(bound.arguments["colors"], dict):
+        ids = bound.arguments["ids"]
+        return _name_colors(found, [ids] if isinstance(ids, xr.DataArray) else list(ids))
+    return found
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,11 @@ def central_slices(array: xr.DataArray) -> xr.DataArray:
     return array.isel(z=array.sizes["z"] // 2) if "z" in array.dims else array
 
 
+def column_texts(values: npt.NDArray[Any]) -> list[str]:
+    """Return the values of a column as texts, which are empty where a value is missing."""
+    return ["" if missing else str(value) for value, missing in zip(values, is_missing(values), strict=True)]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # ids of each cutout
 
@@ -180,6 +194,7 @@ def _apply_ids(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a drawing verb with ids of each cutout applied to its segmentation."""
     ids = arguments.get("ids")
     columns = [ids] if isinstance(ids, xr.DataArray) else list(ids) if isinstance(ids, list | tuple) else []
+    _check_series(ids, columns, arguments.get("segmentation"))
     if not any(_is_column(column) for column in columns):
         return arguments
     segmentation = arguments["segmentation"]
@@ -203,6 +218,31 @@ def _apply_ids(arguments: dict[str, Any]) -> dict[str, Any]:
     if listed is not None:
         kept["colors"] = dict(enumerate(listed, 1))
     return kept
+
+
+def _check_series(ids: Any, columns: list[Any], segmentation: Any) -> None:
+    """Raise `OptionError` for columns of the table instead of columns of the cutouts, which are ids of each cutout."""
+    inside = [column for column in columns if isinstance(column, pd.Series)]
+    known = [str(n) for n, c in getattr(segmentation, "coords", {}).items() if c.dims == (CUTOUT,)]
+    names = [str(series.name) for series in inside]
+    advice = f"[{', '.join(f'boxes.{name}' for name in names)}]"
+    if isinstance(ids, pd.Series) and str(ids.name) in known:
+        names, advice = [str(ids.name)], f"boxes.{ids.name}, or ids=list(…) for these ids in all cutouts"
+    if names:
+        raise OptionError(
+            f"ids has the pandas Series {', '.join(map(repr, names))}; for ids of each cutout give columns of the "
+            f"cutouts: ids={advice}"
+        )
+
+
+def _name_colors(picture: xr.DataArray, columns: list[Any]) -> xr.DataArray:
+    """Return a picture that records the colours of columns by their names, instead of their numbers."""
+    layers = json.loads(picture.attrs.get(DRAWN_COLORS, "[]"))
+    names = [str(column.name) if column.name is not None else f"ids {i}" for i, column in enumerate(columns, 1)]
+    if layers:
+        ids = {names[int(number) - 1]: color for number, color in layers[-1]["ids"].items()}
+        layers[-1] = {**layers[-1], "ids": ids}
+    return picture.assign_attrs({DRAWN_COLORS: json.dumps(layers)})
 
 
 def select_columns(segmentation: xr.DataArray, ids: Any) -> tuple[xr.DataArray, Any]:

@@ -79,6 +79,11 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
         raise SegmentError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]") from None
     numbers = []
     for value in values:
+        if hasattr(value, "__array__") and np.ndim(value):
+            raise SegmentError(
+                f"{what} contains a {type(value).__name__} of {len(value):,} values, but one list of ids is needed; "
+                f"give {what}=numpy.concatenate([a, b])"
+            )
         number = to_id(value)
         if not number:
             raise SegmentError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import cc3d
 import dask
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.errors import LayerError, SegmentError
+from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from tests.conftest import FIB25, volume
 from tests.support.counted_source import READS, held, opened
 from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, count_faces, label_arrays
@@ -41,7 +43,9 @@ def test_every_chunking_gives_the_same_contacts_bit_for_bit(labels, one, other):
 @given(labels=label_arrays(), chunks=chunkings, requested=st.sets(st.sampled_from(IDS[1:].tolist()), min_size=1))
 def test_requested_ids_have_all_their_contacts(labels, chunks, requested):
     every = ix.contacts(as_segmentation(labels, chunks))
-    some = ix.contacts(as_segmentation(labels, chunks), ids=requested)
+    absent = requested - {*labels.ravel().tolist()}
+    with pytest.warns(MissingIdsWarning, match=f"{len(absent)} of the") if absent else nullcontext():
+        some = ix.contacts(as_segmentation(labels, chunks), ids=requested)
     pairs = zip(every.segment_a.values.tolist(), every.segment_b.values.tolist(), strict=True)
     assert some.identical(every.isel(contact=[bool({a, b} & requested) for a, b in pairs]))
 

@@ -6,11 +6,12 @@ import pickle
 
 import dask
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.errors import GridMismatchError, OptionError
+from imageryxr.errors import GridMismatchError, OptionError, SegmentError
 from tests.conftest import volume
 from tests.support import counted_source
 from tests.support.volumes import as_source
@@ -197,6 +198,31 @@ def test_layers_cut_out_around_different_centres_cannot_be_aligned():
         ix.align(one, other)
     with pytest.raises(OptionError, match="cannot be used for cutouts"):
         ix.align(one, one, to=(8, 8, 40))
+
+
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+def test_the_colours_of_columns_are_recorded_by_their_names(kind):
+    ds = boxes(kind)
+    columns = [ds.pre_id, ds.post_id]
+    picture = ix.overlay(ds.image, ds.segmentation, ids=columns, colors=["red", "cyan"])
+    assert ix.colors_of(picture) == {"pre_id": (255, 0, 0), "post_id": (0, 255, 255)}
+    lower = ix.composite(picture, ix.outline(ds.segmentation, ids=[ds.post_id], colors=["blue"]))
+    assert ix.colors_of(lower)["post_id"] == (0, 0, 255)
+    montage = ix.montage(picture, scale=8)
+    expected = ix.legend(montage, {"pre_id": "red", "post_id": "cyan"})
+    assert ix.legend(montage).tobytes() == expected.tobytes()
+
+
+def test_columns_of_the_table_are_errors_that_name_those_of_the_cutouts():
+    ds = boxes("in memory")
+    table = pd.DataFrame({"pre_id": PRE, "post_id": POST})
+    with pytest.raises(OptionError, match=r"Series 'pre_id', 'post_id'; .* ids=\[boxes.pre_id, boxes.post_id\]"):
+        ix.overlay(ds.image, ds.segmentation, ids=[table.pre_id, table.post_id], colors=["red", "cyan"])
+    with pytest.raises(OptionError, match=r"ids=boxes.post_id, or ids=list"):
+        ix.measure(ds.segmentation, ids=table.post_id)
+    with pytest.raises(SegmentError, match="contains a Series of 5 values, but one list"):
+        ix.outline(ds.segmentation.isel(cutout=0), ids=[table.pre_id])
+    assert ix.measure(ds.segmentation, ids=pd.Series(PRE, name="cells")).sizes["segment"]
 
 
 def two_arrays(ds, other):

@@ -21,6 +21,7 @@ from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.writers import PictureWriter, RowJournal, RowWriter, ZarrWriter
 from imageryxr.export.store.local import disk_errors
 from imageryxr.graph.labelled import CUTOUT
+from imageryxr.ops.cutout_verbs import column_texts
 
 TOKEN = "imageryxr_cutouts"
 """The attr of a Zarr group that identifies its export."""
@@ -234,6 +235,11 @@ def _safe_part(value: Any) -> Any:
 class PageJob(Job):
     """One HTML page that contains all pictures."""
 
+    def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:
+        super().__init__(place, arrays, obj, options)
+        self.table = {CUTOUT: np.arange(len(self.files)), **self.columns}
+        self.labels = label_texts(self.table, options.get("labels"))
+
     @property
     def files(self) -> list[str]:
         """The pictures, beside the page until it is complete."""
@@ -270,9 +276,8 @@ class PageJob(Job):
         """Write the page and remove the single pictures."""
         if isinstance(self.journal, CompleteJournal):
             return self.path.stat().st_size
-        columns = {CUTOUT: np.arange(len(self.files)), **self.columns}
-        labels = label_texts(columns, self.options.get("labels"))
-        size = write_page(self.path, [Path(f) for f in self.files], columns, labels, self.path.stem, self.token)
+        pictures = [Path(file) for file in self.files]
+        size = write_page(self.path, pictures, self.table, self.labels, self.path.stem, self.token)
         shutil.rmtree(self.work)
         return size
 
@@ -282,4 +287,4 @@ def label_texts(columns: Mapping[str, npt.NDArray[Any]], name: str | None) -> Se
     chosen = name or ("id" if "id" in columns else CUTOUT)
     if chosen not in columns:
         raise OptionError(f"labels={name!r} is not a column of the cutouts; give one of {', '.join(columns)}")
-    return [str(value) for value in columns[chosen]]
+    return column_texts(columns[chosen])

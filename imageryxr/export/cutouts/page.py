@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.export.store.local import replaced_file
+from imageryxr.ops.cutout_verbs import column_texts
 
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 0; background: #fff; color: #222 }
@@ -81,6 +82,7 @@ def write_page(
         width, height = first.size
     scale = max(1, round(128 / width))
     ranks = {name: _ranks(values) for name, values in columns.items()}
+    texts = {name: column_texts(values) for name, values in columns.items()}
     options = "".join(f"<option>{escape(name)}</option>" for name in ranks)
     size = f"--width: {scale * width}px; --height: {scale * height}px"
     with replaced_file(path) as beside, beside.open("w", encoding="utf-8") as file:
@@ -92,7 +94,7 @@ def write_page(
             '<label><input type="checkbox" id="descending"> descending</label></header>\n<main>\n'
         )
         for row, label in enumerate(labels):
-            tip = "\n".join(f"{name}: {values[row]}" for name, values in columns.items())
+            tip = "\n".join(f"{name}: {values[row]}" for name, values in texts.items())
             file.write(
                 f'<figure title="{escape(tip)}"><img data-row="{row}" alt="{escape(label)}">'
                 f"<figcaption>{escape(label)}</figcaption></figure>\n"

@@ -16,7 +16,7 @@ from imageryxr.core.grid import grid_of
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import CUTOUT, as_dask, has_cutouts, is_lazy
-from imageryxr.ops.cutout_verbs import central_slices
+from imageryxr.ops.cutout_verbs import central_slices, column_texts
 from imageryxr.render.figure.geometry import Geometry, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
@@ -142,7 +142,7 @@ def _column_texts(images: Any, dim: str, name: str) -> list[str]:
     if name not in columns:
         known = f"{', '.join(map(repr, columns))}, a list of texts, " if columns else "a list of texts, "
         raise OptionError(f"labels={name!r} is not a column of the tiles; give {known}True or 'slice'")
-    return [str(value) for value in images.coords[name].values]
+    return column_texts(images.coords[name].values)
 
 
 def _common_pixel_size(geometries: list[Geometry | None]) -> tuple[float, float] | None:

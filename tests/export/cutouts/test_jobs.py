@@ -44,7 +44,7 @@ def test_a_zarr_of_cutouts_has_one_chunk_for_each_and_the_columns_of_the_table(t
     ds = boxes()
     report = ix.export(ds, tmp_path / "boxes.zarr")
     assert report.complete
-    found = xr.open_zarr(tmp_path / "boxes.zarr", consolidated=False)
+    found = xr.open_zarr(tmp_path / "boxes.zarr")
     xr.testing.assert_equal(found.compute(), ds.compute())
     assert found.segmentation.dtype == np.uint64
     assert found.image.dtype == np.uint8
@@ -132,6 +132,22 @@ def test_a_page_contains_everything_and_escapes_the_table(tmp_path):
     assert "<b>" not in text
     assert page.addresses == []
     assert {"id", "kind", "cutout", "center_x"} <= set(page.options)
+
+
+def test_labels_that_are_no_column_are_an_error_before_any_picture_is_drawn(tmp_path):
+    counted_source.READS.clear()
+    with pytest.raises(OptionError, match="labels='knd' is not a column"):
+        ix.export(pictures(), tmp_path / "gallery.html", labels="knd")
+    assert not counted_source.READS
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_of_missing_values_are_empty(tmp_path):
+    kinds = np.array(["a", None, "b", None, "a", None], object)
+    ix.export(pictures().assign_coords(kind=("cutout", kinds)), tmp_path / "gallery.html", labels="kind")
+    text = (tmp_path / "gallery.html").read_text()
+    assert "None" not in text
+    assert text.count("<figcaption></figcaption>") == 3
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
