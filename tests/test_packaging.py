@@ -42,14 +42,16 @@ def imported_packages(folder: Path) -> set[str]:
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
+                found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.partition(".")[0])
+                found.add(node.module)
+    # several distributions have a part of the package `google`
+    found = {"google.auth" if name.startswith("google.auth") else name.partition(".")[0] for name in found}
     return found - set(sys.stdlib_module_names) - {"imageryxr", "tests", "conftest", "benchmarks"}
 
 
 def imported_distributions(folder: Path) -> set[str]:
-    providers = packages_distributions()
+    providers = {**packages_distributions(), "google.auth": ["google-auth"]}
     return {normalize(name) for module in imported_packages(folder) for name in providers.get(module, [module])}
 
 

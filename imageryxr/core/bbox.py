@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imageryxr.core.validate import to_items, to_number
+from imageryxr.core.validate import to_items, to_number, to_numbers
 from imageryxr.errors import BoxError, Wording, format_value, param
 
 DIMS = ("z", "y", "x")
@@ -63,6 +63,9 @@ def snap(value: Fraction) -> Fraction:
 
 def check_point(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
     """Return the numbers (x, y, z) of a point, size or direction; raise `BoxError` if they are not finite numbers."""
+    numbers = tuple(to_numbers(value))
+    if len(numbers) in count and -_FARTHEST < min(numbers) <= max(numbers) < _FARTHEST:
+        return numbers
     items = to_items(value)
     allowed = " or ".join(str(c) for c in count)
     if len(items) not in count:
@@ -76,16 +79,11 @@ def check_point(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[i
         raise BoxError(
             param(name, value), f" is not {allowed} numbers (x, y, z); write e.g. ", param(name, text=str(example))
         )
-    numbers = []
-    for item in items:
-        number = to_number(item)
-        if number is None or not -_FARTHEST < number < _FARTHEST:
-            raise BoxError(
-                *(param(name, value), f" contains {format_value(item)}, which is not a finite number; give "),
-                "(x, y, z) numbers",
-            )
-        numbers.append(number)
-    return tuple(numbers)
+    wrong = next(item for item in items if not -_FARTHEST < (to_numbers([item]) or [math.inf])[0] < _FARTHEST)
+    raise BoxError(
+        *(param(name, value), f" contains {format_value(wrong)}, which is not a finite number; give "),
+        "(x, y, z) numbers",
+    )
 
 
 def check_resolution(value: Any, name: str = "resolution") -> Triple:

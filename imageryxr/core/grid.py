@@ -31,7 +31,7 @@ from imageryxr.core.bbox import (
     to_fraction,
 )
 from imageryxr.core.units import has_unit, length_in_nm
-from imageryxr.core.validate import to_items, to_number
+from imageryxr.core.validate import to_number, to_numbers
 from imageryxr.errors import BoxError, GridError, UnitError, Wording, param
 
 
@@ -296,7 +296,7 @@ def _triple_attr(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, An
         holders += [v.attrs for v in da.data_vars.values()]
     # Another program may have set the attribute, so invalid values are ignored.
     values = next((h[name] for h in holders if name in h), None)
-    numbers = [float(n) for v in to_items(values) if (n := to_number(v)) is not None]
+    numbers = [float(n) for n in to_numbers(values)]
     usable = len(numbers) == 3 and (name != "resolution" or min(numbers) > 0)
     return (numbers[0], numbers[1], numbers[2]) if usable else (None, None, None)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.validate import to_items, to_number
+from imageryxr.core.validate import to_numbers
 from imageryxr.errors import OptionError, param
 
 Floats = npt.NDArray[np.float64]
@@ -26,8 +26,7 @@ def axes_of_quaternion(orientation: Any) -> Floats:
     OptionError
         If ``orientation`` is not a quaternion.
     """
-    numbers = [to_number(v) for v in to_items(orientation)]
-    values = np.array([0.0] if None in numbers else numbers, np.float64)
+    values = np.array(to_numbers(orientation), np.float64)
     length = float(np.linalg.norm(values))
     if len(values) != 4 or not 1e-6 < length < math.inf:
         raise OptionError(param("orientation", orientation), " is not a quaternion (x, y, z, w), such as (0, 0, 0, 1)")

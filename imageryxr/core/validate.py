@@ -224,6 +224,13 @@ def to_items(value: Any) -> list[Any]:
         return []
 
 
+def to_numbers(value: Any) -> list[int | float]:
+    """Return the items of a sequence or array of finite numbers; none if it is anything else, also in part."""
+    items = to_items(value)
+    numbers = [number for item in items if (number := to_number(item)) is not None]
+    return numbers if len(numbers) == len(items) else []
+
+
 def check_bytes(name: str, value: Any, expected: Part, low: int = 1) -> int:
     """Return an argument that is a number of bytes, or text such as ``"4 GB"``; at least `low`."""
     found = to_number(value)

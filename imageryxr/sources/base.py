@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_choice, to_items, to_number, to_whole
+from imageryxr.core.validate import check_choice, to_numbers, to_whole
 from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, Wording, param
 
 LayerType = Literal["image", "segmentation"]
@@ -204,7 +204,7 @@ def find_level(source: Source, mip: Any) -> Level:
 
 def is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
     """Return whether a resolution equals the given one within rounding errors."""
-    values = [n for v in to_items(given) if (n := to_number(v)) is not None]
+    values = to_numbers(given)
     if len(values) != 3:
         raise MipError(param("mip", given), " is neither the number of a level nor a resolution (x, y, z) in nm")
     return all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))

@@ -57,10 +57,11 @@ class GoogleCredential:
 
     def _refresh(self) -> None:
         from google.auth.exceptions import GoogleAuthError
-        from google.auth.transport.requests import Request
+        from google.auth.transport.urllib3 import Request
+        from urllib3 import PoolManager
 
         try:
-            self._credentials.refresh(Request())
+            self._credentials.refresh(Request(PoolManager()))  # type: ignore[no-untyped-call]
         except GoogleAuthError as error:
             raise AuthError(
                 f"the credentials from {self.identity} were rejected ({str(error.args[0])[:200]}); correct or remove "

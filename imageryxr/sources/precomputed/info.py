@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import to_number
+from imageryxr.core.validate import to_numbers
 from imageryxr.errors import ImageryError, format_value
 from imageryxr.sources.base import Level
 
@@ -95,12 +95,9 @@ def info_problem(info: dict[str, Any]) -> str:
     return ""
 
 
-def _is_number(value: Any) -> bool:
-    return to_number(value) is not None
-
-
-def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value % 1 == 0
+def _is_whole(*values: Any) -> bool:
+    numbers = to_numbers(values)
+    return len(numbers) == len(values) and all(number % 1 == 0 for number in numbers)
 
 
 def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
@@ -155,7 +152,7 @@ def _places_problem(scale: dict[str, Any], encoding: str) -> str:
     if encoding == "compressed_segmentation":
         places["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
     for key, numbers in places.items():
-        if not isinstance(numbers, list) or not all(map(_is_whole, numbers)):
+        if not isinstance(numbers, list) or not _is_whole(*numbers):
             return f"has the {key} {format_value(numbers)}; it must hold whole numbers"
         if key == "voxel_offset":
             if len(numbers) != 3 and (numbers or key in scale):
@@ -166,7 +163,7 @@ def _places_problem(scale: dict[str, Any], encoding: str) -> str:
 
 
 def _resolution_problem(resolution: Any) -> str:
-    is_right = isinstance(resolution, list) and len(resolution) == 3 and all(map(_is_number, resolution))
+    is_right = isinstance(resolution, list) and len(to_numbers(resolution)) == len(resolution) == 3
     if is_right and all(_SMALLEST_NM <= r <= _WIDEST_NM for r in resolution):
         return ""
     return (

@@ -306,8 +306,8 @@ def test_the_error_for_an_absent_bucket_contains_the_servers_reason(bucket):
     ],
 )
 def test_the_error_contains_the_servers_reason(said, told):
-    from imageryxr.export.store.bucket import _bucket_errors
+    from imageryxr.export.store.bucket import bucket_errors
 
-    with pytest.raises(ix.errors.TargetError) as caught, _bucket_errors("s3://b/x"):
+    with pytest.raises(ix.errors.TargetError) as caught, bucket_errors("s3://b/x"):
         raise RuntimeError(said)
     assert str(caught.value) == f"could not write s3://b/x: {told}"
