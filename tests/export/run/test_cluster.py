@@ -335,12 +335,12 @@ def test_a_killed_scheduler_is_one_error_message(tmp_path):
     target = tmp_path / "o.zarr"
     code = (
         "import sys, imageryxr.export\nfrom imageryxr.cli.main import _plain_errors\n"
-        "from imageryxr.cli.export import run_export\nfrom tests.support.export_jobs import picture\n"
+        "from imageryxr.cli.export import JobOptions, _run_export\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
         "with _plain_errors():\n"
-        f"    run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, dry_run=False, as_json=False, resume=True,\n"
-        f"        overwrite=False, scheduler={address!r}, workers=2, memory=None, retries=3, on_error='raise',\n"
-        "        progress=False, square=None, scratch=None, options={'chunks': (2, 16, 16)})\n"
+        f"    run = {{'client': {address!r}, 'workers': 2, 'retries': 3, 'on_error': 'raise', 'progress': False, 'scratch': None}}\n"
+        "    chunks = {'chunks': (2, 16, 16)}\n"
+        f"    _run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, run, chunks, JobOptions())\n"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
