@@ -246,7 +246,13 @@ def _single_point(centers: Any) -> Any:
     """Return an array (1, 3) for one point, and other centres unchanged."""
     if isinstance(centers, xr.Dataset | Mapping) or hasattr(centers, "columns"):
         return centers
-    array = np.asarray(centers)
+    try:
+        array = np.asarray(centers)
+    except ValueError:  # rows of different lengths
+        row = next((i for i, values in enumerate(centers) if np.shape(values) != (3,)), 0)
+        raise BoxError(
+            f"centers are not points of three numbers: row {row} is {str(centers[row])[:60]}; give (x, y, z) for each"
+        ) from None
     if array.shape == (3,) and array.dtype.kind in "iuf":
         return array[np.newaxis]
     return centers if as_triples(centers) is None else np.asarray(as_triples(centers))

@@ -313,6 +313,20 @@ def test_sizes_are_positive_integers(size):
         ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
 
 
+@pytest.mark.parametrize(
+    ("centers", "says"),
+    [
+        ([[1, 2, 3], [1, 2]], r"row 1 is \[1, 2\]; give \(x, y, z\)"),
+        ({"x": 1, "y": 2, "z": 3}, "is the single value 1"),
+        ([[np.nan, 1, 2]], "not finite"),
+        (5, "not an array of numbers"),
+    ],
+)
+def test_centres_that_are_not_points_are_errors(centers, says):
+    with pytest.raises((BoxError, OptionError), match=says):
+        ix.cutouts(VOLUMES["negative offset"], centers, (4, 4, 1))
+
+
 def test_a_table_without_rows_is_an_error():
     with pytest.raises(BoxError, match="has no rows"):
         ix.cutouts(VOLUMES["negative offset"], np.empty((0, 3)), (4, 4, 1))
