@@ -12,7 +12,7 @@ import xarray as xr
 from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
 from imageryxr.core.bbox import DIMS, SNAP, Triple, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import warn
+from imageryxr.errors import Message, Part, Wording, warn
 from imageryxr.render.mark_shapes import MarkStyle
 
 Floats = npt.NDArray[np.float64]
@@ -104,22 +104,30 @@ def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order
         is_near = found[:, 0].max() >= -_NEAR and found[:, 0].min() < shape[0] + _NEAR
         if is_near and ((found >= 0) & (found < shape))[:, 1:].all(axis=1).any():
             warn(
-                f"none of {len(places):,} annotations lies within the rows and columns of the picture, which covers "
-                f"{grid.bbox}; the first is at {tuple(tidy(v) for v in places[0])} nm. They fit {advice}"
+                Message(
+                    f"none of {len(places):,} annotations lies within the rows and columns of the picture, "
+                    f"which covers {grid.bbox}; the first is at {tuple(tidy(v) for v in places[0])} nm. They fit ",
+                    *advice,
+                )
             )
             return
 
 
-def _usual_mistakes(resolution: Triple) -> Iterator[tuple[int, Floats, str]]:
+def _usual_mistakes(resolution: Triple) -> Iterator[tuple[int, Floats, tuple[Part, ...]]]:
     """Yield the step along (x, y, z) and the factors that correct positions, and how to give them."""
     x, y, z = resolution
     for level in range(6):
         unit = np.array([x / 2**level, y / 2**level, z])
-        given = tuple(tidy(u) for u in unit)
-        yield 1, unit, f"in voxels: give as_annotations(…, resolution={given})"
-        yield 1, 1 / unit, f"if positions in nm were multiplied by {given}: leave out resolution="
-        yield 1, unit / unit[::-1], f"if the resolution is (x, y, z): give resolution={given}"
-        yield -1, unit / unit[::-1], "in the order (z, y, x): give positions (x, y, z)"
-        yield -1, unit, f"in voxels and the order (z, y, x): give positions (x, y, z) and resolution={given}"
-    yield -1, np.ones(3), "in the order (z, y, x): give positions (x, y, z)"
-    yield 1, np.full(3, 1000.0), "in micrometres: give resolution=(1000, 1000, 1000)"
+        name = _resolution(unit)
+        yield 1, unit, ("in voxels: give ", name)
+        yield 1, 1 / unit, ("if positions in nm were multiplied by ", name, ": leave it out")
+        yield 1, unit / unit[::-1], ("if the resolution is (x, y, z): give ", name)
+        yield -1, unit / unit[::-1], ("in the order (z, y, x): give positions (x, y, z)",)
+        yield -1, unit, ("in voxels and the order (z, y, x): give positions (x, y, z) and ", name)
+    yield -1, np.ones(3), ("in the order (z, y, x): give positions (x, y, z)",)
+    yield 1, np.full(3, 1000.0), ("in micrometres: give ", _resolution(np.full(3, 1000.0)))
+
+
+def _resolution(unit: Floats) -> Wording:
+    numbers = [tidy(value) for value in unit.tolist()]
+    return Wording(f"resolution={tuple(numbers)}", f"--points-resolution {','.join(map(str, numbers))}")

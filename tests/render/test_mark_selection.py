@@ -81,7 +81,7 @@ NM = VOXELS * (8, 8, 40)
 MISTAKES = {
     "voxels": (VOXELS, (1, 1, 1), r"resolution=\(8, 8, 40\)"),
     "voxels of half the size": (VOXELS * (2, 2, 1), (1, 1, 1), r"resolution=\(4, 4, 40\)"),
-    "multiplied twice": (NM, (8, 8, 40), "leave out resolution="),
+    "multiplied twice": (NM, (8, 8, 40), "leave it out"),
     "reversed resolution": (VOXELS, (40, 8, 8), r"resolution=\(8, 8, 40\)"),
     "reversed positions": (VOXELS[:, ::-1], (8, 8, 40), r"\(z, y, x\)"),
     "reversed nm": (NM[:, ::-1], (1, 1, 1), r"\(z, y, x\)"),
