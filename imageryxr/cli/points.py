@@ -69,10 +69,6 @@ def _read_table(path: str) -> Any:
         raise OptionError(f"--points {path} does not exist; give the path of a .csv or .parquet file")
     try:
         return _read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
-    except ImportError:
-        raise OptionError(
-            f"--points {path} needs a reader of Parquet: pip install pyarrow, or give a .csv file"
-        ) from None
     except (ValueError, OSError) as error:
         raise OptionError(f"--points {path} cannot be read: {str(error)[:200]}") from None
 

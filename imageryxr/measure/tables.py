@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -159,25 +158,16 @@ def plan_measurement(
     Raises
     ------
     OptionError
-        If the ending is another one, or pyarrow is missing for .parquet.
+        If the ending is another one.
     ImageryError
         As `measure`.
     """
     path = Path(target)
     if path.suffix not in FORMATS or "://" in str(target):
         raise OptionError(f"the target {str(target)!r} must be a local path that ends in {', '.join(FORMATS)}")
-    if path.suffix == ".parquet":
-        _check_pyarrow()
     volumes, task, requested = prepare_measurement(segmentation, image, ids=ids, percentiles=percentiles)
     levels = None if percentiles is None else tuple(float(p) for p in percentiles)
     return MeasurementPlan(path, tuple(_regions(volumes)), tuple(volumes), task, requested, levels)
-
-
-def _check_pyarrow() -> None:
-    if find_spec("pyarrow") is None:
-        raise OptionError(
-            "a .parquet file needs pyarrow, which is not installed: pip install 'imageryxr[parquet]'; or write .csv"
-        )
 
 
 def _regions(volumes: Sequence[Volume]) -> list[IndexBox]:
