@@ -164,12 +164,6 @@ def test_other_targets_are_errors(target):
         plan_measurement(held(), target)
 
 
-def test_a_parquet_file_without_pyarrow_is_an_error_that_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(OptionError, match=r"imageryxr\[parquet\]"):
-        plan_measurement(held(), "cells.parquet")
-
-
 def test_a_folder_that_cannot_be_written_is_a_target_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TargetError, match="cannot be written"):
