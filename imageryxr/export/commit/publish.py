@@ -226,7 +226,7 @@ class DiskSite(Site):
 
 
 class BucketSite(Site):
-    """The site of an export in a bucket."""
+    """Where an export in a bucket is prepared, and where its result is published."""
 
     def _is_there(self) -> bool:
         if self._target.kind == "tree":

@@ -75,7 +75,7 @@ class Pyramid(Target):
 
     @property
     def granule(self) -> Index3:
-        """The shape of a stored object."""
+        """Voxels (z, y, x) of a stored object of the finest level, a chunk or a shard."""
         return self.object_shape(0)
 
     @property

@@ -574,7 +574,7 @@ def test_a_single_voxel_has_all_channels(tmp_path):
         np.testing.assert_array_equal(found, values[channel, 3:4, 4:5, 5:6])
 
 
-class TestInfoOfLess:
+class TestOptionalMembers:
     """Optional and required members of an ``info``."""
 
     def write(self, folder: Path, dtype: str, change=None, **more) -> np.ndarray:
