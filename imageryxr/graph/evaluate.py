@@ -1,10 +1,10 @@
 """Evaluate expressions: find the boxes to read of each leaf, read each voxel once, and apply the functions.
 
-Arrays that are computed together read each box once, too. Each flat layer of `to_dask` depends on one layer of
-`SharedReads` per source, with one task per block. That layer's name is a token of the source, the position and the
-blocks, so arrays that agree in these depend on the same layer. Dask passes the same `SharedReads` to all their tasks
-and releases it, with its voxels, after the last of them. Nothing is kept from one compute to the next. If an array is
-computed alone, dask fuses the layer into the tasks of the array.
+Arrays that are computed together share their reads: each box is read once. Each flat layer of `to_dask` depends on one
+layer of `SharedReads` per source, with one task per block. That layer's name is a token of the source, the position and
+the blocks, so arrays that agree in these depend on the same layer. Dask passes the same `SharedReads` to all their
+tasks and releases it, with its voxels, after the last of them. Nothing is kept from one compute to the next. If an
+array is computed alone, dask fuses the layer into the tasks of the array.
 
 Plain reads, whose blocks are stored voxels without any change, do not share: their result may be modified in place by
 the next task, so every block would have to be copied.

@@ -114,7 +114,7 @@ def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order
 
 
 def _usual_mistakes(resolution: Triple) -> Iterator[tuple[int, Floats, tuple[Part, ...]]]:
-    """Yield the step along (x, y, z) and the factors that correct positions, and how to give them."""
+    """Yield the corrections of usual mistakes: an axis step, factors for (x, y, z), and the options to type."""
     x, y, z = resolution
     for level in range(6):
         unit = np.array([x / 2**level, y / 2**level, z])

@@ -1,7 +1,7 @@
 """Exports of cutouts to a bucket. An object appears whole, so the objects that exist are the journal.
 
-An object with the token of the export, which is written first, tells its objects from those of other exports. A Zarr
-group becomes readable when its root metadata are written, after all cutouts.
+Each export has a token. It writes an object with the token first, so that a later run recognizes the objects of the
+same export. A Zarr group becomes readable when its root metadata are written, after all cutouts.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class View:
         return replace(self, rect=moved(self.rect), covered=tuple(map(moved, self.covered)))
 
     def cover(self, rect: Rect) -> View:
-        """Return the view with a further area that shows something else."""
+        """Return the view with one more covered area, such as that of an inset, which shows other data."""
         return replace(self, covered=(*self.covered, rect))
 
 

@@ -209,7 +209,7 @@ def _bundles(
 ) -> Iterator[list[ObjectRequest]]:
     """Yield the requests, joined where they are neighbouring ranges of one object that the caches do not have.
 
-    Ranges of one object that the disk cache has are joined, too, so that one request validates them.
+    Ranges of one object that are in the disk cache are joined as well, so that one request validates all of them.
     """
     ranges: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
     on_disk: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
