@@ -166,7 +166,7 @@ def test_a_suspended_process_changes_nothing_after_another_took_over(bucket, tar
 
 
 DOZING = """
-import os, re, signal, sys
+import re, signal, sys, threading
 import obstore, imageryxr as ix
 from imageryxr.export.store.lease import Lease
 from tests.support.export_jobs import picture
@@ -180,7 +180,8 @@ def dozing(store, *args, **kwargs):
     seen += re.search(needle, str(store) + str(args)) is not None
     if seen == count:
         seen += 1
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # A signal to the process may stop another thread first, and this one would send meanwhile.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     return real(store, *args, **kwargs)
 
 setattr(obstore, verb, dozing)
