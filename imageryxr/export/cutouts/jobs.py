@@ -18,6 +18,7 @@ import xarray as xr
 
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.export.cutouts.bucket_jobs import BucketPicturesJob, BucketZarrJob
+from imageryxr.export.cutouts.bucket_page import BucketPageJob
 from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
 from imageryxr.export.cutouts.local_jobs import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
@@ -42,6 +43,13 @@ def export_cutouts(
     """Write cutouts, those that an interrupted call has not written; see `imageryxr.export`."""
     job = _make_job(obj, target, options)
     begin = time.monotonic()
+    with job.locked():
+        return _run(job, begin, overwrite, resume, client, workers, progress)
+
+
+def _run(
+    job: Job, begin: float, overwrite: bool, resume: bool, client: Any, workers: int | None, progress: bool | None
+) -> ExportReport:
     if not resume:
         job.discard()
     job.check_target(overwrite)
@@ -102,9 +110,7 @@ def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, An
     arrays = _arrays_of(obj)
     kinds: dict[str, type[Job]] = {".zarr": ZarrJob, ".html": PageJob, ".png": PicturesJob}
     if in_bucket:
-        kinds = {".zarr": BucketZarrJob, ".png": BucketPicturesJob}
-    if in_bucket and suffix == ".html":
-        raise OptionError(f"target={text!r} is a page in a bucket; write 'gallery.html' on a local disk, and copy it")
+        kinds = {".zarr": BucketZarrJob, ".html": BucketPageJob, ".png": BucketPicturesJob}
     if suffix not in kinds or ("{" in text) != (suffix == ".png"):
         raise OptionError(f"target={text!r} is not a format of cutouts; give {_KINDS}")
     allowed = {".zarr": set(), ".html": {"labels"}, ".png": {"compress_level"}}[suffix]

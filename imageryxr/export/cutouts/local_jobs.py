@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -19,12 +22,14 @@ from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import OptionError, TargetExistsError, param
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.writers import PictureWriter, RowJournal, RowWriter, ZarrWriter
-from imageryxr.export.store.local import disk_errors
+from imageryxr.export.store.local import TargetLock, disk_errors
 from imageryxr.graph.labelled import CUTOUT
 from imageryxr.ops.cutout_verbs import column_texts
 
 TOKEN = "imageryxr_cutouts"
 """The attr of a Zarr group that identifies its export."""
+TOKEN_BYTES = 400
+"""The first bytes of a page contain the token of its export."""
 
 
 class Job(ABC):
@@ -41,6 +46,10 @@ class Job(ABC):
         self.path = Path(os.path.abspath(place))
         self.work = self.path.with_name(f".{self.path.name}.{self.token[:12]}.partial")
         self.journal = RowJournal(self.work / "journal")
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Exclude other exports to the target; raise `TargetError` if another process is exporting to it."""
+        return TargetLock(str(self.path.with_name(f".{self.path.name}.lock"))).hold()
 
     def is_missing(self, name: str, row: int) -> bool:
         """Return whether a cutout in the journal has to be written again."""
@@ -173,9 +182,16 @@ class PicturesJob(Job):
     def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:
         super().__init__(place, arrays, obj, options)
         self.files = file_names(place, self.columns, next(iter(arrays.values())).sizes[CUTOUT])
-        root = Path(place.partition("{")[0] + "x").parent
+        root = os.path.dirname(place.partition("{")[0])
+        self.pattern = place[len(root) :].lstrip("/")
+        self.names = [file[len(root) :].lstrip("/") for file in self.files]
+        self.token = pattern_token(self.token, self.pattern)
         self.work = Path(os.path.abspath(root)) / ".imageryxr" / f"cutouts-{self.token[:12]}"
         self.journal = RowJournal(self.work / "journal")
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Exclude other exports to the same pattern."""
+        return TargetLock(str(self.work.with_name(lock_name(self.pattern)))).hold()
 
     def check_target(self, overwrite: bool) -> None:
         """Raise an error if a file exists that this call has not written."""
@@ -186,6 +202,15 @@ class PicturesJob(Job):
         # Without a journal no call of this kind has begun here; with one, the file of a killed call may lack its line.
         if found is not None and not self.work.exists():
             raise exists_error(found)
+
+    def prepare(self) -> None:
+        """Create the folder of the journal, and remove those of exports whose pictures this one replaces."""
+        super().prepare()
+        with disk_errors(self.place):
+            for other in self.work.parent.glob("cutouts-*/names.json"):
+                if other.parent != self.work and not set(self.names).isdisjoint(json.loads(other.read_bytes())):
+                    shutil.rmtree(other.parent)
+            (self.work / "names.json").write_text(json.dumps(self.names))
 
     def is_missing(self, name: str, row: int) -> bool:
         """Return whether a picture was deleted."""
@@ -198,6 +223,16 @@ class PicturesJob(Job):
     def publish(self) -> int:
         """Return the size of all pictures."""
         return sum(os.path.getsize(file) for file in self.files)
+
+
+def pattern_token(token: str, pattern: str) -> str:
+    """Return the token of an export of pictures: a folder may contain the same cutouts under several patterns."""
+    return hashlib.sha256(f"{token} {pattern}".encode()).hexdigest()
+
+
+def lock_name(target: str) -> str:
+    """Return the name of the lock of a target, which may be a pattern."""
+    return f"cutouts-{hashlib.sha256(target.encode()).hexdigest()[:12]}.lock"
 
 
 def file_names(pattern: str, columns: Mapping[str, npt.NDArray[Any]], count: int) -> list[str]:
@@ -237,8 +272,7 @@ class PageJob(Job):
 
     def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:
         super().__init__(place, arrays, obj, options)
-        self.table = {CUTOUT: np.arange(len(self.files)), **self.columns}
-        self.labels = label_texts(self.table, options.get("labels"))
+        self.table, self.labels = page_table(self.columns, len(self.files), options.get("labels"))
 
     @property
     def files(self) -> list[str]:
@@ -257,9 +291,9 @@ class PageJob(Job):
 
     def _is_own(self) -> bool:
         try:
-            with self.path.open(encoding="utf-8") as file:
-                return self.token in file.read(400)
-        except (OSError, UnicodeDecodeError):
+            with self.path.open("rb") as file:
+                return self.token.encode() in file.read(TOKEN_BYTES)
+        except OSError:
             return False
 
     def discard(self) -> None:
@@ -276,10 +310,18 @@ class PageJob(Job):
         """Write the page and remove the single pictures."""
         if isinstance(self.journal, CompleteJournal):
             return self.path.stat().st_size
-        pictures = [Path(file) for file in self.files]
+        pictures = (Path(file).read_bytes() for file in self.files)
         size = write_page(self.path, pictures, self.table, self.labels, self.path.stem, self.token)
         shutil.rmtree(self.work)
         return size
+
+
+def page_table(
+    columns: Mapping[str, npt.NDArray[Any]], count: int, labels: str | None
+) -> tuple[dict[str, npt.NDArray[Any]], Sequence[str]]:
+    """Return the columns by which a page can be sorted, and the text below each picture."""
+    table = {CUTOUT: np.arange(count), **columns}
+    return table, label_texts(table, labels)
 
 
 def label_texts(columns: Mapping[str, npt.NDArray[Any]], name: str | None) -> Sequence[str]:

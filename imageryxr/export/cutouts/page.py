@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ if (wanted in table) { column.value = wanted; sort(); }
 
 def write_page(
     path: Path,
-    pictures: Sequence[Path],
+    pictures: Iterable[bytes],
     columns: Mapping[str, npt.NDArray[Any]],
     labels: Sequence[str],
     title: str,
@@ -65,7 +67,7 @@ def write_page(
     ----------
     path : Path
         The HTML file.
-    pictures : sequence of Path
+    pictures : iterable of bytes
         The PNG file of each cutout, of equal sizes.
     columns : mapping of arrays of shape (n,)
         The columns of the table, by which the page can be sorted.
@@ -78,7 +80,9 @@ def write_page(
     """
     from PIL import Image
 
-    with Image.open(pictures[0]) as first:
+    remaining = iter(pictures)
+    head = next(remaining)
+    with Image.open(io.BytesIO(head)) as first:
         width, height = first.size
     scale = max(1, round(128 / width))
     ranks = {name: _ranks(values) for name, values in columns.items()}
@@ -90,7 +94,7 @@ def write_page(
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="imageryxr-cutouts" content="{token}"><title>{escape(title)}</title>'
             f'<style>{_STYLE}</style></head>\n<body style="{size}"><header>{escape(title)}: '
-            f'{len(pictures):,} cutouts. <label>Sort by <select id="column">{options}</select></label> '
+            f'{len(labels):,} cutouts. <label>Sort by <select id="column">{options}</select></label> '
             '<label><input type="checkbox" id="descending"> descending</label></header>\n<main>\n'
         )
         for row, label in enumerate(labels):
@@ -101,8 +105,8 @@ def write_page(
             )
         file.write("</main>\n")
         # Scripts of an unknown type are neither run nor decoded, so pictures out of view cost little memory.
-        for row, picture in enumerate(pictures):
-            text = base64.b64encode(picture.read_bytes()).decode()
+        for row, picture in enumerate(chain([head], remaining)):
+            text = base64.b64encode(picture).decode()
             file.write(f'<script type="text/plain" id="p{row}">{text}</script>\n')
         table = json.dumps(ranks).replace("<", "\\u003c")
         file.write(f'<script type="application/json" id="table">{table}</script>\n')

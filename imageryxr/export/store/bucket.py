@@ -38,6 +38,7 @@ _REFUSED_STATUS = (405, 501)
 _REFUSED_CODES = (None, "NotImplemented", "InvalidArgument", "InvalidRequest")
 # Pauses in seconds before an upload over a broken connection is retried; None ends the retries, as does `_PATIENCE`.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
+_SHOWN = {"html": "text/html; charset=utf-8", "png": "image/png"}
 _PATIENCE = RETRY["retry_timeout"].total_seconds()
 # Limits of servers: keys that one request deletes, bytes that one request copies, parts of an object.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
@@ -120,6 +121,7 @@ class Bucket:
         from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
 
         attributes: Any = {"Content-Encoding": encoding} if encoding else {}
+        attributes |= _content_type(name)
         if self.fresh:
             attributes["Cache-Control"] = "no-store"
         if self.run is not None:
@@ -215,6 +217,15 @@ class Bucket:
         """Download an object; return None if there is none."""
         return self.get_with_mark(key)[0]
 
+    def get_start(self, key: str, size: int) -> bytes | None:
+        """Download the first `size` bytes of an object, or all if it is shorter; return None if there is none."""
+        import obstore
+
+        with bucket_errors(self.url), suppress(FileNotFoundError):
+            parts = iter(obstore.get(self._store, key).stream(size))
+            return bytes(next(parts, b""))[:size]
+        return None
+
     def size_lookup(self) -> Callable[[str], int | None]:
         """Return a function that looks sizes up in a listing made now, which takes one request per 1000 objects."""
         listed = self.sizes()
@@ -302,7 +313,8 @@ class Bucket:
 
         self._watch()
         with open(path, "rb") as file, bucket_errors(self.url):
-            obstore.put(self._store, key, file, chunk_size=_part_size(os.path.getsize(path)))
+            size = _part_size(os.path.getsize(path))
+            obstore.put(self._store, key, file, chunk_size=size, attributes=_content_type(key))
 
     def _listing(self) -> Iterator[Any]:
         import obstore
@@ -314,6 +326,12 @@ class Bucket:
     @property
     def _store(self) -> Any:
         return bucket_store(self.url)
+
+
+def _content_type(name: str) -> Any:
+    """Return the attributes of an object that a browser shows instead of saving it."""
+    found = _SHOWN.get(name.rpartition(".")[2])
+    return {"Content-Type": found} if found else {}
 
 
 def _part_size(size: int) -> int:

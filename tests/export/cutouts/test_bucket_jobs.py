@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +18,10 @@ import zarr
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.errors import OptionError, TargetExistsError
-from imageryxr.export.cutouts import bucket_jobs
+from imageryxr.errors import TargetError, TargetExistsError
+from imageryxr.export.cutouts import bucket_jobs, writers
 from imageryxr.export.store.bucket import bucket_store
+from imageryxr.export.store.lease import Lease
 from tests.support.cutouts import IDS, boxes, pictures
 from tests.support.s3_server import fresh_bucket, serving_s3
 
@@ -99,7 +103,7 @@ def kill_export(target):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{cutout:05d}.png"])
+@pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{cutout:05d}.png", "gallery.html"])
 def test_an_export_to_a_bucket_continues_after_a_kill(bucket, target):
     array = boxes(4).segmentation if target.endswith("zarr") else pictures(4)
     kill_export(bucket.url(f"broken/{target}"))
@@ -143,6 +147,79 @@ def test_an_interrupted_export_of_another_call_is_not_continued(bucket, monkeypa
     assert ix.export(boxes().segmentation, target).complete
 
 
-def test_a_page_in_a_bucket_is_an_error_that_states_the_remedy(bucket):
-    with pytest.raises(OptionError, match="local disk, and copy it"):
-        ix.export(pictures(), bucket.url("gallery.html"))
+def test_a_page_in_a_bucket_equals_a_local_one_and_is_shown_by_browsers(bucket, tmp_path):
+    target = bucket.url("pages/gallery.html")
+    report = ix.export(pictures(), target)
+    assert (report.regions, report.skipped) == (6, 0)
+    ix.export(pictures(), tmp_path / "gallery.html")
+    token = re.compile(rb'imageryxr-cutouts" content="[0-9a-f]+"')
+    local = (tmp_path / "gallery.html").read_bytes()
+    assert token.sub(b"", bucket.read("pages/gallery.html")) == token.sub(b"", local)
+    assert report.bytes_written == len(local)
+    assert bucket.names() == ["pages/gallery.html"]
+    found = bucket.client.head_object(Bucket=bucket.name, Key="pages/gallery.html")
+    assert found["ContentType"].startswith("text/html")
+    again = ix.export(pictures(), target)
+    assert (again.regions, again.skipped, again.bytes_written) == (0, 6, report.bytes_written)
+    other = pictures().isel(y=slice(0, 4))
+    with pytest.raises(TargetExistsError, match="overwrite=True"):
+        ix.export(other, target)
+    assert ix.export(other, target, overwrite=True).regions == 6
+
+
+@pytest.mark.parametrize("in_bucket", [True, False])
+def test_pictures_that_another_export_replaced_are_written_again(bucket, tmp_path, in_bucket):
+    target = bucket.url("gallery/{id}.png") if in_bucket else str(tmp_path / "gallery/{id}.png")
+    read = (lambda: bucket.read("gallery/7.png")) if in_bucket else (tmp_path / "gallery/7.png").read_bytes
+    elsewhere = target.replace("{id}", "other_{id}")
+    ix.export(pictures(), target)
+    ix.export(pictures(), elsewhere)
+    before = read()
+    ix.export(pictures().isel(y=slice(0, 4)), target, overwrite=True)
+    assert read() != before
+    with pytest.raises(TargetExistsError):
+        ix.export(pictures(), target)
+    assert ix.export(pictures(), target, overwrite=True).skipped == 0
+    assert read() == before
+    assert ix.export(pictures(), elsewhere).skipped == 6
+
+
+@pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{id}.png", "gallery.html"])
+@pytest.mark.parametrize("in_bucket", [True, False])
+def test_two_exports_to_one_target_at_once_are_refused(bucket, tmp_path, monkeypatch, target, in_bucket):
+    place = bucket.url(target) if in_bucket else str(tmp_path / target)
+    array = boxes().segmentation if target.endswith("zarr") else pictures()
+    refused = []
+    monkeypatch.setattr(Lease, "BEAT", 0.1)
+
+    def write(self, rows, block, original=None):
+        if not refused:
+            refused.append(None)
+            other = array.isel(y=slice(0, 4))
+            with pytest.raises(TargetError, match="another process is exporting to this target"):
+                ix.export(other, place, overwrite=True)
+        original(self, rows, block)
+
+    kinds = (bucket_jobs.BucketZarrWriter, bucket_jobs.BucketPictureWriter, writers.ZarrWriter, writers.PictureWriter)
+    for kind in kinds:
+        monkeypatch.setattr(kind, "write", functools.partialmethod(write, original=kind.write))
+    assert ix.export(array, place, workers=1).regions == 6
+    assert refused
+    assert ix.export(array, place).skipped == 6
+
+
+def test_workers_stop_when_their_export_has_ended(bucket, monkeypatch):
+    kept = []
+    original = bucket_jobs.BucketZarrWriter.write
+
+    def write(self, rows, block):
+        kept.append((pickle.loads(pickle.dumps(self)), rows, block))
+        original(self, rows, block)
+
+    monkeypatch.setattr(bucket_jobs.BucketZarrWriter, "write", write)
+    ix.export(boxes().segmentation, bucket.url("boxes.zarr"))
+    before = bucket.contents()
+    writer, rows, block = kept[0]
+    with pytest.raises(TargetError, match="another one started"):
+        original(writer, rows, block + 1)
+    assert bucket.contents() == before
