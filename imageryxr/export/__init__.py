@@ -123,8 +123,8 @@ def export(
 
         Cutouts: ``"boxes.zarr"``, a group with an array per variable, the columns of the table, and one chunk per
         cutout; ``"gallery/{cutout:05d}.png"`` or ``"gallery/{id}.png"``, a picture of the slice through each centre,
-        named by columns of the table; ``"gallery.html"``, one page with all pictures on a local disk, which can be
-        sorted by the columns (``labels=`` names the column of the captions). They are written in one pass, each chunk
+        named by columns of the table; ``"gallery.html"``, one page with all pictures, which can be sorted by the
+        columns (``labels=`` names the column of the captions). They are written in one pass, each chunk
         read once; ``client`` may also be a `distributed.Client`. In a bucket, ``overwrite=True`` deletes the previous
         group first.
     overwrite : bool, default False
