@@ -144,6 +144,36 @@ def _coverage(kind: int, m: NDArray[np.float64], px: float, py: float, grow: flo
 
 
 @compile_kernel
+def _draw_disc(
+    m: NDArray[np.float64],
+    paint: NDArray[np.float64],
+    y0: int,
+    x0: int,
+    acc: NDArray[np.float32],
+) -> None:
+    """Blend a disc without an edge, the most frequent mark, as `_draw_mark` would, with few roots."""
+    top, bottom = max(0, math.floor(m[1] - m[3]) - y0), min(acc.shape[0], math.ceil(m[1] + m[3]) + 1 - y0)
+    left, right = max(0, math.floor(m[0] - m[2]) - x0), min(acc.shape[1], math.ceil(m[0] + m[2]) + 1 - x0)
+    radius, alpha = m[9], paint[3]
+    outside, inside = (radius + 0.5) ** 2, (radius - 0.5) ** 2 if radius >= 0.5 else -1.0
+    for j in range(top, bottom):
+        dy = np.float64(y0 + j) + 0.5 - m[1]
+        for i in range(left, right):
+            dx = np.float64(x0 + i) + 0.5 - m[0]
+            square = dx * dx + dy * dy
+            if square >= outside:
+                continue
+            mine = alpha
+            if square > inside:
+                mine *= _disc_overlap(math.sqrt(square) - radius, radius)
+            rest = 1.0 - mine
+            acc[j, i, 0] = mine * paint[0] + rest * acc[j, i, 0]
+            acc[j, i, 1] = mine * paint[1] + rest * acc[j, i, 1]
+            acc[j, i, 2] = mine * paint[2] + rest * acc[j, i, 2]
+            acc[j, i, 3] = mine + rest * acc[j, i, 3]
+
+
+@compile_kernel
 def _draw_mark(
     kind: int,
     m: NDArray[np.float64],
@@ -208,7 +238,10 @@ def _draw_strip(
     for k in range(kinds.size):
         m = params[k]
         if m[1] + m[3] + 1.0 >= y0 and m[1] - m[3] - 1.0 <= y0 + acc.shape[0]:
-            _draw_mark(kinds[k], m, paints[k], y0, x0, acc)
+            if kinds[k] == ELLIPSE and m[4] == m[5] and not (paints[k, 8] > 0.0 and paints[k, 7] > 0.0):
+                _draw_disc(m, paints[k], y0, x0, acc)
+            else:
+                _draw_mark(kinds[k], m, paints[k], y0, x0, acc)
 
 
 def draw_marks(

@@ -80,7 +80,7 @@ def _all_colors(
             raise OptionError(
                 "color is a dict, so colors= has no effect; give color='column' and colors={value: colour}"
             )
-        return _by_value(annotations["id"].values, "id", {_plain(k): v for k, v in color.items()})
+        return _by_value(*_distinct(annotations["id"].values), "id", {_plain(k): v for k, v in color.items()})
     if not (isinstance(color, str) and color in annotations.variables):
         if colors is not None or limits is not None:
             raise OptionError(f"colors= and limits= need the name of a column in color=, but color={color!r}")
@@ -123,8 +123,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or value != value or value == ""
 
 
-def _by_value(values: npt.NDArray[Any], name: str, colors: Mapping[Any, Any]) -> MarkColors:
-    distinct, inverse = _distinct(values)
+def _by_value(distinct: list[Any], inverse: npt.NDArray[np.intp], name: str, colors: Mapping[Any, Any]) -> MarkColors:
     table = np.array([parse_color(colors[v]) if v in colors else MISSING for v in distinct], np.uint8).reshape(-1, 4)
     used = {v: colors[v] for v in distinct if v in colors}
     if distinct and not used:
@@ -150,16 +149,18 @@ def _distinct(values: npt.NDArray[Any]) -> tuple[list[Any], npt.NDArray[np.intp]
 
 def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
     values = np.asarray(column.values)
+    distinct, inverse = _distinct(values)
     if isinstance(colors, Mapping):
-        return _by_value(values, name, {_plain(k): v for k, v in colors.items()})
+        return _by_value(distinct, inverse, name, {_plain(k): v for k, v in colors.items()})
     if colors is not None and not isinstance(colors, str):
         raise ColorError(
             f"colors={format_value(colors)} is neither a dict nor the name of a palette; {name!r} holds categories: "
             "give colors={value: colour}"
         )
-    present = [v for v in _distinct(values)[0] if v is not None]
+    present = [v for v in distinct if v is not None]
     known: list[Any] = [False, True] if values.dtype == bool else json.loads(column.attrs.get(CATEGORIES, "[]"))
-    return _by_value(values, name, category_colors([*known, *(v for v in present if v not in {*known})], colors))
+    ordered = [*known, *(v for v in present if v not in {*known})]
+    return _by_value(distinct, inverse, name, category_colors(ordered, colors))
 
 
 def category_colors(values: list[Any], name: Any = None) -> dict[Any, tuple[int, int, int]]:
