@@ -111,17 +111,19 @@ def slab_memory(settings: SlabSettings, expr: Expr, box: IndexBox, page: int) ->
     return int(cached + settings.threads * max((FETCH_FACTOR + turned) * tile, making))
 
 
-def fit_memory(settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int) -> SlabSettings:
-    """Return settings with smaller parts, then with fewer threads, so that a region fits into a memory limit."""
+def fit_memory(
+    settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int
+) -> tuple[SlabSettings, int]:
+    """Return settings with smaller parts, then with fewer threads, to fit into a memory limit; and their memory."""
     large = settings
-    while memory_of(settings) > limit:
+    while (takes := memory_of(settings)) > limit:
         smaller = settings.smaller()
         if smaller == settings:
             if settings.threads == 1:
                 break
             smaller = replace(large, threads=settings.threads - 1)
         settings = smaller
-    return settings
+    return settings, takes
 
 
 def scratch_bytes(settings: SlabSettings, expr: Expr, box: IndexBox) -> int:

@@ -60,8 +60,8 @@ class ExportPlan:
     """Tasks that the manifest of an earlier run of the same call lists as done."""
     scratch: SpillSpace | None = None
     """Scratch space on local disks, if memory is too small to read each chunk once; None if none is needed."""
-    scratch_given: str | None = field(repr=False, default=None)
-    refuses_scratch: bool = field(repr=False, default=False)
+    scratch_option: str | bool | None = field(repr=False, default=None)
+    """The `scratch` argument: a folder, None for the default, or False for no scratch files."""
     slab_settings: SlabSettings | None = field(repr=False, default=None)
     read: BoxReader = field(repr=False, default=None)  # type: ignore[assignment]
     workspace: Workspace | None = field(repr=False, default=None)
@@ -113,8 +113,8 @@ class ExportPlan:
         TargetExistsError
             If the target exists, was written by another call, and may not be replaced.
         """
-        if self.scratch_given is not None and self.pool.kind != "cluster":
-            free_bytes(self.scratch_given)  # a folder that was given must be usable, even if it is not needed
+        if isinstance(self.scratch_option, str) and self.pool.kind != "cluster":
+            free_bytes(self.scratch_option)  # a folder that was given must be usable, even if it is not needed
         scratch = [] if self.scratch is None else self.scratch.problems(self.pool)
         problems = [*self.target.problems(), *self._lost_blocks(), *self._memory_problems(), *scratch]
         if problems:
@@ -175,7 +175,7 @@ class ExportPlan:
         ways = ["more memory per worker"] + ([FEWER_THREADS] if self.pool.threads > 1 else [])
         if isinstance(self.target, SliceTarget):
             scratch = Message("a folder for scratch files (", param("scratch", ...), ")")
-            ways += [scratch] if self.refuses_scratch else []
+            ways += [scratch] if self.scratch_option is False else []
             ways.append("export to .ome.zarr, whose regions need not be whole slices")
         text = (
             f"each chunk of {again.source} is read {again.rereads:.1f} times, {show_bytes(again.bytes)} instead of "

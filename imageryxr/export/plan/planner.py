@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import astuple, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import xarray as xr
@@ -17,16 +16,16 @@ from imageryxr.errors import LayerError, Message, OptionError, Wording, param, w
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.commit.source_overlap import refuse_sources, source_places
-from imageryxr.export.plan.memory import ComputeCost, coarse_memory, compute_costs, region_memory
+from imageryxr.export.plan.memory import coarse_memory, compute_costs, region_memory
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.reads import SourceReads, coverage_warning, dask_input_reads, reread_factors, source_reads
 from imageryxr.export.plan.regions import Regions, Stages, choose_regions
-from imageryxr.export.plan.slab_regions import check_scratch, slab_planner
+from imageryxr.export.plan.slab_regions import SlabPlanner, check_scratch
 from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory
 from imageryxr.export.targets.base import COARSER, ArrayInfo, SliceTarget, Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.export.targets.stack import Stack
-from imageryxr.graph.dask_inputs import has_computed_blocks
+from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import exprs_below
@@ -99,55 +98,64 @@ def make_plan(
     sources: tuple[str, ...] = (),
 ) -> ExportPlan:
     """Return the plan of an export; look up what an earlier run of the same call has done. Reads no voxels."""
-    slabs, costs = slab_planner(target, read, pool, scratch), compute_costs(read.volume.dask_inputs)
-
-    memory_of = partial(region_memory, read.volume.expr, target=target, costs=costs)
-    most = _max_region_memory(pool, costs)
-    regions = slabs.regions() if slabs else _choose_volume_regions(target, read, pool, memory_of, most)
+    expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
+    costs, reads_of = compute_costs(dask_inputs), cache(partial(source_reads, expr))
+    memory_of = partial(region_memory, expr, target=target, costs=costs)
+    slabs = None
+    if isinstance(target, SliceTarget) and not dask_inputs:
+        slabs = SlabPlanner(target, expr, pool, scratch, lambda regions: reread_factors(reads_of(regions)))
+        regions = slabs.regions()
+    else:
+        # the sizes of dask blocks are known exactly, so no reserve for estimates is needed
+        limits = pool.region_limits(2 if costs else 1)
+        regions = choose_regions(
+            expr, target.layer.grid.shape, target.granule, limits,
+            memory_of=memory_of, reads_of=lambda regions: reread_factors(reads_of(regions)),
+        )  # fmt: skip
     target = _enlarge_coarse_regions(target, pool.budget, pool.workers * pool.threads)
-    workspace, done = None, 0
-    stages = Stages((regions, *target.later))
-    if target.kind != "memory":
-        _check_count(stages, target)
-        workspace = Workspace(target, stages, token, what)
-        header = workspace.adopt_regions(overwrite)
-        workspace.refuse(header, overwrite)
-        stages, target = workspace.stages, workspace.target
-        regions = stages.parts[0]
-        if header is not None and header.token == token:
-            done = len({e.number for e in workspace.manifest.entries(header.run)})
-    slab_settings = slabs.settings(regions) if slabs else None
-    each = memory_of if slabs is None or slab_settings is None else partial(slabs.memory, slab_settings)
-    at_once = slab_settings.at_once if slab_settings else pool.at_once(regions)
-    working = at_once * max(map(each, [regions.largest(), regions[0]]))
-    reads, computes = _reads_and_computes(read, regions)
+    workspace, done = _open_workspace(target, regions, token, what, overwrite)
+    if workspace is not None:
+        target, regions = workspace.target, workspace.stages.parts[0]
+    if slabs is None:
+        settings, working = None, pool.at_once(regions) * max(map(memory_of, {regions.largest(), regions[0]}))
+    else:
+        settings, working = slabs.settings(regions)
+    reads, computes = _reads_and_computes(reads_of(regions), dask_inputs)
     return ExportPlan(
         target=target,
         shape=target.layer.grid.shape,
         voxel_bytes=target.layer.voxel_bytes,
         regions=regions,
-        tasks=len(stages),
+        tasks=len(Stages((regions, *target.later))),
         reads=reads,
         computes=computes,
         peak_memory=_peak_memory(target, pool, max(working, pool.threads * coarse_memory(target))),
         pool=pool,
         sources=sources,
         done=done,
-        scratch=slabs.spill_space(slab_settings, regions) if slabs and slab_settings else None,
-        scratch_given=scratch if isinstance(scratch, str) else None,
-        refuses_scratch=scratch is False,
-        slab_settings=slab_settings,
+        scratch=slabs.spill_space(settings, regions) if slabs and settings else None,
+        scratch_option=scratch,
+        slab_settings=settings,
         read=read,
         workspace=workspace,
         overwrite=overwrite,
     )
 
 
-def _max_region_memory(pool: WorkerPool, costs: dict[str, ComputeCost]) -> int | None:
-    """Return the bytes of memory that a region may use; None if unknown."""
-    share = pool.memory_per_region()
-    # the sizes of dask blocks are known exactly, so no reserve for estimates is needed
-    return share if share is None or not costs else 2 * share
+def _open_workspace(
+    target: Target, regions: Regions, token: str, what: dict[str, Any], overwrite: bool
+) -> tuple[Workspace | None, int]:
+    """Return the workspace of an export, None in memory, and how many tasks an earlier run of the call has done."""
+    if target.kind == "memory":
+        return None, 0
+    stages = Stages((regions, *target.later))
+    _check_count(stages, target)
+    workspace = Workspace(target, stages, token, what)
+    header = workspace.adopt_regions(overwrite)
+    workspace.refuse(header, overwrite)
+    if header is None or header.token != token:
+        return workspace, 0
+    return workspace, len({entry.number for entry in workspace.manifest.entries(header.run)})
 
 
 def _check_count(stages: Stages, target: Target) -> None:
@@ -165,27 +173,11 @@ def _check_count(stages: Stages, target: Target) -> None:
     )
 
 
-def _choose_volume_regions(
-    target: Target, read: BoxReader, pool: WorkerPool, memory_of: Callable[[Any], int], most: int | None
-) -> Regions:
-    expr = read.volume.expr
-    return choose_regions(
-        expr,
-        target.layer.grid.shape,
-        target.granule,
-        memory_of=memory_of,
-        reads_of=lambda r: reread_factors(expr, r),
-        budget=pool.budget,
-        least=pool.workers * pool.threads,
-        most=most,
-        threads=pool.threads,
-    )
-
-
-def _reads_and_computes(read: BoxReader, regions: Regions) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
+def _reads_and_computes(
+    found: list[SourceReads], dask_inputs: DaskInputs
+) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
     """Return the reads of sources, and the computed blocks of foreign dask arrays."""
-    expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
-    found = [*source_reads(expr, regions), *dask_input_reads(expr, dask_inputs, regions)]
+    found = [*found, *dask_input_reads(found, dask_inputs)]
     held = {key_split(name) for name, array in dask_inputs.items() if has_computed_blocks(array)}
     computes = tuple(r for r in found if r.computed and r.source not in held)
     return tuple(r for r in found if not r.computed), computes

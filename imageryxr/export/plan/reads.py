@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -80,13 +80,13 @@ def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
     return found
 
 
-def dask_input_reads(expr: Expr, dask_inputs: DaskInputs, regions: Regions) -> list[SourceReads]:
+def dask_input_reads(reads_of_export: list[SourceReads], dask_inputs: DaskInputs) -> list[SourceReads]:
     """Return what blocks of foreign dask arrays read of sources, as far as their graphs contain expressions.
 
-    Reads are counted once for each time that the blocks are computed.
+    Reads are counted once for each time that the blocks are computed, according to the reads of the export.
     """
     found = []
-    times = {r.source: r.requests / r.chunks for r in source_reads(expr, regions) if r.computed}
+    times = {r.source: r.requests / r.chunks for r in reads_of_export if r.computed}
     for name, array in dask_inputs.items():
         for below, splits in blocks_below(array):
             for reads in source_reads(below, BlockGrid(splits)):
@@ -117,9 +117,8 @@ class BlockGrid:
         return block_box([_block_starts(s) for s in self.splits], tuple(map(int, np.unravel_index(index, self.counts))))
 
 
-def reread_factors(expr: Expr, regions: Regions) -> tuple[float, float]:
-    """Return how many times the regions read each byte on average, over all sources and for the worst source."""
-    reads = source_reads(expr, regions)
+def reread_factors(reads: list[SourceReads]) -> tuple[float, float]:
+    """Return how many times each byte is read on average, over all sources and for the worst source."""
     distinct = sum(r.distinct_bytes for r in reads)
     together = sum(r.bytes for r in reads) / distinct if distinct else 1.0
     return together, max((r.rereads for r in reads), default=1.0)
@@ -130,14 +129,17 @@ def _reads_along_axes(expr: Expr, regions: Regions | BlockGrid) -> dict[Leaf, li
     found: dict[Leaf, list[list[tuple[float, float]]]] = {}
     counts = regions.counts
     middle = [n // 2 for n in counts]
+
+    @cache
+    def extents(z: int, y: int, x: int) -> dict[Leaf, tuple[Index3, Index3]]:
+        needs = required_boxes(expr, regions[(z * counts[1] + y) * counts[2] + x])
+        return {leaf: chunk_extent(reduce(IndexBox.hull, boxes), leaf) for leaf, boxes in needs.items()}
+
     for axis in range(3):
         chosen = range(0, counts[axis], -(-counts[axis] // MAX_SAMPLES))
         weight = counts[axis] / len(chosen)
         for i in chosen:
-            index = [*middle[:axis], i, *middle[axis + 1 :]]
-            box = regions[(index[0] * counts[1] + index[1]) * counts[2] + index[2]]
-            for leaf, boxes in required_boxes(expr, box).items():
-                shape, number = chunk_extent(reduce(IndexBox.hull, boxes), leaf)
+            for leaf, (shape, number) in extents(*middle[:axis], i, *middle[axis + 1 :]).items():
                 pairs = found.setdefault(leaf, [[], [], []])[axis]
                 pairs.append((shape[axis] * weight, number[axis] * weight))
     return found

@@ -117,17 +117,28 @@ def whole_chunks(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
     return size[0], size[1], size[2]
 
 
+@dataclass(frozen=True)
+class RegionLimits:
+    """Limits of the size of regions."""
+
+    budget: int
+    """Bytes of memory that a region may use."""
+    most: int
+    """Bytes of memory that a region may use if it would exceed `REREAD_LIMIT` otherwise."""
+    least: int
+    """Number of regions that keeps all workers busy. Fewer are chosen only to stay below `REREAD_LIMIT`."""
+    threads: int
+    """Regions that share the memory of a worker; if there are fewer, each may use more."""
+
+
 def choose_regions(
     expr: Expr,
     shape: Index3,
     granule: Index3,
+    limits: RegionLimits,
     *,
     memory_of: Callable[[IndexBox], int],
     reads_of: Callable[[Regions], tuple[float, float]],
-    budget: int,
-    least: int,
-    most: int | None = None,
-    threads: int = 1,
 ) -> Regions:
     """Return regions of whole target chunks that are aligned with the source's chunks and read little twice.
 
@@ -139,40 +150,29 @@ def choose_regions(
         Voxels (z, y, x).
     granule : tuple of 3 int
         Voxels (z, y, x) that must be written together.
+    limits : RegionLimits
     memory_of : callable
         Returns the bytes of memory that a region needs.
     reads_of : callable
-        Returns `reread_factors` for some regions: about how many times they read each byte, for all sources together
-        and for the worst source.
-    budget : int
-        Bytes of memory that a region may use.
-    least : int
-        Number of regions that keeps all workers busy. Fewer are chosen only to stay below `REREAD_LIMIT`.
-    most : int, optional
-        Bytes of memory that a region may use if it would exceed `REREAD_LIMIT` otherwise.
-    threads : int, default 1
-        Regions that share the memory of a worker; if there are fewer, each may use more.
+        Returns about how many times some regions read each byte, for all sources together and for the worst source.
     """
     axes = [_initial_size(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
     # Blocks of a foreign dask array are computed whole, however small the region.
     own = bool(dask_leaves(expr))
-    room = max(budget, most or 0) if own else budget
-    best = _shrink(
-        best, granule, lambda r: (own or _largest_voxels(r) <= 2 * START_VOXELS) and memory_of(r.largest()) <= room
-    )
+    room = limits.most if own else limits.budget
+
+    def fits(regions: Regions) -> bool:
+        box = regions.largest()
+        return (own or box.voxels <= 2 * START_VOXELS) and memory_of(box) <= room
+
+    best = _shrink(best, granule, fits)
     reads, worst = reads_of(best)
     while reads > 1.02:
         grown = [_grow(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
         much = worst > REREAD_LIMIT
-        limit = max(budget, most or 0) if much else budget
-        fitting = [
-            g
-            for g in grown
-            if g != best
-            and (much or len(g) >= least)
-            and memory_of(g.largest()) <= limit * (threads // min(threads, len(g)) if much else 1)
-        ]
+        fitting = [g for g in grown if g != best and (much or len(g) >= limits.least)]
+        fitting = [g for g in fitting if memory_of(g.largest()) <= _room_for(g, limits, much)]
         if not fitting:
             break
         # Of equal gains, the axis that is contiguous in memory comes first.
@@ -235,8 +235,11 @@ def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int
     return step, first or step
 
 
-def _largest_voxels(regions: Regions) -> int:
-    return regions.largest().voxels
+def _room_for(regions: Regions, limits: RegionLimits, much: bool) -> int:
+    """Return the bytes of memory that a region may use; `much` states that too much is read repeatedly."""
+    if not much:
+        return limits.budget
+    return limits.most * (limits.threads // min(limits.threads, len(regions)))
 
 
 def _shrink(regions: Regions, granule: Index3, fits: Callable[[Regions], bool]) -> Regions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,12 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, OptionError, ScratchError, Wording, param
 from imageryxr.export.plan.memory import drawing_bytes, first_slices, fit_memory, scratch_bytes, slab_memory
-from imageryxr.export.plan.reads import reread_factors
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
 from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings
 from imageryxr.export.run.workers import WorkerPool
-from imageryxr.export.targets.base import SliceTarget, Target
+from imageryxr.export.targets.base import SliceTarget
 from imageryxr.graph.expr import Expr
-from imageryxr.graph.labelled import BoxReader
 
 
 def check_scratch(value: Any) -> str | bool | None:
@@ -40,13 +39,6 @@ def check_scratch(value: Any) -> str | bool | None:
     if "://" in os.fspath(value):
         raise OptionError(param("scratch", os.fspath(value)), " must be a folder on a local disk, not a URL")
     return path
-
-
-def slab_planner(target: Target, read: BoxReader, pool: WorkerPool, scratch: str | bool | None) -> SlabPlanner | None:
-    """Return a planner for exports of slices; None for other targets and for foreign dask arrays."""
-    if not isinstance(target, SliceTarget) or read.volume.dask_inputs:
-        return None
-    return SlabPlanner(target, read.volume.expr, pool, scratch)
 
 
 @dataclass(frozen=True)
@@ -106,43 +98,38 @@ class SlabPlanner:
     pool: WorkerPool
     scratch_option: str | bool | None
     """The `scratch` argument: a folder, None for the default, or False for no scratch files."""
+    reads_of: Callable[[Regions], tuple[float, float]]
+    """Returns about how many times regions read each byte, for all sources together and for the worst source."""
 
     def regions(self) -> Regions:
         """Return regions whose source voxels fit into memory, or into scratch files if that avoids repeated reads."""
-        shape = self.target.layer.grid.shape
+        shape, limits = self.target.layer.grid.shape, self.pool.region_limits()
         kept = choose_regions(
-            self.expr,
-            shape,
-            self.target.granule,
-            memory_of=self._min_memory,
-            reads_of=self._reads,
-            budget=self.pool.budget,
-            least=self.pool.workers * self.pool.threads,
-            most=self.pool.memory_per_region(),
-            threads=self.pool.threads,
+            self.expr, shape, self.target.granule, limits, memory_of=self._min_memory, reads_of=self.reads_of
         )
-        worst = self._reads(kept)[1]
+        worst = self.reads_of(kept)[1]
         if worst <= REREAD_LIMIT or self.scratch_option is False:
             return kept
-        slabs = choose_slabs(self.expr, shape, self.target.axis, reads_of=self._reads, fits=self._has_room)
-        return slabs if self._reads(slabs)[1] < worst else kept
+        slabs = choose_slabs(self.expr, shape, self.target.axis, reads_of=self.reads_of, fits=self._has_room)
+        return slabs if self.reads_of(slabs)[1] < worst else kept
 
-    def settings(self, regions: Regions) -> SlabSettings:
-        """Return the settings for regions: source voxels are cached in memory if they fit, else in scratch files."""
-        box = regions.largest()
-        plain = self._fit_settings(box, regions, self.pool.at_once(regions))
-        limit = self._limit(plain.at_once)
-        if self.scratch_option is False or self.memory(plain, box) <= limit:
-            return plain
+    def settings(self, regions: Regions) -> tuple[SlabSettings, int]:
+        """Return the settings for regions, and the bytes of memory that the regions of a worker need together.
+
+        Source voxels are cached in memory if they fit, else in scratch files.
+        """
         at_once = self.pool.at_once(regions)
+        plain, takes = self._fit_settings(regions, at_once)
+        if self.scratch_option is False or takes <= self._limit(at_once):
+            return plain, at_once * takes
         if self.pool.kind == "threads":
             # one region is read while another is drawn; more would only use more disk space
             at_once = min(at_once, 2 if self._has_room(regions, 2) else 1)
-        spilled = self._fit_settings(box, regions, at_once, spilled=True)
-        takes = [settings.at_once * self.memory(settings, box) for settings in (spilled, plain)]
-        return spilled if takes[0] < takes[1] else plain
+        spilled, spilled_takes = self._fit_settings(regions, at_once, spilled=True)
+        choices = [(spilled, at_once * spilled_takes), (plain, plain.at_once * takes)]
+        return choices[0] if choices[0][1] < choices[1][1] else choices[1]
 
-    def _fit_settings(self, box: IndexBox, regions: Regions, at_once: int, *, spilled: bool = False) -> SlabSettings:
+    def _fit_settings(self, regions: Regions, at_once: int, *, spilled: bool = False) -> tuple[SlabSettings, int]:
         # the workers of a cluster are on different machines
         workers = self.pool.workers if self.pool.kind != "cluster" else 1
         slots, under_way = self.pool.threads * workers, min(at_once * workers, len(regions))
@@ -152,10 +139,11 @@ class SlabPlanner:
             # without cached voxels, the estimate of the memory is more exact
             limit += limit // 2
         settings = SlabSettings(
-            self.target.axis, self._slices(box), at_once, threads, spilled=spilled,
+            self.target.axis, self._slices(regions.largest()), at_once, threads, spilled=spilled,
             folder=self._folder if spilled else None,
         )  # fmt: skip
-        return fit_memory(settings, lambda settings: self.memory(settings, box), limit)
+        boxes = {regions.largest(), regions[0]}
+        return fit_memory(settings, lambda settings: max(self._memory(settings, box) for box in boxes), limit)
 
     def _limit(self, at_once: int) -> int:
         share = self.pool.memory_per_region(at_once)
@@ -175,9 +163,13 @@ class SlabPlanner:
             best *= 2
         return best
 
-    def memory(self, settings: SlabSettings, box: IndexBox) -> int:
-        """Return the most bytes of memory that a region needs."""
+    def _memory(self, settings: SlabSettings, box: IndexBox) -> int:
         return slab_memory(settings, self.expr, box, self.target.page_bytes)
+
+    def _min_memory(self, box: IndexBox) -> int:
+        """Return the bytes of memory that a region needs if its source voxels are in memory and its parts are small."""
+        settings = SlabSettings(self.target.axis, self._slices(box))
+        return fit_memory(settings, lambda settings: self._memory(settings, box), self.pool.budget)[1]
 
     def spill_space(self, settings: SlabSettings, regions: Regions) -> SpillSpace | None:
         """Return the scratch space that regions need; None if they are not spilled."""
@@ -187,14 +179,6 @@ class SlabPlanner:
         return SpillSpace(
             settings.folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count
         )
-
-    def _min_memory(self, box: IndexBox) -> int:
-        """Return the bytes of memory that a region needs if its source voxels are in memory and its parts are small."""
-        settings = SlabSettings(self.target.axis, self._slices(box))
-        return self.memory(fit_memory(settings, lambda settings: self.memory(settings, box), self.pool.budget), box)
-
-    def _reads(self, regions: Regions) -> tuple[float, float]:
-        return reread_factors(self.expr, regions)
 
     def _has_room(self, regions: Regions, at_once: int = 1) -> bool:
         if self.pool.kind == "cluster":

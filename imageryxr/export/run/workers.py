@@ -16,7 +16,7 @@ from dask.system import CPU_COUNT
 
 from imageryxr.core.validate import check_bytes, check_whole
 from imageryxr.errors import Message, OptionError, TargetError, Wording, param
-from imageryxr.export.plan.regions import REGION_BYTES, Regions
+from imageryxr.export.plan.regions import REGION_BYTES, RegionLimits, Regions
 from imageryxr.export.run.cluster import ClusterExecutor, LocalExecutor
 from imageryxr.export.run.executors import RegionExecutor, ThreadExecutor
 from imageryxr.export.run.task import Job
@@ -106,6 +106,11 @@ class WorkerPool:
     def budget(self) -> int:
         """Bytes of memory that a region should use unless more avoids many repeated reads."""
         return min(REGION_BYTES, self.memory_per_region() or REGION_BYTES)
+
+    def region_limits(self, factor: int = 1) -> RegionLimits:
+        """Return the limits of regions; those that avoid repeated reads may use `factor` times the usual memory."""
+        most = max(self.budget, factor * (self.memory_per_region() or 0))
+        return RegionLimits(self.budget, most, self.workers * self.threads, self.threads)
 
 
 def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
