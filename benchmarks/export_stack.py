@@ -309,13 +309,15 @@ def _kill_at_half(folder: Path, slices: int, code: str) -> None:
     plan = ix.plan_export(overlay(folder, slices), target, levels=1)
     log = target.with_name(target.name + ".manifest.log")
     header = target.with_name(target.name + ".manifest.json")
-    while time.perf_counter() - began < 600:
-        run = json.loads(header.read_text())["run"] if header.exists() else "?"
-        phase = json.loads(header.read_text())["phase"] if header.exists() else "?"
-        lines = log.read_text().splitlines() if log.exists() else []
-        if phase == "writing" and sum(line.startswith(run) for line in lines) >= plan.tasks // 2:
+    while process.poll() is None:
+        begun = header.exists() and json.loads(header.read_text())["phase"] == "writing"
+        if begun and len(log.read_bytes().splitlines()) >= plan.tasks // 2:
             break
+        if time.perf_counter() - began > 600:
+            raise RuntimeError("the export did not reach half of its tasks within 600 s")
         time.sleep(0.01)
+    if process.poll() is not None:
+        raise RuntimeError("the export ended before it was killed")
     process.send_signal(signal.SIGKILL)
     process.wait()
 

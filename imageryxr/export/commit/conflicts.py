@@ -25,22 +25,19 @@ END = ".manifest"
 HIDDEN = ".imageryxr"
 # Levels of parent folders that are searched for manifests that may list files of a target.
 FOLDERS_ABOVE = 2
-# A field of a pattern in the name of a manifest: an axis, optionally in nm, optionally with a format.
-FIELD = re.compile(r"_(?=([zyx](?:_nm)?)(?:_(\d+(?:\.\d+)?[a-zA-Z]?|(?:\.\d+)?[a-zA-Z]))?_)")
 
 
 def manifest_name(target: Target) -> tuple[str, str]:
     """Return the folder of a target's manifest, and the name without its ending.
 
-    The manifest of a stack is in a hidden folder. It is named after the pattern, with characters that file names cannot
-    have replaced, and with a short hash unless the pattern follows from the name.
+    The manifest of a stack is in a hidden folder. It is named after the pattern, with a short hash of it, because
+    characters that file names cannot have are replaced.
     """
     root = target.root.rstrip("/")
     if isinstance(target, Stack):
         readable = re.sub(r"[^\w.-]+", "_", target.pattern)
         digest = hashlib.sha256(target.pattern.encode()).hexdigest()[:8]
-        plain = _pattern_without_hash(readable) == target.pattern
-        return f"{root}/{HIDDEN}", f"{readable if plain else f'{readable}-{digest}'}{END}"
+        return f"{root}/{HIDDEN}", f"{readable}-{digest}{END}"
     folder, _, name = root.rpartition("/")
     if is_remote(target.root) and folder.endswith(":/"):
         raise TargetError(f"{target.place} is a whole bucket; give a path in it, such as {target.place}/overlay")
@@ -50,17 +47,6 @@ def manifest_name(target: Target) -> tuple[str, str]:
 def _files_folder(folder: str) -> str:
     """Return the folder of the files that the manifests in a folder describe."""
     return folder.removesuffix(f"/{HIDDEN}")
-
-
-def _pattern_without_hash(readable: str) -> str:
-    """Return the pattern whose manifest has a name without a hash: the one with the longest field of all candidates."""
-    found = []
-    for match in FIELD.finditer(readable):
-        axis, how = match.groups()
-        field = axis if how is None else f"{axis}:{how}"
-        start, stop = match.end(), match.end() + len(field)
-        found.append((len(field), f"{readable[: start - 1]}{{{field}}}{readable[stop + 1 :]}"))
-    return max(found, key=lambda f: f[0], default=(0, ""))[1]
 
 
 def open_manifest(folder: str, name: str) -> ManifestStore:

@@ -83,8 +83,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Approximate voxels of a region of a pyramid's coarser levels."""
     replaced: str | None = None
     """Name of another export that replaced some files of this one, which is then incomplete."""
-    format: Literal[1, 2] = FORMAT
-    """Manifests of format 1 are read, so that their files can be replaced, but such exports are not continued."""
+    format: Literal[2] = FORMAT
 
     def to_bytes(self) -> bytes:
         """Return the JSON text."""

@@ -20,7 +20,7 @@ from imageryxr.export.commit.conflicts import (
     open_manifest,
     refuse_foreign_folder,
 )
-from imageryxr.export.commit.manifest import FORMAT, Entry, Header, Progress, SliceNames
+from imageryxr.export.commit.manifest import Entry, Header, Progress, SliceNames
 from imageryxr.export.commit.publish import Site, open_site
 from imageryxr.export.plan.regions import Regions, Stages
 from imageryxr.export.store.local import Place, disk_errors, is_remote
@@ -100,7 +100,7 @@ class Workspace:
                 raise TargetExistsError(exists_message(self.target, there, header))
             return
         if there or header.phase != "finished":
-            other = self._describe_other(header)
+            other = describe_difference(header.what, self.what)
             self._check_not_being_written(f", for another export ({other})")
             state = "is the result" if header.phase == "finished" else "is the unfinished work"
             raise TargetExistsError(
@@ -110,11 +110,6 @@ class Workspace:
                     " to replace it when this one is complete, or give another target",
                 )
             )
-
-    def _describe_other(self, header: Header) -> str:
-        if header.format != FORMAT:
-            return "made by an earlier version, whose exports this version does not continue"
-        return describe_difference(header.what, self.what)
 
     def _check_not_being_written(self, other: str = "") -> None:
         holder = self.manifest.holder()
@@ -141,7 +136,7 @@ class Workspace:
             )
 
     def _is_mine(self, header: Header) -> bool:
-        return header.token == self.token and header.format == FORMAT
+        return header.token == self.token
 
     def adopt_regions(self, overwrite: bool) -> Header | None:
         """Adopt the regions of an earlier export of this call; return the header of the manifest, if any."""

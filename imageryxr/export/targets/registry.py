@@ -29,9 +29,9 @@ KINDS = Message(
     ".tif, .ome.tif, .mp4, .webm or .gif (one file)",
     Wording(", or 'memory://'", ""),
 )
-# Limits of file systems for the bytes of a name and of a path, and the bytes of ".manifest-work-0123456789ab".
+# Limits of file systems for the bytes of a name and of a path, and the bytes of "-01234567.manifest-work-0123456789ab".
 MAX_NAME, MAX_PATH = 255, 4096
-WORK_SUFFIX = 27
+WORK_SUFFIX = 36
 # The keywords of `export` for all formats, of which one may be misspelt.
 EXPORT_KEYWORDS = tuple(RunOptions.__annotations__)
 PATTERNS: dict[str, Callable[..., Target]] = {".png": png_stack, ".tif": tiff_stack, ".tiff": tiff_stack}
