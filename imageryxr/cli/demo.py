@@ -32,27 +32,7 @@ PRODUCTS = ("overlay.png", "outline.png", "slices.png", "stack", "overlay.ome.za
 
 
 def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> list[Path]:
-    """Write the sample volume and what is made of it into a folder; computes.
-
-    Parameters
-    ----------
-    folder : Path
-        Where to write.
-    overwrite : bool
-        Whether to replace the products of an earlier demo.
-    say : callable
-        Takes each line of what is told.
-
-    Returns
-    -------
-    list of Path
-        What was written.
-
-    Raises
-    ------
-    TargetExistsError
-        If there is a product of an earlier demo, and ``overwrite`` is False.
-    """
+    """Write the sample volume and what is made of it into a folder; print lines with `say`; return the files."""
     _make_room(folder, overwrite)
     began = time.perf_counter()
     compiling = _compile_ahead()

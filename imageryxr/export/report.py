@@ -152,14 +152,8 @@ def update_bar(shown: Any, done: int, shares: float = 0.0) -> None:
 def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
     """Return a progress bar of tasks and shares of tasks, with rate and remaining time.
 
-    Parameters
-    ----------
-    place : str
-        The target.
-    total, skipped : int
-        Number of tasks, and of those that an earlier run had done, which do not count towards the rate.
-    shown : bool or None
-        Whether to show the bar. None: in a notebook, and if standard error is a terminal.
+    Tasks that an earlier run had done, `skipped`, do not count towards the rate. If `shown` is None, the bar is shown
+    in a notebook, and if standard error is a terminal.
     """
     from tqdm.auto import tqdm
 

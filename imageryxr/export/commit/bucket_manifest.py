@@ -92,15 +92,6 @@ class ManifestWatch:
 
     The process that started the export may die, and another export may start or even complete, before a worker has
     finished its region.
-
-    Parameters
-    ----------
-    url, name : str
-        Folder and name of the manifest.
-    run, phase : str
-        Run and phase in the manifest when the region was submitted.
-    work : str, optional
-        The work folder of the export, which no other export writes to.
     """
 
     VALID_SECONDS: ClassVar[float] = 2.0

@@ -55,27 +55,14 @@ def open_manifest(folder: str, name: str) -> ManifestStore:
 
 
 class OverlappingExports:
-    """Other exports whose files have the names of a target's files: in its folder, a parent folder or a subfolder.
-
-    Parameters
-    ----------
-    target : Target
-    folder, name : str
-        Folder and name of the target's own manifest.
-    """
+    """Other exports whose files have the names of a target's files: in its folder, a parent folder or a subfolder."""
 
     def __init__(self, target: Target, folder: str, name: str) -> None:
         self._target, self._folder, self._name = target, folder, name
 
     @contextmanager
     def locked(self) -> Iterator[list[tuple[ManifestStore, Header]]]:
-        """Exclude other processes from these exports until the block ends.
-
-        Raises
-        ------
-        TargetError
-            If a process is writing one of them.
-        """
+        """Exclude other processes from these exports until the block ends, or raise `TargetError`."""
         with ExitStack() as locks:
             found = []
             for folder, name in self._overlapping_manifests():

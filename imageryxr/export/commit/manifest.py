@@ -184,13 +184,7 @@ class Progress:
 
 
 class ManifestStore(ABC):
-    """The manifest and journal of one target, on a disk or in a bucket.
-
-    Parameters
-    ----------
-    base : str
-        Path or URL of the manifest without its ending.
-    """
+    """The manifest and journal of a target, on a disk or in a bucket; `base` is their path without its ending."""
 
     def __init__(self, base: str) -> None:
         self.base = base

@@ -83,12 +83,9 @@ class Site(ABC):
 
     @abstractmethod
     def check_writable(self, takes: int) -> None:
-        """Raise `TargetError` if nothing can be written; leave nothing behind. Warn if the disk may be too small.
+        """Raise `TargetError` if nothing can be written; leave nothing behind.
 
-        Parameters
-        ----------
-        takes : int
-            Bytes of all voxels, before compression.
+        Warn if the disk may be too small for `takes`, the bytes of all voxels before compression.
         """
 
     @property

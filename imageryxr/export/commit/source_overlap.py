@@ -45,16 +45,7 @@ BucketPath = tuple[str, str, tuple[str, ...]]
 def refuse_sources(target: Target, places: Iterable[str]) -> None:
     """Raise `TargetExistsError` if a target is, contains or lies inside a place that its export reads.
 
-    Parameters
-    ----------
-    target : Target
-    places : iterable of str
-        URLs and paths of the sources.
-
-    Raises
-    ------
-    TargetExistsError
-        Even with `overwrite=True`, because the source would be removed while it is read.
+    `overwrite=True` does not permit this, because the source would be removed while it is read.
     """
     if target.kind == "memory":
         return
@@ -261,17 +252,9 @@ def _parts(key: str) -> tuple[str, ...]:
 
 
 def source_places(*objects: Any) -> list[str]:
-    """Return the URLs and paths that objects are read from.
+    """Return the URLs and absolute paths that objects are read from, each once; arrays in memory have none.
 
-    Parameters
-    ----------
-    *objects
-        Expressions, dask arrays, or data of xarray objects.
-
-    Returns
-    -------
-    list of str
-        Absolute paths and URLs, each once. Arrays in memory have none.
+    The objects are expressions, dask arrays, or data of xarray objects.
     """
     found: dict[str, None] = {}
     seen: dict[int, Any] = {}  # keeps visited objects alive, because ids of freed objects are reused

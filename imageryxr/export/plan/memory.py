@@ -26,17 +26,8 @@ def region_memory(
 ) -> int:
     """Return the most bytes of memory that a region needs while it is read, drawn, encoded and written.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    box : IndexBox
-        The region.
-    target : Target, optional
-        The target of a volume. By default, the region is drawn at once and not encoded.
-    costs : mapping, optional
-        The cost of computing foreign dask arrays, by name. Memory that user-defined functions need beyond their
-        inputs and outputs is unknown and not counted.
+    Without a target, the region is drawn at once and not encoded. `costs` are those of computing foreign dask arrays,
+    by name. Memory that user-defined functions need beyond their inputs and outputs is unknown and not counted.
     """
     piece, brick, spared, encoding, page = box, box.voxels, 0, 0.0, 0
     if target is not None:
@@ -84,16 +75,7 @@ def coarse_memory(target: Target) -> int:
 def slab_memory(settings: SlabSettings, expr: Expr, box: IndexBox, page: int) -> int:
     """Return the most bytes that a region takes while it is read, drawn, encoded and written.
 
-    Parameters
-    ----------
-    settings : SlabSettings
-        How the region is made.
-    expr : Expr
-        The exported expression.
-    box : IndexBox
-        The region.
-    page : int
-        Bytes that the target needs to encode a slice.
+    `page` is what the target needs to encode a slice.
     """
     windows = slice_windows(settings, expr, box)
     cached = 0 if settings.spilled else sum(window.bytes for window in windows)

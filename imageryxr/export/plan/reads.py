@@ -181,16 +181,8 @@ def coverage_warning(expr: Expr, grid: Grid, verb: str = "exported") -> str:
     """Return a warning about a box that reaches beyond its sources; an empty string if it does not.
 
     The images are checked first, because overlays are drawn over them; then the segmentations, without the boxes that
-    they were cropped to. Of several sources, the one that covers most of the box is reported.
-
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    grid : Grid
-        The grid of the expression.
-    verb : str, default "exported"
-        The action in the warning, as a participle.
+    they were cropped to. Of several sources, the one that covers most of the box is reported. `verb` is the action in
+    the warning, as a participle.
     """
     found = _level_extents(expr)
     images = [pair for pair in found if pair[0].source.layer_type == "image"]

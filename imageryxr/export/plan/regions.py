@@ -142,19 +142,8 @@ def choose_regions(
 ) -> Regions:
     """Return regions of whole target chunks that are aligned with the source's chunks and read little twice.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    shape : tuple of 3 int
-        Voxels (z, y, x).
-    granule : tuple of 3 int
-        Voxels (z, y, x) that must be written together.
-    limits : RegionLimits
-    memory_of : callable
-        Returns the bytes of memory that a region needs.
-    reads_of : callable
-        Returns about how many times some regions read each byte, for all sources together and for the worst source.
+    `memory_of` returns the bytes of memory that a region needs. `reads_of` returns about how many times some regions
+    read each byte, for all sources together and for the worst source.
     """
     axes = [_initial_size(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
@@ -194,18 +183,7 @@ def choose_slabs(
 ) -> Regions:
     """Return regions of whole slices that are as thick as chunks, or thicker if too much would be read twice.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    shape : tuple of 3 int
-        Voxels (z, y, x).
-    axis : int
-        The axis (0, 1, 2 for z, y, x) that the slices are perpendicular to.
-    reads_of : callable
-        As in `choose_regions`.
-    fits : callable
-        Returns whether there is room for thicker regions.
+    `reads_of` is that of `choose_regions`; `fits` returns whether there is room for thicker regions.
     """
     start = best = _replace_axis(Regions(shape, shape, shape), axis, *_initial_size(expr, axis, shape[axis], 1))
     reads, worst = reads_of(best)

@@ -32,18 +32,9 @@ def draw(
     granule: Index3 = (1, 1, 1),
     voxels: int | None = None,
 ) -> Array:
-    """Return the values of a box; a large box is drawn brick by brick.
+    """Return the values of a box; a large box is drawn brick by brick, in bricks of a size as in `bricks`.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    box : IndexBox
-        Any box.
-    readings : callable
-        Returns the source voxels of a brick.
-    granule, voxels
-        The size of a brick, as in `bricks`.
+    `readings` returns the source voxels of a brick.
     """
     if isinstance(expr, Leaf) or box.voxels <= (BRICK_VOXELS if voxels is None else voxels):
         return evaluate(expr, box, readings(box))
@@ -82,18 +73,8 @@ def unwrap_source_errors() -> Iterator[None]:
 class SweepReader:
     """Reads the sources of a region, slab after slab. A context manager, which deletes scratch files.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    sweep : Sweep
-        The slabs of the region.
-    given : dict, optional
-        Computed values of foreign dask arrays.
-    threads : int, default 1
-        Reads at a time.
-    folder : str, optional
-        The folder of scratch files; by default, voxels are kept in memory.
+    `given` are computed values of foreign dask arrays, `threads` is the number of reads at a time, and `folder` is that
+    of scratch files; without one, voxels are kept in memory.
     """
 
     def __init__(

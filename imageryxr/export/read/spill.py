@@ -51,13 +51,7 @@ def scratch_folder(given: str | None) -> str:
 
 
 def free_bytes(folder: str) -> int:
-    """Return the free bytes of a scratch folder.
-
-    Raises
-    ------
-    ScratchError
-        If no file can be created in the folder.
-    """
+    """Return the free bytes of a scratch folder; raise `ScratchError` if no file can be created in it."""
     with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
         return shutil.disk_usage(folder).free
 
@@ -65,12 +59,7 @@ def free_bytes(folder: str) -> int:
 class ScratchFile:
     """A file without a name that arrays are appended to. Thread-safe.
 
-    Parameters
-    ----------
-    folder : str
-        The folder of the file.
-    size : int
-        Bytes that will be written. If the disk has too little space, a `ScratchError` is raised at once.
+    If the disk has too little space for `size`, the bytes that will be written, a `ScratchError` is raised at once.
     """
 
     def __init__(self, folder: str, size: int) -> None:

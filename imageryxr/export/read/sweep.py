@@ -138,14 +138,7 @@ def whole_sweep(expr: Expr, box: IndexBox) -> Sweep:
 def volume_sweep(expr: Expr, box: IndexBox, granule: Index3) -> Sweep:
     """Return the sweep of a region of a volume that needs the least memory.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    box : IndexBox
-        The region.
-    granule : tuple of 3 int
-        Voxels (z, y, x) that stay together, counted from the start of the box.
+    `granule` are voxels (z, y, x) that stay together, counted from the start of the box.
     """
     windows = tuple(_volume_windows(required_boxes(expr, box)))
     best = Sweep((box,), windows)
@@ -229,15 +222,9 @@ def _intervals(window: Window, boxes: list[IndexBox], needs: list[Needs]) -> tup
 def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None) -> Iterator[IndexBox]:
     """Yield pieces of a box: slabs of the box, rows of a slab, or parts of a row, in C order.
 
-    Parameters
-    ----------
-    box : IndexBox
-        The box to cut.
-    granule : tuple of 3 int
-        Voxels (z, y, x) that stay together, counted from the start of the box. The granules of a piece are consecutive
-        in the C order of the granules of the box.
-    voxels : int, optional
-        Maximum voxels of a piece, unless a granule is larger; default: `BRICK_VOXELS`.
+    `granule` are voxels (z, y, x) that stay together, counted from the start of the box; those of a piece are
+    consecutive in the C order of the granules of the box. A piece has at most `voxels` (default: `BRICK_VOXELS`),
+    unless a granule is larger.
     """
     voxels = BRICK_VOXELS if voxels is None else voxels
     size = list(granule)

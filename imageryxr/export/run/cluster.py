@@ -258,10 +258,6 @@ class ImportProbe:
     A worker without the package exits when it gets a task of an export, and its nanny restarts it forever. So no region
     is submitted before one worker has passed. While there is no worker, a task that needs no package is submitted, so
     that adaptive clusters start one.
-
-    Parameters
-    ----------
-    client : distributed.Client
     """
 
     def __init__(self, client: Any) -> None:
@@ -272,13 +268,7 @@ class ImportProbe:
         self._waiting: Any = None
 
     def is_passed(self) -> bool:
-        """Return whether a worker can import the package, or does not answer.
-
-        Raises
-        ------
-        TargetError
-            If a process of the cluster cannot import the package.
-        """
+        """Return whether a worker can import the package, or does not answer; raise `TargetError` if one cannot."""
         self.check()
         if self._checked:
             self._waiting = None

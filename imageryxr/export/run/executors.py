@@ -131,14 +131,8 @@ def start_thread(function: Callable[..., Any], *args: Any, stop: threading.Event
     """Run a function in a daemon thread; return its future.
 
     `concurrent.futures` joins the threads of its pools at exit, so a request to a server that hangs would delay the
-    exit until the request times out.
-
-    Parameters
-    ----------
-    function, *args
-        What the thread calls.
-    stop : Event, optional
-        Stops the function and its requests when it is set; default: the stop event of the calling thread.
+    exit until the request times out. The event `stop`, by default that of the calling thread, stops the function and
+    its requests.
     """
     future = Future[Any]()
     future.set_running_or_notify_cancel()
@@ -183,15 +177,9 @@ def map_in_order(function: Callable[[Any], Any], jobs: Iterable[Any], threads: i
 def run_cancellable(function: Callable[[], Any], *, own_thread: bool) -> Any:
     """Run a function; on a dask worker, stop when the task is cancelled or the worker closes.
 
-    A thread that hangs would keep its worker from closing, and thereby an interrupted script from ending.
-
-    Parameters
-    ----------
-    function : callable
-        A function without arguments.
-    own_thread : bool
-        Whether the function may run in a separate thread, which is abandoned when the task is cancelled. User-defined
-        functions may need the worker's thread; for them, cancellation only stops network requests.
+    A thread that hangs would keep its worker from closing, and thereby an interrupted script from ending. With
+    `own_thread`, the function runs in a thread that is abandoned when the task is cancelled. User-defined functions may
+    need the worker's thread; for them, cancellation only stops network requests.
     """
     is_cancelled = _cancellation_check()
     if is_cancelled is None:

@@ -48,12 +48,7 @@ def _fully_read_nodes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBo
 class IdTracker:
     """Records which requested ids the regions of an export contain.
 
-    Parameters
-    ----------
-    expr : Expr
-        The exported expression.
-    box : IndexBox
-        The exported box. Sets of ids that were requested of a larger box are ignored.
+    Sets of ids that were requested of a larger box than the exported one are ignored.
     """
 
     def __init__(self, expr: Expr, box: IndexBox) -> None:

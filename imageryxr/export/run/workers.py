@@ -38,15 +38,7 @@ def is_client(value: Any) -> bool:
 
 
 def open_client(client: Any) -> tuple[Any, bool]:
-    """Return the client for a `client` argument, and whether this function has created it.
-
-    Raises
-    ------
-    OptionError
-        If the value is neither a client nor the address of a scheduler.
-    TargetError
-        If no scheduler answers at the address.
-    """
+    """Return the client for a `client` argument, and whether this function has created it."""
     if is_client(client):
         if getattr(client, "asynchronous", False):
             raise OptionError(
@@ -114,15 +106,7 @@ class WorkerPool:
 
 
 def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
-    """Return the workers of an export; connect to a scheduler if its address is given.
-
-    Raises
-    ------
-    OptionError
-        If an argument is invalid.
-    TargetError
-        If no scheduler answers.
-    """
+    """Return the workers of an export; connect to a scheduler if its address is given."""
     if count is not None:
         none = Wording(", or None", ", or be left out")
         count = check_whole("workers", count, 1, expected=Message("a whole number from 1", none, " for one per core"))

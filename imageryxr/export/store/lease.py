@@ -41,14 +41,7 @@ def machine_id() -> str:
 
 
 class Lease:
-    """The exclusive right to export to one target in a bucket.
-
-    Parameters
-    ----------
-    bucket : Bucket
-    name : str
-        Name of the object.
-    """
+    """The exclusive right to export to one target in a bucket, whose object has a name."""
 
     BEAT = 5.0
     """Seconds between renewals."""
@@ -66,13 +59,7 @@ class Lease:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Acquire the lease, and release it at the end.
-
-        Raises
-        ------
-        TargetError
-            If another live process holds it.
-        """
+        """Acquire the lease, and release it at the end; raise `TargetError` if another live process holds it."""
         self._acquire()
         self._ended.clear()
         renewing = threading.Thread(target=self._renew, name="imageryxr-lease", daemon=True)

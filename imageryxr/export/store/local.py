@@ -93,13 +93,7 @@ def disk_errors(place: str) -> Iterator[None]:
 
 @contextmanager
 def replaced_file(file: Path) -> Iterator[Path]:
-    """Yield a temporary path beside a file, which is renamed to the file after the block; create its folder.
-
-    Raises
-    ------
-    TargetError
-        If the file cannot be written.
-    """
+    """Yield a temporary path beside a file, which is renamed to the file after the block; create its folder."""
     beside = file.with_name(f".{uuid.uuid4().hex[:12]}{file.suffix}")
     with disk_errors(str(file)):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -270,17 +264,10 @@ def is_remote(target: str) -> bool:
 
 
 def move_into_place(moves: Sequence[tuple[str, str]], aside: str) -> None:
-    """Rename each finished file or folder to its final path, and move what it replaces to a separate folder.
+    """Rename each finished file or folder to its final path, and move what it replaces to the folder `aside`.
 
-    If one rename fails, the earlier ones are undone, so that the old data are complete again, and the error is raised.
-    A piece that does not exist was moved by an earlier call.
-
-    Parameters
-    ----------
-    moves : sequence of (path, path)
-        Finished file or folder, and its final path on the same file system.
-    aside : path
-        A folder of this export on that file system, for what is replaced.
+    All are on the same file system. If one rename fails, the earlier ones are undone, so that the old data are complete
+    again, and the error is raised. A piece that does not exist was moved by an earlier call.
     """
     os.makedirs(aside, exist_ok=True)
     done: list[tuple[str, str]] = []
@@ -304,12 +291,7 @@ def move_into_place(moves: Sequence[tuple[str, str]], aside: str) -> None:
 
 
 class TargetLock:
-    """A lock file of a target, which contains the id of its process. The system unlocks it when the process ends.
-
-    Parameters
-    ----------
-    path : str
-    """
+    """A lock file of a target, which contains the id of its process. The system unlocks it when the process ends."""
 
     PATIENCE = 0.1
     """Seconds to wait for another process, which may lock the file for a moment to look up its holder."""
@@ -324,10 +306,7 @@ class TargetLock:
     def hold(self) -> Iterator[None]:
         """Lock the file, and remove it at the end, with its folder if that is hidden and empty.
 
-        Raises
-        ------
-        TargetError
-            If another process has locked it.
+        Raises `TargetError` if another process has locked it.
         """
         if not self._acquire():
             raise TargetError(

@@ -176,13 +176,7 @@ def ome_zarr(
     version: str = "0.5",
     layer_type: str | None = None,
 ) -> OmeZarr:
-    """Return the OME-Zarr at a path or URL.
-
-    Raises
-    ------
-    OptionError
-        If the format cannot store the values, or an option is invalid.
-    """
+    """Return the OME-Zarr at a path or URL, or raise `OptionError`."""
     if layer.dtype.kind not in "uifb" or layer.dtype.itemsize > 8:
         raise OptionError(
             f"values of dtype {layer.dtype} cannot be stored as OME-Zarr, which stores integers and floats"

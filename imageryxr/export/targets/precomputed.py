@@ -171,13 +171,7 @@ def precomputed(
     gzip: bool = False,
     layer_type: str | None = None,
 ) -> Precomputed:
-    """Return the precomputed layer at a path or URL.
-
-    Raises
-    ------
-    OptionError
-        If the format cannot store the values, or an option is invalid.
-    """
+    """Return the precomputed layer at a path or URL, or raise `OptionError`."""
     dtype = str(stored_dtype(layer.dtype))
     if dtype not in TYPES:
         instead = ": give array.astype('uint64') if no value is negative" if dtype == "int64" else ""

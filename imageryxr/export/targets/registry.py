@@ -67,13 +67,7 @@ class InMemory(Target):
 
 
 def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: Any) -> Target:
-    """Return the target that a path, pattern or URL names.
-
-    Raises
-    ------
-    OptionError
-        If the format is unknown, or does not have one of the options.
-    """
+    """Return the target that a path, pattern or URL names, or raise `OptionError`."""
     if not isinstance(target, str | os.PathLike):
         raise OptionError(param("target", target), " is not a path or URL; give ", KINDS)
     text = os.fspath(target)

@@ -100,13 +100,7 @@ def slice_names(names: SliceNames) -> list[str]:
 
 
 def split_pattern(text: str) -> tuple[str, str, int]:
-    """Return the root folder, the pattern below it, and the axis of a name pattern.
-
-    Raises
-    ------
-    OptionError
-        If the pattern does not name exactly one axis.
-    """
+    """Return the root folder, the pattern below it, and the axis of a name pattern, or raise `OptionError`."""
     try:
         parts = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     except ValueError as error:
@@ -162,13 +156,7 @@ class PngStack(Stack):
 
 
 def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngStack:
-    """Return the PNG stack of a name pattern.
-
-    Raises
-    ------
-    OptionError
-        If the pattern does not name exactly one axis, or the values are not a picture.
-    """
+    """Return the PNG stack of a name pattern, or raise `OptionError`."""
     root, pattern, axis = split_pattern(place)
     if layer.channels not in (0, 4) or (layer.channels and layer.dtype not in (np.uint8, np.bool_)):
         raise OptionError(
@@ -220,13 +208,7 @@ class TiffStack(Stack):
 
 
 def tiff_stack(place: str, layer: ArrayInfo, *, compression: str | None = "zlib") -> TiffStack:
-    """Return the TIFF stack of a name pattern.
-
-    Raises
-    ------
-    OptionError
-        If the pattern does not name exactly one axis, the compression is unknown, or the values are not numbers.
-    """
+    """Return the TIFF stack of a name pattern, or raise `OptionError`."""
     root, pattern, axis = split_pattern(place)
     check_type(layer)
     target = TiffStack(place, root, layer, axis, pattern, check_compression(compression))

@@ -174,13 +174,7 @@ def _is_unsupported_by_ome(layer: ArrayInfo) -> bool:
 def tiff_file(
     place: str, root: str, layer: ArrayInfo, *, axis: str = "z", compression: str | None = "zlib", bigtiff: bool = False
 ) -> TiffFile:
-    """Return the TIFF at a path.
-
-    Raises
-    ------
-    OptionError
-        If an option is invalid, or OME-TIFF cannot store the values.
-    """
+    """Return the TIFF at a path, or raise `OptionError`."""
     check_type(layer)
     ome = place.lower().endswith((".ome.tif", ".ome.tiff"))
     if ome and _is_unsupported_by_ome(layer) and layer.dtype.kind in "iu":

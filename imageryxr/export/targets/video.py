@@ -181,15 +181,7 @@ def _round_to_uint8(values: Array) -> Array:
 
 
 def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
-    """Return the video at a path.
-
-    Raises
-    ------
-    OptionError
-        If the values are not a picture, or an option is outside its range.
-    CodecError
-        If PyAV is not installed.
-    """
+    """Return the video at a path; raise `OptionError`, or `CodecError` without PyAV."""
     if find_spec("av") is None:
         raise CodecError("videos need PyAV, which is not installed; run pip install 'imageryxr[video]'")
     rate = check_film(layer, "a video", fps, 1000)
@@ -236,12 +228,6 @@ class Gif(Film):
 
 
 def gif(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0) -> Gif:
-    """Return the animated GIF at a path.
-
-    Raises
-    ------
-    OptionError
-        If the values are not a picture, or an option is outside its range.
-    """
+    """Return the animated GIF at a path, or raise `OptionError`."""
     rate = check_film(layer, "a GIF", fps, 50, ", the limit of viewers")
     return Gif(place, root, layer, single_file_axis(axis), rate)

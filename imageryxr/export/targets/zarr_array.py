@@ -127,10 +127,7 @@ class ZarrArray:
     def decode(self, box: IndexBox, objects: Mapping[str, bytes], where: str) -> Array:
         """Return the values of a box from all objects that it touches, with channels first in memory.
 
-        Raises
-        ------
-        TargetError
-            If an object is damaged. The message names ``where``, the folder of the array.
+        Raises `TargetError` if an object is damaged; the message names ``where``, the folder of the array.
         """
         out = np.empty((*self._lead, *box.shape), self.dtype)
         for key, whole in self._objects(box):
