@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from imageryxr.core.validate import check_whole
 from imageryxr.errors import Message, Wording
 from imageryxr.export.plan.regions import Regions, tiles
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import REGION_VOXELS, Target, lost_object, stored_dtype
+from imageryxr.export.targets.base import REGION_VOXELS, ArrayInfo, Target, lost_object, stored_dtype
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
@@ -91,15 +90,7 @@ class Pyramid(Target):
             read_objects(place, self.keys(stage - 1, need), objects)
             return self.decode(stage - 1, need, objects, place)
 
-        return derive_level(
-            self._finer_level(stage),
-            self.grids[stage],
-            box,
-            load,
-            layer_type=self.layer.layer_type,
-            channels=self.layer.channels,
-            dtype=stored_dtype(self.layer.dtype),
-        )
+        return self._derivation(stage).derive(box, load)
 
     @abstractmethod
     def decode(self, level: int, box: IndexBox, objects: Mapping[str, bytes], place: Place) -> Array:
@@ -107,10 +98,13 @@ class Pyramid(Target):
 
     def derived_bytes(self, stage: int, box: IndexBox) -> int:
         """Return the maximal bytes of memory that `derive` needs, its result included."""
-        return derived_bytes(self._finer_level(stage), self.grids[stage], box, self.layer.voxel_bytes)
+        return self._derivation(stage).bytes_for(box)
 
-    def _finer_level(self, stage: int) -> FinerLevel:
-        return FinerLevel(self.grids[stage - 1], self.object_shape(stage - 1), self.chunk_shape(stage - 1))
+    def _derivation(self, stage: int) -> Derivation:
+        finer = stage - 1
+        return Derivation(
+            self.grids[finer], self.object_shape(finer), self.chunk_shape(finer), self.grids[stage], self.layer
+        )
 
 
 def read_objects(place: Place, keys: list[str], objects: dict[str, bytes]) -> None:
@@ -142,107 +136,80 @@ def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -
 
 
 @dataclass(frozen=True)
-class FinerLevel:
-    """The level that a coarser one is derived from: its grid and its stored objects."""
-
-    grid: Grid
-    stored: Index3
-    """Voxels of a stored object."""
-    chunk: Index3
-    """Voxels that are decoded at a time. The shape of an object is a multiple of it."""
-
-
-def derive_level(
-    finer: FinerLevel,
-    grid: Grid,
-    box: IndexBox,
-    load: Callable[[IndexBox], Array],
-    *,
-    layer_type: str,
-    channels: int,
-    dtype: np.dtype[Any],
-) -> Array:
-    """Return a box of a level, derived in parts, so that little of the finer level is in memory at a time.
-
-    Parameters
-    ----------
-    finer, grid, box, load, layer_type, channels
-        See `shrink`. ``load`` reads one stored object after the other, a few chunks at a time.
-    dtype : dtype
-        Dtype of the result.
-    """
-    if box.voxels <= PART_VOXELS:
-        return shrink(finer.grid, grid, box, load, layer_type=layer_type, channels=channels)
-    out = np.empty(box.shape, dtype)
-    if channels:  # channels first in memory, as they are stored
-        out = np.moveaxis(np.empty((channels, *box.shape), dtype), 0, -1)
-    for part in _part_boxes(finer, grid, box):
-        out[part.slices(box)] = shrink(finer.grid, grid, part, load, layer_type=layer_type, channels=channels)
-    return out
-
-
-def derived_bytes(finer: FinerLevel, grid: Grid, box: IndexBox, voxel_bytes: int) -> int:
-    """Return the maximal bytes of memory that `derive_level` needs for a box, its result included."""
-    part = max(math.prod(_part_shape(finer, grid, box)), min(box.voxels, PART_VOXELS))
-    # A part derives from up to eight voxels for each of its own, which are loaded, padded and weighted.
-    return voxel_bytes * (box.voxels + 8 * 3 * part) + voxel_bytes * math.prod(finer.stored)
-
-
-def _part_shape(finer: FinerLevel, grid: Grid, box: IndexBox) -> Index3:
-    """Return the shape of the parts that are derived at a time: they cover whole chunks of the finer level."""
-    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, finer.grid.axes, strict=True)]
-    most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, finer.stored, factors, strict=True)]
-    size = [min(m, max(1, c // f)) for m, c, f in zip(most, finer.chunk, factors, strict=True)]
-    while True:
-        axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
-        if axis is None or math.prod(size) * 2 > PART_VOXELS:
-            return size[0], size[1], size[2]
-        size[axis] *= 2
-
-
-def _part_boxes(finer: FinerLevel, grid: Grid, box: IndexBox) -> Iterator[IndexBox]:
-    factors = [round(t.resolution / s.resolution) for t, s in zip(grid.axes, finer.grid.axes, strict=True)]
-    cell = [max(1, s // f) for s, f in zip(finer.stored, factors, strict=True)]
-    for outer in tiles(box, (cell[0], cell[1], cell[2])):
-        yield from tiles(outer, _part_shape(finer, grid, box))
-
-
-def shrink(
-    finer: Grid, grid: Grid, box: IndexBox, load: Callable[[IndexBox], Array], *, layer_type: str, channels: int
-) -> Array:
-    """Return a box of a level, derived from the voxels of the finer level.
+class Derivation:
+    """How a level derives from the next finer one.
 
     Images are averaged without NaN; a voxel is NaN if all its finer voxels are. Segmentations take the most frequent
-    id. Colours are weighted by their alpha. A voxel that the finer level covers in part derives from that part.
-
-    Parameters
-    ----------
-    finer, grid : Grid
-        Grids of the finer level and of this one.
-    box : IndexBox
-        The box, in indexes of this level.
-    load : callable
-        Returns a box of the finer level, (z, y, x) or (z, y, x, rgba).
-    layer_type : {"image", "segmentation"}
-    channels : int
-        Size of the last axis, 4 for RGBA; 0 if there is none. Channels other than RGBA of 8 bits are averaged one by
-        one.
+    id. Colours are weighted by their alpha; other channels are averaged one by one. A voxel that the finer level covers
+    in part derives from that part.
     """
-    maps = tuple(AxisMap.from_axes(t, s) for t, s in zip(grid.axes, finer.axes, strict=True))
-    ranges = [m.source_range(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
-    need = IndexBox(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))  # type: ignore[arg-type]
-    held = need.clip(finer.box)
-    # Edge padding gives a partly covered voxel the value of its covered part.
-    missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
-    values = load(held)
-    if any(map(any, missing)):
-        values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
-    moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
-    if channels == 4 and values.dtype == np.uint8:
-        return _shrink_rgba(values, moved, box)
-    if channels:
-        return np.stack([_shrink_channel(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
-    return _shrink_channel(values, moved, box, "mode" if layer_type == "segmentation" else "mean")
+
+    finer: Grid
+    stored: Index3
+    """Voxels (z, y, x) of a stored object of the finer level."""
+    chunk: Index3
+    """Voxels of the finer level that are decoded at a time. The shape of an object is a multiple of it."""
+    grid: Grid
+    layer: ArrayInfo
+
+    def derive(self, box: IndexBox, load: Callable[[IndexBox], Array]) -> Array:
+        """Return a box of the level, derived in parts, so that little of the finer level is in memory at a time.
+
+        `load` returns a box of the finer level, (z, y, x) or (z, y, x, channel). It is called for one stored object
+        after the other, a few chunks at a time.
+        """
+        if box.voxels <= PART_VOXELS:
+            return self._shrink(box, load)
+        channels, dtype = self.layer.channels, stored_dtype(self.layer.dtype)
+        out = np.empty(box.shape, dtype)
+        if channels:  # channels first in memory, as they are stored
+            out = np.moveaxis(np.empty((channels, *box.shape), dtype), 0, -1)
+        for part in self._parts(box):
+            out[part.slices(box)] = self._shrink(part, load)
+        return out
+
+    def bytes_for(self, box: IndexBox) -> int:
+        """Return the maximal bytes of memory that `derive` needs for a box, its result included."""
+        part = max(math.prod(self._part_shape(box)), min(box.voxels, PART_VOXELS))
+        # A part derives from up to eight voxels for each of its own, which are loaded, padded and weighted.
+        return self.layer.voxel_bytes * (box.voxels + 8 * 3 * part + math.prod(self.stored))
+
+    @property
+    def _factors(self) -> list[int]:
+        return [round(t.resolution / s.resolution) for t, s in zip(self.grid.axes, self.finer.axes, strict=True)]
+
+    def _part_shape(self, box: IndexBox) -> Index3:
+        """Return the shape of the parts that are derived at a time: they cover whole chunks of the finer level."""
+        most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, self.stored, self._factors, strict=True)]
+        size = [min(m, max(1, c // f)) for m, c, f in zip(most, self.chunk, self._factors, strict=True)]
+        while True:
+            axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
+            if axis is None or math.prod(size) * 2 > PART_VOXELS:
+                return size[0], size[1], size[2]
+            size[axis] *= 2
+
+    def _parts(self, box: IndexBox) -> Iterator[IndexBox]:
+        z, y, x = (max(1, s // f) for s, f in zip(self.stored, self._factors, strict=True))
+        for outer in tiles(box, (z, y, x)):
+            yield from tiles(outer, self._part_shape(box))
+
+    def _shrink(self, box: IndexBox, load: Callable[[IndexBox], Array]) -> Array:
+        """Return a box of the level, derived at once."""
+        maps = tuple(AxisMap.from_axes(t, s) for t, s in zip(self.grid.axes, self.finer.axes, strict=True))
+        ranges = [m.source_range(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
+        need = IndexBox(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))  # type: ignore[arg-type]
+        held = need.clip(self.finer.box)
+        # Edge padding gives a partly covered voxel the value of its covered part.
+        missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
+        values, channels = load(held), self.layer.channels
+        if any(map(any, missing)):
+            values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
+        moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
+        if channels == 4 and values.dtype == np.uint8:
+            return _shrink_rgba(values, moved, box)
+        if channels:
+            return np.stack([_shrink_channel(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
+        return _shrink_channel(values, moved, box, "mode" if self.layer.layer_type == "segmentation" else "mean")
 
 
 def _shrink_channel(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
