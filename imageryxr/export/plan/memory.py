@@ -1,14 +1,14 @@
-"""Estimates of the memory and the scratch space that a region needs, computed from its expression."""
+"""Estimates of the memory that a region of a volume needs, computed from its expression."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.plan.reads import chunk_extent
-from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings, box_bytes, bricks, slice_windows, volume_sweep
+from imageryxr.export.read.sweep import BRICK_VOXELS, box_bytes, bricks, volume_sweep
 from imageryxr.export.targets.base import Target
 from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks, has_independent_blocks, is_in_memory
 from imageryxr.graph.evaluate import required_boxes
@@ -66,62 +66,6 @@ def coarse_memory(target: Target) -> int:
         encoding = int((1 + target.encoding) * box.voxels * target.layer.voxel_bytes)
         most = max(most, target.derived_bytes(stage, box), encoding)
     return most
-
-
-# ---------------------------------------------------------------------------------------------------------
-# regions of whole slices
-
-
-def slab_memory(settings: SlabSettings, expr: Expr, box: IndexBox, page: int) -> int:
-    """Return the most bytes that a region takes while it is read, drawn, encoded and written.
-
-    `page` is what the target needs to encode a slice.
-    """
-    windows = slice_windows(settings, expr, box)
-    cached = 0 if settings.spilled else sum(window.bytes for window in windows)
-    # a tile that was read, and its copy in slice order
-    turned = settings.spilled and settings.axis != 0
-    tile = max((min(math.prod(w.tile or ()), w.box.voxels) * w.leaf.dtype.itemsize for w in windows), default=0)
-    slab = first_slices(box, settings.axis, settings.slices)
-    strip = next(bricks(slab, *settings.strips(expr, slab)))
-    needs = sum(b.voxels * leaf.dtype.itemsize for leaf, bs in required_boxes(expr, strip).items() for b in bs)
-    needs *= settings.spilled  # voxels that are cached in memory are not copied
-    drawing = needs + drawing_bytes(expr, strip)
-    out = box_bytes(expr, slab)
-    waiting = out if settings.threads > 1 else 0
-    making = out + waiting + max(drawing, page)
-    return int(cached + settings.threads * max((FETCH_FACTOR + turned) * tile, making))
-
-
-def fit_memory(
-    settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int
-) -> tuple[SlabSettings, int]:
-    """Return settings with smaller parts, then with fewer threads, to fit into a memory limit; and their memory."""
-    large = settings
-    while (takes := memory_of(settings)) > limit:
-        smaller = settings.smaller()
-        if smaller == settings:
-            if settings.threads == 1:
-                break
-            smaller = replace(large, threads=settings.threads - 1)
-        settings = smaller
-    return settings, takes
-
-
-def scratch_bytes(settings: SlabSettings, expr: Expr, box: IndexBox) -> int:
-    """Return the most bytes that a region has in scratch files: the chunk layers of its current and next slices."""
-    axis, total = settings.axis, 0
-    needs = required_boxes(expr, first_slices(box, axis, settings.threads * settings.slices))
-    for window in slice_windows(settings, expr, box):
-        reach = max((b.shape[axis] for b in needs.get(window.leaf, [])), default=1)
-        layers = -(-reach // window.chunk) + 1
-        total += min(window.bytes, layers * window.chunk * window.bytes // max(1, window.box.shape[axis]))
-    return total
-
-
-def first_slices(box: IndexBox, axis: int, count: int) -> IndexBox:
-    """Return the first slices of a box."""
-    return box.with_axis(axis, box.start[axis], min(box.start[axis] + count, box.stop[axis]))
 
 
 # ---------------------------------------------------------------------------------------------------------

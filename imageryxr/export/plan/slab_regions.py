@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, OptionError, ScratchError, Wording, param
-from imageryxr.export.plan.memory import drawing_bytes, first_slices, fit_memory, scratch_bytes, slab_memory
+from imageryxr.export.plan.memory import FETCH_FACTOR, drawing_bytes
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
-from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings
+from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings, box_bytes, bricks, slice_windows
 from imageryxr.export.run.workers import WorkerPool
 from imageryxr.export.targets.base import SliceTarget
+from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr
 
 
@@ -164,7 +166,22 @@ class SlabPlanner:
         return best
 
     def _memory(self, settings: SlabSettings, box: IndexBox) -> int:
-        return slab_memory(settings, self.expr, box, self.target.page_bytes)
+        """Return the most bytes that a region takes while it is read, drawn, encoded and written."""
+        windows = slice_windows(settings, self.expr, box)
+        cached = 0 if settings.spilled else sum(window.bytes for window in windows)
+        # a tile that was read, and its copy in slice order
+        turned = settings.spilled and settings.axis != 0
+        tile = max((min(math.prod(w.tile or ()), w.box.voxels) * w.leaf.dtype.itemsize for w in windows), default=0)
+        slab = first_slices(box, settings.axis, settings.slices)
+        strip = next(bricks(slab, *settings.strips(self.expr, slab)))
+        drawing = drawing_bytes(self.expr, strip)
+        if settings.spilled:  # voxels that are cached in memory are not copied
+            needs = required_boxes(self.expr, strip)
+            drawing += sum(b.voxels * leaf.dtype.itemsize for leaf, boxes in needs.items() for b in boxes)
+        out = box_bytes(self.expr, slab)
+        waiting = out if settings.threads > 1 else 0
+        making = out + waiting + max(drawing, self.target.page_bytes)
+        return int(cached + settings.threads * max((FETCH_FACTOR + turned) * tile, making))
 
     def _min_memory(self, box: IndexBox) -> int:
         """Return the bytes of memory that a region needs if its source voxels are in memory and its parts are small."""
@@ -176,16 +193,25 @@ class SlabPlanner:
         if not settings.spilled:
             return None
         count = min(self.pool.workers, -(-len(regions) // settings.at_once))
-        return SpillSpace(
-            settings.folder, settings.at_once * scratch_bytes(settings, self.expr, regions.largest()), count
-        )
+        takes = settings.at_once * self._scratch_bytes(settings, regions.largest())
+        return SpillSpace(settings.folder, takes, count)
+
+    def _scratch_bytes(self, settings: SlabSettings, box: IndexBox) -> int:
+        """Return the most bytes that a region has in scratch files: the chunk layers of its current and next slices."""
+        axis, total = settings.axis, 0
+        needs = required_boxes(self.expr, first_slices(box, axis, settings.threads * settings.slices))
+        for window in slice_windows(settings, self.expr, box):
+            depth = max((b.shape[axis] for b in needs.get(window.leaf, [])), default=1)
+            layers = -(-depth // window.chunk) + 1
+            total += min(window.bytes, layers * window.chunk * window.bytes // max(1, window.box.shape[axis]))
+        return total
 
     def _has_room(self, regions: Regions, at_once: int = 1) -> bool:
         if self.pool.kind == "cluster":
             return True
         box, threads = regions.largest(), -(-self.pool.threads // at_once)
         settings = SlabSettings(self.target.axis, self._slices(box), at_once, threads)
-        takes = at_once * self.pool.workers * scratch_bytes(settings, self.expr, box)
+        takes = at_once * self.pool.workers * self._scratch_bytes(settings, box)
         try:
             return takes < free_bytes(self._folder or "") * 3 // 4
         except ScratchError:  # `validate` raises it later
@@ -196,3 +222,23 @@ class SlabPlanner:
         """The folder of scratch files; None for each worker's own."""
         given = self.scratch_option if isinstance(self.scratch_option, str) else None
         return given if self.pool.kind == "cluster" else os.path.abspath(scratch_folder(given))
+
+
+def first_slices(box: IndexBox, axis: int, count: int) -> IndexBox:
+    """Return the first slices of a box."""
+    return box.with_axis(axis, box.start[axis], min(box.start[axis] + count, box.stop[axis]))
+
+
+def fit_memory(
+    settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int
+) -> tuple[SlabSettings, int]:
+    """Return settings with smaller parts, then with fewer threads, to fit into a memory limit; and their memory."""
+    large = settings
+    while (takes := memory_of(settings)) > limit:
+        smaller = settings.smaller()
+        if smaller == settings:
+            if settings.threads == 1:
+                break
+            smaller = replace(large, threads=settings.threads - 1)
+        settings = smaller
+    return settings, takes

@@ -58,14 +58,6 @@ TRANSIENT_ERRORS = (
 
 
 @dataclass
-class _Attempt:
-    """A submitted region and the number of its failed attempts."""
-
-    number: int
-    tries: int
-
-
-@dataclass
 class _Tally:
     regions: int = 0
     tasks: int = 0
@@ -213,7 +205,8 @@ class _Scheduler:
         self.workers, self.stages = workers, stages
         self.plan, self.tally, self.retries, self.on_error = plan, tally, retries, on_error
         self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.under_way: dict[Any, _Attempt] = {}
+        self.under_way: dict[Any, tuple[int, int]] = {}
+        """Region number and failed attempts of each submitted region, by its future."""
         self.waiting: list[tuple[float, int, int]] = []
         """Regions that wait for a retry: a heap of (time, region number, failed attempts)."""
         self.idle = 0
@@ -224,20 +217,17 @@ class _Scheduler:
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Yield the outcomes of regions as they finish."""
-        todo = map(int, numbers)  # an iterator, because a list of all numbers may be too large
-        last = not len(numbers)
+        begun = 0
         try:
-            while True:
+            while begun < len(numbers) or self.under_way or self.waiting:
                 while len(self.under_way) < self.workers.slots():
-                    following = self._next_region(todo) if not last else self._pop_due()
-                    if following is None:
-                        last = True
-                        following = self._pop_due()
-                    if following is None:
+                    if self.waiting and self.waiting[0][0] <= time.monotonic():
+                        _, number, tries = heapq.heappop(self.waiting)
+                    elif begun < len(numbers):
+                        number, tries, begun = int(numbers[begun]), 0, begun + 1
+                    else:
                         break
-                    self._submit(*following)
-                if last and not self.under_way and not self.waiting:
-                    return
+                    self._submit(number, tries)
                 outcome = self._collect()
                 if outcome is not None:
                     yield outcome
@@ -246,23 +236,10 @@ class _Scheduler:
             self.under_way.clear()
             self.waiting.clear()
 
-    def _pop_due(self) -> tuple[int, int] | None:
-        if self.waiting and self.waiting[0][0] <= time.monotonic():
-            _, number, tries = heapq.heappop(self.waiting)
-            return number, tries
-        return None
-
-    def _next_region(self, todo: Iterator[int]) -> tuple[int, int] | None:
-        due = self._pop_due()
-        if due is not None:
-            return due
-        number = next(todo, None)
-        return None if number is None else (number, 0)
-
     def _submit(self, number: int, tries: int) -> None:
         stage, box = self.stages.box(number)
         future = self.workers.submit(number, stage, box)
-        self.under_way[future] = _Attempt(number, tries)
+        self.under_way[future] = number, tries
         future.add_done_callback(self.back.put)
 
     def _collect(self) -> Outcome | None:
@@ -281,7 +258,7 @@ class _Scheduler:
         try:
             outcome: Outcome = future.result()
         except Exception as error:
-            self._handle_failure(region, error)
+            self._handle_failure(*region, error)
             return None
         return outcome
 
@@ -300,30 +277,30 @@ class _Scheduler:
             if future.cancelled():
                 self.back.put(future)
 
-    def _handle_failure(self, region: _Attempt, error: Exception) -> None:
+    def _handle_failure(self, number: int, tries: int, error: Exception) -> None:
         self.workers.check()
-        wait = self._retry_delay(region, error) if region.tries < self.retries else None
+        wait = self._retry_delay(number, tries, error) if tries < self.retries else None
         if wait is not None:
-            heapq.heappush(self.waiting, (time.monotonic() + wait, region.number, region.tries + 1))
+            heapq.heappush(self.waiting, (time.monotonic() + wait, number, tries + 1))
             self.tally.retries += 1
             return
-        stage, box = self.stages.box(region.number)
+        stage, box = self.stages.box(number)
         where = _describe_box(self.plan, stage, box)
         if self.on_error == "raise" or self._is_fatal(error):
-            error.add_note(f"in task {region.number + 1:,} of {len(self.stages):,}, {where}, try {region.tries + 1}")
+            error.add_note(f"in task {number + 1:,} of {len(self.stages):,}, {where}, try {tries + 1}")
             if not isinstance(error, ImageryError) and type(error).__name__ in TRANSIENT_ERRORS:
-                raise TargetError(_lost_worker_message(region.number, where, error)) from error
+                raise TargetError(_lost_worker_message(number, where, error)) from error
             raise error
         message = clean_message(str(error)) or type(error).__name__
         if isinstance(error, ImageryError) and message == error.message:
             message = error.message  # with its parts, which the command line renders
-        self.tally.failed.append(FailedRegion(region.number, where, message))
+        self.tally.failed.append(FailedRegion(number, where, message))
 
-    def _retry_delay(self, region: _Attempt, error: Exception) -> float | None:
+    def _retry_delay(self, number: int, tries: int, error: Exception) -> float | None:
         """Return the seconds to wait before a region is retried; None if a retry is useless."""
-        patient = RETRY_DELAYS[min(region.tries, len(RETRY_DELAYS) - 1)]
+        patient = RETRY_DELAYS[min(tries, len(RETRY_DELAYS) - 1)]
         if isinstance(error, ScratchError):
-            if self.workers.avoid_worker(region.number, error.worker):
+            if self.workers.avoid_worker(number, error.worker):
                 return 0.0
             # other regions will free space on a full disk; a missing folder stays missing
             return patient if error.full and error.worker is not None else None

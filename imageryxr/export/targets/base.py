@@ -17,7 +17,7 @@ import numpy as np
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_axis, check_choice, check_counts
-from imageryxr.errors import Message, OptionError, TargetError, param
+from imageryxr.errors import Message, OptionError, TargetError, Wording, param
 from imageryxr.export.commit.manifest import Kind, SliceNames
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
@@ -26,6 +26,11 @@ from imageryxr.graph.expr import Array
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger or memory allows more.
 REGION_VOXELS = 1 << 20
 
+DRAW_ADVICE = Wording(
+    "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
+    "leave --raw out, which draws them (with --contrast low,high for deep images)",
+)
+"""Advice for values that are not a picture."""
 COARSER = Message("a coarser level (", param("mip", ...), ")")
 """Advice for exports that are too large."""
 

@@ -15,9 +15,9 @@ import numpy as np
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Axis
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import OptionError, Wording, param
+from imageryxr.errors import OptionError, param
 from imageryxr.export.commit.manifest import SliceNames
-from imageryxr.export.targets.base import ArrayInfo, SliceTarget, shown_values
+from imageryxr.export.targets.base import DRAW_ADVICE, ArrayInfo, SliceTarget, shown_values
 from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
 
@@ -166,10 +166,7 @@ def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngSt
     if layer.dtype not in (np.uint8, np.uint16, np.bool_):
         raise OptionError(
             f"values of dtype {layer.dtype} cannot be stored as PNG; ",
-            Wording(
-                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
-                "leave --raw out, which draws them (with --contrast low,high for deep images)",
-            ),
+            DRAW_ADVICE,
             ", or export ids to .ome.zarr",
         )
     check_whole("compress_level", compress_level, 0, 9, expected="0 (large and fast) to 9 (small and slow)")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from imageryxr.core.validate import check_number, check_whole
-from imageryxr.errors import CodecError, Message, OptionError, Wording
+from imageryxr.errors import CodecError, Message, OptionError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import COARSER, ArrayInfo, SingleFile, shown_values, single_file_axis
+from imageryxr.export.targets.base import COARSER, DRAW_ADVICE, ArrayInfo, SingleFile, shown_values, single_file_axis
 from imageryxr.graph.expr import Array
 
 if TYPE_CHECKING:
@@ -70,13 +70,7 @@ def check_film(layer: ArrayInfo, what: str, fps: Any, most: float, advice: str =
     if layer.channels not in (0, 4):
         raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} cannot be frames of {what}: give RGBA")
     if layer.dtype not in (np.uint8, np.bool_):
-        raise OptionError(
-            f"values of dtype {layer.dtype} cannot be frames of {what}; ",
-            Wording(
-                "make a picture with to_rgba(image, contrast_limits=…) or overlay(image, segmentation)",
-                "leave --raw out, which draws them (with --contrast low,high for deep images)",
-            ),
-        )
+        raise OptionError(f"values of dtype {layer.dtype} cannot be frames of {what}; ", DRAW_ADVICE)
     expected = f"frames per second, above 0 and up to {most}{advice}"
     return float(check_number("fps", fps, 0, most, above=0, expected=expected))
 
