@@ -10,13 +10,13 @@ import base64
 import hashlib
 import json
 import random
-import subprocess
 import sys
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote
+
+from tests.support.http_server import HttpConnection, ServerProcess, byte_range, serve
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>"
 KINDS = (
@@ -28,39 +28,18 @@ _FOREVER = 60.0
 Answer = tuple[int, dict[str, str], bytes]
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(HttpConnection):
     def __init__(self, server: _Server) -> None:
-        self.server, self.received, self.jobs = server, b"", asyncio.Queue[tuple[str, str, dict[str, str], bytes]]()
+        super().__init__()
+        self.server = server
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.task = asyncio.get_running_loop().create_task(self._answer_all())
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.task.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        while b"\r\n\r\n" in self.received:
-            head, rest = self.received.split(b"\r\n\r\n", 1)
-            first, *lines = head.decode("latin-1").split("\r\n")
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-            length = int(headers.get("content-length", 0))
-            if len(rest) < length:
-                return
-            self.received = rest[length:]
-            method, path, _ = first.split(" ", 2)
-            self.jobs.put_nowait((method, path, headers, rest[:length]))
-
-    async def _answer_all(self) -> None:
-        while True:
-            method, path, headers, body = await self.jobs.get()
-            control = self.server.control(path)
-            if control is not None:
-                self._send(200, {}, control)
-                continue
-            answer = await self.server.answer(method, path, headers, body)
-            await self._fail(self.server.fault(path, headers.get("range", "")), path, headers, answer)
+    async def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        control = self.server.control(path)
+        if control is not None:
+            self._send(200, {}, control)
+            return
+        answer = await self.server.answer(method, path, headers, body)
+        await self._fail(self.server.fault(path, headers.get("range", "")), path, headers, answer)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, *, stop: int | None = None) -> None:
         given = {"Content-Length": str(len(body)), **headers}
@@ -171,9 +150,7 @@ class _Server:
                 more = {"x-goog-stored-content-encoding": found.get("Content-Encoding", "identity")}
                 found |= {"x-goog-hash": f"md5={base64.b64encode(digest).decode()}", **more}
             return 200, found, whole
-        first, _, last = headers["range"].removeprefix("bytes=").partition("-")
-        start = int(first) if first else max(0, len(whole) - int(last))
-        stop = min(len(whole), int(last) + 1) if first and last else len(whole)
+        start, stop = byte_range(headers["range"], len(whole))
         if start >= stop:
             return 416, {"Content-Range": f"bytes */{len(whole)}"}, b""
         return 206, {**found, "Content-Range": f"bytes {start}-{stop - 1}/{len(whole)}"}, whole[start:stop]
@@ -192,15 +169,11 @@ class _Server:
         sent = {k: v for k, v in given.items() if k.lower() not in ("content-length", "connection")}
         return int(first.split(" ")[1]), sent, content.replace(f":{self.upstream}".encode(), f":{self.port}".encode())
 
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1024)
-        self.port = listening.sockets[0].getsockname()[1]
-        print(self.port, flush=True)
-        await listening.serve_forever()
+    def set_port(self, port: int) -> None:
+        self.port = port
 
 
-class FaultServer:
+class FaultServer(ServerProcess):
     """Serve a folder in another process; use as a context manager.
 
     Parameters
@@ -211,19 +184,10 @@ class FaultServer:
         Port of another server on this machine, which answers all other requests; 0 if there is none.
     """
 
+    program = "tests.support.fault_server"
+
     def __init__(self, root: Path, upstream: int = 0) -> None:
-        self._command = [sys.executable, __file__, str(root), str(upstream)]
-
-    def __enter__(self) -> FaultServer:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self.port}"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        super().__init__(root, upstream)
 
     def begin(self, seed: object, rate: float, *, checksums: bool = False, stalls: bool = True) -> None:
         """Determine the faults of the requests that follow."""
@@ -239,5 +203,6 @@ class FaultServer:
 
 
 if __name__ == "__main__":
+    server = _Server(Path(sys.argv[1]), int(sys.argv[2]))
     with suppress(KeyboardInterrupt):
-        asyncio.run(_Server(Path(sys.argv[1]), int(sys.argv[2])).run())
+        asyncio.run(serve(lambda: _Connection(server), server.set_port))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import urllib.request
 from contextlib import suppress
@@ -15,50 +14,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tests.support.http_server import HttpConnection, ServerProcess, byte_range, serve
+
 _PIECE = 1 << 18
 
 
-class _Files(asyncio.Protocol):
-    """One connection of a client."""
-
+class _Files(HttpConnection):
     def __init__(self, server: _Server) -> None:
-        self.server, self.received, self.jobs = server, b"", asyncio.Queue[tuple[str, str, dict[str, str]]]()
-        self.can_write = asyncio.Event()
+        super().__init__()
+        self.server = server
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.can_write.set()
-        self.task = asyncio.get_running_loop().create_task(self._answer_all())
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.task.cancel()
-
-    def pause_writing(self) -> None:
-        self.can_write.clear()
-
-    def resume_writing(self) -> None:
-        self.can_write.set()
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        while b"\r\n\r\n" in self.received:
-            head, self.received = self.received.split(b"\r\n\r\n", 1)
-            first, *lines = head.decode("latin-1").split("\r\n")
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-            method, path, _ = first.split(" ", 2)
-            self.jobs.put_nowait((method, unquote(path.partition("?")[0]), headers))
-
-    async def _answer_all(self) -> None:
-        while True:
-            method, path, headers = await self.jobs.get()
-            status, more, body = await self.server.answer(path, headers)
-            lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Accept-Ranges: bytes", *more]
-            self.transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-            for start in range(0, len(body) if method != "HEAD" else 0, _PIECE):
-                piece = body[start : start + _PIECE]
-                await self.server.wait_for_bandwidth(len(piece))
-                await self.can_write.wait()
-                self.transport.write(piece)
+    async def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+        status, more, content = await self.server.answer(unquote(path.partition("?")[0]), headers)
+        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", "Accept-Ranges: bytes", *more]
+        self.transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        for start in range(0, len(content) if method != "HEAD" else 0, _PIECE):
+            piece = content[start : start + _PIECE]
+            await self.server.wait_for_bandwidth(len(piece))
+            await self.can_write.wait()
+            self.transport.write(piece)
 
 
 class _Server:
@@ -95,9 +69,7 @@ class _Server:
         if not asked.startswith("bytes="):
             self.sent += len(whole)
             return "200 OK", more, whole
-        first, _, last = asked[6:].partition("-")
-        start = int(first) if first else max(0, len(whole) - int(last))
-        stop = min(len(whole), int(last) + 1) if first and last else len(whole)
+        start, stop = byte_range(asked, len(whole))
         if start >= stop:
             return "416 Range Not Satisfiable", [f"Content-Range: bytes */{len(whole)}"], b""
         self.sent += stop - start
@@ -110,14 +82,8 @@ class _Server:
         if self.free_at - now > 2e-3:  # shorter sleeps are not exact
             await asyncio.sleep(self.free_at - now)
 
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: _Files(self), "127.0.0.1", 0, backlog=4096)
-        print(listening.sockets[0].getsockname()[1], flush=True)
-        await listening.serve_forever()
 
-
-class LatencyServer:
+class LatencyServer(ServerProcess):
     """Serve a folder in another process; use as a context manager.
 
     Parameters
@@ -130,18 +96,10 @@ class LatencyServer:
         Bytes per second of all responses together.
     """
 
+    program = "tests.support.latency_server"
+
     def __init__(self, root: Path, latency: float = 0.05, bandwidth: float = 200e6) -> None:
-        self._command = [sys.executable, __file__, str(root), str(latency), str(bandwidth)]
-
-    def __enter__(self) -> LatencyServer:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        super().__init__(root, latency, bandwidth)
 
     def counts(self) -> dict[str, Any]:
         """Return ``requests``, ``paths`` (requests by path), ``bytes`` and ``peak`` (in flight) since the last call."""
@@ -151,5 +109,6 @@ class LatencyServer:
 
 
 if __name__ == "__main__":
+    server = _Server(Path(sys.argv[1]), *map(float, sys.argv[2:]))
     with suppress(KeyboardInterrupt):
-        asyncio.run(_Server(Path(sys.argv[1]), *map(float, sys.argv[2:])).run())
+        asyncio.run(serve(lambda: _Files(server)))
