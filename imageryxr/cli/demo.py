@@ -1,11 +1,10 @@
-"""The demo: a sample volume, and everything that the library does with one."""
+"""The demo: a sample volume, and figures and exports of it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 PRODUCTS = ("overlay.png", "outline.png", "slices.png", "stack", "overlay.ome.zarr")
 
 
-def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> list[Path]:
-    """Write the sample volume and what is made of it into a folder; print lines with `say`; return the files."""
-    _make_room(folder, overwrite)
+def run_demo(folder: Path, *, overwrite: bool) -> None:
+    """Write the sample volume, figures and exports into a folder, and print what was written."""
+    _prepare_folder(folder, overwrite)
     began = time.perf_counter()
     compiling = _compile_ahead()
     steps = _Steps(5)
@@ -61,7 +60,7 @@ def run_demo(folder: Path, *, overwrite: bool, say: Callable[[str], Any]) -> lis
             with report_progress_to(steps.advance):
                 export(filled, folder / target, overwrite=True, progress=False)
             steps.update()
-    return _tell(folder, filled.sizes["z"], time.perf_counter() - began, say)
+    _print_products(folder, filled.sizes["z"], time.perf_counter() - began)
 
 
 class _Steps:
@@ -128,16 +127,16 @@ def _with_bar(picture: xr.DataArray) -> Image:
     return scale_bar(to_pil(picture), nm_per_pixel=grid_of(picture).resolution[0])
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
+def _prepare_folder(folder: Path, overwrite: bool) -> None:
     there = [folder / name for name in PRODUCTS if (folder / name).exists()]
     if there and not overwrite:
-        raise TargetExistsError(f"{there[0]} exists; give --overwrite to make the demo anew, or another folder")
+        raise TargetExistsError(f"{there[0]} exists; give --overwrite to replace it, or another folder")
     with disk_errors(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _tell(folder: Path, slices: int, seconds: float, say: Callable[[str], Any]) -> list[Path]:
-    told = {
+def _print_products(folder: Path, slices: int, seconds: float) -> None:
+    products = {
         "sample": "a volume of EM and its segmentation, as Neuroglancer precomputed layers",
         "overlay.png": "one slice, each cell in a colour of its own",
         "outline.png": "the same slice, each cell outlined",
@@ -145,7 +144,6 @@ def _tell(folder: Path, slices: int, seconds: float, say: Callable[[str], Any]) 
         "stack": f"{slices} slices of the overlay, a PNG each",
         "overlay.ome.zarr": "the overlay as OME-Zarr 0.5 with a pyramid",
     }
-    say(f"the demo took {seconds:.1f} s and wrote")
-    for name, text in told.items():
-        say(f"  {folder / name}: {text}")
-    return [folder / name for name in told]
+    print(f"the demo took {seconds:.1f} s and wrote")
+    for name, text in products.items():
+        print(f"  {folder / name}: {text}")

@@ -73,7 +73,7 @@ class PictureOptions:
         return 7.0 if self.label_pt is None and self.width_mm is not None else self.label_pt
 
 
-def decorated(
+def decorate(
     rgba: xr.DataArray,
     layers: Iterable[xr.DataArray],
     annotations: Sequence[xr.Dataset],
@@ -163,10 +163,8 @@ def warn_outside(rgba: xr.DataArray) -> None:
         warn(beyond)
 
 
-def shaped(rgba: xr.DataArray, axis: str, *, square: bool) -> xr.DataArray:
-    """Return a slice with square pixels, or as it is with a warning that names the other option."""
-    if square:
-        return square_pixels(rgba, axis)
+def warn_of_proportions(rgba: xr.DataArray, axis: str) -> None:
+    """Warn if the pixels of a slice are not square, and name the option that resamples them."""
     sizes = dict(zip("xyz", ix.grid_of(rgba).resolution, strict=True))
     rows, columns = (dim for dim in "zyx" if dim != axis)
     if sizes[rows] != sizes[columns]:
@@ -174,7 +172,6 @@ def shaped(rgba: xr.DataArray, axis: str, *, square: bool) -> xr.DataArray:
             f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm and are drawn as squares: the picture is not in "
             f"proportion, and a scale bar holds along {columns} alone; leave --no-square out to resample them"
         )
-    return rgba
 
 
 @dataclass(frozen=True)
@@ -223,9 +220,12 @@ def figure(
         check_one_slice(layers, axis)
         rgba = draw_layers(layers, options)
     warn_outside(rgba)
-    rgba = shaped(rgba, axis, square=picture.square)
+    if picture.square:
+        rgba = square_pixels(rgba, axis)
+    else:
+        warn_of_proportions(rgba, axis)
     marks = points.read_points() + points.read_table_rows(rgba, drawing.id_list, tree)
-    drawn = decorated(rgba, layers.values(), marks, drawing.id_list, place.unit(tree), axis, picture)
+    drawn = decorate(rgba, layers.values(), marks, drawing.id_list, place.unit(tree), axis, picture)
     write(drawn, out, picture, where=ix.grid_of(rgba).bbox)
 
 

@@ -42,7 +42,7 @@ def is_link(source: str) -> bool:
 
 def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: bool) -> bool:
     """Print what a source is; return whether all of it can be read."""
-    layer, choices = _described(source, timestamp)
+    layer, choices = _open_first(source, timestamp)
     states = _level_states(layer, reads)
     if as_json:
         print(json.dumps(_description(layer, states), indent=2))
@@ -61,7 +61,7 @@ def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bo
         try:
             check_source(link_layer, allow_local=allow_local, trusted_hosts=())
             with limit_time(began):
-                layer, choices = _described(link_layer.source, None, connection)
+                layer, choices = _open_first(link_layer.source, None, connection)
         except ImageryError as error:
             is_whole = False
             reason = command_text(error)
@@ -85,7 +85,7 @@ def _show(as_json: bool, text: str) -> None:
         print(text + "\n")
 
 
-def _described(
+def _open_first(
     source: str, timestamp: str | None, connection: Connection | None = None
 ) -> tuple[Source, dict[str, int]]:
     """Open a source, of several channels or times the first, and return how many there are of each."""

@@ -84,7 +84,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a target that exists.")] = False,
 ) -> None:
     """Make a sample volume and from it figures, a PNG stack and an OME-Zarr. Needs no network."""
-    run_demo(folder, overwrite=overwrite, say=print)
+    run_demo(folder, overwrite=overwrite)
 
 
 for _command in (info, demo, figure, export, measure):

@@ -61,7 +61,7 @@ def command_text(message: object) -> str:
     return render_part(message, _option)
 
 
-def renamed(error: ImageryError, **names: str) -> ImageryError:
+def rename_parameters(error: ImageryError, **names: str) -> ImageryError:
     """Return an error whose message has other names of parameters, for an option that another command also has."""
 
     def other(part: Any) -> Any:

@@ -11,7 +11,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.cli.commands import option
-from imageryxr.cli.messages import renamed
+from imageryxr.cli.messages import rename_parameters
 from imageryxr.cli.options import parse_numbers
 from imageryxr.errors import ImageryError, OptionError
 
@@ -40,7 +40,7 @@ class PointOptions:
         try:
             return [ix.as_annotations(table, position=position, resolution=unit)]
         except ImageryError as error:
-            raise renamed(error, resolution="points_resolution") from None
+            raise rename_parameters(error, resolution="points_resolution") from None
 
     def read_table_rows(self, rgba: xr.DataArray, ids: list[str] | None, tree: xr.DataTree | None) -> list[xr.Dataset]:
         """Return the rows of a CAVE table in a picture: those of the root ids, if any are given."""

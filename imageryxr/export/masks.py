@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from imageryxr.core.grid import Axis, grid_of
 from imageryxr.core.validate import to_whole
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.store.local import replaced_file
-from imageryxr.export.targets.stack import INDEX_SLACK
+from imageryxr.export.targets.stack import fill_pattern
 from imageryxr.render.figure import array_to_pil
 
 # Bytes of masks in memory at once, unless one slice of all masks needs more.
@@ -88,10 +87,8 @@ def save_masks(
     axis = _axis_of(fields, [mask for _, mask in named])
     arrays = [(name, mask if axis in mask.dims else mask.expand_dims(axis)) for name, mask in named]
     count = arrays[0][1].sizes[axis]
-    files = [
-        [Path(_file_name(text, fields, name, axis, i, place)) for name, _ in arrays]
-        for i, place in enumerate(_slice_positions(fields, axis, arrays[0][1]))
-    ]
+    along = _axis_along(fields, axis, arrays[0][1])
+    files = [[Path(_file_name(text, name, axis, i, along)) for name, _ in arrays] for i in range(count)]
     _check_files(text, [file for row in files for file in row], axis, overwrite)
     mask_colors = _mask_colors([name for name, _ in named], colors)
     values = [mask for _, mask in arrays]
@@ -192,22 +189,19 @@ def _axis_of(fields: set[str], masks: list[xr.DataArray]) -> str:
     return axis
 
 
-def _slice_positions(fields: set[str], axis: str, mask: xr.DataArray) -> list[tuple[int, float]]:
-    """Return the index in the volume and the coordinate of each slice, zeros unless the path has a field for them."""
-    count = mask.sizes[axis]
+def _axis_along(fields: set[str], axis: str, mask: xr.DataArray) -> Axis:
+    """Return the position of the slices, or any position if the path has no field for it."""
     if not fields & {f"{axis}_index", f"{axis}_nm"}:
-        return [(0, 0.0)] * count
+        return Axis(mask.sizes[axis], 1.0, 0)
     try:
-        along: Axis = grid_of(mask).axes[DIMS.index(axis)]
+        return grid_of(mask).axes[DIMS.index(axis)]
     except GridError as error:
         raise OptionError(f"the masks do not have the position of a slice: {error}; or write {{{axis}}}") from None
-    centers = along.centers()
-    return [(math.floor(along.offset + i + INDEX_SLACK), float(centers[i])) for i in range(count)]
 
 
-def _file_name(text: str, fields: set[str], name: Any, axis: str, number: int, place: tuple[int, float]) -> str:
+def _file_name(text: str, name: Any, axis: str, number: int, along: Axis) -> str:
     try:
-        return text.format(id=name, **{axis: number, f"{axis}_index": place[0], f"{axis}_nm": place[1]})
+        return fill_pattern(text, axis, number, along, id=name)
     except (ValueError, LookupError, AttributeError) as error:
         raise OptionError(f"path={text!r} cannot be filled for the mask {name!r}: {error}") from None
 

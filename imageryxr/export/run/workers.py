@@ -123,7 +123,7 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
     opened, owned = open_client(client)
     threads = opened.nthreads().values()
     expected = max(len(threads), _expected_workers(opened)) or ASSUMED_WORKERS
-    known = _worker_infos(opened)
+    known = opened.scheduler_info(n_workers=-1)["workers"].values()
     limits = [w["memory_limit"] for w in known if w.get("memory_limit")]
     return WorkerPool(
         "cluster",
@@ -183,14 +183,6 @@ def _run_on_workers(client: Any, opened: Any, function: Callable[..., Any], *arg
     thread.start()
     thread.join(ANSWER_SECONDS)
     return dict(answers)
-
-
-def _worker_infos(client: Any) -> list[dict[str, Any]]:
-    try:
-        info = client.scheduler_info(n_workers=-1)
-    except TypeError:  # before distributed 2025.5, which returns all workers by default
-        info = client.scheduler_info()
-    return list(info["workers"].values())
 
 
 def _parse_memory(value: Any) -> int | None:

@@ -7,6 +7,7 @@ be continued and written by several machines.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from imageryxr.core.validate import check_axis, check_choice, check_counts
 from imageryxr.errors import Message, OptionError, TargetError, Wording, param
 from imageryxr.export.commit.manifest import Kind, SliceNames
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.store.local import Place
+from imageryxr.export.store.local import Place, is_remote
 from imageryxr.graph.expr import Array
 
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger or memory allows more.
@@ -281,6 +282,12 @@ class SingleFile(SliceTarget):
             if data is None:
                 raise lost_object(place, self.key(index))
             yield data
+
+
+def target_root(place: str) -> str:
+    """Return the absolute path or the URL that a target's keys are relative to."""
+    place = place.removeprefix("file://")
+    return place.rstrip("/") if is_remote(place) else os.path.abspath(os.path.expanduser(place))
 
 
 def single_file_axis(axis: Any) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype
+from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype, target_root
 from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.export.targets.zarr_array import ZarrArray
 from imageryxr.graph.expr import Array
@@ -166,7 +166,6 @@ def _range_of(dtype: np.dtype[Any]) -> tuple[float, float] | None:
 
 def ome_zarr(
     place: str,
-    root: str,
     layer: ArrayInfo,
     *,
     chunks: Any = CHUNK,
@@ -190,7 +189,7 @@ def ome_zarr(
     shard = None if shards is None else _shard_shape(check_voxels(shards, "shards"), requested, chunk, str(version))
     check_levels(levels)
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
-    return OmeZarr(place, root, layer, grids, chunk, shard, _compressor(compressor), str(version))
+    return OmeZarr(place, target_root(place), layer, grids, chunk, shard, _compressor(compressor), str(version))
 
 
 def _shard_shape(shards: Index3, requested: Index3, chunk: Index3, version: str) -> Index3:

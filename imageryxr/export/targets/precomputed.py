@@ -20,7 +20,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_choice, check_flag, check_whole, list_choices
 from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype
+from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype, target_root
 from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.graph.expr import Array
 
@@ -161,7 +161,6 @@ def _key(grid: Grid) -> str:
 
 def precomputed(
     place: str,
-    root: str,
     layer: ArrayInfo,
     *,
     chunks: Any = CHUNK,
@@ -209,6 +208,7 @@ def precomputed(
     grids = pyramid(layer.grid, levels, 2 * max(z, y, x), whole_offsets=True) if whole else [layer.grid]
     if len({_key(g) for g in grids}) < len(grids):
         raise OptionError(f"levels of {format_triple(layer.grid.resolution)} nm would have equal names")
+    root = target_root(place.partition("://")[2])
     return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality or QUALITY, gzip)
 
 

@@ -66,6 +66,11 @@ class InMemory(Target):
         return iter(())
 
 
+def in_memory(place: str, layer: ArrayInfo) -> InMemory:
+    """Return the target in memory."""
+    return InMemory(place, place, layer)
+
+
 def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: Any) -> Target:
     """Return the target that a path, pattern or URL names, or raise `OptionError`."""
     if not isinstance(target, str | os.PathLike):
@@ -101,14 +106,7 @@ def _check_lengths(chosen: Target, text: str) -> None:
 def _create_target(text: str, layer: ArrayInfo, options: dict[str, Any]) -> Target:
     what, factory, place = _find_factory(text)
     _check_options(what, options, _keyword_names(factory))
-    if factory is InMemory:
-        return InMemory(place, place, layer)
-    if factory is precomputed:
-        return precomputed(text, _root(place), layer, **options)
-    is_remote(place)
-    if factory in PATTERNS.values():
-        return factory(place, layer, **options)
-    return factory(place, _root(place), layer, **options)
+    return factory(place, layer, **options)
 
 
 def options_of(target: str) -> tuple[str, ...]:
@@ -118,16 +116,16 @@ def options_of(target: str) -> tuple[str, ...]:
 
 def is_volume(target: str) -> bool:
     """Return whether a target's format stores a volume rather than slices, or raise `OptionError`."""
-    return _find_factory(target)[1] in (InMemory, ome_zarr, precomputed)
+    return _find_factory(target)[1] in (in_memory, ome_zarr, precomputed)
 
 
 def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
-    """Return the name of a target's format, its factory, and the path or URL without the scheme of the format."""
+    """Return the name of a target's format, its factory, and the place that the factory takes."""
     if text.startswith("memory:"):
-        return "memory://", InMemory, "memory://"
+        return "memory://", in_memory, "memory://"
     scheme, _, rest = text.partition("://")
     if scheme in ("precomputed", "neuroglancer-precomputed"):
-        return "precomputed://", precomputed, rest
+        return "precomputed://", precomputed, text
     if scheme in ("zarr", "zarr2", "zarr3"):
         text = rest
     text = text.removeprefix("file://")
@@ -138,11 +136,6 @@ def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
     if suffix not in makers:
         raise OptionError(param("target", text), " has no format that this version writes; give ", KINDS)
     return f"{suffix} {'pattern' if pattern else 'path'}", makers[suffix], text
-
-
-def _root(text: str) -> str:
-    text = text.removeprefix("file://")
-    return text.rstrip("/") if is_remote(text) else os.path.abspath(os.path.expanduser(text))
 
 
 def _keyword_names(factory: Callable[..., Any]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from imageryxr.core.grid import Axis
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError, param
 from imageryxr.export.commit.manifest import SliceNames
+from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import DRAW_ADVICE, ArrayInfo, SliceTarget, shown_values
 from imageryxr.export.targets.tiff import check_compression, check_type, is_imagej_type, tiff_page_tags
 from imageryxr.graph.expr import Array
@@ -39,7 +40,7 @@ class Stack(SliceTarget):
         return self._slice_name(index, self.layer.grid.axes[self.axis])
 
     def _slice_name(self, index: int, axis: Axis) -> str:
-        return _fill_pattern(self.pattern, DIMS[self.axis], index, axis)
+        return fill_pattern(self.pattern, DIMS[self.axis], index, axis)
 
     def names(self) -> SliceNames:
         """Return the pattern, and the slices that it is filled in with."""
@@ -80,8 +81,9 @@ class Stack(SliceTarget):
 # patterns
 
 
-def _fill_pattern(pattern: str, dim: str, index: int, axis: Axis) -> str:
-    values: dict[str, int | float] = {dim: index}
+def fill_pattern(pattern: str, dim: str, index: int, axis: Axis, **more: object) -> str:
+    """Return the name of a slice across a dim, with the values of other fields."""
+    values: dict[str, object] = {dim: index, **more}
     if f"{{{dim}_index" in pattern:
         values[f"{dim}_index"] = math.floor(axis.offset + index + INDEX_SLACK)
     if f"{{{dim}_nm" in pattern:
@@ -94,7 +96,7 @@ def slice_names(names: SliceNames) -> list[str]:
     axis = Axis(names.count, names.resolution, names.offset)
     try:
         split_pattern(names.pattern)
-        return [_fill_pattern(names.pattern, names.axis, i, axis) for i in range(axis.size)]
+        return [fill_pattern(names.pattern, names.axis, i, axis) for i in range(axis.size)]
     except (ValueError, LookupError, AttributeError, TypeError):
         return []
 
@@ -120,8 +122,7 @@ def split_pattern(text: str) -> tuple[str, str, int]:
     text = os.path.expanduser(text) if text.startswith("~") else text
     fixed = text.split("{", 1)[0]
     folder, _, _ = fixed.rpartition("/")
-    remote = "://" in text
-    root = folder if remote else os.path.abspath(folder or ("/" if fixed.startswith("/") else "."))
+    root = folder if is_remote(text) else os.path.abspath(folder or ("/" if fixed.startswith("/") else "."))
     pattern = text[len(folder) + 1 :] if "/" in fixed else text
     return root, pattern, DIMS.index(axes.pop())
 

@@ -14,7 +14,7 @@ from imageryxr.core.validate import check_choice
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import ArrayInfo, SingleFile, shown_values, single_file_axis
+from imageryxr.export.targets.base import ArrayInfo, SingleFile, shown_values, single_file_axis, target_root
 from imageryxr.graph.expr import Array
 
 COMPRESSIONS = (None, "zlib")
@@ -172,7 +172,7 @@ def _is_unsupported_by_ome(layer: ArrayInfo) -> bool:
 
 
 def tiff_file(
-    place: str, root: str, layer: ArrayInfo, *, axis: str = "z", compression: str | None = "zlib", bigtiff: bool = False
+    place: str, layer: ArrayInfo, *, axis: str = "z", compression: str | None = "zlib", bigtiff: bool = False
 ) -> TiffFile:
     """Return the TIFF at a path, or raise `OptionError`."""
     check_type(layer)
@@ -187,4 +187,5 @@ def tiff_file(
             "values of dtype float16 cannot be stored as OME-TIFF",
             Wording(": give array.astype('float32'), or a plain .tif", "; write a plain .tif"),
         )
-    return TiffFile(place, root, layer, single_file_axis(axis), check_compression(compression), bool(bigtiff), ome)
+    number, kind = single_file_axis(axis), check_compression(compression)
+    return TiffFile(place, target_root(place), layer, number, kind, bool(bigtiff), ome)

@@ -16,7 +16,15 @@ from imageryxr.core.validate import check_number, check_whole
 from imageryxr.errors import CodecError, Message, OptionError
 from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
-from imageryxr.export.targets.base import COARSER, DRAW_ADVICE, ArrayInfo, SingleFile, shown_values, single_file_axis
+from imageryxr.export.targets.base import (
+    COARSER,
+    DRAW_ADVICE,
+    ArrayInfo,
+    SingleFile,
+    shown_values,
+    single_file_axis,
+    target_root,
+)
 from imageryxr.graph.expr import Array
 
 if TYPE_CHECKING:
@@ -174,13 +182,13 @@ def _round_to_uint8(values: Array) -> Array:
     return np.asarray(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8))
 
 
-def video(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
+def video(place: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0, crf: Any = 18) -> Video:
     """Return the video at a path; raise `OptionError`, or `CodecError` without PyAV."""
     if find_spec("av") is None:
         raise CodecError("videos need PyAV, which is not installed; run pip install 'imageryxr[video]'")
     rate = check_film(layer, "a video", fps, 1000)
     check_whole("crf", crf, 0, 51, expected="a whole number from 0 (best) to 51 (smallest)")
-    return Video(place, root, layer, single_file_axis(axis), rate, crf)
+    return Video(place, target_root(place), layer, single_file_axis(axis), rate, crf)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -221,7 +229,7 @@ class Gif(Film):
             yield frame.quantize(256) if self.layer.channels else frame
 
 
-def gif(place: str, root: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0) -> Gif:
+def gif(place: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0) -> Gif:
     """Return the animated GIF at a path, or raise `OptionError`."""
     rate = check_film(layer, "a GIF", fps, 50, ", the limit of viewers")
-    return Gif(place, root, layer, single_file_axis(axis), rate)
+    return Gif(place, target_root(place), layer, single_file_axis(axis), rate)
