@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from imageryxr.render.plot import plot
     from imageryxr.render.thumbnail import contrast_limits, thumbnail
     from imageryxr.sources.base import Level, Source
-    from imageryxr.sources.fetch.client import Connection
+    from imageryxr.sources.fetch.connection import Connection
     from imageryxr.testing.sample import Sample, sample
 
 __version__ = "0.1.0"
@@ -125,7 +125,7 @@ __all__ = [
 # Modules load when a name is first used, so that the import stays fast.
 _MODULES = {
     "BBox": "imageryxr.core.bbox",
-    "Connection": "imageryxr.sources.fetch.client",
+    "Connection": "imageryxr.sources.fetch.connection",
     "ExportPlan": "imageryxr.export.plan.plan",
     "ExportReport": "imageryxr.export.report",
     "Grid": "imageryxr.core.grid",

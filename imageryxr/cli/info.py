@@ -18,7 +18,7 @@ from imageryxr.neuroglancer.layers import check_source, limit_time
 from imageryxr.neuroglancer.state import parse_state
 from imageryxr.sources.base import Level, Source, levels_by_resolution
 from imageryxr.sources.cave.graphene import GrapheneSource
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.resolve import resolve_source
 

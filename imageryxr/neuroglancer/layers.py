@@ -55,7 +55,7 @@ from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address
 from imageryxr.sources.base import Missing, Source
 from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.policy import Access, is_local_address
 from imageryxr.sources.fetch.threads import current_stop_event, stop_on
 from imageryxr.sources.transposed import TransposedSource

@@ -43,7 +43,7 @@ from imageryxr.neuroglancer.layers import LayerOptions, open_layers
 from imageryxr.neuroglancer.navigation import NO_ROTATION
 from imageryxr.neuroglancer.state import LinkLayer, LinkState, parse_state
 from imageryxr.sources.base import Missing, check_missing
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.policy import Access
 
 

@@ -23,7 +23,7 @@ from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
 from imageryxr.sources.cave.materialization import Materialization
 from imageryxr.sources.cave.table_rows import Column, TableReader, open_table
 from imageryxr.sources.cave.timestamp import instant_of
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 
 if TYPE_CHECKING:
     import pyarrow as pa

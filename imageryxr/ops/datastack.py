@@ -16,7 +16,7 @@ from imageryxr.ops.labels import select_ids
 from imageryxr.ops.open import Chunks, Mip, check_requested_ids, open_level
 from imageryxr.sources.base import Missing, Stale, check_missing, check_stale
 from imageryxr.sources.cave import datastack
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.resolve import is_graphene_address, resolve_source
 
 Unit = Sequence[float] | Literal["viewer", "image", "segmentation"]

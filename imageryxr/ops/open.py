@@ -30,7 +30,7 @@ from imageryxr.sources.base import (
     level_attrs,
 )
 from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.resolve import resolve_source
 
 

@@ -20,7 +20,7 @@ from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.info import GEOMETRY, AnnotationInfo, Property, parse_info
 from imageryxr.sources.annotations.records import Ids, Records, join_records
 from imageryxr.sources.annotations.source import AnnotationSource
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 
 # For each relationship, the positions of annotations in a Dataset and the related segments, pair by pair.
 Pairs = tuple[npt.NDArray[np.intp], Ids]

@@ -15,7 +15,7 @@ from imageryxr.core.colors.ids import list_unique_ids
 from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.skeletons import find_skeletons, read_skeletons
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 
 
 def open_skeletons(

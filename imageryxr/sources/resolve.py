@@ -27,7 +27,7 @@ from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
 from imageryxr.sources.cave import graphene
 from imageryxr.sources.fetch.auth import Token, find_token, unsent_token_reason
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.threads import run_all
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url

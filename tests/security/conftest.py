@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch import attempt
 from tests.support.recorder import Recorder, certificate, recording, resolve_here
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -53,7 +53,7 @@ def tls(names: None, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     """Start an https server whose certificate is trusted."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(keys[0]))
-    monkeypatch.setattr(client, "_state", client._ProcessState())  # connections that trust these certificates
+    monkeypatch.setattr(attempt, "_state", attempt._ProcessState())  # connections that trust these certificates
     with recording(keys) as server:
         yield server
 

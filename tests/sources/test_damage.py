@@ -16,7 +16,7 @@ from zarr.codecs import BloscCodec
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import AuthError, ChunkReadError, CodecError, MissingChunkError, SourceError
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.resolve import resolve_source
 from tests.support.omezarr import axes_of, level, one_level, write_ome

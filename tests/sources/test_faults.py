@@ -28,7 +28,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.sources.cave import root_cache
-from imageryxr.sources.fetch import client, disk_cache, index_cache, memory_cache
+from imageryxr.sources.fetch import attempt, disk_cache, index_cache, memory_cache
 from imageryxr.sources.omezarr import chunks
 from tests.support import shards
 from tests.support.annotations import some_annotations, write_levels
@@ -240,7 +240,7 @@ def difference(case: Case, found: Values, expected: Values, flipped: list[str], 
 
 def sockets() -> int:
     """Return the number of open sockets of this process, without the pools of idle connections and event loops."""
-    client._state.connections.close()
+    attempt._state.connections.close()
     chunks._close_loops()
     count = 0
     for name in os.listdir("/proc/self/fd"):

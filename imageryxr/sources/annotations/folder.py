@@ -23,11 +23,13 @@ import numpy.typing as npt
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
+from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.fetch.buckets import WebPlace
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection, Reply, send_request
+from imageryxr.sources.fetch.client import send_request
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects

@@ -27,9 +27,11 @@ from imageryxr.errors import (
 from imageryxr.sources.address import Address
 from imageryxr.sources.cave.root_cache import Ids, disk_of, memory_of
 from imageryxr.sources.cave.timestamp import Instant, instant_of
+from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
 from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
-from imageryxr.sources.fetch.client import Connection, Reply, server_message
+from imageryxr.sources.fetch.client import server_message
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url

@@ -25,7 +25,7 @@ from imageryxr.sources.base import LayerType, Level, Missing, Source, Stale, cle
 from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_timestamp, pin_instant
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.auth import Token
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.policy import access_for_named_address
 from imageryxr.sources.fetch.stamps import MetadataFile

@@ -17,8 +17,10 @@ from imageryxr.errors import BoxError, ServerError, SourceError, SourceNotFoundE
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.datastack import Datastack
 from imageryxr.sources.cave.timestamp import Instant, instant_of
+from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import check_allowed
-from imageryxr.sources.fetch.client import Connection, Reply, server_message
+from imageryxr.sources.fetch.client import server_message
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.json_members import parse_json
 

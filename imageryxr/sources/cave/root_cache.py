@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.sources.cave.timestamp import Instant
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.traffic import count

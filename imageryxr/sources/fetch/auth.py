@@ -19,7 +19,7 @@ from imageryxr.errors import (
     TermsError,
     Wording,
 )
-from imageryxr.sources.fetch.client import Reply, SecretText
+from imageryxr.sources.fetch.attempt import Reply, SecretText
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import Origin, WebURL, origins_of, parse_web_url
 from imageryxr.sources.json_members import parse_json

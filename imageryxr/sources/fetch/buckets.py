@@ -19,10 +19,11 @@ from imageryxr.errors import AuthError, ChunkReadError, OptionError, ServerError
 from imageryxr.sources.address import bucket_folder, has_no_bucket_credentials, web_folder
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch import ip_filter
+from imageryxr.sources.fetch.attempt import Reply, request_slot
 from imageryxr.sources.fetch.auth import find_password
 from imageryxr.sources.fetch.budget import FILE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection, Reply, request_slot
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import TooLargeError
 from imageryxr.sources.fetch.disk_reads import DiskPlace, disk_place
 from imageryxr.sources.fetch.google import find_google_credential

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import StoppedError

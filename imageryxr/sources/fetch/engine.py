@@ -18,7 +18,7 @@ import numpy.typing as npt
 from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.fetch.budget import ByteBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.threads import run_in_parallel

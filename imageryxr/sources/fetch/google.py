@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from imageryxr.errors import AuthError
-from imageryxr.sources.fetch.client import SecretText
+from imageryxr.sources.fetch.attempt import SecretText
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import parse_web_url
 

@@ -19,9 +19,11 @@ from urllib.parse import quote
 
 from imageryxr.errors import ServerError
 from imageryxr.sources.address import has_no_bucket_credentials
+from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection, Reply, send_request
+from imageryxr.sources.fetch.client import send_request
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import TooLargeError
 from imageryxr.sources.fetch.disk_reads import DiskPlace, disk_place
 from imageryxr.sources.fetch.engine import cpu_count

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects

@@ -42,7 +42,7 @@ from imageryxr.sources.base import (
     read_filled,
     report_missing_chunks,
 )
-from imageryxr.sources.fetch.client import Connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_all, run_in_parallel
 from imageryxr.sources.omezarr import groups

@@ -18,7 +18,8 @@ from imageryxr.sources.address import Address
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.buckets import BucketFolder, web_place
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection
+from imageryxr.sources.fetch.client import METADATA_BYTES
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.memory_cache import Stored

@@ -15,10 +15,12 @@ from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources.base import Level, clean_message
 from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
+from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
 from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import Connection, Reply, send_interruptible_request
+from imageryxr.sources.fetch.client import send_interruptible_request
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, Use, read_objects

@@ -45,7 +45,8 @@ from imageryxr.sources.base import (
     report_missing_chunks,
 )
 from imageryxr.sources.fetch.auth import Token
-from imageryxr.sources.fetch.client import METADATA_BYTES, Connection
+from imageryxr.sources.fetch.client import METADATA_BYTES
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.object_stores import DeniedError

@@ -21,7 +21,7 @@ from imageryxr import errors
 from imageryxr.core.bbox import IndexBox
 from imageryxr.ops import segment_ids as segments
 from imageryxr.sources.cave import root_cache
-from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch import attempt
 from imageryxr.sources.resolve import resolve_source
 from tests.support.cave import BOX, HASTY, NOW, PART, utc
 from tests.support.cave_server import MERGE, SPLIT, TOKEN, stall_forever
@@ -116,7 +116,7 @@ def test_a_fork_during_requests_reads(cave):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             # locks of web and of the memory of roots are held by threads that the child does not have
-            child = fork_amid(client._state.lock, root_cache._lock)
+            child = fork_amid(attempt._state.lock, root_cache._lock)
         if child == 0:
             code = 1
             try:

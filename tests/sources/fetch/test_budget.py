@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch import attempt, client
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, ByteBudget, RequestBudget
 from imageryxr.sources.fetch.url import parse_web_url
 
@@ -65,7 +65,7 @@ def test_a_throttled_server_gets_fewer_requests_at_once(cave):
     cave.fault("/data/em/info", "status", status=429, times=1)
     connection = ix.Connection(concurrency=8, backoff=0)
     assert client.send_request("GET", f"{cave.url}/data/em/info", connection).status == 200
-    budget = client._state.budget(parse_web_url(cave.url).netloc)
+    budget = attempt._state.budget(parse_web_url(cave.url).netloc)
     assert budget.limit(8) == 4
 
 

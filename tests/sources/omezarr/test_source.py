@@ -32,6 +32,7 @@ from imageryxr.errors import (
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch import buckets
 from imageryxr.sources.fetch import client as web
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.omezarr.source import open_omezarr
 from imageryxr.sources.resolve import resolve_source
 from tests.support.omezarr import SHAPE, axes_of, level, one_level, opened, write_ome
@@ -604,7 +605,7 @@ class TestHttp:
         server.needs = "Bearer verysecret"
         with pytest.raises(AuthError, match="check the token"):
             opened(server.url)
-        options = {"token": "verysecret", "connection": web.Connection(memory_cache=0)}
+        options = {"token": "verysecret", "connection": Connection(memory_cache=0)}
         source = resolve_source(f"zarr://{server.url}", "image", **options)
         np.testing.assert_array_equal(source.read(0, BOX), values)
         other = resolve_source(f"zarr://{server.url}", "image", **options)

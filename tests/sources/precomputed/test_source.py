@@ -24,7 +24,7 @@ from imageryxr.errors import (
 )
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import default_level
-from imageryxr.sources.fetch import client
+from imageryxr.sources.fetch import attempt, client
 from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.precomputed.source import open_precomputed
 from imageryxr.sources.resolve import resolve_source
@@ -88,7 +88,7 @@ class TestOverHttp(Layers):
     def test_a_forked_child_has_connections_of_its_own(self, folder):
         source, truth = self.open(folder), self.truth()[0]
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
-        before = client._state
+        before = attempt._state
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
@@ -96,7 +96,7 @@ class TestOverHttp(Layers):
             code = 1
             try:
                 same = np.array_equal(source.read(0, IndexBox((0, 0, 0), (8, 16, 17))), truth[:8, :16, :17])
-                code = 0 if same and client._state is not before else 2
+                code = 0 if same and attempt._state is not before else 2
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,226 @@
+"""One attempt at an HTTP request: redirects, limits of time, size and concurrency, and the requested byte range.
+
+`client` repeats attempts; `transport` makes the connections.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+from urllib.parse import quote, urljoin
+
+from imageryxr.errors import ServerError
+from imageryxr.sources.fetch.budget import RequestBudget
+from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
+from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.policy import Credential
+from imageryxr.sources.fetch.sockets import RequestLimits
+from imageryxr.sources.fetch.traffic import count
+from imageryxr.sources.fetch.transport import ConnectionPool, exchange
+from imageryxr.sources.fetch.url import WebURL, parse_web_url
+
+# Largest size of the part that is read of an error response.
+_NO_FILE_BYTES = 1 << 20
+# Largest size of a whole file that is accepted in response to a range request.
+_WHOLE_BYTES = 256 << 20
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class SecretText(str):
+    """A secret string whose repr hides it, for tracebacks that show local variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+class Reply(NamedTuple):
+    """The response of a server."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Headers by lower-case name."""
+    body: bytes
+    redirected_to: str = ""
+    """Address of a redirect to another file name: a 404 from there does not mean that the requested file is missing."""
+
+    def __repr__(self) -> str:
+        return f"<HTTP {self.status}, {len(self.body)} bytes>"  # the body may repeat a secret of the request
+
+    @property
+    def is_html(self) -> bool:
+        """Whether the body is HTML, such as a login page, instead of data."""
+        return "text/html" in self.headers.get("content-type", "")
+
+    @property
+    def is_redirect(self) -> bool:
+        """Whether the status is that of a redirect."""
+        return self.status in _REDIRECTS
+
+
+@dataclass(slots=True)
+class Request:
+    """A request, as the parameters of `client.send_request`."""
+
+    method: str
+    url: str
+    connection: Connection
+    body: bytes | None
+    headers: dict[str, str]
+    credential: Credential | None
+    stop: threading.Event
+    follow: bool
+    limit: int
+    part: ByteRange | None
+    width: int
+    secret: str = ""
+    """Secret that was sent; it is removed from error messages of the server."""
+
+
+def send_following_redirects(request: Request) -> Reply:
+    """Return the response to a request, of any status, without retries."""
+    url, credential, method = parse_web_url(request.url), request.credential, request.method
+    name = _file_name(url)
+    limits = RequestLimits(request.connection.timeout, request.stop)
+    access = request.connection.access
+    for _ in range(5):
+        header = credential.header_for(_full_url(url), access) if credential is not None else None
+        headers = request.headers if header is None else {**request.headers, "Authorization": SecretText(header)}
+        request.secret = SecretText((header or request.secret).rpartition(" ")[2])
+        reply, is_public = _send_once(request, url, headers, limits, local=access.allow_local)
+        if _file_name(url) != name:
+            reply = reply._replace(redirected_to=url.public)
+        target = _redirect_target(url, reply) if request.follow else None
+        if target is None:
+            return reply
+        at_home = target.origin == url.origin or (target.host == url.host and target.origin[0::2] == ("https", 443))
+        # A request body goes only to the same server, and only after 307, 308 or a redirect to https. Other redirects
+        # lead to a login page.
+        moved = reply.status in (307, 308) or (target.path == url.path and target.scheme != url.scheme)
+        if method != "GET" and not (at_home and moved):
+            return reply
+        if is_public and not (access.from_link and access.allow_local):
+            access = replace(access, allow_local=False)  # a public server must not redirect to a local address
+        if not at_home:  # a secret is sent only to the server that it belongs to
+            credential = None
+        url = target
+    raise ServerError(f"{url.public} redirects too often")
+
+
+def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
+    """Return the target of a redirect, or None if the response is no redirect to a web address."""
+    place = reply.headers.get("location", "")
+    if not reply.is_redirect or not place:
+        return None
+    # Python decodes headers as Latin-1, but servers send UTF-8.
+    place = quote(place.encode("latin-1", "replace"), safe="".join(map(chr, range(33, 127))))
+    target = urljoin(_full_url(url), place)
+    return parse_web_url(target) if target.startswith(("http://", "https://")) else None
+
+
+def _send_once(
+    request: Request, url: WebURL, headers: dict[str, str], limits: RequestLimits, *, local: bool
+) -> tuple[Reply, bool]:
+    """Return the response to one request without redirects, and whether it came from a public address."""
+    part = request.part
+    if part is not None:
+        headers = {**headers, "Range": part.header, "Accept-Encoding": "identity"}
+
+    def limit(status: int, found: Mapping[str, str]) -> tuple[int, bool]:
+        if status == 206:
+            return (request.limit if part is None or part.size is None else part.size), False
+        if status != 200:
+            return _NO_FILE_BYTES, True
+        return (request.limit, False) if part is None else _limit_of_whole(part, found)
+
+    waited, budget = time.monotonic(), _state.budget(url.netloc)
+    with budget.slot(request.width, request.stop, url.netloc):
+        began = time.monotonic()
+        limits.start += began - waited
+        count(requests=1)
+        answer = exchange(_state.connections, request.method, url, headers, request.body, limits, limit, local=local)
+    budget.record(answer.status, request.width, began)
+    count(received=len(answer.body))
+    return Reply(answer.status, answer.headers, answer.body), answer.is_public
+
+
+def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, bool]:
+    # Bytes after the range are not read. If the offset of the range is unknown or large, the whole file must be read.
+    is_plain = headers.get("content-encoding", "identity").lower() == "identity"
+    if is_plain and part.stop is not None and part.suffix is None and part.stop <= _WHOLE_BYTES:
+        return part.stop, True
+    return _WHOLE_BYTES, False
+
+
+def check_part(reply: Reply, part: ByteRange | None) -> tuple[str, Reply]:
+    """Return the problem of a response with respect to the requested range, and the response with only that range."""
+    if part is None:
+        return ("the server returned only a part of the file" if reply.status == 206 else ""), reply
+    if reply.status == 416:
+        raise ServerError(
+            f"bytes {part.header.partition('=')[2]} were requested, but {file_size_message(reply.headers)}"
+        )
+    if reply.status == 206:
+        return part.problem(reply.headers, len(reply.body)), reply
+    encoding = reply.headers.get("content-encoding", "")
+    try:
+        whole = decompress(reply.body, encoding, _WHOLE_BYTES) if encoding else reply.body
+    except ValueError as error:
+        return f"the server returned a whole compressed file instead of a range: {error}", reply
+    headers = {k: v for k, v in reply.headers.items() if k != "content-encoding"}
+    return "", reply._replace(status=206, headers=headers, body=part.cut(whole))
+
+
+def _full_url(url: WebURL) -> str:
+    return f"{url.scheme}://{url.netloc}{url.path}"
+
+
+def _file_name(url: WebURL) -> str:
+    return url.path.partition("?")[0].partition("#")[0].rpartition("/")[2]
+
+
+def request_slot(server: str, width: int, stop: threading.Event) -> AbstractContextManager[None]:
+    """Return a context that waits until another client than this one may make a request to a server, and counts it."""
+    return _state.budget(server).slot(width, stop, server)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# state of a process: idle connections, and the number of requests to each server
+
+
+class _ProcessState:
+    """State of a process; a forked child starts with a new one, because sockets and locks belong to its parent."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.budgets: dict[str, RequestBudget] = {}
+        self.connections = ConnectionPool()
+
+    def budget(self, host: str) -> RequestBudget:
+        """Return the budget of requests to a server."""
+        with self.lock:
+            return self.budgets.setdefault(host, RequestBudget())
+
+
+_state = _ProcessState()
+
+
+def _reset_after_fork() -> None:
+    global _state
+    _state.connections.close()
+    _state = _ProcessState()
+
+
+atexit.register(lambda: _state.connections.close())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
