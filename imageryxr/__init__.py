@@ -24,10 +24,11 @@ from imageryxr.errors import ImageryError, ImageryWarning
 
 if TYPE_CHECKING:
     from imageryxr.accessor import ImageryArray, ImageryDataset, ImageryTree
+    from imageryxr.core.array_labels import grid_of
     from imageryxr.core.bbox import BBox
     from imageryxr.core.colors import load_palette, palette, save_palette
     from imageryxr.core.colors.record import colors_of
-    from imageryxr.core.grid import Grid, grid_of
+    from imageryxr.core.grid import Grid
     from imageryxr.export import export, plan_export
     from imageryxr.export.masks import save_masks
     from imageryxr.export.plan.plan import ExportPlan
@@ -144,7 +145,7 @@ _MODULES = {
     "crop": "imageryxr.ops.crop",
     "cutouts": "imageryxr.measure.cutouts",
     "export": "imageryxr.export",
-    "grid_of": "imageryxr.core.grid",
+    "grid_of": "imageryxr.core.array_labels",
     "inset": "imageryxr.render.figure",
     "legend": "imageryxr.render.figure",
     "load_palette": "imageryxr.core.colors",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import format_triple
 from imageryxr.core.colors.record import colors_of
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
 from imageryxr.export.masks import save_masks

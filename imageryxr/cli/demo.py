@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.colors import palette
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.report import report_progress_to

@@ -1,4 +1,4 @@
-"""Grids of voxels, and the grid that the coordinates of an array describe.
+"""Grids of voxels, and checks of boxes and arrays on them, which explain mismatches.
 
 Grids are defined by integer voxel indexes. Voxel ``i`` of an axis with offset ``o`` and resolution ``r`` (nm) covers
 ``[(o + i)·r, (o + i + 1)·r)``. Its coordinate is its centre, ``(o + i + 0.5)·r``, and only `Axis.centers` computes it.
@@ -30,9 +30,7 @@ from imageryxr.core.bbox import (
     tidy,
     to_fraction,
 )
-from imageryxr.core.units import has_unit, length_in_nm
-from imageryxr.core.validate import to_number, to_numbers
-from imageryxr.errors import BoxError, GridError, UnitError, Wording, param
+from imageryxr.errors import BoxError, GridError, GridMismatchError, Message, OutOfVolumeError, param, warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,206 +190,109 @@ class Grid:
         return f"{format_triple(self.shape[::-1])} voxels of {format_triple(self.resolution)} nm at {self.voxel_offset}"
 
 
-def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
-    """Return the grid that the coordinates of an array describe, without reading voxels.
-
-    The ``units`` attribute of a coordinate may name any unit of length; the default is nanometres. The spacing of the
-    coordinates determines the voxel size. ``attrs["resolution"]`` of the array (nm) and of each coordinate (in the unit
-    of that coordinate) determine the size of an axis with one voxel and remove float noise, but only if they agree with
-    the spacing of another axis: after a stride or `xarray.DataArray.coarsen` they describe the previous array. A scalar
-    coordinate, such as ``isel(z=5)`` leaves, keeps its size.
-
-    Parameters
-    ----------
-    da : DataArray or Dataset
-        With dims z, y and x and coordinates in units of length. Any of the dims may be a scalar coordinate.
-
-    Returns
-    -------
-    Grid
-
-    Raises
-    ------
-    GridError
-        If a coordinate is missing, descending or unevenly spaced, or the size of an axis with one voxel is unknown.
-    UnitError
-        If the units of a coordinate are not a known unit of length.
-
-    Examples
-    --------
-    >>> grid = Grid((4, 8, 8), (4.04, 4.04, 40), (10, 20, 3))
-    >>> array = xr.DataArray(np.zeros(grid.shape), coords=grid.coords(), dims=("z", "y", "x"))
-    >>> grid_of(array) == grid
-    True
-    >>> grid_of(array.isel(x=slice(2, None, 2))).resolution
-    (8.08, 4.04, 40.0)
-    >>> grid_of(array.isel(z=[2])).resolution
-    (4.04, 4.04, 40.0)
-    """
-    coords, shape = da.coords.variables, da.sizes  # da[dim] would copy the coordinate and its attributes
-    centers = {dim: _centers(coords, dim, shape) for dim in DIMS}
-    sizes = _stated_sizes(da, centers)
-    offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
-    return Grid.from_axes([_make_axis(dim, centers[dim], sizes[dim], offsets[dim]) for dim in DIMS])
+# ---------------------------------------------------------------------------------------------------------
+# checks
 
 
-def _centers(coords: Mapping[Any, xr.Variable], dim: str, sizes: Mapping[Any, int]) -> npt.NDArray[np.float64]:
-    """Return the voxel centres along an axis in nm."""
-    if dim not in coords:
-        raise GridError(
-            f"the array has no coordinate {dim!r} (it has {sorted(map(str, coords))}); give it one in nm: ",
-            "imageryxr.open_image(array) with attrs resolution and voxel_offset, or ",
-            "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())",
-        )
-    try:
-        values = np.atleast_1d(np.asarray(coords[dim].values, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise GridError(f"the coordinate {dim!r} has {coords[dim].dtype} values; a grid needs numbers in nm") from None
-    if len(values) == 0:
-        raise GridError(
-            f"the array is empty: it has no voxel along {dim!r} (sizes {dict(sizes)}); a selection by ",
-            "coordinate takes nm; to select by voxel numbers, ",
-            Wording("crop with BBox(lo, hi, resolution=(x, y, z))", "give --resolution x,y,z"),
-        )
-    if not np.isfinite(values).all():
-        raise GridError(f"the coordinate {dim!r} has values that are not finite: {values[:4]}…")
-    _check_even(dim, values)
-    unit = _nm_per_unit(coords, dim)
-    return values if unit == 1 else values * unit
-
-
-def _check_even(dim: str, values: npt.NDArray[np.float64]) -> None:
-    if len(values) == 1:
+def check_same_grid(a: Grid, b: Grid, what: str) -> None:
+    """Raise `GridMismatchError` with the difference and a correction unless two grids are equal."""
+    if a.shape == b.shape and a.shift_to(b) == (0, 0, 0):
         return
-    steps, step = np.diff(values), float((values[-1] - values[0]) / (len(values) - 1))
-    if step <= 0:
-        raise GridError(
-            f"the coordinate {dim!r} does not ascend ({values[0]:g} to {values[-1]:g}); use .sortby({dim!r})"
-        )
-    if np.abs(steps - step).max() > 1e-3 * step:
-        raise GridError(
-            f"the coordinate {dim!r} is not evenly spaced (steps from {steps.min():g} to {steps.max():g}), "
-            "so its voxels do not form a grid; select with a slice, not with a list"
-        )
+    steps = [abs(to_fraction(m) - to_fraction(n)) for m, n in zip(a.voxel_offset, b.voxel_offset, strict=True)]
+    half = a.resolution == b.resolution and all(abs(step % 1 - Fraction(1, 2)) < SNAP for step in steps[:2])
+    corner = param("assume", "corner")
+    hint = Message("they are half a voxel apart, so if one is an OME-Zarr, open it with ", corner, "; or ")
+    raise GridMismatchError(
+        f"{what} do not lie on one grid: {a} against {b}; ",
+        hint if half else "",
+        "align them with imageryxr.align(image, segmentation) or imageryxr.regrid(array, like=other)",
+    )
 
 
-def _nm_per_unit(coords: Mapping[Any, xr.Variable], dim: str) -> float:
-    """Return the number of nanometres per unit of a coordinate."""
-    stated = coords[dim].attrs.get("units", coords[dim].attrs.get("unit"))
-    if stated == "nm" or not has_unit(stated):  # `Grid.coords` states nm
-        return 1.0
-    try:
-        return length_in_nm(stated)
-    except UnitError as error:
-        raise UnitError(
-            f"the coordinate {dim!r} has units={str(stated)[:60]!r}: {error}; set array[{dim!r}].attrs['units'] to the "
-            "unit of its numbers"
-        ) from None
+def out_of_volume_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid] = ()) -> OutOfVolumeError:
+    """Return the error for a box entirely outside a volume, with the most likely correction.
 
-
-def _triple_attr(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, Any]:
-    """Return an (x, y, z) attribute of an array, or of the first variable of a Dataset that has it; default Nones."""
-    holders: list[Mapping[Any, Any]] = [da.attrs]
-    if isinstance(da, xr.Dataset):
-        holders += [v.attrs for v in da.data_vars.values()]
-    # Another program may have set the attribute, so invalid values are ignored.
-    values = next((h[name] for h in holders if name in h), None)
-    numbers = [float(n) for n in to_numbers(values)]
-    usable = len(numbers) == 3 and (name != "resolution" or min(numbers) > 0)
-    return (numbers[0], numbers[1], numbers[2]) if usable else (None, None, None)
-
-
-def _stated_sizes(
-    da: xr.DataArray | xr.Dataset, centers: Mapping[str, npt.NDArray[np.float64]]
-) -> dict[str, float | None]:
-    """Return the voxel size (nm) along each axis according to the attributes; None if missing or outdated.
-
-    The attributes of the array take precedence over those of the coordinates, which users do not set.
+    The usual cause is numbers in another unit, so the message suggests a resolution in which the box would fit.
     """
-    array_sizes = dict(zip(DIMS, _triple_attr(da, "resolution")[::-1], strict=True))
-    coords = da.coords.variables
-    coord_sizes = {dim: _size_attr(coords, dim) for dim in DIMS}
-    trusted: dict[str, float | None] = dict.fromkeys(DIMS)
-    for stated in (coord_sizes, array_sizes):
-        if not _is_outdated(stated, centers):
-            trusted.update({dim: size for dim, size in stated.items() if size is not None})
-    offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))
-    for dim, values in centers.items():
-        if trusted[dim] is None and coords[dim].ndim == 0:
-            # Only a selection of one voxel leaves a scalar coordinate, so no stride or mean can have changed its size.
-            trusted[dim] = coord_sizes[dim] or array_sizes[dim]
-        size = trusted[dim]
-        if (
-            len(values) == 1
-            and size is not None
-            and size == coord_sizes[dim]
-            and _is_between_voxels(values[0], size, offsets[dim])
-        ):
-            trusted[dim] = None
-    return trusted
+    message = f"the box {bbox} lies wholly outside {what}, which covers {grid.bbox}"
+    if bbox.resolution != grid.resolution:  # state both boxes in the same unit
+        message += f", which is {_convert_unit(grid.bbox, bbox.resolution)}"
+    units = [(1.0, 1.0, 1.0), *(g.resolution for g in (grid, *others))]
+    for unit in units:
+        again = BBox(bbox.lo, bbox.hi, resolution=unit)
+        if unit != bbox.resolution and again.intersection(grid.bbox):
+            kind = "nanometres" if unit == units[0] else f"voxels of {format_triple(unit)} nm"
+            given = tuple(tidy(u) for u in unit)
+            return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give ", param("resolution", given))
+    repair = _reversed_axes_hint(bbox, grid, units)
+    if repair:
+        return OutOfVolumeError(f"{message}. ", repair)
+    size = tuple(tidy(r) for r in grid.resolution)
+    is_other_unit = bbox.resolution not in (units[0], grid.resolution)
+    unit_hint = Message("in nm or with ", param("resolution", size)) if not is_other_unit else "in the unit of the box"
+    return OutOfVolumeError(f"{message}; give corners inside it, ", unit_hint, " (points are x, y, z)")
 
 
-def _size_attr(coords: Mapping[Any, xr.Variable], dim: str) -> float | None:
-    value = to_number(coords[dim].attrs.get("resolution"))
-    if value is None:
-        return None
-    size = float(value) * _nm_per_unit(coords, dim)
-    return size if math.isfinite(size) and size > 0 else None
+# A box may extend beyond its volume, within limits: it must not have both more voxels than any real volume and this
+# many times the voxels of its own volume, nor be so long that its coordinates alone would fill the memory.
+_MAX_RATIO = 1000
+_MAX_VOXELS = 2**50
+_MAX_LENGTH = 2**26
 
 
-def _is_outdated(stated: Mapping[str, Any], centers: Mapping[str, npt.NDArray[np.float64]]) -> bool:
-    """Return whether the stated sizes disagree with the spacing of every axis that has several voxels."""
-    agree = []
-    for dim, values in centers.items():
-        if len(values) > 1 and stated[dim] is not None:
-            step = float(values[-1] - values[0]) / (len(values) - 1)
-            agree.append(abs(step - stated[dim]) <= 1e-3 * max(step, stated[dim]))
-    return bool(agree) and not any(agree)
+def check_extent(box: IndexBox, bbox: BBox, grid: Grid, what: str) -> None:
+    """Raise `BoxError` if a box is implausibly larger than its volume, before anything of that size is allocated."""
+    is_too_large = box.voxels > _MAX_VOXELS and box.voxels > _MAX_RATIO * grid.box.voxels
+    is_too_large |= any(n > _MAX_LENGTH and n > 4 * own for n, own in zip(box.shape, grid.shape, strict=True))
+    if is_too_large:
+        raise BoxError(
+            f"the box {bbox} would be {format_triple(box.shape[::-1])} voxels, and {what} has "
+            f"{format_triple(grid.shape[::-1])}, which cover {grid.bbox}: a box may extend beyond the volume, but not "
+            "so far; give corners near the volume, and check the zeros and the resolution (nm per unit)"
+        )
 
 
-def _is_between_voxels(center: float, size: float, offset: Any) -> bool:
-    """Return whether a centre lies on the edge between two voxels, as the mean of an even number of centres does."""
-    if offset is None:
-        return False
-    steps = center / size - 0.5 - float(offset)
-    return abs(steps - math.floor(steps) - 0.5) < max(1e-3, 4 * float(np.spacing(abs(steps))))
+def _reversed_axes_hint(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
+    """Return a hint if a box would fit with its corners read as (z, y, x), otherwise an empty string."""
+    for unit in (bbox.resolution, bbox.resolution[::-1], *units):
+        if BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=unit).intersection(grid.bbox):
+            also = Message(", with ", param("resolution", tuple(tidy(u) for u in unit)))
+            changes = () if unit == bbox.resolution else (also,)
+            return Message("Its numbers fit the other way round", *changes, ": points are (x, y, z), not (z, y, x)")
+    return ""
 
 
-def _make_axis(dim: str, values: npt.NDArray[np.float64], size: float | None, offset: Any) -> Axis:
-    if len(values) == 1:
-        if size is None:
-            raise GridError(
-                f"the axis {dim!r} has one voxel, and nothing states its size in nm: the coordinate is one number, and "
-                "attrs['resolution'] is absent or describes the array before it was coarsened, strided or averaged; "
-                "set it with array.assign_attrs(resolution=(x, y, z)) in nm, e.g. (8, 8, 160) for the mean of four "
-                "sections of 40 nm"
+def _convert_unit(bbox: BBox, unit: Triple) -> BBox:
+    """Return the same box in another unit."""
+    ends = zip(bbox.edges(), unit, strict=True)
+    lo, hi = zip(*((tidy(a / to_fraction(u)), tidy(b / to_fraction(u))) for (a, b), u in ends), strict=True)
+    return BBox(lo, hi, resolution=unit)
+
+
+_TRANSLATION = "writers differ in whether the translation is the centre or the corner of a voxel"
+
+
+def warn_half_voxel(first: Grid, first_attrs: Mapping[str, Any], second: Grid, second_attrs: Mapping[str, Any]) -> None:
+    """Warn if one of two arrays is an OME-Zarr on a grid half a voxel from the grid of the other.
+
+    According to the specification, an OME-Zarr without a translation has the centre of its first voxel at 0, while
+    precomputed has the corner there. Many writers of OME-Zarr mean the corner.
+    """
+    for own, attrs, other in ((first, first_attrs, second), (second, second_attrs, first)):
+        source = str(attrs.get("source", ""))
+        if source.startswith("zarr") and _has_offset(own, 0.5) and _has_offset(other, 0):
+            half = " × ".join(f"{r / 2:g}" for r in own.resolution)
+            warn(
+                Message(
+                    f"the grid of {source} is exactly half a voxel ({half} nm) away from the grid of the ",
+                    f"other layer: {_TRANSLATION}. If they should share a grid, open it with ",
+                    param("assume", "corner"),
+                )
             )
-        return Axis(1, size, _offset(values[0], size, offset))
-    step = float((values[-1] - values[0]) / (len(values) - 1))
-    spacing = _spacing(values, step, size)
-    return Axis(len(values), spacing, _offset(values[0], spacing, offset))
+            return
 
 
-def _spacing(values: npt.NDArray[np.float64], step: float, resolution: Any) -> float:
-    # Choose the simplest spacing that reproduces the first and the last coordinate: within float64 noise, or, for
-    # rounded coordinates, within a tolerance that moves no voxel.
-    noise = 4 * np.finfo(float).eps * (float(np.abs(values).max()) / (len(values) - 1) + step)
-    if resolution is not None and abs(float(resolution) - step) <= noise:
-        return float(resolution)
-    candidates = [] if resolution is None else [float(resolution)]
-    candidates += [float(f"{step:.{digits}g}") for digits in range(1, 7)]
-    candidates += [float(Fraction(step).limit_denominator(most)) for most in (10, 100, 1000)]
-    candidates += [float(f"{step:.{digits}g}") for digits in range(7, 15)]
-    near = [c for slack in (noise, 1e-6 * step / len(values)) for c in candidates if abs(c - step) <= slack]
-    return near[0] if near else step
-
-
-def _offset(first: float, resolution: float, offset: Any) -> int | float:
-    place = first / resolution - 0.5
-    # A float64 coordinate beyond 2**31 voxels is noisier than `SNAP`.
-    noise = max(float(SNAP), 4 * float(np.spacing(abs(place))))
-    if offset is not None and abs(place - float(offset)) < noise:
-        return int(offset) if float(offset).is_integer() else tidy(offset)
-    # Downsampling by 3 gives offsets in thirds of a voxel; a small denominator within float noise is the exact value.
-    simple = Fraction(place).limit_denominator(1000)
-    return tidy(simple) if abs(place - simple) < noise else place
+def _has_offset(grid: Grid, part: float) -> bool:
+    """Return whether a grid has a given fractional offset along x and y, and along z the same or none."""
+    x, y, z = (to_fraction(o) % 1 for o in grid.voxel_offset)
+    return all(abs(v - to_fraction(part)) < SNAP for v in (x, y)) and min(abs(z - to_fraction(part)), z) < SNAP

@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, palette, parse_color
-from imageryxr.core.grid import Axis, grid_of
+from imageryxr.core.grid import Axis
 from imageryxr.core.validate import to_whole
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
 from imageryxr.export.store.local import replaced_file

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, SNAP, Triple
-from imageryxr.core.grid import Grid, grid_of
-from imageryxr.core.grid_checks import check_same_grid
+from imageryxr.core.grid import Grid, check_same_grid
 from imageryxr.errors import GridMismatchError
 from imageryxr.graph.labelled import CUTOUT, Volume
 

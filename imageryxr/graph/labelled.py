@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, plain_attrs
+from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, grid_of, plain_attrs
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.dask_inputs import Splits, input_boxes
 from imageryxr.graph.evaluate import evaluate

@@ -13,8 +13,7 @@ from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
 from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
-from imageryxr.core.grid import Axis, Grid
-from imageryxr.core.grid_checks import check_extent, out_of_volume_error
+from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.graph.cutout_places import PHASE, check_same_positions

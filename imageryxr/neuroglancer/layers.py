@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import plain_attrs
+from imageryxr.core.array_labels import grid_of, plain_attrs
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
     EQUIVALENCES,
@@ -27,7 +27,7 @@ from imageryxr.core.display import (
     VISIBLE,
     merge_equivalences,
 )
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     AddressError,
     ChoiceError,

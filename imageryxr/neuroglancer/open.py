@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.core.array_labels import plain_attrs
+from imageryxr.core.array_labels import grid_of, plain_attrs
 from imageryxr.core.display import (
     DIMENSIONS,
     DISPLAY,
@@ -21,7 +21,6 @@ from imageryxr.core.display import (
     UNOPENED,
     UNSUPPORTED,
 )
-from imageryxr.core.grid import grid_of
 from imageryxr.core.orientation import screen_dimensions
 from imageryxr.errors import (
     CodecError,

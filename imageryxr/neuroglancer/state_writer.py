@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import list_from_attr, parse_json_attr
+from imageryxr.core.array_labels import grid_of, list_from_attr, parse_json_attr
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LINK_STATE, NM_PER_PIXEL, ORIENTATION, POSITION
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.core.orientation import quaternion_of_axes, screen_dimensions
 from imageryxr.errors import LinkError
 from imageryxr.neuroglancer.dimensions import AXES, read_dimensions

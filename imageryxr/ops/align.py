@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
-from imageryxr.core.grid import Axis, Grid, grid_of
-from imageryxr.core.grid_checks import check_extent, out_of_volume_error, warn_half_voxel
+from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error, warn_half_voxel
 from imageryxr.core.validate import check_choice, list_choices
 from imageryxr.errors import (
     BoxError,

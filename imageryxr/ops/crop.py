@@ -7,10 +7,9 @@ from typing import Any
 
 import xarray as xr
 
-from imageryxr.core.array_labels import ArrayOrDataset
+from imageryxr.core.array_labels import ArrayOrDataset, grid_of
 from imageryxr.core.bbox import DIMS, BBox, IndexBox
-from imageryxr.core.grid import Grid, grid_of
-from imageryxr.core.grid_checks import check_extent, out_of_volume_error
+from imageryxr.core.grid import Grid, check_extent, out_of_volume_error
 from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.graph.labelled import attrs_on_grid, crop_volume, label_result, volume_of
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, Index3, Triple
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.graph.cutout_places import PHASE, centers_of, central_voxels, check_same_cutouts
 from imageryxr.graph.expr import Array

@@ -16,10 +16,11 @@ import pandas as pd
 import xarray as xr
 
 from imageryxr.core.annotation_values import is_missing
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.colors.record import DRAWN_COLORS
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.graph.cutout_places import Places, centers_of, check_same_cutouts, check_same_places
 from imageryxr.graph.expr import Array

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import BBox
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.ops.align import Target, align
 from imageryxr.ops.labels import select_ids

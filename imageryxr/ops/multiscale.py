@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import Triple, tidy, to_fraction
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.errors import GridError, LayerError
 from imageryxr.graph.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
 from imageryxr.graph.labelled import Volume, label_array, lazy_array, volume_of

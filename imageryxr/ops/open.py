@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import xarray as xr
 
 from imageryxr.core.bbox import BBox, IndexBox
-from imageryxr.core.grid_checks import check_extent, out_of_volume_error
+from imageryxr.core.grid import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, Message, Wording, warn
 from imageryxr.graph.labelled import as_dask, is_lazy, level_array
 from imageryxr.ops.crop import crop_array

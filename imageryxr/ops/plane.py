@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import ArrayOrDataset, plain_attrs, spatial_arrays
+from imageryxr.core.array_labels import ArrayOrDataset, grid_of, plain_attrs, spatial_arrays
 from imageryxr.core.bbox import BBox, Index3, Triple, check_point, check_resolution, to_fraction
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
-from imageryxr.core.grid import Grid, grid_of
-from imageryxr.core.grid_checks import out_of_volume_error
+from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.core.validate import check_choice, check_counts, check_number, list_choices
 from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import list_from_attr, parse_json_attr, plain_attrs
+from imageryxr.core.array_labels import grid_of, list_from_attr, parse_json_attr, plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, to_fraction
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
-from imageryxr.core.grid import Grid, grid_of
-from imageryxr.core.grid_checks import out_of_volume_error
+from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError, param
 from imageryxr.ops.align import layer_type_of, regrid

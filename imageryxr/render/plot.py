@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentDisplay
-from imageryxr.core.grid import grid_of
 from imageryxr.core.validate import check_choice
 from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil

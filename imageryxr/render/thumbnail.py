@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.array_labels import spatial_arrays
+from imageryxr.core.array_labels import grid_of, spatial_arrays
 from imageryxr.core.bbox import DIMS, BBox, format_triple
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
-from imageryxr.core.grid import Grid, grid_of
+from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_pair, check_whole
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.ops.align import layer_type_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,7 @@ from imageryxr.core.axis_mapping import AxisMap
 from imageryxr.core.bbox import to_fraction
 from imageryxr.core.grid import Axis
 from tests.conftest import volume
+from tests.support.omezarr import axes_of, level, write_ome
 
 RESOLUTIONS = st.sampled_from([1.0, 4.0, 4.04, 4.7, 7.98, 8.0, 8.08, 10.666666666666666, 16.0, 30.0, 40.0])
 OFFSETS = st.integers(-(10**7), 10**7)
@@ -164,3 +166,57 @@ def test_a_tiny_voxel_size_raises_before_it_overflows(size):
         ix.BBox((0, 0, 0), (1, 1, 1), resolution=(size, 8, 8))
     with pytest.raises(ix.ImageryError, match="too small for a voxel size"):
         ix.Grid((1, 1, 1), (8, size, 8), (0, 0, 0))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# grids half a voxel apart
+
+SHAPE = (4, 16, 16)
+
+
+def precomputed_like(offset=(3, 4, 1)) -> xr.DataArray:
+    grid = ix.Grid(SHAPE, (8, 8, 40), offset)
+    attrs = {"source": "precomputed://gs://bucket/em", "layer_type": "image"}
+    return xr.DataArray(np.zeros(SHAPE, "uint8"), coords=grid.coords(), dims=("z", "y", "x"), attrs=attrs, name="image")
+
+
+@pytest.fixture
+def labels(tmp_path):
+    ids = np.arange(np.prod(SHAPE), dtype="uint64").reshape(SHAPE)
+    multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]}
+    write_ome(tmp_path / "cells", [ids], multiscale, more={"image-label": {}})
+    return tmp_path / "cells"
+
+
+def test_labels_half_a_voxel_away_from_the_image_warn(labels):
+    image, cells = precomputed_like((0, 0, 0)), ix.open_segmentation(labels)
+    with pytest.warns(ix.ImageryWarning, match=r"exactly half a voxel \(4 × 4 × 20 nm\).*open it with assume='corner'"):
+        ix.align(image, cells)
+    with pytest.warns(ix.ImageryWarning, match="assume='corner'"):
+        ix.regrid(cells, like=image)
+    with pytest.raises(
+        ix.errors.GridMismatchError, match="half a voxel apart, so if one is an OME-Zarr.*assume='corner'"
+    ):
+        ix.overlay(image, cells)
+
+
+def test_labels_opened_by_their_corner_align_with_the_image_and_do_not_warn(labels):
+    cells = ix.open_segmentation(labels, assume="corner")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both = ix.align(precomputed_like((0, 0, 0)), cells)
+    np.testing.assert_array_equal(both.segmentation.values, cells.values)
+
+
+def test_a_crop_warns_like_the_whole_array(labels):
+    cells = ix.open_segmentation(labels).isel(z=slice(1, 3), x=slice(2, 9))
+    with pytest.warns(ix.ImageryWarning, match="assume='corner'"):
+        ix.align(precomputed_like(), cells)
+
+
+def test_grids_with_other_differences_do_not_warn(labels):
+    cells = ix.open_segmentation(labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ix.align(precomputed_like((0.25, 0.25, 0)), cells)
+        ix.align(precomputed_like((0.5, 0.5, 0.5)), cells)

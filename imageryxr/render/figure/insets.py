@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
-from imageryxr.core.grid import grid_of
 from imageryxr.errors import OptionError, OutOfVolumeError, param, warn
 from imageryxr.render.figure.geometry import Rect, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import label_pixels

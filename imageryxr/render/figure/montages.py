@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
-from imageryxr.core.grid import grid_of
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
 from imageryxr.graph.labelled import CUTOUT, as_dask, has_cutouts, is_lazy

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
-from imageryxr.core.grid import grid_of
 from imageryxr.core.validate import check_choice, check_whole
 from imageryxr.errors import GridError, Message, OptionError, param, warn
 from imageryxr.render.figure.geometry import (

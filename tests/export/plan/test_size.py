@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import imageryxr as ix
-from imageryxr.core.grid import grid_of
+from imageryxr.core.array_labels import grid_of
 from imageryxr.export.plan.planner import make_plan
 from imageryxr.export.plan.regions import Stages
 from imageryxr.export.report import ExportReport
