@@ -31,7 +31,7 @@ from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels
 from imageryxr.render.figure.files import check_suffix
-from imageryxr.render.figure.geometry import geometry_of
+from imageryxr.render.figure.picture import geometry_of
 from imageryxr.render.figure.print_size import check_length, label_pixels
 
 if TYPE_CHECKING:

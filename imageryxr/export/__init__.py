@@ -14,7 +14,7 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
 from imageryxr.export.run.workers import exit_if_spawned, find_workers
 from imageryxr.export.targets.options import Client, FormatOptions
-from imageryxr.graph.labelled import has_cutouts
+from imageryxr.graph.cutout_arrays import has_cutouts
 
 if TYPE_CHECKING:
     from imageryxr.export.cutouts.cutout_plan import CutoutPlan

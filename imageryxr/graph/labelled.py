@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import lru_cache, wraps
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -34,7 +34,7 @@ from imageryxr.graph.expr import (
 )
 from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray, expr_at_ranges, expr_view, unwrap
 from imageryxr.graph.recover import recover_expr, recover_inputs
-from imageryxr.graph.to_dask import check_query_planning, choose_splits, to_dask
+from imageryxr.graph.to_dask import check_query_planning, choose_splits, expr_of, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
 
 RGBA = ("r", "g", "b", "a")
@@ -170,6 +170,9 @@ def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], t
         # Transposing a lazily indexed array would read it, so it is converted to a dask array first.
         array = array.chunk(dict(zip(DIMS, (64, 1024, 1024), strict=True)) if not dropped else "auto")
     if is_dask(array):
+        flat = expr_of(array.data) if array.dims == (*DIMS, *tail) else None
+        if flat is not None and not flat[0].lead:
+            return _VolumeData(flat[0], splits=flat[1])
         if any(math.isnan(c) for sizes in array.data.chunks for c in sizes):
             raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
         found = recover_expr(array.data, [str(d) for d in array.dims], tail)
@@ -351,42 +354,3 @@ def box_reader(array: xr.DataArray) -> BoxReader:
         expr, dask_inputs = recover_inputs(volume.expr, volume.dask_inputs)
         volume = replace(volume, expr=expr, dask_inputs=dask_inputs)
     return BoxReader(volume, tuple(array.sizes[t] for t in tail))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# cutouts
-
-CUTOUT = "cutout"
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def has_cutouts(obj: Any) -> bool:
-    """Return whether an array or a Dataset has the dim ``cutout``."""
-    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
-
-
-def contains_cutouts(value: Any) -> bool:
-    """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x)."""
-    if isinstance(value, xr.DataArray):
-        return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
-    if isinstance(value, Mapping):
-        return any(map(contains_cutouts, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(contains_cutouts, value))
-    return is_dataclass(value) and any(contains_cutouts(getattr(value, f.name)) for f in fields(value))
-
-
-def route_cutouts(apply: Callable[[Any, Any, Any], Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Return a decorator that passes a verb, its args and its kwargs to ``apply`` if they contain cutouts."""
-
-    def decorate(verb: Callable[_P, _R]) -> Callable[_P, _R]:
-        @wraps(verb)
-        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if any(contains_cutouts(value) for value in (*args, *kwargs.values())):
-                return cast("_R", apply(wrapper, args, kwargs))
-            return verb(*args, **kwargs)
-
-        return wrapper
-
-    return decorate

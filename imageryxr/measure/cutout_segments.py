@@ -11,10 +11,9 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.graph.cutout_places import check_same_cutouts
+from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, map_cutouts
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy
-from imageryxr.graph.map_cutouts import map_cutouts
+from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.measure.groups import PairSums
 from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, prepare_measurement
 from imageryxr.ops.cutout_align import first_voxels

@@ -16,7 +16,7 @@ from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, chec
 from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
-from imageryxr.graph.cutout_places import PHASE, check_same_positions
+from imageryxr.graph.cutout_arrays import PHASE, check_same_positions
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.ops.align import align, layer_type_of

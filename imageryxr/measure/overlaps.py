@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.graph.cutout_places import check_same_positions
+from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.groups import PairSums, group_rows, merge_pairs

@@ -16,7 +16,7 @@ from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, Wording, param
-from imageryxr.graph.cutout_places import check_same_positions
+from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume, volume_of
 from imageryxr.measure.groups import Groups, PairSums, group_rows, merge_pairs

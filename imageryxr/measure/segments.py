@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import xarray as xr
 
-from imageryxr.graph.labelled import contains_cutouts
+from imageryxr.graph.cutout_arrays import contains_cutouts
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.cutout_segments import measure_cutouts
 from imageryxr.measure.segment_tables import label_segments, merge_segments, prepare_measurement

@@ -21,9 +21,9 @@ from imageryxr.errors import (
     Wording,
     param,
 )
-from imageryxr.graph.cutout_places import check_same_centers
+from imageryxr.graph.cutout_arrays import check_same_centers, has_cutouts
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
-from imageryxr.graph.labelled import Volume, has_cutouts, label_result, volume_of
+from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
 from imageryxr.ops.cutout_align import align_cutouts
 from imageryxr.ops.cutout_verbs import accepts_cutouts

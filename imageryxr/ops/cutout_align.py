@@ -16,10 +16,9 @@ from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, Index3, Triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.graph.cutout_places import PHASE, centers_of, central_voxels, check_same_cutouts
+from imageryxr.graph.cutout_arrays import PHASE, centers_of, central_voxels, check_same_cutouts, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import attrs_on_grid, is_dask, is_lazy
-from imageryxr.graph.map_cutouts import map_cutouts
 
 CUTOUT = "cutout"
 P = ParamSpec("P")

@@ -22,10 +22,18 @@ from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.graph.cutout_places import Places, centers_of, check_same_cutouts, check_same_places
+from imageryxr.graph.cutout_arrays import (
+    CUTOUT,
+    Places,
+    centers_of,
+    check_same_cutouts,
+    check_same_places,
+    contains_cutouts,
+    map_cutouts,
+    route_cutouts,
+)
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import CUTOUT, contains_cutouts, is_dask, is_lazy, route_cutouts
-from imageryxr.graph.map_cutouts import map_cutouts
+from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.ops.segment_ids import record_ids
 
 P = ParamSpec("P")

@@ -12,7 +12,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, param
-from imageryxr.render.figure.geometry import KEPT_ATTRS, View, attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.picture import KEPT_ATTRS, View, attach_geometry, geometry_of, smallest_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import CONTRAST_LIMITS
 from imageryxr.core.validate import check_axis, check_pair
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
-from imageryxr.graph.cutout_places import check_same_positions
+from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.ops.cutout_verbs import accepts_cutouts

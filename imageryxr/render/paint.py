@@ -17,7 +17,7 @@ from imageryxr.core.colors.record import describe_colors
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.grid import Grid
 from imageryxr.errors import Message, Wording, warn
-from imageryxr.graph.cutout_places import check_same_positions
+from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume
 from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, id_array, id_list

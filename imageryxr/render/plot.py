@@ -13,8 +13,8 @@ from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.validate import check_choice
 from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil
+from imageryxr.render.figure.picture import squeeze_slice
 from imageryxr.render.figure.scale_bars import format_length, largest_round_length
-from imageryxr.render.figure.slice_image import squeeze_slice
 from imageryxr.render.overlay import overlay, to_rgba
 from imageryxr.render.overlay_view import overlay_view
 

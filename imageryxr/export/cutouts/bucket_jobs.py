@@ -35,7 +35,7 @@ from imageryxr.export.cutouts.local_jobs import (
 from imageryxr.export.cutouts.writers import RowJournal, RowWriter
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.store.lease import Lease
-from imageryxr.graph.labelled import CUTOUT
+from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.render.figure import array_to_pil
 
 _ROOT = "zarr.json"

@@ -18,7 +18,7 @@ from imageryxr.export.cutouts.local_jobs import TOKEN_BYTES, CompleteJournal, ex
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.writers import RowWriter
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.graph.labelled import CUTOUT
+from imageryxr.graph.cutout_arrays import CUTOUT
 
 # Pictures that are downloaded at once.
 _DOWNLOADS = 32

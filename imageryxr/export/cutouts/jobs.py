@@ -23,7 +23,7 @@ from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
 from imageryxr.export.cutouts.local_jobs import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
-from imageryxr.graph.labelled import CUTOUT
+from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.ops.cutout_verbs import central_slices
 
 _KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png' or 'gallery.html'"

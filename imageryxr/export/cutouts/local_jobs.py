@@ -23,7 +23,7 @@ from imageryxr.errors import OptionError, TargetExistsError, param
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.writers import PictureWriter, RowJournal, RowWriter, ZarrWriter
 from imageryxr.export.store.local import TargetLock, disk_errors
-from imageryxr.graph.labelled import CUTOUT
+from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.ops.cutout_verbs import column_texts
 
 TOKEN = "imageryxr_cutouts"

@@ -9,7 +9,7 @@ from imageryxr.render.figure.files import save_figure
 from imageryxr.render.figure.insets import inset
 from imageryxr.render.figure.legends import legend
 from imageryxr.render.figure.montages import montage
+from imageryxr.render.figure.picture import array_to_pil, to_pil
 from imageryxr.render.figure.scale_bars import Position, scale_bar
-from imageryxr.render.figure.slice_image import array_to_pil, to_pil
 
 __all__ = ["Position", "array_to_pil", "inset", "legend", "montage", "save_figure", "scale_bar", "to_pil"]

@@ -13,10 +13,9 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
-from imageryxr.render.figure.geometry import geometry_of
+from imageryxr.render.figure.picture import as_picture, geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, text_points
 from imageryxr.render.figure.scale_bars import pixel_size
-from imageryxr.render.figure.slice_image import as_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

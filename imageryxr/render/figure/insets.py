@@ -10,10 +10,9 @@ from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.errors import OptionError, OutOfVolumeError, param, warn
-from imageryxr.render.figure.geometry import Rect, attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.picture import Rect, attach_geometry, geometry_of, smallest_text, squeeze_slice, to_pil
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.scale_bars import Position, check_position, draw_bar, pixel_size
-from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,9 +14,8 @@ from imageryxr.core.colors.record import colors_of
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ColorError, OptionError, param
-from imageryxr.render.figure.geometry import attach_geometry, geometry_of, smallest_text, views_of
+from imageryxr.render.figure.picture import as_picture, attach_geometry, geometry_of, smallest_text, views_of
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
-from imageryxr.render.figure.slice_image import as_picture
 from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font
 
 if TYPE_CHECKING:

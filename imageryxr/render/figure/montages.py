@@ -15,11 +15,11 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
-from imageryxr.graph.labelled import CUTOUT, as_dask, has_cutouts, is_lazy
+from imageryxr.graph.cutout_arrays import CUTOUT, has_cutouts
+from imageryxr.graph.labelled import as_dask, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices, column_texts
-from imageryxr.render.figure.geometry import Geometry, attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.picture import Geometry, attach_geometry, geometry_of, smallest_text, squeeze_slice, to_pil
 from imageryxr.render.figure.print_size import label_pixels
-from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
 from imageryxr.render.figure.text import contrasting_color, draw_text, fit_text_size, text_extent, text_top
 
 if TYPE_CHECKING:

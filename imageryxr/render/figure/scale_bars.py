@@ -13,17 +13,18 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.validate import check_choice, check_whole
 from imageryxr.errors import GridError, Message, OptionError, param, warn
-from imageryxr.render.figure.geometry import (
+from imageryxr.render.figure.picture import (
     Rect,
     attach_geometry,
     geometry_of,
     overlap_area,
     smallest_text,
+    squeeze_slice,
     stale_pixel_size,
+    to_pil,
     views_of,
 )
 from imageryxr.render.figure.print_size import check_length, label_pixels
-from imageryxr.render.figure.slice_image import squeeze_slice, to_pil
 from imageryxr.render.figure.text import (
     BLACK,
     MIDDLE,

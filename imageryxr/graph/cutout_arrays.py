@@ -1,11 +1,16 @@
-"""Compare the positions of cutouts, whose coordinates are offsets from their centres."""
+"""Arrays of cutouts (cutout, z, y, x): recognize them, map functions over them, and compare their positions.
+
+The coordinates z, y and x of cutouts are offsets from their centres.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -14,13 +19,107 @@ from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, SNAP, Triple
 from imageryxr.core.grid import Grid, check_same_grid
 from imageryxr.errors import GridMismatchError
-from imageryxr.graph.labelled import CUTOUT, Volume
+from imageryxr.graph.expr import Array
+from imageryxr.graph.labelled import Volume
+from imageryxr.graph.to_dask import check_query_planning
 
+CUTOUT = "cutout"
 PHASE = "cutout_phase"
 """Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
 
 _CENTERS = tuple(f"center_{dim}" for dim in DIMS)
 _Points = npt.NDArray[np.float64]
+_AXES = ("cutout", "z", "y", "x", "tail")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def has_cutouts(obj: Any) -> bool:
+    """Return whether an array or a Dataset has the dim ``cutout``."""
+    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
+
+
+def contains_cutouts(value: Any) -> bool:
+    """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x)."""
+    if isinstance(value, xr.DataArray):
+        return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
+    if isinstance(value, Mapping):
+        return any(map(contains_cutouts, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(contains_cutouts, value))
+    return is_dataclass(value) and any(contains_cutouts(getattr(value, f.name)) for f in fields(value))
+
+
+def route_cutouts(apply: Callable[[Any, Any, Any], Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Return a decorator that passes a verb, its args and its kwargs to ``apply`` if they contain cutouts."""
+
+    def decorate(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(verb)
+        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if any(contains_cutouts(value) for value in (*args, *kwargs.values())):
+                return cast("_R", apply(wrapper, args, kwargs))
+            return verb(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def map_cutouts(
+    function: Callable[..., Array],
+    arrays: Sequence[da.Array | Array],
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    rows: Array | None = None,
+    name: str = "cutouts",
+) -> da.Array:
+    """Return the dask array of a function of blocks that contain whole cutouts.
+
+    Lazy: one task per block.
+
+    Parameters
+    ----------
+    function : callable
+        Picklable function of a block of each array (cutout, z, y, x) and, if given, of ``rows``.
+    arrays : sequence of arrays
+        Arrays with equal lengths along their first axis.
+    shape : tuple of int
+        Shape of a result for one cutout: (z, y, x), or (z, y, x, channels).
+    dtype : dtype
+        Type of the result.
+    rows : ndarray of shape (n, k), optional
+        Values of each cutout.
+    name : str
+        Prefix of the array's name, which dask's dashboard displays.
+    """
+    check_query_planning()
+    first = next((a for a in arrays if isinstance(a, da.Array)), None)
+    own = first.chunks[0] if first is not None else "auto"
+    parts: list[Any] = []
+    for number, array in enumerate(arrays):
+        whole = dict.fromkeys(range(1, array.ndim), -1)
+        block = array.rechunk(whole) if isinstance(array, da.Array) else da.from_array(array, {0: own, **whole})
+        parts += [block, ("cutout", *(f"{axis}{number}" for axis in _AXES[1 : array.ndim]))]
+    if rows is not None:
+        parts += [da.from_array(rows, (own, -1)), ("cutout", "column")]
+    out = _AXES[: 1 + len(shape)]
+    found: da.Array = da.blockwise(
+        function,
+        out,
+        *parts,
+        new_axes=dict(zip(out[1:], shape, strict=True)),
+        dtype=dtype,
+        meta=np.empty((0,) * len(out), dtype),
+        concatenate=True,
+        name=None,
+        token=name,
+    )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# positions
 
 
 def centers_of(coords: Mapping[Any, Any]) -> _Points | None:
