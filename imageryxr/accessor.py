@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import xarray as xr
 
@@ -39,78 +39,41 @@ from imageryxr.render.thumbnail import contrast_limits, describe_tree, thumbnail
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
-def _array_method(
-    function: Callable[Concatenate[xr.DataArray, P], R],
-) -> Callable[Concatenate[ImageryArray, P], R]:
-    """Convert a function of an array to a method, with the same docstring and signature."""
+class _MethodOf(Generic[T]):
+    """Convert functions to methods with the same docstring and signature.
 
-    @functools.wraps(function)
-    def method(self: ImageryArray, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(self._obj, *args, **kwargs)
+    The first argument of a function is the object of the accessor, or the part of it that ``select`` returns.
+    """
 
-    return method
+    def __init__(self, select: Callable[[Any], T] = lambda obj: obj) -> None:
+        self.select = select
 
+    def __call__(self, function: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[Any, P], R]:
+        @functools.wraps(function)
+        def method(accessor: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return function(self.select(accessor._obj), *args, **kwargs)
 
-def _dataset_method(
-    function: Callable[Concatenate[xr.Dataset, P], R],
-) -> Callable[Concatenate[ImageryDataset, P], R]:
-    """Convert a function of a Dataset to a method."""
-
-    @functools.wraps(function)
-    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(self._obj, *args, **kwargs)
-
-    return method
+        return method
 
 
-def _tree_method(
-    function: Callable[Concatenate[xr.DataTree, P], R],
-) -> Callable[Concatenate[ImageryTree, P], R]:
-    """Convert a function of a tree to a method."""
-
-    @functools.wraps(function)
-    def method(self: ImageryTree, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(self._obj, *args, **kwargs)
-
-    return method
+_array_method = _MethodOf[xr.DataArray]()
+_dataset_method = _MethodOf[xr.Dataset]()
+_tree_method = _MethodOf[xr.DataTree]()
+_segmentation_method = _MethodOf[xr.DataArray](lambda dataset: dataset[aligned_names(dataset)[1]])
 
 
 def _layers_method(
-    function: Callable[Concatenate[xr.DataArray, xr.DataArray, P], R],
-) -> Callable[Concatenate[ImageryDataset, P], R]:
-    """Convert a function of (image, segmentation) to a method of a Dataset that contains both."""
+    function: Callable[Concatenate[xr.DataArray, xr.DataArray, P], R], *, reverse: bool = False
+) -> Callable[Concatenate[Any, P], R]:
+    """Convert a function of (image, segmentation) to a method of a Dataset; ``reverse`` swaps the two."""
 
     @functools.wraps(function)
-    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        image, segmentation = aligned_names(self._obj)
-        return function(self._obj[image], self._obj[segmentation], *args, **kwargs)
-
-    return method
-
-
-def _segmentation_method(
-    function: Callable[Concatenate[xr.DataArray, P], R],
-) -> Callable[Concatenate[ImageryDataset, P], R]:
-    """Convert a function of a segmentation to a method of a Dataset of an image and a segmentation."""
-
-    @functools.wraps(function)
-    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return function(self._obj[aligned_names(self._obj)[1]], *args, **kwargs)
-
-    return method
-
-
-def _measure_method(
-    function: Callable[Concatenate[xr.DataArray, xr.DataArray, P], R],
-) -> Callable[Concatenate[ImageryDataset, P], R]:
-    """Convert a function of (segmentation, image) to a method of a Dataset that contains both."""
-
-    @functools.wraps(function)
-    def method(self: ImageryDataset, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        image, segmentation = aligned_names(self._obj)
-        return function(self._obj[segmentation], self._obj[image], *args, **kwargs)
+    def method(accessor: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        first, second = aligned_names(accessor._obj)[:: -1 if reverse else 1]
+        return function(accessor._obj[first], accessor._obj[second], *args, **kwargs)
 
     return method
 
@@ -228,7 +191,7 @@ class ImageryDataset:
     overlay = _dataset_method(overlay_view)
     outline = _segmentation_method(outline)
     unique_ids = _segmentation_method(unique_ids)
-    measure = _measure_method(measure)
+    measure = _layers_method(measure, reverse=True)
     contacts = _segmentation_method(contacts)
     to_dataframe = _dataset_method(to_dataframe)
     split_masks = _segmentation_method(split_masks)
