@@ -1,12 +1,14 @@
 """Open the annotation layers of a Neuroglancer link as Datasets.
 
 The rules are those of Neuroglancer's ``annotation/index.ts`` and ``layer/annotation/index.ts``: coordinates of local
-annotations are in units of the output dimensions of their source, or of the link's dimensions.
+annotations are in units of the output dimensions of their source, or of the link's dimensions. Shaders:
+https://github.com/google/neuroglancer/blob/master/src/annotation/rendering.md.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +21,17 @@ import xarray as xr
 from imageryxr.core.annotations import DIM, ENDS, RADII
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox
+from imageryxr.core.colors.parse import hex_color, parse_color
 from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
-from imageryxr.errors import ImageryError, LinkError, LinkWarning, format_value, warn
-from imageryxr.neuroglancer.annotation_colors import annotation_color
+from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
 from imageryxr.neuroglancer.dimensions import AXES
 from imageryxr.neuroglancer.layers import LayerOptions, check_source, limit_time
+from imageryxr.neuroglancer.linked_segments import read_color
 from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations
-from imageryxr.neuroglancer.state import LinkLayer, LinkState, SkippedLayer
+from imageryxr.neuroglancer.shaders import strip_comments
+from imageryxr.neuroglancer.state import LinkState
+from imageryxr.neuroglancer.state_layers import LinkLayer, SkippedLayer, read_source
 from imageryxr.neuroglancer.transform import Transform, read_transform
-from imageryxr.neuroglancer.validate import as_mapping
 from imageryxr.ops.open_annotations import read_annotations
 from imageryxr.ops.tree_annotations import REGION
 from imageryxr.sources.address import parse_address
@@ -37,6 +41,13 @@ from imageryxr.sources.annotations.source import AnnotationSource
 
 MOST_CELLS = 1000
 """Largest number of cells of a spatial index that are read for a layer of a link."""
+DEFAULT_COLOR = "#ffff00"
+"""Colour of annotations in the viewer, if a layer states none."""
+
+_SET_COLOR = re.compile(r"\bsetColor\s*\(([^;{}]{0,300})\)\s*;")
+_PROPERTY = re.compile(r"prop_([A-Za-z]\w{0,255})\s*\(\s*\)")
+_VECTOR = re.compile(r"vec([34])\s*\(([\d.,\s]{1,100})\)")
+_CONTROL = re.compile(r"#uicontrol\s+vec3\s+(\w{1,100})\s+color\s*(?:\(\s*default\s*=\s*\"([^\"\n]{0,60})\"\s*\))?")
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def _open_layer(
         found = [_filtered(part, filters) for part in found] if filters is not None else found
     else:
         found = [_open_precomputed(layer, source, spec, state, options)]
-    color, column, problem = annotation_color(spec, found, where)
+    color, column, problem = _annotation_color(spec, found, where)
     if problem:
         warn(f"the layer {layer.name!r} of the link looks different in the viewer: {problem}", LinkWarning)
     is_visible = spec.get("visible", True) is not False and not spec.get("archived") and layer.name in state.shown
@@ -106,14 +117,10 @@ def _open_layer(
 def _read_source(spec: Mapping[str, Any], where: str) -> _Source:
     """Return the first source of a layer; the viewer allows one source of annotations."""
     source = spec.get("source")
-    item = source[0] if isinstance(source, list) and source else source
-    entry = {"url": item} if isinstance(item, str) else as_mapping(item, f"{where}.source")
-    url = entry.get("url")
-    if not isinstance(url, str):
-        raise LinkError(f"{where}.source has no url: {format_value(item)}")
+    url, entry = read_source(source[0] if isinstance(source, list) and source else source, where)
     transform = entry.get("transform")
     is_whole = isinstance(transform, Mapping) and transform.get("outputDimensions") is not None
-    return _Source(url.strip(), read_transform(transform, where) if is_whole else None)
+    return _Source(url, read_transform(transform, where) if is_whole else None)
 
 
 def _check_identity(transform: Transform | None) -> Sequence[tuple[str, float, str]]:
@@ -235,3 +242,59 @@ def _filtered(annotations: xr.Dataset, filters: Mapping[str, set[int]]) -> xr.Da
         related: npt.NDArray[Any] = annotations[name].values.reshape(len(chosen), -1)
         chosen |= (np.isin(related, np.array(sorted(segments), np.uint64)) & (related != 0)).any(axis=1)
     return annotations.isel({DIM: np.flatnonzero(chosen)})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# colours
+
+
+def _annotation_color(
+    spec: Mapping[str, Any], annotations: Sequence[xr.Dataset], where: str
+) -> tuple[str, str | None, str]:
+    """Return the colour of a layer, the property that colours each annotation, and what cannot be drawn.
+
+    Raises
+    ------
+    LinkError
+        If the layer's colour is invalid.
+    """
+    color = hex_color(read_color(spec.get("annotationColor", DEFAULT_COLOR), f"{where}.annotationColor"))
+    shader = spec.get("shader")
+    if not isinstance(shader, str) or not shader.strip():
+        return color, None, ""
+    code = strip_comments(shader)
+    calls = [call.strip() for call in _SET_COLOR.findall(code)]
+    if not calls:
+        return color, None, ""
+    if len(set(calls)) == 1:
+        call = calls[0]
+        if re.fullmatch(r"defaultColor\s*\(\s*\)", call):
+            return color, None, ""
+        found = _PROPERTY.fullmatch(call)
+        if found and all(found[1] in part for part in annotations):
+            return color, found[1], ""
+        constant = _constant_color(call, code, spec.get("shaderControls"))
+        if constant is not None:
+            return constant, None, ""
+    return color, None, "its shader computes colours, and its annotations are drawn in one colour"
+
+
+def _constant_color(call: str, code: str, controls: Any) -> str | None:
+    vector = _VECTOR.fullmatch(call)
+    if vector is not None:
+        try:
+            numbers = [float(part) for part in vector[2].split(",")]
+        except ValueError:
+            return None
+        numbers = numbers * 3 if len(numbers) == 1 and vector[1] == "3" else numbers
+        if len(numbers) != int(vector[1]):
+            return None
+        return hex_color(parse_color(tuple(round(255 * min(max(n, 0.0), 1.0)) for n in numbers)))
+    for name, default in _CONTROL.findall(code):
+        if name == call:
+            value = controls.get(name, default) if isinstance(controls, Mapping) else default
+            try:
+                return hex_color(read_color(value or "white", "shaderControls"))
+            except LinkError:
+                return None
+    return None

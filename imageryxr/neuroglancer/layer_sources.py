@@ -8,7 +8,8 @@ from typing import Any
 from imageryxr.errors import ChoiceError, LayerError
 from imageryxr.neuroglancer.dimensions import Placement, si_scale
 from imageryxr.neuroglancer.navigation import Dimensions
-from imageryxr.neuroglancer.state import LinkLayer, LinkState
+from imageryxr.neuroglancer.state import LinkState
+from imageryxr.neuroglancer.state_layers import LinkLayer
 from imageryxr.neuroglancer.transform import AxisPlace, Transform
 from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source

@@ -49,7 +49,8 @@ from imageryxr.graph.labelled import attrs_on_grid, label_result, volume_of
 from imageryxr.neuroglancer.dimensions import NATIVE, Placement
 from imageryxr.neuroglancer.fetch import check_trusted
 from imageryxr.neuroglancer.layer_sources import resolve_layer_source
-from imageryxr.neuroglancer.state import LinkLayer, LinkState
+from imageryxr.neuroglancer.state import LinkState
+from imageryxr.neuroglancer.state_layers import LinkLayer
 from imageryxr.ops.multiscale import first_resolution
 from imageryxr.ops.open import open_image, open_segmentation
 from imageryxr.sources.address import WEB_PROTOCOLS, parse_address

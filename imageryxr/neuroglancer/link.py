@@ -29,7 +29,7 @@ from imageryxr.core.display import (
 )
 from imageryxr.errors import LayerError, LinkError
 from imageryxr.neuroglancer.layers import displayed_limits
-from imageryxr.neuroglancer.linked_layers import restore_links
+from imageryxr.neuroglancer.linked_segments import restore_links
 from imageryxr.neuroglancer.local_annotations import annotation_specs
 from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options
 from imageryxr.neuroglancer.state_writer import saved_link, state_of_dataset, state_of_tree

@@ -17,6 +17,7 @@ from imageryxr.errors import ColorError, LinkError, format_value
 from imageryxr.neuroglancer.validate import as_list, as_mapping, as_share, as_whole
 
 TOP_ID = 2**64 - 1
+LINKS = ("linkedSegmentationGroup", "linkedSegmentationColorGroup")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read_segments(spec: Mapping[str, Any], where: str) -> SegmentSettings:
         None if hide is None else hide is not False,
         _read_segment_colors(spec.get("segmentColors"), where),
         None if seed is None else as_whole(seed, f"{where}.colorSeed", 2**32 - 1),
-        None if default is None else _read_color(default, f"{where}.segmentDefaultColor"),
+        None if default is None else read_color(default, f"{where}.segmentDefaultColor"),
         spec.get("baseSegmentColoring") is True,
     )
 
@@ -167,12 +168,19 @@ def _read_segment_colors(value: Any, where: str) -> dict[int, RGBA]:
     for key, color in as_mapping(value, f"{where}.segmentColors").items():
         number = as_whole(key, f"{where}.segmentColors", TOP_ID)
         if number:
-            r, g, b, _ = _read_color(color, f"{where}.segmentColors[{key}]")
+            r, g, b, _ = read_color(color, f"{where}.segmentColors[{key}]")
             out[number] = (r, g, b, 255)  # the viewer ignores alpha in segmentColors
     return out
 
 
-def _read_color(value: Any, what: str) -> RGBA:
+def read_color(value: Any, what: str) -> RGBA:
+    """Return a colour of a state: a name, a hex string, or ``rgb(…)`` or ``rgba(…)`` as in CSS.
+
+    Raises
+    ------
+    LinkError
+        If it is not a colour.
+    """
     if isinstance(value, str):
         parts = re.fullmatch(r"\s*rgba?\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?:,\s*([\d.]+)\s*)?\)\s*", value)
         try:
@@ -183,3 +191,51 @@ def _read_color(value: Any, what: str) -> RGBA:
         except (ColorError, ValueError):
             pass
     raise LinkError(f"{what}={format_value(value)} is not a colour")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in a written state
+
+
+def restore_links(layers: Mapping[str, dict[str, Any]], ours: set[str]) -> dict[str, dict[str, Any]]:
+    """Return the layers of a state without the links that would change which segments or colours a layer shows.
+
+    Parameters
+    ----------
+    layers : mapping
+        The layers by name, in the order of the state.
+    ours : set of str
+        Names of the layers whose entries list everything that they should show. A link that adds to it is removed.
+    """
+    while True:
+        linked = [n for n in ours if any(key in layers[n] for key in LINKS)]
+        if not linked:
+            return dict(layers)
+        alone = {n: {k: v for k, v in spec.items() if k not in LINKS} for n, spec in layers.items()}
+        actual, expected = _visible_segments(layers), _visible_segments(alone)
+        wrong = {n for n in ours if actual.get(n) != expected.get(n)}
+        wrong |= {
+            n for n in linked if any(isinstance(layers[n].get(k), str) and layers[n][k] not in layers for k in LINKS)
+        }
+        if not wrong:
+            return dict(layers)
+        # The root of a group has no link itself: if only a root is wrong, remove all links.
+        drop = wrong & set(linked) or set(linked)
+        layers = {n: alone[n] if n in drop else spec for n, spec in layers.items()}
+
+
+def _visible_segments(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    entries = {}
+    for name, spec in layers.items():
+        if str(spec.get("type")).startswith("segmentation"):
+            try:
+                entries[name] = read_segments(spec, name)
+            except LinkError:
+                continue
+    return {name: _comparable(shown) for name, shown in combine_linked_segments(entries).items()}
+
+
+def _comparable(shown: Any) -> Any:
+    look = shown.look
+    ids = set(look.selected_ids), set(look.hidden_ids), {frozenset(s) for s in shown.equivalences}
+    return *ids, look.colors, look.color_seed, look.default_color

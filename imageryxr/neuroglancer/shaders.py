@@ -1,4 +1,4 @@
-"""Read the contrast of an image layer from its shader, for shaders that show grey values.
+"""Read the contrast and the channel of an image layer from its shader, for shaders that show grey values.
 
 A shader is untrusted text. Every search here takes linear time: no pattern may scan the whole text for a missing
 closing bracket once per opening bracket.
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from imageryxr.core.validate import to_whole
 from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_share, closing_quote
 
 _INVERTED = re.compile(r"1(\.0*)?-\w+\(\)")
@@ -19,6 +20,8 @@ _INVLERP = re.compile(r"#\s*uicontrol\s+invlerp\s+(\w+)[ \t]*(\(?)")
 _FLOAT = re.compile(r"#\s*uicontrol\s+float\s+(\w+)([^\n#]*)")
 _DEFAULT = re.compile(r"default\s*=\s*([-+.\deE]+)")
 _RANGE = re.compile(r"range\s*=\s*\[")
+_CHANNEL = re.compile(r"\bchannel[ \t]{0,8}=[ \t]{0,8}\[?[ \t]{0,8}(\d{1,6})")
+_READ = re.compile(r"\bgetDataValue[ \t]{0,8}\([ \t]{0,8}(\d{1,6})[ \t]{0,8}\)")
 
 
 def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -45,6 +48,31 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
         or _is_grey_map(code, _strip_neutral_sliders(shown, code, controls), normalized),
         "additive": spec.get("blend") == "additive",
     }
+
+
+def displayed_channel(spec: Mapping[str, Any]) -> int:
+    """Return the channel that an image layer of a state shows; by default the first one.
+
+    The channel is taken from the settings of the shader's invlerp control, from the control's declaration, or from the
+    argument of ``getDataValue``.
+    """
+    shader, controls = spec.get("shader"), spec.get("shaderControls")
+    code = strip_comments(shader) if isinstance(shader, str) else ""
+    settings = controls if isinstance(controls, Mapping) else {}
+    declared = declared_controls(code)
+    # The viewer's default shader has the control "normalized".
+    names = rank_controls(declared, {}, code) if code.strip() else ["normalized"]
+    if not names:
+        read = _READ.search(code)
+        return int(read[1]) if read else 0
+    setting = settings.get(names[0])
+    chosen = setting.get("channel") if isinstance(setting, Mapping) else None
+    chosen = chosen[0] if isinstance(chosen, list) and chosen else chosen
+    number = to_whole(chosen)
+    if number is not None and number >= 0:
+        return number
+    found = _CHANNEL.search(declared.get(names[0], ""))
+    return int(found[1]) if found else 0
 
 
 def strip_comments(shader: str) -> str:
