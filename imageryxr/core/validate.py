@@ -77,7 +77,6 @@ def check_number(
     above: float | None = None,
     expected: Part | None = None,
     unit: str = "",
-    error: type[ImageryError] = OptionError,
 ) -> float:
     """Return an argument that is a number from `low` to `high`, or greater than `above`.
 
@@ -95,29 +94,21 @@ def check_number(
         What is valid, for the message. Default: the range, in `unit`.
     unit : str
         What the number counts, such as ``"seconds"``.
-    error : type
-        The error to raise.
     """
     found = to_number(value)
     if found is None or not low <= found <= high or (above is not None and not found > above):
-        raise error(param(name, value), " must be ", expected or _describe("number", low, high, above, unit))
+        raise OptionError(param(name, value), " must be ", expected or _describe("number", low, high, above, unit))
     return found
 
 
 def check_whole(
-    name: str,
-    value: Any,
-    low: int = 0,
-    high: float = _INF,
-    *,
-    expected: Part | None = None,
-    unit: str = "",
-    error: type[ImageryError] = OptionError,
+    name: str, value: Any, low: int = 0, high: float = _INF, *, expected: Part | None = None, unit: str = ""
 ) -> int:
     """Return an argument that is a whole number from `low` to `high`; parameters as of `check_number`."""
     found = to_whole(value)
     if found is None or not low <= found <= (2**63 - 1 if high == _INF else high):
-        raise error(param(name, value), " must be ", expected or _describe("whole number", low, high, None, unit))
+        expected = expected or _describe("whole number", low, high, None, unit)
+        raise OptionError(param(name, value), " must be ", expected)
     return found
 
 
@@ -142,14 +133,7 @@ def check_flag(name: str, value: Any, expected: Part = "True or False") -> bool:
     return found
 
 
-def check_choice(
-    name: str,
-    value: Any,
-    choices: Iterable[Any],
-    *,
-    expected: Part | None = None,
-    error: type[ImageryError] = OptionError,
-) -> Any:
+def check_choice(name: str, value: Any, choices: Iterable[Any], *, expected: Part | None = None) -> Any:
     """Return the one of several choices that an argument equals.
 
     Parameters
@@ -162,8 +146,6 @@ def check_choice(
         The valid values; strings and None.
     expected : str or Message, optional
         What is valid, for the message. Default: the choices. The message also suggests the most similar choice.
-    error : type
-        The error to raise.
     """
     known = list(choices)
     for choice in known:
@@ -171,7 +153,7 @@ def check_choice(
             return choice
     words = [choice for choice in known if isinstance(choice, str)]
     hint = suggest_names(value, words) if isinstance(value, str) and len(words) > 1 else ""
-    raise error(param(name, value), " must be ", expected or list_choices(known), hint)
+    raise OptionError(param(name, value), " must be ", expected or list_choices(known), hint)
 
 
 def list_choices(choices: Iterable[Any]) -> str:
@@ -180,9 +162,9 @@ def list_choices(choices: Iterable[Any]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def check_axis(value: Any, expected: Part = "'z', 'y' or 'x': the axis across the slices", name: str = "axis") -> str:
-    """Return the name of an axis of a volume."""
-    found: str = check_choice(name, value, AXES, expected=expected)
+def check_axis(value: Any) -> str:
+    """Return the argument ``axis``, the name of an axis of a volume."""
+    found: str = check_choice("axis", value, AXES, expected="'z', 'y' or 'x': the axis across the slices")
     return found
 
 

@@ -216,10 +216,9 @@ def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chun
     return array
 
 
-def level_array(source: Source, level: Level, chunks: Any = None, name: str | None = None) -> xr.DataArray:
+def level_array(source: Source, level: Level, chunks: Any = None) -> xr.DataArray:
     """Return the labelled array of a level of a source; a source in memory is not copied."""
-    name = name or source.layer_type
-    attrs = level_attrs(source, level)
+    name, attrs = source.layer_type, level_attrs(source, level)
     held = getattr(source, "array", None)
     if held is not None and (chunks is None or isinstance(held, da.Array)):
         array = label_array(held, level.grid, attrs, name)

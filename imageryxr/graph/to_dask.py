@@ -238,28 +238,6 @@ def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
 # block sizes
 
 
-def block_bytes(shape: Index3, *, halo: Index3 = (0, 0, 0), ids: int = 8, image: int = 1, layers: int = 1) -> int:
-    """Return the memory that one thread needs to draw one block; the peak of a process is that times its threads.
-
-    The ids of a block are read with their halo; the image and the picture have the size of the block; drawing outlines
-    needs about 16 bytes per pixel of a slice. A thread releases all of this when the block is done.
-
-    Parameters
-    ----------
-    shape, halo : tuple of 3 int
-        Voxels of the block along (z, y, x), and of the halo on either side, which is the width of outlines.
-    ids, image : int
-        Bytes per id, and per grey value (0 without an image). Add the bytes of an id again for each verb, such as
-        `select_ids`, that makes its own copy of the ids.
-    layers : int
-        Number of pictures that are composited: a block has all of them in memory, and the result.
-    """
-    z, y, x = (n + 2 * h for n, h in zip(shape, halo, strict=True))
-    own = shape[0] * shape[1] * shape[2]
-    pictures = layers if layers == 1 else layers + 1
-    return z * y * x * ids + own * (image + 4 * pictures) + 16 * y * x
-
-
 def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None, *, group: bool = True) -> Splits:
     """Return block sizes along z, y and x: those requested, or several whole storage chunks of 4 million voxels in all.
 

@@ -27,6 +27,7 @@ from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
 from imageryxr.ops.cutout_align import align_cutouts
 from imageryxr.ops.cutout_verbs import accepts_cutouts
+from imageryxr.ops.segment_ids import segmentation_volume
 
 Method = Literal["nearest", "mode", "linear", "mean"]
 Target = Literal["finest", "coarsest", "image", "segmentation"]
@@ -141,7 +142,7 @@ def align(
     """
     if has_cutouts(image) and has_cutouts(segmentation) and bbox is None:
         return align_cutouts(image, segmentation, to, regrid)
-    image_volume, labels = _image_volume(image), _segmentation_volume(segmentation)
+    image_volume, labels = _image_volume(image), segmentation_volume(segmentation)
     check_same_centers(image_volume, labels, "the image and the segmentation")
     warn_half_voxel(image_volume.grid, image_volume.attrs, labels.grid, labels.attrs)
     whole = _common_grid(image_volume.grid, labels.grid, to)
@@ -194,17 +195,6 @@ def _image_volume(image: xr.DataArray) -> Volume:
         raise LayerError(
             f"{image.name!r} is a segmentation but was given as the image, and interpolated ids are meaningless; align "
             "takes the image first and the segmentation second"
-        )
-    return volume
-
-
-def _segmentation_volume(segmentation: xr.DataArray) -> Volume:
-    volume = volume_of(segmentation)
-    if volume.expr.dtype.kind not in "iu" or volume.attrs.get("layer_type") == "image":
-        what = "is an image" if volume.expr.dtype.kind in "iu" else f"has dtype {volume.expr.dtype}"
-        raise LayerError(
-            f"the segmentation {segmentation.name!r} {what}, but ids are integers; "
-            "align takes the image first and the segmentation second"
         )
     return volume
 
