@@ -14,6 +14,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask._task_spec import Alias
 from dask.base import optimize
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -147,6 +148,27 @@ def is_on_cluster(array: da.Array) -> bool:
     """Return whether all blocks are kept by a cluster."""
     layer = array.dask.layers.get(array.name)
     return isinstance(layer, MaterializedLayer) and all(map(is_future, layer.values()))
+
+
+def without_p2p(array: da.Array) -> da.Array:
+    """Return an array with its P2P rechunks replaced by tasks.
+
+    P2P rechunking moves all blocks through the cluster, but a region needs only a few of them.
+    """
+    layers, dependencies = dict(array.dask.layers), dict(array.dask.dependencies)
+    for name, layer in array.dask.layers.items():
+        if type(layer).__name__ != "P2PRechunkLayer" or not layer.keepmap.all():
+            continue
+        below = da.Array(array.dask, layer.name_input, layer.chunks_input, dtype=array.dtype)
+        new = below.rechunk(layer.chunks, method="tasks")
+        layers |= {n: part for n, part in new.dask.layers.items() if n not in layers}
+        dependencies |= {n: part for n, part in new.dask.dependencies.items() if n not in dependencies}
+        indexes = list(np.ndindex(*new.numblocks))
+        layers[name] = MaterializedLayer({(name, *i): Alias((name, *i), (new.name, *i)) for i in indexes})
+        dependencies[name] = {new.name}
+    if layers.keys() == array.dask.layers.keys():
+        return array
+    return da.Array(HighLevelGraph(layers, dependencies), array.name, array.chunks, dtype=array.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -343,11 +343,6 @@ class Resampled(Expr):
         return sorted({e for e in map(m.first_voxel_at, found) if start < e < stop})
 
 
-def is_plain(expr: Expr) -> bool:
-    """Return whether the values are unchanged values of one leaf."""
-    return isinstance(expr, Leaf) or (isinstance(expr, SameValues) and is_plain(expr.child))
-
-
 def replace_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:
     """Return an expression with each leaf replaced by ``swap(leaf)``, which is called once per distinct leaf."""
     made: dict[Expr, Expr] = {}

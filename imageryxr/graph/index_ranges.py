@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
+from imageryxr.core.bbox import DIMS
 from imageryxr.graph.lazy_indexing import Ranges, as_range
 
 
@@ -19,6 +21,22 @@ class Window:
     """Indexes along each axis of the base array."""
     axes: tuple[int | None, ...]
     """The axis of the base array for each axis of the block; None for an axis that was inserted."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the block."""
+        return tuple(1 if axis is None else len(self.ranges[axis]) for axis in self.axes)
+
+    def has_names(self, dims: Sequence[str], tail: Sequence[str]) -> bool:
+        """Return whether each axis of a block with given dims has the name of its axis in the base (z, y, x, tail)."""
+        names = (*DIMS, *tail)
+        for dim, axis in zip(dims, self.axes, strict=True):
+            # An inserted axis is allowed if it replaces a dropped one.
+            if axis is None and (dim not in DIMS or DIMS.index(dim) in self.axes):
+                return False
+            if axis is not None and dim != names[axis]:
+                return False
+        return all(axis in self.axes for axis in range(3, len(names)))
 
 
 class UnknownMoveError(Exception):

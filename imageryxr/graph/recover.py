@@ -16,7 +16,6 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask._task_spec import Alias
 from dask.array._shuffle import _getitem, concatenate_arrays
 from dask.array.chunk import getitem
 from dask.array.core import concatenate_shaped
@@ -25,7 +24,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
 from imageryxr.core.bbox import DIMS, block_starts
-from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, Splits, dask_leaves
+from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, Splits, dask_leaves, without_p2p
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
 from imageryxr.graph.index_ranges import UnknownMoveError, Window, join_windows, shuffle_windows, slice_window
 from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view
@@ -68,7 +67,7 @@ def recover_expr(
     if cached is not None and cached[0]() is array.dask:
         return cached[1]
     try:
-        found: RecoveredArray | None = _GraphWalk(_without_p2p(array), deep).recover(dims, tail)
+        found: RecoveredArray | None = _GraphWalk(without_p2p(array), deep).recover(dims, tail)
     except UnknownMoveError:
         found = None
     # The entry, and the blocks that it refers to, are removed together with the graph.
@@ -97,7 +96,7 @@ def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str,
     def recover_leaf(leaf: Leaf) -> Expr:
         if not isinstance(leaf, DaskLeaf):
             return leaf
-        array = _without_p2p(dask_inputs[leaf.name])
+        array = without_p2p(dask_inputs[leaf.name])
         tail = [f"tail{i}" for i in range(len(leaf.tail))]
         found = None if leaf.lead else recover_expr(array, (*DIMS, *tail), tail, deep=True)
         if found is None or found.expr == leaf:
@@ -108,27 +107,6 @@ def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str,
         return inner if leaf.bounds.contains(inner.bounds) else Clipped(inner, leaf.bounds)
 
     return replace_leaves(expr, recover_leaf), kept
-
-
-def _without_p2p(array: da.Array) -> da.Array:
-    """Return an array with its P2P rechunks replaced by tasks.
-
-    P2P rechunking moves all blocks through the cluster, but a region needs only a few of them.
-    """
-    layers, dependencies = dict(array.dask.layers), dict(array.dask.dependencies)
-    for name, layer in array.dask.layers.items():
-        if type(layer).__name__ != "P2PRechunkLayer" or not layer.keepmap.all():
-            continue
-        below = da.Array(array.dask, layer.name_input, layer.chunks_input, dtype=array.dtype)
-        new = below.rechunk(layer.chunks, method="tasks")
-        layers |= {n: part for n, part in new.dask.layers.items() if n not in layers}
-        dependencies |= {n: part for n, part in new.dask.dependencies.items() if n not in dependencies}
-        indexes = list(np.ndindex(*new.numblocks))
-        layers[name] = MaterializedLayer({(name, *i): Alias((name, *i), (new.name, *i)) for i in indexes})
-        dependencies[name] = {new.name}
-    if layers.keys() == array.dask.layers.keys():
-        return array
-    return da.Array(HighLevelGraph(layers, dependencies), array.name, array.chunks, dtype=array.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -277,32 +255,15 @@ class _GraphWalk:
         else:
             counts = array.numblocks
             whole = join_windows([self.window((array.name, *i)) for i in product(*map(range, counts))], counts)
-        lengths = tuple(_axis_length(whole, v) for v in range(array.ndim))
-        if lengths != array.shape or base.expr.dtype != array.dtype or len(base.expr.tail) != len(tail):
+        if whole.shape != array.shape or base.expr.dtype != array.dtype or len(base.expr.tail) != len(tail):
             raise UnknownMoveError
-        if whole.ranges[3:] != tuple(map(range, base.expr.tail)) or not _has_axis_names(whole, dims, (*DIMS, *tail)):
+        if whole.ranges[3:] != tuple(map(range, base.expr.tail)) or not whole.has_names(dims, tail):
             raise UnknownMoveError
         complete = whole.ranges == base.ranges and all(r == range(len(r)) for r in base.ranges)
         expr = base.expr if complete else expr_at_ranges(base.expr, whole.ranges[:3])
         if expr is None:
             raise UnknownMoveError
         return RecoveredArray(expr, base.dask_inputs, _visible_splits(base, whole), base.foreign and complete)
-
-
-def _has_axis_names(window: Window, dims: Sequence[str], names: Sequence[str]) -> bool:
-    """Return whether each axis of an array has the name of its axis in the expression."""
-    for dim, axis in zip(dims, window.axes, strict=True):
-        # An inserted axis is allowed if it replaces a dropped one.
-        if axis is None and (dim not in DIMS or DIMS.index(dim) in window.axes):
-            return False
-        if axis is not None and dim != names[axis]:
-            return False
-    return all(axis in window.axes for axis in range(3, len(names)))
-
-
-def _axis_length(window: Window, v: int) -> int:
-    axis = window.axes[v]
-    return 1 if axis is None else len(window.ranges[axis])
 
 
 def _visible_splits(base: _Base, whole: Window) -> Splits:

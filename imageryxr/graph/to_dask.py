@@ -38,7 +38,7 @@ from imageryxr.graph.evaluate import (
     has_tables,
     restrict_tables,
 )
-from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, is_plain
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, SameValues
 
 _SPACE = ("z", "y", "x")
 
@@ -128,7 +128,7 @@ class _LeafDep(BlockwiseDep):
 
 def _shared_reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str, Blockwise]:
     """Return a layer of `SharedReads` for each source, under a name that arrays with the same blocks have in common."""
-    if is_plain(expr):
+    if _is_plain(expr):
         return {}
     middle: Index3 = tuple(n // 2 for n in shape)  # type: ignore[assignment]
     found = {}
@@ -139,6 +139,11 @@ def _shared_reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str,
             dep = _LeafDep(leaf, tuple(map(len, splits)))
             found[name] = blockwise(SharedReads, name, _SPACE, dep, _SPACE, numblocks={})
     return found
+
+
+def _is_plain(expr: Expr) -> bool:
+    """Return whether the values are unchanged values of one leaf."""
+    return isinstance(expr, Leaf) or (isinstance(expr, SameValues) and _is_plain(expr.child))
 
 
 def to_dask(
