@@ -93,6 +93,7 @@ def test_properties_have_their_values_labels_and_colours(sample):
     ("more", "color"),
     [
         ({"annotationColor": "#00ff80"}, "#00ff80"),
+        ({"annotationColor": "rgb(0, 255, 128)"}, "#00ff80"),
         ({"annotationColor": "red", "shader": "void main() { setColor(defaultColor()); }"}, "#ff0000"),
         ({"shader": "void main() { setColor(vec3(1.0, 0.5, 0)); }"}, "#ff8000"),
         ({"shader": "void main() { setColor(vec4(0, 0, 1, 0.5)); }"}, "#0000ff80"),
