@@ -126,7 +126,7 @@ def export(
         named by columns of the table; ``"gallery.html"``, one page with all pictures, which can be sorted by the
         columns (``labels=`` names the column of the captions). They are written in one pass, each chunk
         read once; ``client`` may also be a `distributed.Client`. In a bucket, ``overwrite=True`` deletes the previous
-        group first.
+        group first; previous pictures are deleted first everywhere.
     overwrite : bool, default False
         Whether to replace a target that another call has written or begun to write. When the new stack is complete,
         files of the old one that it does not replace are deleted, as listed in the old manifest. An unfinished export

@@ -227,7 +227,7 @@ class BucketSite(Site):
 
     def _is_there(self) -> bool:
         if self._target.kind == "tree":
-            return next(self.final.names(), None) is not None
+            return self.final.exists()
         folder, _, name = self._target.root.rpartition("/")
         return Bucket(folder).get(name) is not None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import dask
@@ -17,10 +19,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.export.cutouts.bucket_jobs import BucketPicturesJob, BucketZarrJob
-from imageryxr.export.cutouts.bucket_page import BucketPageJob
 from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
-from imageryxr.export.cutouts.local_jobs import Job, PageJob, PicturesJob, ZarrJob
+from imageryxr.export.cutouts.formats import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
 from imageryxr.graph.cutout_arrays import CUTOUT
@@ -43,7 +43,7 @@ def export_cutouts(
     """Write cutouts, those that an interrupted call has not written; see `imageryxr.export`."""
     job = _make_job(obj, target, options)
     begin = time.monotonic()
-    with job.locked():
+    with job.site.locked():
         return _run(job, begin, overwrite, resume, client, workers, progress)
 
 
@@ -54,17 +54,21 @@ def _run(
         job.discard()
     job.check_target(overwrite)
     rows = {name: np.arange(a.sizes[CUTOUT]) for name, a in job.arrays.items()}
-    done = job.journal.done()
-    rows = {n: r[[(n, int(i)) not in done or job.is_missing(n, int(i)) for i in r]] for n, r in rows.items()}
+    done = job.done()
+    rows = {n: r[[(n, int(i)) not in done for i in r]] for n, r in rows.items()}
     total = sum(a.sizes[CUTOUT] for a in job.arrays.values())
     left = sum(map(len, rows.values()))
     if left:
         job.prepare()
         with progress_bar(job.place, total, total - left, progress) as shown, _scheduler(client, workers):
             update_bar(shown, total - left)
-            context = copy_context()  # threads of dask do not have the callback of this one
-            job.journal.on_done = lambda count: context.run(update_bar, shown, shown.whole + count)
-            _store(job, {name: r for name, r in rows.items() if len(r)})
+            context, lock = copy_context(), Lock()  # threads of dask do not have the callback of this one
+
+            def advance(count: int) -> None:
+                with lock:
+                    context.run(update_bar, shown, shown.whole + count)
+
+            _store(job, {name: r for name, r in rows.items() if len(r)}, advance)
     size = job.publish()
     return ExportReport(job.place, left, size, time.monotonic() - begin, total - left, tasks=left)
 
@@ -79,14 +83,14 @@ def plan_cutout_export(
     return plan_cutouts(job.arrays, job.place, workers)
 
 
-def _store(job: Job, rows: Mapping[str, npt.NDArray[np.int64]]) -> None:
+def _store(job: Job, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callable[[int], None]) -> None:
     sources, targets = [], []
     for name, own in rows.items():
         array = job.arrays[name]
         part = array if len(own) == array.sizes[CUTOUT] else array.isel({CUTOUT: own})
         data = part.variable._data
         sources.append(data if isinstance(data, da.Array) else da.from_array(part.values, {0: 8}))
-        targets.append(job.writer(name, own))
+        targets.append(replace(job.writer(name, own), on_done=on_done))
     # One graph for all cutouts, so that each chunk is read once; blocks are released as soon as they are written.
     da.store(sources, targets, lock=False)  # type: ignore[arg-type]
 
@@ -104,13 +108,10 @@ def _scheduler(client: Any, workers: int | None) -> AbstractContextManager[Any]:
 
 def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, Any]) -> Job:
     text = os.fspath(target) if isinstance(target, str | os.PathLike) else ""
-    in_bucket = is_remote(text)
-    text = text if in_bucket else os.path.expanduser(text.removeprefix("file://"))
+    text = text if is_remote(text) else os.path.expanduser(text.removeprefix("file://"))
     suffix = Path(text).suffix.lower()
     arrays = _arrays_of(obj)
     kinds: dict[str, type[Job]] = {".zarr": ZarrJob, ".html": PageJob, ".png": PicturesJob}
-    if in_bucket:
-        kinds = {".zarr": BucketZarrJob, ".html": BucketPageJob, ".png": BucketPicturesJob}
     if suffix not in kinds or ("{" in text) != (suffix == ".png"):
         raise OptionError(f"target={text!r} is not a format of cutouts; give {_KINDS}")
     allowed = {".zarr": set(), ".html": {"labels"}, ".png": {"compress_level"}}[suffix]

@@ -263,6 +263,10 @@ class Bucket:
             with bucket_errors(self.url):
                 obstore.delete(self._store, batch)
 
+    def exists(self) -> bool:
+        """Return whether there is any object of this prefix."""
+        return next(self.names(), None) is not None
+
     def clear(self) -> None:
         """Delete all objects of this prefix."""
         self.delete(list(self.names()))

@@ -19,7 +19,7 @@ from PIL import Image
 
 import imageryxr as ix
 from imageryxr.errors import TargetError, TargetExistsError
-from imageryxr.export.cutouts import bucket_jobs, writers
+from imageryxr.export.cutouts import writers
 from imageryxr.export.store.bucket import bucket_store
 from imageryxr.export.store.lease import Lease
 from tests.support.cutouts import IDS, boxes, pictures
@@ -75,7 +75,7 @@ def test_pictures_in_a_bucket_are_named_by_columns(bucket):
 KILLED = """
 import os, signal, sys
 import imageryxr as ix
-from imageryxr.export.cutouts import bucket_jobs, writers
+from imageryxr.export.cutouts import writers
 from tests.support.cutouts import boxes, pictures
 
 count = 0
@@ -89,7 +89,7 @@ def dying(original):
         original(self, rows, block)
     return write
 
-for kind in (bucket_jobs.BucketZarrWriter, bucket_jobs.BucketPictureWriter, writers.ZarrWriter, writers.PictureWriter):
+for kind in (writers.ZarrWriter, writers.PictureWriter):
     kind.write = dying(kind.write)
 target = sys.argv[1]
 ix.export(boxes(4).segmentation if target.endswith("zarr") else pictures(4), target, workers=1)
@@ -138,7 +138,7 @@ def test_an_interrupted_export_of_another_call_is_not_continued(bucket, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bucket_jobs.BucketZarrWriter, "write", stop)
+        patch.setattr(writers.ZarrWriter, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             ix.export(boxes().segmentation, target)
     assert "boxes.zarr/zarr.json" not in bucket.names()
@@ -200,7 +200,7 @@ def test_two_exports_to_one_target_at_once_are_refused(bucket, tmp_path, monkeyp
                 ix.export(other, place, overwrite=True)
         original(self, rows, block)
 
-    kinds = (bucket_jobs.BucketZarrWriter, bucket_jobs.BucketPictureWriter, writers.ZarrWriter, writers.PictureWriter)
+    kinds = (writers.ZarrWriter, writers.PictureWriter)
     for kind in kinds:
         monkeypatch.setattr(kind, "write", functools.partialmethod(write, original=kind.write))
     assert ix.export(array, place, workers=1).regions == 6
@@ -210,13 +210,13 @@ def test_two_exports_to_one_target_at_once_are_refused(bucket, tmp_path, monkeyp
 
 def test_workers_stop_when_their_export_has_ended(bucket, monkeypatch):
     kept = []
-    original = bucket_jobs.BucketZarrWriter.write
+    original = writers.ZarrWriter.write
 
     def write(self, rows, block):
         kept.append((pickle.loads(pickle.dumps(self)), rows, block))
         original(self, rows, block)
 
-    monkeypatch.setattr(bucket_jobs.BucketZarrWriter, "write", write)
+    monkeypatch.setattr(writers.ZarrWriter, "write", write)
     ix.export(boxes().segmentation, bucket.url("boxes.zarr"))
     before = bucket.contents()
     writer, rows, block = kept[0]

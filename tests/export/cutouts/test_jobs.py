@@ -285,3 +285,21 @@ def test_the_progress_bar_counts_the_cutouts_that_are_written(tmp_path, capsys):
         ix.export(boxes(), tmp_path / "boxes.zarr", progress=True)
     assert "12/12" in capsys.readouterr().err.rsplit("\r", 1)[1]
     assert seen[-1] == 1
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
+    tmp_path, dies_after, monkeypatch, resume
+):
+    target = tmp_path / "gallery" / "{cutout}.png"
+    ix.export(pictures(4).isel(y=slice(0, 4)), target)
+    dies_after(9)
+    with pytest.raises(KeyboardInterrupt):
+        ix.export(pictures(4), target, overwrite=True, workers=1)
+    monkeypatch.undo()
+    report = ix.export(pictures(4), target, resume=resume)
+    assert report.regions + report.skipped == 24
+    assert (report.skipped > 0) == resume
+    for i, plane in enumerate(pictures(4).isel(z=1).values):
+        with Image.open(tmp_path / "gallery" / f"{i}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), plane)
