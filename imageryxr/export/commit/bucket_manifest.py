@@ -7,12 +7,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 from imageryxr.errors import TargetError
 from imageryxr.export.commit.manifest import Entry, Header, ManifestStore
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.lease import Lease
+from imageryxr.export.store.lease import Lease, WorkerWatch
 
 
 class BucketManifest(ManifestStore):
@@ -87,36 +86,23 @@ class BucketManifest(ManifestStore):
 
 
 @dataclass
-class ManifestWatch:
-    """A check by workers, which hold no lease, that their export still runs, by its manifest.
-
-    The process that started the export may die, and another export may start or even complete, before a worker has
-    finished its region.
-    """
-
-    VALID_SECONDS: ClassVar[float] = 2.0
-    """Seconds for which the result of a check is reused."""
+class ManifestWatch(WorkerWatch):
+    """A check by workers, which hold no lease, that their export still runs, by its manifest."""
 
     url: str
     name: str
     run: str
     phase: str
+    """Run and phase in the manifest when the region was submitted."""
     work: str | None = None
-    _confirmed: float = 0.0
+    """The work folder of the export, which no other export writes to."""
 
-    def ensure(self) -> None:
-        """Check unless the last check is recent."""
-        if abs(time.time() - self._confirmed) > self.VALID_SECONDS:
-            self.check()
-
-    def check(self) -> None:
+    def confirm(self) -> None:
         """Read the manifest; raise `TargetError` if the export has ended or another one has started."""
-        requested = time.time()
         place = f"{self.url}/{self.name}.json"
         text = Bucket(self.url).get(self.name + ".json")
         now = None if text is None else Header.parse(text, place)
         if now is not None and (now.run, now.phase) == (self.run, self.phase) and not now.replaced:
-            self._confirmed = requested
             return
         if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):
             Bucket(self.work).clear()  # files that workers wrote after the work folder was removed

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.lease import Lease
+from imageryxr.export.store.lease import Lease, WorkerWatch
 from imageryxr.export.store.local import FileRecord, Folder, TargetLock, disk_errors, is_remote
 
 HIDDEN = ".imageryxr"
@@ -82,32 +80,21 @@ CutoutPlace = CutoutFolder | Bucket
 
 
 @dataclass
-class MarkerWatch:
+class MarkerWatch(WorkerWatch):
     """A check by workers, which hold no lease, that their export still runs, by the object that identifies it."""
-
-    VALID_SECONDS: ClassVar[float] = 2.0
-    """Seconds for which the result of a check is reused."""
 
     url: str
     marker: str
     content: bytes
-    _confirmed: float = 0.0
 
-    def ensure(self) -> None:
-        """Check unless the last check is recent."""
-        if abs(time.time() - self._confirmed) > self.VALID_SECONDS:
-            self.check()
-
-    def check(self) -> None:
+    def confirm(self) -> None:
         """Read the object; raise `TargetError` if the export has ended or another one has started."""
-        requested = time.time()
         if Bucket(self.url).get(self.marker) != self.content:
             raise TargetError(
                 f"{self.url}/{self.marker} was removed: this export ended or another one started, and the cutouts that "
                 "a worker was still processing are not written",
                 taken=True,
             )
-        self._confirmed = requested
 
 
 def split_place(place: str) -> tuple[str, str]:

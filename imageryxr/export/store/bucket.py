@@ -9,33 +9,26 @@ condition that names the object that it may replace
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
-from imageryxr.errors import ImageryError, TargetError
+from imageryxr.errors import TargetError
+from imageryxr.export.store.bucket_errors import bucket_errors, is_broken_connection, is_condition_refused
 from imageryxr.export.store.local import FileRecord
-from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch.buckets import RETRY, bucket_options
 
-# Error codes for a full disk: XMinioStorageFull, QuotaExceeded, ….
-_FULL_CODE = re.compile("StorageFull|QuotaExceeded|InsufficientStorage", re.IGNORECASE)
 # Bytes up to which an object is uploaded in one request. Larger objects go in parts, which cannot be conditional.
 ONE_REQUEST = 1 << 26
 # Attempts of an upload whose condition is not met although this process owns the target.
 TRIES = 4
 # Metadata key of an object for the export that wrote it.
 RUN = "imageryxr-run"
-# How servers without conditional writes answer one: by status, or by 400 with one of these codes. Other codes of a 400
-# (RequestTimeout, …) are transient.
-_REFUSED_STATUS = (405, 501)
-_REFUSED_CODES = (None, "NotImplemented", "InvalidArgument", "InvalidRequest")
 # Pauses in seconds before an upload over a broken connection is retried; None ends the retries, as does `_PATIENCE`.
 _WAITS: tuple[float | None, ...] = (*(min(8.0, 0.1 * 2**i) for i in range(RETRY["max_retries"])), None)
 _SHOWN = {"html": "text/html; charset=utf-8", "png": "image/png"}
@@ -135,10 +128,10 @@ class Bucket:
             except (NotImplementedError, NotSupportedError) as error:
                 raise self._unsupported() from error
             except GenericError as error:
-                if mode != "overwrite" and _is_condition_refused(error):
+                if mode != "overwrite" and is_condition_refused(error):
                     raise self._unsupported() from error
                 wait = next(waits)
-                if wait is None or not _is_broken_connection(error) or time.monotonic() - began > _PATIENCE:
+                if wait is None or not is_broken_connection(error) or time.monotonic() - began > _PATIENCE:
                     raise
                 time.sleep(wait)
                 self._watch()
@@ -360,58 +353,6 @@ def _open_bucket(url: str, pid: int) -> Any:
     return kind(bucket, prefix=prefix or None, client_options=client, retry_config=RETRY, **options)
 
 
-@contextmanager
-def bucket_errors(url: str) -> Iterator[None]:
-    """Raise `TargetError` with advice in place of an error of a bucket."""
-    try:
-        yield
-    except (FileNotFoundError, ImageryError):
-        raise
-    except Exception as error:
-        code, message = _error_fields(error)
-        full = code is not None and _FULL_CODE.search(code) is not None
-        raise TargetError(f"could not write {url}: {_error_reason(url, error, code, message)}", full=full) from error
-
-
 def _mark_from(meta: Any) -> dict[str, str]:
     """Return the mark of an object: the entity tag and version that a conditional upload requires."""
     return {kind: meta[kind] for kind in ("e_tag", "version") if meta.get(kind)}
-
-
-def _status(error: Exception) -> int | None:
-    """Return the HTTP status of a bucket's response."""
-    found = re.search(r"status code: (\d+)", str(error).split("Debug source:")[0])
-    return int(found[1]) if found else None
-
-
-def _is_condition_refused(error: Exception) -> bool:
-    """Return whether a server refused a request because of its condition."""
-    status = _status(error)
-    return status in _REFUSED_STATUS or (status == 400 and _error_fields(error)[0] in _REFUSED_CODES)
-
-
-def _is_broken_connection(error: Exception) -> bool:
-    """Return whether a connection broke and obstore did not retry: it retries only idempotent requests."""
-    text = str(error).split("Debug source:")[0]
-    return "HTTP error" in text and " retries," not in text
-
-
-def _error_fields(error: Exception) -> tuple[str | None, str | None]:
-    """Return the code and message in the XML of a bucket's response."""
-    text = str(error).split("Debug source:")[0]
-    code, message = (re.search(f"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message"))
-    return code and clean_message(code[1]), message and clean_message(message[1])
-
-
-def _error_reason(url: str, error: Exception, code: str | None, message: str | None) -> str:
-    """Return the reason of a failed request, and advice."""
-    if code == "NoSuchBucket":
-        scheme, _, rest = url.partition("://")
-        bucket = rest.partition("/")[0]
-        return f"the bucket {scheme}://{bucket} does not exist; create it, or check its name"
-    if code:
-        status = _status(error)
-        answer = f"{code}{f' ({message})' if message else ''}{f', status {status}' if status else ''}"
-        return f"the server returned {answer}; check the bucket's name and your credentials"
-    reason = clean_message(str(error).split("Debug source:")[0].partition("<?xml")[0]) or type(error).__name__
-    return f"{reason}; check the bucket's name and your credentials"

@@ -15,14 +15,45 @@ import socket
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket import Bucket
+
+
+@dataclass
+class WorkerWatch(ABC):
+    """A check by workers, which hold no lease, that their export still runs.
+
+    The process that started the export may die, and another export may start or even complete, before a worker has
+    finished its part.
+    """
+
+    VALID_SECONDS: ClassVar[float] = 2.0
+    """Seconds for which the result of a check is reused."""
+
+    _confirmed: float = field(default=0.0, init=False)
+
+    def ensure(self) -> None:
+        """Check unless the last check is recent."""
+        if abs(time.time() - self._confirmed) > self.VALID_SECONDS:
+            self.check()
+
+    def check(self) -> None:
+        """Raise `TargetError` if the export has ended or another one has started."""
+        requested = time.time()
+        self.confirm()
+        self._confirmed = requested
+
+    @abstractmethod
+    def confirm(self) -> None:
+        """Read the object that identifies the export; raise `TargetError` if it has changed."""
 
 
 @lru_cache(maxsize=1)

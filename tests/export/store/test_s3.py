@@ -306,7 +306,7 @@ def test_the_error_for_an_absent_bucket_contains_the_servers_reason(bucket):
     ],
 )
 def test_the_error_contains_the_servers_reason(said, told):
-    from imageryxr.export.store.bucket import bucket_errors
+    from imageryxr.export.store.bucket_errors import bucket_errors
 
     with pytest.raises(ix.errors.TargetError) as caught, bucket_errors("s3://b/x"):
         raise RuntimeError(said)
