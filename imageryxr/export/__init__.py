@@ -43,7 +43,7 @@ def plan_export(
     -------
     ExportPlan or, for cutouts, CutoutPlan
         Regions, tasks, bytes to read from each source, bytes to write, requests, peak memory of a worker. Its
-        ``validate()`` raises an error if the export cannot succeed; `export` calls it first.
+        ``validate()`` raises an error if the export cannot succeed; `export` checks the same first.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def export(
     exit_if_spawned(pool)
     try:
         plan = plan_array(da, target, pool, overwrite=overwrite, scratch=scratch, square=square, options={**options})
-        plan.validate()
+        plan.check_resources()
         plan.warn_of_rereads()
         return run_plan(plan, overwrite=overwrite, resume=resume, retries=retries, on_error=on_error, progress=progress)
     finally:

@@ -113,6 +113,12 @@ class ExportPlan:
         TargetExistsError
             If the target exists, was written by another call, and may not be replaced.
         """
+        self.check_resources()
+        if self.workspace is not None:
+            self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
+
+    def check_resources(self) -> None:
+        """Raise an error if memory, disks, permissions or the format do not suffice; planning has checked the rest."""
         if isinstance(self.scratch_option, str) and self.pool.kind != "cluster":
             free_bytes(self.scratch_option)  # a folder that was given must be usable, even if it is not needed
         scratch = [] if self.scratch is None else self.scratch.problems(self.pool)
@@ -120,7 +126,6 @@ class ExportPlan:
         if problems:
             raise OptionError(f"{self.target.place} cannot be written: ", join_messages("; and ", problems))
         if self.workspace is not None:
-            self.workspace.refuse(self.workspace.load(self.overwrite), self.overwrite)
             self.workspace.site.check_writable(self.bytes_to_write + self.pyramid_bytes)
 
     def _lost_blocks(self) -> list[str]:
