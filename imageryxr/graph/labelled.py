@@ -98,6 +98,12 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
             f"a Dataset with the variables {names} was given, but one array is needed; give one variable, such as "
             f"ds[{names[0] if names else 'image'!r}]"
         )
+    if isinstance(given, xr.DataTree):
+        layers = [f"tree[{node.path!r}][{str(name)!r}]" for node in given.subtree for name in node.data_vars]
+        raise LayerError(
+            f"a DataTree was given, but one array is needed; give one of its layers, such as "
+            f"{layers[0] if layers else 'tree[…].image'}"
+        )
     if not isinstance(array, xr.DataArray):
         raise LayerError(
             f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray from ",

@@ -224,7 +224,8 @@ def _add_floats(sums: NDArray[np.float64], values: NDArray[Any]) -> None:
         sums[1], sums[2], sums[3], sums[4] = mean, deviation, low, high
     else:
         shift = mean - sums[1]
-        sums[1] += shift * values.size / count
+        # The difference of infinite means is NaN, but their sum is infinite if their signs are equal.
+        sums[1] += shift * values.size / count if np.isfinite(shift) else mean
         sums[2] += deviation + shift * shift * before * values.size / count
         sums[3] = low if low < sums[3] or low != low else sums[3]
         sums[4] = high if high > sums[4] or high != high else sums[4]

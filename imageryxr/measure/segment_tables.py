@@ -161,9 +161,11 @@ def _merge_grey(parts: list[Grey], voxels: npt.NDArray[np.int64], groups: Groups
     names = ("mean", "deviation", "low", "high")
     mean, deviation, low, high = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     reference = groups.one(mean)
-    shift = groups.add(voxels * (mean - groups.spread(reference))) / groups.add(voxels)
-    merged = reference + shift
-    deviation = groups.add(deviation) + groups.add(voxels * (mean - groups.spread(merged)) ** 2)
+    with np.errstate(invalid="ignore"):
+        shift = groups.add(voxels * (mean - groups.spread(reference))) / groups.add(voxels)
+        # The difference of infinite means is NaN, but their sum is infinite if their signs are equal.
+        merged = np.where(np.isfinite(shift), reference + shift, groups.add(mean))
+        deviation = groups.add(deviation) + groups.add(voxels * (mean - groups.spread(merged)) ** 2)
     return Grey(merged, deviation, groups.minimum(low), groups.maximum(high))
 
 

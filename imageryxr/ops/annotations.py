@@ -187,7 +187,7 @@ def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: 
             raise OptionError(param(what, given), " is not the name of a column or of three columns (x, y, z)")
         absent = [name for name in three if name not in names]
         if absent and tuple(three) == _DEFAULT:
-            candidates = _position_columns(columns, names)
+            candidates = position_columns(columns, names)
             if len(candidates) == 1:
                 return _named_triples(columns, names, candidates[0], what, used)
         if absent:
@@ -265,7 +265,7 @@ def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
     return triples * np.array(unit, np.float64)
 
 
-def _position_columns(columns: Any, names: list[Any]) -> list[str]:
+def position_columns(columns: Any, names: list[Any]) -> list[str]:
     """Return what may be given as ``position``: columns of triples, and prefixes of three columns."""
     triples = [name for name in names if isinstance(name, str) and as_triples(columns[name]) is not None]
     stems = [name[:-2] for name in names if isinstance(name, str) and name.endswith("_x")]
@@ -274,7 +274,7 @@ def _position_columns(columns: Any, names: list[Any]) -> list[str]:
 
 def _unknown_columns(absent: list[Any], names: list[Any], columns: Any, what: str) -> OptionError:
     hint = suggest_names(str(absent[0]), map(str, names))
-    candidates = _position_columns(columns, names)
+    candidates = position_columns(columns, names)
     shown = ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
     choice = param(what, text=" or ".join(map(repr, candidates[:4])))
     advice = Message("give ", choice) if candidates else f"name three of: {shown}"

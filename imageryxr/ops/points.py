@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import SNAP, Triple, check_resolution, format_triple, tidy
 from imageryxr.core.grid import Grid
@@ -18,6 +19,7 @@ from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, read_selection
 from imageryxr.graph.strides import Indexes
 from imageryxr.graph.to_dask import to_dask
+from imageryxr.ops.annotations import position_columns
 
 Places = npt.NDArray[np.float64]
 
@@ -34,8 +36,9 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
         Array with dims (z, y, x) or (z, y, x, rgba), or a Dataset, of which variables with these dims are sampled.
     points : array_like of shape (n, 3), Series, DataFrame, Dataset or dict
         Points (x, y, z) in units of ``resolution``, in any order. A table must have the columns ``x``, ``y`` and ``z``,
-        or exactly one column of triples, such as ``pt_position`` of a CAVE table. If there are several, give one of
-        them: ``table["pre_pt_position"]``. A single point can be given as three numbers.
+        or exactly one column of triples, such as ``pt_position`` of a CAVE table (also as text, "[1 2 3]", from a CSV
+        file), or three columns ``pt_position_x``, ``…_y`` and ``…_z``. If there are several, give one of them:
+        ``table["pre_pt_position"]``. A single point can be given as three numbers.
     resolution : sequence of 3 numbers, default (1, 1, 1)
         Nanometres per unit (x, y, z) of ``points``. ``(1, 1, 1)`` means that points are in nanometres; the resolution
         that Neuroglancer shows, such as ``(4, 4, 40)``, means that points are in voxels of that size.
@@ -107,13 +110,13 @@ def _points_array(points: Any) -> Places:
     """Return points as an array (n, 3)."""
     if isinstance(points, Mapping | xr.Dataset) or hasattr(points, "columns"):
         points = _table_positions(points)
-    try:
-        rows = np.asarray(points)
-        # A column of triples, as in CAVE tables, is an array of objects.
-        rows = np.stack([np.asarray(row) for row in rows]) if rows.dtype == object and rows.ndim == 1 else rows
-        found = rows.astype(np.float64) if rows.dtype.kind in "iufO" or not rows.size else None
-    except (TypeError, ValueError):
-        found = None
+    found = as_triples(points)
+    if found is None:
+        try:
+            rows = np.asarray(points)
+            found = rows.astype(np.float64) if rows.dtype.kind in "iufO" or not rows.size else None
+        except (TypeError, ValueError):
+            found = None
     if found is None:
         raise BoxError(
             f"points={str(points)[:80]!r} are not numbers; give an array of shape (n, 3), each row (x, y, z)"
@@ -139,27 +142,18 @@ def _table_positions(table: Any) -> Any:
             raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give lists of equal length")
         return np.stack(points, axis=1)
     names = list(getattr(table, "columns", table))
-    triples = [name for name in names if _has_triples(table[name])]
-    if len(triples) == 1:
-        return table[triples[0]]
+    found = position_columns(table, names)
+    given = [name if name in names else [f"{name}_{axis}" for axis in "xyz"] for name in found]
+    if len(given) == 1:
+        return table[found[0]] if found[0] in names else np.stack([np.asarray(table[c]) for c in given[0]], axis=1)
     message = f"the table of points has the columns {list(map(str, names))}"
-    split = [[f"{name[:-1]}{axis}" for axis in "xyz"] for name in map(str, names) if name[-2:] == "_x"]
-    split = [columns for columns in split if not set(columns) - {*names}]
-    if triples:
-        raise BoxError(f"{message}, {len(triples)} of which are positions: give one of them, table[{triples[0]!r}]")
-    if split:
-        raise BoxError(f"{message} and lacks {absent}: give table[{split[0]}].to_numpy()")
+    if given:
+        advice = f"give one of them, table[{given[0]!r}]" if found[0] in names else f"give table[{given[0]}].to_numpy()"
+        raise BoxError(f"{message}, {len(given)} of which are positions: {advice}")
     raise BoxError(
         f"{message} and lacks {absent}: rename the columns of the positions to x, y and z, e.g. "
         "table.rename(columns={'pt_x': 'x'}), or give an array of shape (n, 3)"
     )
-
-
-def _has_triples(column: Any) -> bool:
-    values = np.asarray(column)
-    if values.dtype != object or values.ndim != 1:
-        return values.ndim == 2 and values.shape[1] == 3 and values.dtype.kind in "iuf"
-    return len(values) > 0 and all(isinstance(v, list | tuple | np.ndarray) and len(v) == 3 for v in values)
 
 
 def _voxel_indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Places]:

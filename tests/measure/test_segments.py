@@ -124,6 +124,29 @@ def test_deviations_are_stable_where_the_mean_is_large():
         np.testing.assert_allclose(cell["std"], [(values - values.mean()).std()], rtol=1e-7)
 
 
+@pytest.mark.parametrize("chunks", [None, (1, 1, 2)])
+def test_infinite_values_have_the_means_of_numpy(chunks):
+    seg = as_segmentation(np.array([[[1, 1, 2, 1, 1, 2, 3, 3]]], np.uint64).repeat(3, 1))
+    values = np.arange(24, dtype=np.float32).reshape(seg.shape)
+    values[0, 1, 0], values[0, 2, 4], values[0, 0, 6], values[0, 1, 7] = np.inf, np.inf, np.inf, -np.inf
+    image = seg.copy(data=values).assign_attrs(layer_type="image")
+    if chunks is not None:
+        seg, image = (array.chunk(dict(zip("zyx", chunks, strict=True))) for array in (seg, image))
+    cells = ix.measure(seg, image)
+    inside = [values[seg.values == i] for i in (1, 2, 3)]
+    np.testing.assert_array_equal(cells["min"], [v.min() for v in inside])
+    np.testing.assert_array_equal(cells["max"], [v.max() for v in inside])
+    np.testing.assert_allclose(cells["mean"], [np.inf, inside[1].mean(), np.nan])
+    np.testing.assert_allclose(cells["std"], [np.nan, inside[1].std(), np.nan], rtol=1e-6)
+
+
+def test_a_tree_is_an_error_that_names_a_layer():
+    seg = as_segmentation(np.ones((1, 2, 3), np.uint64)).rename("segmentation")
+    tree = xr.DataTree.from_dict({"/labels": xr.Dataset({"segmentation": seg})})
+    with pytest.raises(LayerError, match=r"tree\['/labels'\]\['segmentation'\]"):
+        ix.measure(tree)
+
+
 def test_nan_of_an_image_stays_nan():
     seg = as_segmentation(np.array([[[1, 1, 1, 2, 2]]], np.uint8), {"x": 2})
     image = seg.copy(data=np.array([[[1, np.nan, 0, 4, 6]]], np.float32)).assign_attrs(layer_type="image")

@@ -262,11 +262,17 @@ def test_a_table_with_one_column_of_triples_is_accepted(sample):
         pd.DataFrame({"id": [1, 2], "pt_position": [np.array(r) for r in rows]}),
         pd.DataFrame({"pt_position": [list(r) for r in rows], "cell_type": ["a", "b"]}),
         {"id": np.array([1, 2]), "pt_position": np.array(rows)},
+        pd.DataFrame({"pt_position": [str(list(r)) for r in rows]}),
+        {"pt_position": ["(4600 2560 130)", "4200, 2200, 110".join("[]")]},
     ]
     for table in tables:
         np.testing.assert_array_equal(ix.sample_points(seg, table, resolution=(8, 8, 40)).values, truth)
         column = ix.sample_points(seg, table["pt_position"], resolution=(8, 8, 40))
         np.testing.assert_array_equal(column.values, truth)
+    split = pd.DataFrame({f"pt_position_{axis}": np.array(rows)[:, i] for i, axis in enumerate("xyz")})
+    np.testing.assert_array_equal(ix.sample_points(seg, split, resolution=(8, 8, 40)).values, truth)
+    with pytest.raises(ix.errors.BoxError, match="1 of 3 points are not finite, the first is row 1"):
+        ix.sample_points(seg, pd.Series([str(list(rows[0])), None, str(list(rows[1]))]), resolution=(8, 8, 40))
 
 
 def test_a_table_with_ambiguous_positions_raises_with_advice(sample):
@@ -277,7 +283,8 @@ def test_a_table_with_ambiguous_positions_raises_with_advice(sample):
         ix.errors.BoxError, match=r"2 of which are positions: give one of them, table\['pre_pt_position'\]"
     ):
         ix.sample_points(seg, table, resolution=(8, 8, 40))
-    table = pd.DataFrame({f"pt_position_{axis}": np.array(rows)[:, i] for i, axis in enumerate("xyz")})
+    columns = {f"pt_position_{axis}": np.array(rows)[:, i] for i, axis in enumerate("xyz")}
+    table = pd.DataFrame({**columns, **{f"other_{name}": column for name, column in columns.items()}})
     with pytest.raises(ix.errors.BoxError, match="give table") as error:
         ix.sample_points(seg, table, resolution=(8, 8, 40))
     typed = str(error.value).partition("give ")[2]

@@ -111,6 +111,8 @@ def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, An
     text = text if is_remote(text) else os.path.expanduser(text.removeprefix("file://"))
     suffix = Path(text).suffix.lower()
     arrays = _arrays_of(obj)
+    if not obj.sizes[CUTOUT]:
+        raise LayerError(f"the array has no cutouts to write to {text!r}; select at least one")
     kinds: dict[str, type[Job]] = {".zarr": ZarrJob, ".html": PageJob, ".png": PicturesJob}
     if suffix not in kinds or ("{" in text) != (suffix == ".png"):
         raise OptionError(f"target={text!r} is not a format of cutouts; give {_KINDS}")

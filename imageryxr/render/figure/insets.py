@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -38,7 +39,8 @@ def inset(
     Parameters
     ----------
     picture : DataArray
-        One slice with coordinates, as in `to_pil`.
+        One slice with coordinates, as in `to_pil`. For a `montage`, draw the insets first: ``montage([inset(a, box),
+        inset(b, box)])``.
     bbox : BBox
         The part to magnify. Only its extent in the plane of the picture is used.
     zoom : int, default 3
@@ -69,7 +71,7 @@ def inset(
     OutOfVolumeError
         If the part is outside the picture.
     OptionError
-        If the magnified part does not fit into the picture.
+        If the magnified part does not fit into the picture, or ``picture`` is a Pillow picture.
 
     Warns
     -----
@@ -89,6 +91,12 @@ def inset(
     from PIL import Image as PilImage
 
     check_position(position)
+    given: Any = picture
+    if isinstance(given, PilImage.Image):
+        raise OptionError(
+            "inset was given a Pillow picture, but it needs the array of one slice, to which the box refers; draw "
+            "insets first, and arrange them afterwards: montage([inset(a, box), inset(b, box)])"
+        )
     step = pixel_size(picture, None) / scale if scale_bar else None
     plain = to_pil(picture, scale=scale)
     whole = plain.convert("RGBA")
@@ -124,8 +132,14 @@ def inset(
         frames, text = [*frames, bar], smallest_text(text, other)
     is_opaque = whole.getchannel("A").getextrema()[0] == 255
     geometry = geometry_of(plain)
-    nm = None if geometry is None else geometry.nm
-    return attach_geometry(whole.convert("RGB") if is_opaque else whole, nm, frames, text)
+    nm, views = (None, ()) if geometry is None else (geometry.nm, geometry.views)
+    return attach_geometry(
+        whole.convert("RGB") if is_opaque else whole,
+        nm,
+        frames,
+        text,
+        [replace(view, has_inset=True) for view in views],
+    )
 
 
 def _draw_frame(whole: Image, box: Rect, color: Any, line: int) -> Rect:

@@ -18,7 +18,15 @@ from imageryxr.errors import OptionError
 from imageryxr.graph.cutout_arrays import CUTOUT, has_cutouts
 from imageryxr.graph.labelled import as_dask, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices, column_texts
-from imageryxr.render.figure.picture import Geometry, attach_geometry, geometry_of, smallest_text, squeeze_slice, to_pil
+from imageryxr.render.figure.picture import (
+    Geometry,
+    attach_geometry,
+    geometry_of,
+    shift_rect,
+    smallest_text,
+    squeeze_slice,
+    to_pil,
+)
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.text import contrasting_color, draw_text, fit_text_size, text_extent, text_top
 
@@ -122,8 +130,10 @@ def montage(
         tiles = [_label_tile(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
         written += [one.text for one in map(geometry_of, tiles) if one is not None]
     whole, places = _arrange_tiles(tiles, columns, spacing, fill)
-    views = [view.shift(*at) for one, at in zip(geometries, places, strict=True) if one for view in one.views]
-    return attach_geometry(whole, _common_pixel_size(geometries), (), smallest_text(*written), views)
+    known = [(one, at) for one, at in zip(geometries, places, strict=True) if one]
+    views = [view.shift(*at) for one, at in known for view in one.views]
+    taken = [shift_rect(rect, *at) for one, at in known for rect in one.taken]
+    return attach_geometry(whole, _common_pixel_size(geometries), taken, smallest_text(*written), views)
 
 
 def _central_pictures(cutouts: Any) -> xr.DataArray:

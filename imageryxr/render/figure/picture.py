@@ -211,17 +211,22 @@ class View:
     covered: tuple[Rect, ...] = ()
     """Areas of the picture that show other things, such as scale bars."""
 
+    has_inset: bool = False
+    """Whether a part of the slice is shown twice, so that a mark would have two places."""
+
     def shift(self, left: int, top: int) -> View:
         """Return the view at another place in a picture."""
-
-        def moved(rect: Rect) -> Rect:
-            return rect[0] + left, rect[1] + top, rect[2] + left, rect[3] + top
-
-        return replace(self, rect=moved(self.rect), covered=tuple(map(moved, self.covered)))
+        covered = tuple(shift_rect(rect, left, top) for rect in self.covered)
+        return replace(self, rect=shift_rect(self.rect, left, top), covered=covered)
 
     def cover(self, rect: Rect) -> View:
-        """Return the view with one more covered area, such as that of an inset, which shows other data."""
+        """Return the view with one more covered area."""
         return replace(self, covered=(*self.covered, rect))
+
+
+def shift_rect(rect: Rect, left: int, top: int) -> Rect:
+    """Return a rectangle at another place in a picture."""
+    return rect[0] + left, rect[1] + top, rect[2] + left, rect[3] + top
 
 
 @dataclass(frozen=True)

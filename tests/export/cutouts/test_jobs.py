@@ -264,6 +264,12 @@ def test_impossible_targets_are_errors(tmp_path, target, message):
         ix.export(pictures(), target if "://" in target else tmp_path / target)
 
 
+@pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
+def test_no_cutouts_are_an_error(tmp_path, target):
+    with pytest.raises(LayerError, match="has no cutouts to write"):
+        ix.export(pictures().isel(cutout=[]), tmp_path / target)
+
+
 def test_ids_and_datasets_are_no_pictures(tmp_path):
     with pytest.raises(LayerError, match="draw it first with overlay"):
         ix.export(boxes().segmentation, tmp_path / "gallery.html")

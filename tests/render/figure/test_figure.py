@@ -603,6 +603,18 @@ def test_an_inset_does_not_cover_the_part_that_it_magnifies():
         inset(da, BBox((20, 41, 0), (60, 66, 1), resolution=(8, 8, 40)), zoom=2)
 
 
+def test_scale_bars_of_a_montage_do_not_cover_the_insets_of_its_tiles():
+    da = _noise()
+    box = BBox((10, 10, 0), (22, 20, 1), resolution=(8, 8, 40))
+    one = inset(da, box, position="bottom right", zoom=2)
+    whole = montage([one, one], spacing=4)
+    marked = np.asarray(scale_bar(whole))
+    assert (marked[:, one.width + 4 :][-40:, -40:] == np.asarray(whole)[:, one.width + 4 :][-40:, -40:]).all()
+    assert (marked != np.asarray(whole)).any()
+    with pytest.raises(OptionError, match=r"draw insets first.*montage\(\[inset"):
+        inset(whole, box)
+
+
 def test_an_inset_may_show_more_detail():
     coarse = Grid((1, 60, 60), (16, 16, 40), (0, 0, 0))
     fine = Grid((1, 120, 120), (8, 8, 40), (0, 0, 0))
