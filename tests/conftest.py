@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from tests.support.folders import temporary_folder
+
 # cloud-volume creates a folder in the home directory when it is imported, and caveclient searches it for tokens.
-os.environ["HOME"] = tempfile.mkdtemp(prefix="imageryxr-home-")
+os.environ["HOME"] = temporary_folder("home")
 
 os.environ["CAVE_TOKEN"] = os.environ["CLOUD_VOLUME_DIR"] = ""
 
 # Where bytecode is not written, each process that a test starts would compile every module again.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="imageryxr-bytecode-")
-    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
+    os.environ["PYTHONPYCACHEPREFIX"] = temporary_folder("bytecode")
 
 import dask
 import numpy as np

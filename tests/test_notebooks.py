@@ -12,19 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import imageryxr as ix
-
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
 # Writing the sample takes longer than the rest of most notebooks, so its folder holds the sample of this session.
 RUN = """
-import runpy, shutil, sys
+import os, runpy, shutil, sys
 import imageryxr
 write = imageryxr.sample
 def sample(path):
-    shutil.copytree({written!r}, path, dirs_exist_ok=True)
+    shutil.copytree({written!r}, path, copy_function=os.link, dirs_exist_ok=True)
     return write(path)
 imageryxr.sample = sample
 sys.modules['tests'] = None
@@ -36,7 +34,7 @@ runpy.run_path({path!r})
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_in_any_folder(path, tmp_path, sample):
     code = RUN.format(path=str(path), written=str(sample.path))
-    environment = os.environ | {"PYTHONPATH": str(Path(ix.__file__).parents[1]), "MPLBACKEND": "agg"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

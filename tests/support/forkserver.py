@@ -75,6 +75,7 @@ class Forked:
         self.wait(timeout)
         for reader in readers:
             reader.join(timeout)
+        self._close()
         return read.get(0), read.get(1)
 
     def send_signal(self, number: int) -> None:
@@ -83,6 +84,15 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def _close(self) -> None:
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+    def __del__(self) -> None:
+        self._close()
+        self._told.close()
 
 
 def _stream(given: object, number: int) -> tuple[int | None, int]:
