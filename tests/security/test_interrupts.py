@@ -178,7 +178,7 @@ def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = 
     kind = job.pop("kind", "em")
     group, fresh = bool(job.pop("group", "")), bool(job.pop("fresh", ""))
     server = Hanging(layers, way)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     scheme = "zarr" if kind.endswith("zarr") else "precomputed"
     address = f"{scheme}://http://127.0.0.1:{server.server_port}/{kind}"
     try:
@@ -250,7 +250,7 @@ def test_an_interrupt_frees_the_workers_of_a_cluster(layers, tmp_path, kind, arr
     if array != "em" and "zarr" in kind:
         pytest.skip("functions of dask's own run in the worker's thread, and zarr waits there")
     server = Hanging(layers, "silence")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = kind.format(f"http://127.0.0.1:{server.server_port}")
     job = tmp_path / "job.py"
     job.write_text(CLUSTER.format(address=address, target=str(tmp_path / "out.zarr"), array=array))

@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import warnings
 
+import dask
 import pytest
 
 import imageryxr as ix
@@ -213,7 +214,7 @@ def test_mutated_links_open_or_end_in_our_error(sample, odd, seed, count, ways, 
     for number, link in enumerate(links(sample, rng, odd, count)):
         uses = [USES[(number + way) % len(USES)] for way in range(ways)]
         start = time.monotonic()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), dask.config.set(scheduler="synchronous"):
             warnings.simplefilter("ignore", ix.ImageryWarning)
             try:
                 opened += follow(link, uses)

@@ -620,7 +620,7 @@ ROUTES = [
 def serving_cave(folder: Path, tissue: Tissue, info: dict[str, Any]) -> Iterator[CaveServer]:
     """Serve on 127.0.0.1."""
     server = CaveServer(folder, tissue, info)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield server

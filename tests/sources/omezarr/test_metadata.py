@@ -9,6 +9,7 @@ import tracemalloc
 import warnings
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 
@@ -76,7 +77,7 @@ def mutated(files: dict[str, dict], rng: random.Random) -> dict[str, dict]:
 
 def outcome(place: str) -> str:
     """Open an image and read a corner; return "array" or the name of our error."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), dask.config.set(scheduler="synchronous"):
         warnings.simplefilter("ignore")
         try:
             tree = ix.open_multiscale(place, channel=0, time=0)
