@@ -31,7 +31,7 @@ import imageryxr as ix
 from imageryxr.export.store.lease import Lease
 from imageryxr.render import paint
 from imageryxr.sources.cave import root_cache
-from imageryxr.sources.fetch import index_cache, memory_cache
+from imageryxr.sources.fetch import client, index_cache, memory_cache
 from tests.support import cave_server, s3_server
 from tests.support.sample_volume import session_sample
 
@@ -55,6 +55,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_threa
 def _reset_warnings_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the warnings that a process issues only once."""
     monkeypatch.setattr(paint, "_HAS_WARNED", [])
+
+
+@pytest.fixture(autouse=True)
+def _shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry requests as often as usual, but without pauses of seconds."""
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.01)
 
 
 @pytest.fixture(autouse=True)
