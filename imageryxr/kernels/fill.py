@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.kernels.color_table import ColorTable, as_labels, find_slot, kernel_table
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import PAD, as_kernel_input, fill_run, make_padded, make_run_buffers, run_ends
+from imageryxr.kernels.run_length import (
+    PAD,
+    as_kernel_input,
+    copy_values,
+    fill_run,
+    make_padded,
+    make_run_buffers,
+    run_ends,
+)
 
 _GRAY = np.uint32(0x010101)
 _OPAQUE = np.uint32(0xFF000000)
@@ -320,7 +328,7 @@ BLANK, SOLID, ANY = 0, 1, 2
 def blend_row(line: NDArray[np.uint32], under: int, out: NDArray[np.uint32]) -> None:
     """Blend a row over the row `out` of a picture; `under` is `BLANK`, `SOLID` or `ANY` (compiled)."""
     if under == BLANK:
-        out[:] = line
+        copy_values(line, out)
     elif under == SOLID:
         for x in range(out.size):
             out[x] = blend_opaque_pixel(out[x], line[x])

@@ -20,7 +20,7 @@ from imageryxr.kernels.axis_weights import (
     to_arithmetic_dtype,
 )
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import as_kernel_input
+from imageryxr.kernels.run_length import as_kernel_input, copy_values
 
 
 @compile_kernel
@@ -40,11 +40,11 @@ def _nearest(
             if iz[z] < 0 or iy[y] < 0:
                 row[:] = fill[0]
             elif y > 0 and iy[y] == iy[y - 1]:
-                row[:] = out[z, y - 1]
+                copy_values(out[z, y - 1], row)
             elif z > 0 and iz[z] == iz[z - 1]:
-                row[:] = out[z - 1, y]
+                copy_values(out[z - 1, y], row)
             elif straight:
-                row[:] = a[iz[z], iy[y], ix[0] : ix[0] + width]
+                copy_values(a[iz[z], iy[y], ix[0] : ix[0] + width], row)
             else:
                 line = a[iz[z], iy[y]]
                 for x in range(width):

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from imageryxr.errors import GridMismatchError, OptionError
 from imageryxr.kernels.color_table import ColorTable, as_labels, kernel_table
 from imageryxr.kernels.fill import ANY, BLANK, SOLID, fill_packed, pack_gray, unpack
-from imageryxr.kernels.outline_inner import draw_inner
+from imageryxr.kernels.outline_inner import color_and_mark, draw_inner
 from imageryxr.kernels.outline_merged import draw_merged
 from imageryxr.kernels.outline_outer import Runs, cut_runs, draw_outer, make_runs
-from imageryxr.kernels.run_length import is_blank
+from imageryxr.kernels.run_length import PAD, is_blank
 
 # Steps and limits are rounded to fractions with denominators up to this: 4.7 is 47 / 10.
 _DENOMINATOR = 10_000
@@ -111,8 +111,13 @@ def _draw_outlines(
     for z in range(out.shape[0]):
         base = (corner[0] + z) * height * width
         if side == "in":
-            scratch = np.empty((height, width), _distance_dtype(limit))
-            draw_inner(flat, base, *look, scratch, limit, step_y, step_x, merge, under, y, x, out[z])
+            y_high = y + out.shape[1]
+            rows = min(height, y_high + limit // step_y)
+            colors = np.empty((rows, width + PAD), np.uint32)
+            up, right = np.empty((rows, width), np.uint8), np.empty((rows, width - 1), np.uint8)
+            if color_and_mark(flat, base, *look, merge, y, y_high, colors, up, right):
+                distances = np.empty((rows, width), _distance_dtype(limit))
+                draw_inner(colors, up, right, distances, limit, step_y, step_x, under, y, x, out[z])
             continue
         opaque = merge and step_y == step_x and bool((table.rgba[:, 3] == 255).all())
         if opaque and draw_merged(flat, base, height, width, *look, limit // step_y, y, x, out[z]):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from imageryxr.kernels.color_table import find_slot
 from imageryxr.kernels.fill import blend_row
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import PAD, RunBuffers, fill_run, make_run_buffers, run_ends
+from imageryxr.kernels.run_length import RunBuffers, copy_values, fill_run, make_run_buffers, run_ends
 
 _CLEAR = np.uint32(0)
 _ALPHA = np.uint32(24)
@@ -100,10 +100,10 @@ def _lower_along_row(near: NDArray[Any], to: NDArray[Any], shift: int, step: int
     number = near.dtype.type
     size = near.size
     if shift >= size:
-        to[:] = near
+        copy_values(near, to)
         return
     way = number(step)
-    to[:shift] = near[:shift]
+    copy_values(near[:shift], to)
     left, middle = near[: size - shift], near[shift:]
     part = to[shift:]
     for x in range(part.size):
@@ -114,7 +114,7 @@ def _lower_along_row(near: NDArray[Any], to: NDArray[Any], shift: int, step: int
 
 
 @compile_kernel
-def draw_inner(
+def color_and_mark(
     flat: NDArray[Any],
     base: int,
     keys: NDArray[np.uint64],
@@ -122,51 +122,68 @@ def draw_inner(
     packed: NDArray[np.uint32],
     explicit: int,
     fallback: int,
+    merge: bool,
+    y_low: int,
+    y_high: int,
+    colors: NDArray[np.uint32],
+    up: NDArray[np.uint8],
+    right: NDArray[np.uint8],
+) -> bool:
+    """Write the colours and borders of the slice that begins at `base`; return whether any pixel is shown.
+
+    `colors` is (rows, width + `PAD`). `up` (rows, width) marks borders to the row above, and `right` (rows, width - 1),
+    between rows `y_low` and `y_high`, borders to the next pixel. Without shown pixels, borders are not written.
+    """
+    height, width = up.shape
+    buffers = make_run_buffers(width)
+    shown = np.empty(colors.shape, np.uint8)
+    some = False
+    for y in range(height):
+        row = flat[base + y * width : base + (y + 1) * width]
+        some |= _color_row(row, keys, slots, packed, explicit, fallback, buffers, colors[y], shown[y])
+    if not some:
+        return False  # background only
+    for y in range(height):
+        here, before = base + y * width, base + (y - 1) * width
+        row = flat[here : here + width]
+        if y > 0:
+            _mark_borders(row, flat[before:here], shown[y, :width], shown[y - 1, :width], merge, up[y])
+        if y_low <= y < y_high:
+            _mark_borders(row[1:], row[:-1], shown[y, 1:width], shown[y, : width - 1], merge, right[y])
+    return True
+
+
+@compile_kernel
+def draw_inner(
+    colors: NDArray[np.uint32],
+    border: NDArray[np.uint8],
+    beside: NDArray[np.uint8],
     above: NDArray[Any],
     limit: int,
     step_y: int,
     step_x: int,
-    merge: bool,
     under: int,
     y_low: int,
     x_low: int,
     out: NDArray[np.uint32],
 ) -> None:
-    """Draw the pixels of shown ids that lie within `limit` of another label, in the slice that begins at `base`.
+    """Draw the pixels that have a colour and lie within `limit` of a border that `color_and_mark` has marked.
 
-    `above` is a temporary array (y, x) with the size of the slice. Its dtype is that of all distances and must be able
-    to represent twice the limit plus two.
+    `above` is a temporary array (rows, width). Its dtype is that of all distances and must be able to represent twice
+    the limit plus two.
     """
-    height, width = above.shape
+    bottom, width = above.shape
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
-    far = limit // step_y
-    bottom = min(height, y_high + far)
-    buffers = make_run_buffers(width)
-    colors, shown = np.empty((bottom, width + PAD), np.uint32), np.empty((bottom, width + PAD), np.uint8)
-    some = False
-    for y in range(bottom):
-        row = flat[base + y * width : base + (y + 1) * width]
-        some |= _color_row(row, keys, slots, packed, explicit, fallback, buffers, colors[y], shown[y])
-    if not some:
-        return  # background only
     number = above.dtype.type
     # All distances beyond the limit have the same effect; limit + 1 keeps them small.
     cap = limit + 1
-    border = np.empty((bottom, width), np.uint8)
-    for y in range(bottom):
-        if y == 0:
-            above[0] = number(cap)
-            continue
-        here, before = base + y * width, base + (y - 1) * width
-        _mark_borders(
-            flat[here : here + width], flat[before:here], shown[y, :width], shown[y - 1, :width], merge, border[y]
-        )  # fmt: skip
-        if y < y_high:
-            _advance_distances(above[y - 1], border[y], step_y, cap, above[y])
-    below, lower = np.full(width, cap, above.dtype), np.empty(width, above.dtype)
+    above[0] = number(cap)
+    for y in range(1, y_high):
+        _advance_distances(above[y - 1], border[y], step_y, cap, above[y])
+    below, lower = np.empty(width, above.dtype), np.empty(width, above.dtype)
+    below[:] = number(cap)
     span = min(limit // step_x, width)
     near, other = np.empty(width, above.dtype), np.empty(width, above.dtype)
-    beside = np.empty(max(0, width - 1), np.uint8)
     line = np.empty(out.shape[1], np.uint32)
     for y in range(bottom - 1, y_low - 1, -1):
         if y + 1 < bottom:
@@ -177,9 +194,7 @@ def draw_inner(
         up = above[y]
         for x in range(width):
             near[x] = min(up[x], below[x])
-        row = flat[base + y * width : base + (y + 1) * width]
-        _mark_borders(row[1:], row[:-1], shown[y, 1:width], shown[y, : width - 1], merge, beside)
-        _lower_beside_borders(beside, step_x, near)
+        _lower_beside_borders(beside[y], step_x, near)
         # Every distance within the span is a sum of shifts 1, 2, 4, …
         shift = 1
         while shift <= span:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from imageryxr.kernels.color_table import find_slot, first_probe
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import PAD, RunBuffers, fill_run, make_run_buffers, run_ends
+from imageryxr.kernels.run_length import PAD, RunBuffers, copy_values, fill_run, make_run_buffers, run_ends
 
 _NONE = np.uint64(0)
 _ONE = np.uint64(1)
@@ -61,7 +61,8 @@ def _collect_ids(
             if 2 * n >= known.size:
                 known = np.zeros(2 * known.size, np.uint64)
                 more_ids, more_colors = np.empty(known.size, np.uint64), np.empty(known.size, np.uint32)
-                more_ids[:n], more_colors[:n] = ids[:n], colors[:n]
+                copy_values(ids[:n], more_ids)
+                copy_values(colors[:n], more_colors)
                 ids, colors = more_ids, more_colors
                 for i in range(n):
                     known[_find_place(known, ids[i])] = ids[i]
@@ -165,7 +166,7 @@ def draw_merged(
         near, other = other, near
         k += j
     palette = np.zeros(ids.size + 1, np.uint32)
-    palette[1:] = colors
+    copy_values(colors, palette[1:])
     for y in range(out.shape[0]):
         at, left = radius + y_low + y, radius + x_low
         line, covered = near[at, left : left + out.shape[1]], own[at, left : left + out.shape[1]]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from imageryxr.kernels.color_table import find_slot
 from imageryxr.kernels.fill import blend_pixel, blend_row
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import make_run_buffers, run_ends
+from imageryxr.kernels.run_length import copy_values, make_run_buffers, run_ends
 
 _NONE = np.uint64(0)
 
@@ -88,8 +88,16 @@ def cut_runs(
 
 @compile_kernel
 def _enlarge(array: NDArray[Any], size: int) -> NDArray[Any]:
-    out = np.empty((size,) + array.shape[1:], array.dtype)  # noqa: RUF005 (numba cannot unpack in a tuple)
-    out[: array.shape[0]] = array
+    out = np.empty(size, array.dtype)
+    copy_values(array, out)
+    return out
+
+
+@compile_kernel
+def _enlarge_spans(spans: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    out = np.empty((size, 3), np.int64)
+    for i in range(spans.shape[0]):
+        out[i, 0], out[i, 1], out[i, 2] = spans[i, 0], spans[i, 1], spans[i, 2]
     return out
 
 
@@ -136,7 +144,7 @@ def _sort(part: NDArray[np.int64], spare: NDArray[np.int64], keys: NDArray[np.ui
                 else:
                     spare[k] = part[j]
                     j += 1
-        part[:] = spare[:size]
+        copy_values(spare[:size], part)
         width *= 2
 
 
@@ -349,7 +357,7 @@ def draw_outer(
             need = 2 * lists[k + 1] - lists[k] + here.size
             if need > f_ids.size:
                 f_ids, f_colors = _enlarge(f_ids, 2 * need), _enlarge(f_colors, 2 * need)
-                f_spans = _enlarge(f_spans, 2 * need)
+                f_spans = _enlarge_spans(f_spans, 2 * need)
             lists[k + 2] = _advance(
                 f_ids, f_spans, f_colors, lists[k], lists[k + 1], here, starts, stops, ids, colors,
                 limit, step_y, step_x, f_ids, f_spans, f_colors, lists[k + 1],
@@ -384,12 +392,19 @@ def draw_outer(
             b_colors, c_colors = c_colors, b_colors
         carried = lists[bottom - top + 1] - lists[bottom - top]
         last = lists[bottom - top]
-        f_ids[:carried] = f_ids[last : last + carried].copy()
-        f_spans[:carried] = f_spans[last : last + carried].copy()
-        f_colors[:carried] = f_colors[last : last + carried].copy()
+        _move_to_front(f_ids, f_spans, f_colors, last, carried)
         top = bottom
 
 
 @compile_kernel
 def _make_pieces(size: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
     return np.empty(size, np.uint64), np.empty((size, 3), np.int64), np.empty(size, np.uint32)
+
+
+@compile_kernel
+def _move_to_front(
+    ids: NDArray[np.uint64], spans: NDArray[np.int64], colors: NDArray[np.uint32], first: int, count: int
+) -> None:
+    for i in range(count):
+        ids[i], colors[i] = ids[first + i], colors[first + i]
+        spans[i, 0], spans[i, 1], spans[i, 2] = spans[first + i, 0], spans[first + i, 1], spans[first + i, 2]

@@ -99,6 +99,16 @@ def fill_run(out: NDArray[Any], start: int, stop: int, value: Any) -> None:
 
 
 @compile_kernel
+def copy_values(values: NDArray[Any], out: NDArray[Any]) -> None:
+    """Copy the first ``values.size`` values (compiled).
+
+    For ``out[:] = values`` numba also compiles an error message about shapes, which takes longer than most kernels.
+    """
+    for i in range(values.size):
+        out[i] = values[i]
+
+
+@compile_kernel
 def is_blank(flat: NDArray[Any]) -> bool:
     """Return whether all labels are 0; stop soon after the first that is not (compiled)."""
     for start in range(0, flat.size, PIECE):
