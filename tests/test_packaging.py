@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,16 @@ def imported_packages(folder: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"imageryxr", "tests", "conftest", "benchmarks"}
 
 
-def imported_distributions(folder: Path) -> set[str]:
-    providers = {**packages_distributions(), "google.auth": ["google-auth"]}
-    return {normalize(name) for module in imported_packages(folder) for name in providers.get(module, [module])}
+@cache
+def providers() -> dict[str, list[str]]:
+    """Return the distributions that provide each top-level module."""
+    return {**packages_distributions(), "google.auth": ["google-auth"]}
+
+
+@cache
+def imported_distributions(folder: Path) -> frozenset[str]:
+    modules = imported_packages(folder)
+    return frozenset(normalize(name) for module in modules for name in providers().get(module, [module]))
 
 
 DEPENDENCIES = dict(split_requirement(requirement) for requirement in PROJECT["dependencies"])
