@@ -7,7 +7,6 @@ in another process (see `isolated`).
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -34,7 +33,7 @@ def decode_chunk(
     dtype: np.dtype[Any],
     block: Any = None,
 ) -> npt.NDArray[Any]:
-    """Return the voxels (x, y, z, channel) of a stored chunk, decoded by CloudVolume's codecs.
+    """Return the voxels (x, y, z, channel) of a stored chunk; CloudVolume's codecs decode most encodings.
 
     Parameters
     ----------
@@ -58,6 +57,9 @@ def decode_chunk(
     DecoderStartError
         If the decoder process cannot be started.
     """
+    if encoding == "compressed_segmentation":
+        parts = [decode_segmentation(stored, shape, dtype, block, c, (0, shape[2])).T for c in range(shape[3])]
+        return np.stack(parts, axis=-1)
     from cloudvolume import chunks
 
     named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype, block)
@@ -68,9 +70,7 @@ def decode_chunk(
             stored, encoding = _decode_isolated(stored, encoding, shape, dtype), "raw"
         elif encoding in PICTURE_ENCODINGS:
             stored, encoding = decode_picture(stored, encoding, shape, dtype), "raw"
-        elif encoding == "compressed_segmentation" and shape[3] > 1:
-            stored, encoding = _decode_channels(stored, shape, dtype, block), "raw"
-        found = chunks.decode(stored, encoding=encoding, shape=shape, dtype=dtype, block_size=block)
+        found = chunks.decode(stored, encoding=encoding, shape=shape, dtype=dtype)
     except (ImportError, DecoderStartError, DamagedChunkError):
         raise
     except Exception as error:
@@ -99,19 +99,37 @@ def _decode_isolated(
     return found.reshape(shape, order="F")
 
 
-def _decode_channels(
-    stored: bytes, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: tuple[int, int, int]
-) -> bytes:
-    """Return the raw voxels of a compressed_segmentation with several channels; the decoder supports only one."""
-    from cloudvolume import chunks
+def decode_segmentation(
+    stored: bytes,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype[Any],
+    block: Any,
+    channel: int,
+    slices: tuple[int, int],
+) -> npt.NDArray[Any]:
+    """Return slices (z, y, x) of one channel of a stored chunk of compressed_segmentation.
 
-    begins = [*np.frombuffer(stored, "<u4", shape[3]).tolist(), len(stored) // 4]
-    found = []
-    for begin, end in itertools.pairwise(begins):
-        alone = b"\1\0\0\0" + stored[4 * begin : 4 * end]  # the header of one channel: its data begin after one word
-        one = chunks.decode(alone, "compressed_segmentation", shape=(*shape[:3], 1), dtype=dtype, block_size=block)
-        found.append(np.asarray(one).tobytes("F"))
-    return b"".join(found)
+    Parameters
+    ----------
+    stored, shape, dtype, block
+        See `decode_chunk`.
+    channel : int
+        Index of the channel.
+    slices : tuple of int
+        Index of the first slice, and of the one after the last. The whole chunk is checked.
+
+    Raises
+    ------
+    DamagedChunkError
+        If a check finds that the chunk contradicts the other arguments.
+    """
+    from imageryxr.kernels.segmentation_decoder import decode_slices
+
+    problem = _chunk_problem(stored, "compressed_segmentation", shape, dtype, block)
+    if problem:
+        raise DamagedChunkError(problem)
+    x, y, z = (int(b) for b in block)
+    return decode_slices(stored, shape, dtype, (x, y, z), channel, slices)
 
 
 def _chunk_problem(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources.base import Level, clean_message
-from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
+from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk, decode_segmentation
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
 from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
@@ -36,6 +36,7 @@ from imageryxr.sources.fetch.object_stores import (
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
+from imageryxr.sources.precomputed.chunk_grid import StoredChunk, stored_chunks
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
 
@@ -44,6 +45,9 @@ class AbsentChunkError(Exception):
     """A chunk that the store does not have; `PrecomputedSource` applies the policy ``missing``."""
 
 
+SLICED = "compressed_segmentation"
+"""The encoding of which single slices can be decoded."""
+_BLOCK, _BLOCK_SHAPE = "compressed_segmentation_block_size", (8, 8, 8)
 HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
@@ -148,7 +152,7 @@ def read_box(
                 body = decompress(body, stored.encoding, request.limit)
             if sharding is not None:
                 body = shards.decompress_chunk(sharding, body, request.limit)
-            return decode_voxels(body, chunk.shape)
+            return decode_voxels(body, chunk)
         except ValueError as error:
             name, whole = chunk.name, chunk.box
             offset = [int(o) for o in source.levels[mip].grid.voxel_offset]
@@ -162,11 +166,10 @@ def read_box(
                 raise AbsentChunkError(request.key)
             missing_boxes.append(chunk.box)
             return
-        taken, place = chunk.box.overlap(box)
-        inside = voxels[taken]
+        inside = voxels[chunk.taken]
         if on_chunk is not None:
             on_chunk(inside)
-        out[place] = inside
+        out[chunk.place] = inside
 
     try:
         requests = _requests(source, mip, box) if sharding is None else _shard_requests(source, mip, box, store, use)
@@ -179,19 +182,27 @@ def read_box(
 
 def _requests(source: StoredLayer, mip: int, box: IndexBox) -> list[ObjectRequest]:
     key = source.info["scales"][mip]["key"]
-    return [_request(source, f"{key}/{chunk.name}", chunk, None) for chunk in stored_chunks(source.levels[mip], box)]
+    return [_request(source, f"{key}/{chunk.name}", chunk, None) for chunk in _wanted_chunks(source, mip, box)]
+
+
+def _wanted_chunks(source: StoredLayer, mip: int, box: IndexBox) -> list[StoredChunk]:
+    """Return the chunks of a box; only the slices that it needs are decoded if the encoding permits it."""
+    level, scale = source.levels[mip], source.info["scales"][mip]
+    depth = int(scale.get(_BLOCK, _BLOCK_SHAPE)[2]) if level.encoding == SLICED else None
+    return stored_chunks(level, box, depth)
 
 
 def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int, int] | None) -> ObjectRequest:
-    decoded = math.prod(chunk.shape) * int(source.info.get("num_channels", 1)) * source.dtype.itemsize
+    size = math.prod(chunk.shape) * int(source.info.get("num_channels", 1)) * source.dtype.itemsize
     # The stored chunk and its voxels are in memory at the same time.
-    return ObjectRequest(key, chunk_limit(chunk.shape, source), 2 * decoded, span, chunk, source.channel)
+    form = (source.channel, *chunk.slices)
+    return ObjectRequest(key, chunk_limit(chunk.shape, source), 2 * size, span, chunk, form)
 
 
 def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectStore, use: Use) -> list[ObjectRequest]:
     """Return the requests for the chunks of a box in shards; passes missing chunks to ``use``."""
     level, scale = source.levels[mip], source.info["scales"][mip]
-    chunks = stored_chunks(level, box)
+    chunks = _wanted_chunks(source, mip, box)
     points = [tuple(a // c for a, c in zip(chunk.box.start, level.chunks, strict=True)) for chunk in chunks]
     ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
     where = shards.fetch_shards(store, scale["key"], scale["sharding"], ids)
@@ -309,59 +320,21 @@ def access_denied_error(name: str, error: object) -> AuthError:
     )
 
 
-def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, Index3], npt.NDArray[Any]]:
+def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, StoredChunk], npt.NDArray[Any]]:
     """Return a function that decodes the bytes of a chunk to voxels (z, y, x), or raises `DamagedChunkError`."""
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
-    encoding = source.levels[mip].encoding
-    block = scale.get("compressed_segmentation_block_size", (8, 8, 8))
+    encoding, block = source.levels[mip].encoding, scale.get(_BLOCK, _BLOCK_SHAPE)
 
-    def decode(body: bytes, shape: Index3) -> npt.NDArray[Any]:
-        z, y, x = shape
+    def decode(body: bytes, chunk: StoredChunk) -> npt.NDArray[Any]:
+        z, y, x = chunk.shape
         whole = (x, y, z, channels)
-        found = decode_chunk(body, encoding, whole, source.dtype, block)
+        if encoding == SLICED:
+            return decode_segmentation(body, whole, source.dtype, block, source.channel, chunk.slices)
+        found = decode_chunk(body, encoding, whole, source.dtype)
         # The transpose of (x, y, z, channel) in Fortran order is in C order without a copy.
         return found.reshape(whole)[..., source.channel].T
 
     return decode
-
-
-class StoredChunk(NamedTuple):
-    """A chunk of a level, cut off at the end of the level."""
-
-    name: str
-    """File name, which contains its position in absolute voxels."""
-    box: IndexBox
-    shape: Index3
-
-
-def stored_chunks(level: Level, box: IndexBox) -> list[StoredChunk]:
-    """Return the chunks of a level that overlap a box inside the level."""
-    end, offset = level.grid.shape, level.grid.voxel_offset
-    found = []
-    for chunk in chunks_of(box, level.chunks):
-        (z, y, x), stop = (
-            chunk.start,
-            (min(chunk.stop[0], end[0]), min(chunk.stop[1], end[1]), min(chunk.stop[2], end[2])),
-        )
-        whole = IndexBox(chunk.start, stop)
-        found.append(StoredChunk(chunk_name(offset, whole), whole, (stop[0] - z, stop[1] - y, stop[2] - x)))
-    return found
-
-
-def chunk_name(offset: tuple[float, ...], chunk: IndexBox) -> str:
-    """Return the file name of a chunk, which contains its position in absolute voxels."""
-    spans = zip(offset, chunk.start[::-1], chunk.stop[::-1], strict=True)
-    return "_".join(f"{int(o) + a}-{int(o) + b}" for o, a, b in spans)
-
-
-def chunks_of(box: IndexBox, chunks: Index3) -> Iterator[IndexBox]:
-    """Yield the boxes of all chunks that overlap a box."""
-    ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, chunks, strict=True)]
-    for z in ranges[0]:
-        for y in ranges[1]:
-            for x in ranges[2]:
-                start = (z * chunks[0], y * chunks[1], x * chunks[2])
-                yield IndexBox(start, (start[0] + chunks[0], start[1] + chunks[1], start[2] + chunks[2]))
 
 
 def is_absent(reply: Reply, url: str) -> bool:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.base import is_html_page
-from imageryxr.sources.precomputed.chunks import StoredLayer, stored_chunks
+from imageryxr.sources.precomputed.chunk_grid import stored_chunks
+from imageryxr.sources.precomputed.chunks import StoredLayer
 
 
 def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
@@ -49,8 +50,7 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
         out = np.empty(box.shape, source.dtype) if out is None else out
         # x varies fastest, then y, z and the channel
         voxels = stored[:size].view(dtype).reshape(channels, *chunk.shape)[source.channel]
-        taken, place = chunk.box.overlap(box)
-        out[place] = voxels[taken]
+        out[chunk.place] = voxels[chunk.taken]
     return out
 
 

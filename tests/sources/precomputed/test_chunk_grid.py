@@ -1,0 +1,35 @@
+"""Positions of stored chunks: together they cover the box, and each decodes only the slices that it needs."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageryxr.core.bbox import IndexBox
+from imageryxr.core.grid import Grid
+from imageryxr.sources.base import Level
+from imageryxr.sources.precomputed.chunk_grid import stored_chunks
+
+sizes = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@given(sizes, sizes, st.tuples(*[st.tuples(st.integers(0, 8), st.integers(1, 9))] * 3), st.integers(1, 12) | st.none())
+def test_chunks_of_a_box_assemble_its_voxels(shape, chunk, spans, depth):
+    start = tuple(min(a, n - 1) for (a, _), n in zip(spans, shape, strict=True))
+    stop = tuple(min(a + b, n) for a, (_, b), n in zip(start, spans, shape, strict=True))
+    level = Level(mip=0, grid=Grid(shape, (8, 8, 40), (3, -5, 7)), chunks=chunk, encoding="raw")
+    whole, out = np.arange(np.prod(shape)).reshape(shape), np.full(np.subtract(stop, start), -1)
+    for part in stored_chunks(level, IndexBox(start, stop), depth):
+        stored = whole[part.box.slices()]
+        assert stored.shape == part.shape
+        (z0, y0, x0), (z1, y1, x1) = part.box
+        assert part.name == f"{x0 + 3}-{x1 + 3}_{y0 - 5}-{y1 - 5}_{z0 + 7}-{z1 + 7}"
+        first, last = part.slices
+        assert first % (depth or chunk[0]) == 0
+        assert last % (depth or chunk[0]) == 0 or last == part.shape[0]
+        assert part.taken[0].start < (depth or chunk[0])  # no slice is decoded of a block that the box does not touch
+        assert last - first - part.taken[0].stop < (depth or chunk[0])
+        assert (out[part.place] == -1).all()
+        out[part.place] = stored[first:last][part.taken]
+    np.testing.assert_array_equal(out, whole[IndexBox(start, stop).slices()])
