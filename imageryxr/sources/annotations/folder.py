@@ -9,39 +9,35 @@ import os
 import posixpath
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, TypeVar
 
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, find_token
-from imageryxr.sources.fetch.buckets import WebPlace
-from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import send_request
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.disk_reads import ObjectStore
+from imageryxr.sources.fetch.disk_reads import DiskPlace
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
-from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.memory_cache import Stored
-from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.object_stores import DeniedError, ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.precomputed import chunks, shards
 from imageryxr.sources.precomputed.source import fetch_info_file
 
+Parsed = TypeVar("Parsed")
+
 MOST_BYTES = 1 << 30
 """Largest size in bytes of a file, compressed or not."""
+# Memory in bytes that is reserved for a file while it is read.
+_FILE_MEMORY = 1 << 20
 _BUCKET_HOSTS = re.compile(r"https://(storage\.googleapis\.com|[^/]*\.amazonaws\.com)/")
 
 
@@ -75,8 +71,16 @@ class Folder:
         location = joined if scheme == "file" else f"{host}/{joined}".removesuffix("/.")
         return replace(self, url=f"{scheme}://{location}", name=f"{self.name}/{key}")
 
-    def read(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the contents of files, None for each that does not exist; files are requested in parallel.
+    def read(self, keys: Sequence[str], parse: Callable[[str, bytes], Parsed]) -> dict[str, Parsed]:
+        """Return the parsed files at keys; files that do not exist are omitted.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Names of files, which are requested in parallel.
+        parse : callable
+            Returns the content of a file from its key and bytes, or raises an error. Files that are parsed without an
+            error enter the disk cache.
 
         Raises
         ------
@@ -86,26 +90,15 @@ class Folder:
             If a file cannot be read.
         """
         with self._errors():
-            if self._place is not None:
-                return run_in_parallel(self._request, list(keys), _FolderStore(self).width)
-            if self.url.startswith("file://"):
-                return [self._read_file(key, 0, None) for key in keys]
-            store = self._bucket
-            return run_in_parallel(lambda key, stop: _whole(store, key, stop), list(keys), store.width)
+            requests = [ObjectRequest(key, MOST_BYTES, _FILE_MEMORY, tag=key) for key in keys]
+            return self._read(requests, parse)
 
-    def read_sharded(self, sharding: dict[str, Any], ids: Sequence[int]) -> dict[int, bytes]:
-        """Return the contents of the shards for ids; ids that do not occur are omitted.
-
-        Raises
-        ------
-        AuthError
-            If access is denied.
-        ChunkReadError
-            If a shard cannot be read or is damaged.
-        """
+    def read_sharded(
+        self, sharding: dict[str, Any], ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
+    ) -> dict[int, Parsed]:
+        """Return the parsed entries of the shards for ids; ids that do not occur are omitted. See `read`."""
         with self._errors():
-            store = _FolderStore(self)
-            where = shards.fetch_shards(store, "", sharding, ids)
+            where = shards.fetch_shards(_FolderStore(self), "", sharding, ids)
             requests = []
             for number, place in ((number, where(number)) for number in ids):
                 if place is None:
@@ -114,18 +107,23 @@ class Folder:
                 if stop - start > MOST_BYTES:
                     raise ValueError(f"{name} is damaged: its index states an entry of {stop - start:,} bytes")
                 requests.append(ObjectRequest(name, MOST_BYTES, 4 * (stop - start), (start, stop), number))
-            found: dict[int, bytes] = {}
+            return self._read(
+                requests, lambda number, body: parse(number, shards.decompress_chunk(sharding, body, MOST_BYTES))
+            )
 
-            def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[np.uint8]:
-                body = shards.decompress_chunk(sharding, bytes(stored.body), MOST_BYTES)
-                return np.frombuffer(body, np.uint8)
+    def _read(self, requests: Sequence[ObjectRequest], parse: Callable[[Any, bytes], Parsed]) -> dict[Any, Parsed]:
+        found: dict[Any, Parsed] = {}
 
-            def use(request: ObjectRequest, data: npt.NDArray[np.uint8] | None) -> None:
-                if data is not None:
-                    found[request.tag] = data.tobytes()
+        def decode(request: ObjectRequest, stored: Stored) -> Any:
+            body = bytes(stored.body)
+            return parse(request.tag, decompress(body, stored.encoding, MOST_BYTES) if stored.encoding else body)
 
-            read_objects(store, requests, decode, use, replace(self.connection, memory_cache=0))
-            return found
+        def use(request: ObjectRequest, content: Any) -> None:
+            if content is not None:
+                found[request.tag] = content
+
+        read_objects(_FolderStore(self), requests, decode, use, replace(self.connection, memory_cache=0))
+        return {request.tag: found[request.tag] for request in requests if request.tag in found}
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -144,44 +142,6 @@ class Folder:
             return f"{self.url} {self.stamp}"
         files = sorted(Path(self.url.removeprefix("file://")).glob("*.shard"))
         return f"{self.url}#{hash(tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))}"
-
-    # --- web servers ---
-
-    @property
-    def _place(self) -> WebPlace | None:
-        if self.url.startswith(("file://", "mem://")):
-            return None
-        return chunks.place_of(self.url, self.connection, self.token)
-
-    def _request(self, key: str, stop: threading.Event, part: ByteRange | None = None) -> bytes | None:
-        place = self._place
-        assert place is not None
-        reply = send_request(
-            "GET",
-            f"{place.folder}/{quote(key)}",
-            self.connection,
-            headers={**(chunks.HEADERS if part is None else {}), **dict(place.headers)},
-            width=SERVICE_REQUESTS if self.url.startswith(MIDDLEAUTH) else None,
-            credential=place.credential,
-            stop=stop,
-            limit=MOST_BYTES,
-            part=part,
-        )
-        if self._is_absent(reply):
-            return None
-        chunks.check_reply(reply, self.name, self.url, self.token, self.connection.access)
-        return reply.body if part is not None else decompress_body(reply, MOST_BYTES)
-
-    def _is_absent(self, reply: Reply) -> bool:
-        # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
-        is_bucket = self._place is not None and _BUCKET_HOSTS.match(self._place.folder) is not None
-        return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and is_bucket))
-
-    # --- local files, and buckets that obstore reads ---
-
-    @property
-    def _bucket(self) -> ObjectStore:
-        return chunks.store_at(self.url, self.connection, self.token)
 
     def _read_file(self, key: str, start: int, stop: int | None) -> bytes | None:
         path = Path(self.url.removeprefix("file://"), key)
@@ -205,9 +165,17 @@ class _FolderStore:
     """The files of a folder, for the engine."""
 
     def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+        self.folder, connection = folder, folder.connection
+        self._is_local = folder.url.startswith("file://")
         is_service = folder.url.startswith(MIDDLEAUTH)
-        self.width = folder.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
+        is_web = not folder.url.startswith(("file://", "mem://"))
+        place = chunks.place_of(folder.url, connection, folder.token) if is_web else None
+        self._is_bucket = place is not None and _BUCKET_HOSTS.match(place.folder) is not None
+        self._inner: Any = (
+            chunks.store_at(folder.url, connection, folder.token, folder.stamp)
+            if place is None
+            else WebFolder(place.folder, connection, place.credential, is_service, folder.stamp, headers=place.headers)
+        )
 
     @cached_property
     def identity(self) -> str:
@@ -215,23 +183,39 @@ class _FolderStore:
         return self.folder._version()
 
     @property
-    def disk_place(self) -> None:
-        """None: annotations are not cached on a disk."""
+    def disk_place(self) -> DiskPlace | None:
+        """Where the files are cached on a disk; see `ObjectStore`."""
+        place: DiskPlace | None = self._inner.disk_place
+        return place
+
+    @property
+    def width(self) -> int:
+        """Number of simultaneous requests."""
+        return int(self._inner.width)
 
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
         """Return a file or a range of it, or None if it does not exist."""
-        if self.folder.url.startswith("file://"):
+        if self._is_local:
             body = self.folder._read_file(key, 0 if part is None else part.start, None if part is None else part.stop)
-        elif self.folder._place is not None:
-            body = self.folder._request(key, stop, part)
-        else:
-            return self.folder._bucket.get(key, part, limit, stop)
-        return None if body is None else Stored(body)
+            return None if body is None else Stored(body)
+        return self._checked(lambda: self._inner.get(key, part, limit, stop))
 
+    def get_changed(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
+    ) -> Stored | None:
+        """Return ``known`` if the file did not change; see `ConditionalStore`."""
+        return self._checked(lambda: self._inner.get_changed(key, part, limit, stop, known))
 
-def _whole(store: ObjectStore, key: str, stop: threading.Event) -> bytes | None:
-    found = store.get(key, None, MOST_BYTES, stop)
-    return None if found is None else decompress(found.body, found.encoding, MOST_BYTES)
+    def _checked(self, get: Callable[[], Stored | None]) -> Stored | None:
+        try:
+            return get()
+        except DeniedError as error:
+            # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
+            if self._is_bucket and isinstance(error, ForbiddenObjectError):
+                return None
+            folder = self.folder
+            chunks.check_reply(error.reply, folder.name, folder.url, folder.token, folder.connection.access)
+            raise
 
 
 def open_folder(

@@ -68,12 +68,14 @@ def read_skeletons(folder: Folder, info: dict[str, Any], ids: Sequence[int]) -> 
         sharding = parse_index({"key": ".", "sharding": info.get("sharding")}, "the layer").sharding
     except SourceError as error:
         raise SourceError(f"the info file of {folder.name} does not describe skeletons: {error}") from None
-    if sharding is None:
-        stored = folder.read([str(number) for number in ids])
-        bodies = {number: body for number, body in zip(ids, stored, strict=True) if body is not None}
-    else:
-        bodies = folder.read_sharded(sharding, ids)
-    return {number: _decode(number, body, attributes, transform, folder.name) for number, body in bodies.items()}
+
+    def parse(number: int, body: bytes) -> Skeleton:
+        return _decode(number, body, attributes, transform, folder.name)
+
+    if sharding is not None:
+        return folder.read_sharded(sharding, ids, parse)
+    found = folder.read([str(number) for number in ids], lambda key, body: parse(int(key), body))
+    return {int(key): skeleton for key, skeleton in found.items()}
 
 
 def _decode(

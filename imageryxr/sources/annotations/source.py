@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from imageryxr.core.bbox import BBox, Triple
 from imageryxr.errors import OptionError, SourceError
-from imageryxr.sources.annotations.folder import Folder
+from imageryxr.sources.annotations.folder import Folder, Parsed
 from imageryxr.sources.annotations.info import AnnotationInfo, Index, SpatialLevel
 from imageryxr.sources.annotations.records import Ids, Records, decode_list, decode_single, join_records
 
@@ -39,22 +39,25 @@ class AnnotationSource:
         """
         if self.info.by_id is None:
             raise SourceError(f"{self.folder.name} has no index of ids; select annotations with bbox= or segments=")
-        bodies = self._read_entries(self.info.by_id, ids)
-        parts, related = [], []
-        for number, body in bodies.items():
-            name = f"annotation {number} in {self.folder.name}/{self.info.by_id.key}"
-            record, segments = decode_single(self.info, number, body, name)
-            parts.append(record)
-            related.append(segments)
+        index, what = self.info.by_id, f"{self.folder.name}/{self.info.by_id.key}"
+
+        def parse(number: int, body: bytes) -> tuple[Records, list[Ids]]:
+            return decode_single(self.info, number, body, f"annotation {number} in {what}")
+
+        found = self._read_entries(index, ids, parse)
+        parts, related = [record for record, _ in found.values()], [segments for _, segments in found.values()]
         columns = [[row[i] for row in related] for i in range(len(self.info.relationships))]
         return join_records(self.info, parts), columns
 
     def read_segments(self, number: int, segments: Sequence[int]) -> dict[int, Records]:
         """Return the annotations related to each segment by the relationship of a number."""
         relationship = self.info.relationships[number]
-        bodies = self._read_entries(relationship.index, segments)
         what = f"{self.folder.name}/{relationship.index.key}"
-        return {s: decode_list(self.info, body, f"the entry of segment {s} in {what}") for s, body in bodies.items()}
+        return self._read_entries(
+            relationship.index,
+            segments,
+            lambda segment, body: decode_list(self.info, body, f"the entry of segment {segment} in {what}"),
+        )
 
     def read_box(self, bbox: BBox | None) -> Records:
         """Return all annotations of the cells that meet a box, each once, and other annotations of these cells.
@@ -123,26 +126,25 @@ class AnnotationSource:
     def _read_cells(self, level: SpatialLevel, cells: list[Cell]) -> list[Records]:
         """Return the annotations of cells; cells without annotations need not be stored."""
         folder = self.folder.child(level.index.key)
-        if level.index.sharding is None:
-            names = ["_".join(map(str, cell)) for cell in cells]
-            bodies = dict(zip(names, folder.read(names), strict=True))
-        else:
-            codes = _morton_codes(cells, level.grid_shape)
-            stored = folder.read_sharded(level.index.sharding, codes)
-            bodies = {"_".join(map(str, c)): stored.get(code) for c, code in zip(cells, codes, strict=True)}
-        return [
-            decode_list(self.info, body, f"the cell {name} of {folder.name}")
-            for name, body in bodies.items()
-            if body is not None
-        ]
+        names = ["_".join(map(str, cell)) for cell in cells]
 
-    def _read_entries(self, index: Index, ids: Sequence[int]) -> dict[int, bytes]:
+        def parse(name: str, body: bytes) -> Records:
+            return decode_list(self.info, body, f"the cell {name} of {folder.name}")
+
+        if level.index.sharding is None:
+            return list(folder.read(names, parse).values())
+        codes = dict(zip(_morton_codes(cells, level.grid_shape), names, strict=True))
+        stored = folder.read_sharded(level.index.sharding, list(codes), lambda code, body: parse(codes[code], body))
+        return list(stored.values())
+
+    def _read_entries(
+        self, index: Index, ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
+    ) -> dict[int, Parsed]:
         folder = self.folder.child(index.key)
         if index.sharding is not None:
-            found = folder.read_sharded(index.sharding, ids)
-            return {number: found[number] for number in ids if number in found}
-        bodies = folder.read([str(number) for number in ids])
-        return {number: body for number, body in zip(ids, bodies, strict=True) if body is not None}
+            return folder.read_sharded(index.sharding, ids, parse)
+        found = folder.read([str(number) for number in ids], lambda key, body: parse(int(key), body))
+        return {int(key): content for key, content in found.items()}
 
 
 def _morton_codes(cells: Sequence[Cell], shape: Cell) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import imageryxr as ix
 from imageryxr.core.grid import Grid
@@ -23,7 +24,7 @@ from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.traffic import Traffic, traffic
 from imageryxr.sources.fetch.validators import Validator, validator_of
 from imageryxr.sources.resolve import resolve_source
-from tests.support import shards
+from tests.support import annotations, shards
 from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.precomputed import write_layer
 from tests.support.processes import python
@@ -169,6 +170,39 @@ def test_the_chunks_of_a_changed_shard_are_fetched_together(served, tmp_path):
     served.counts()
     np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
     assert served.counts() == (3, 0)  # the index, the first chunk, and all others
+
+
+ANNOTATION_SHARDS = {"@type": "neuroglancer_uint64_sharded_v1", "hash": "identity", "preshift_bits": 1,
+                     "minishard_bits": 1, "shard_bits": 1}  # fmt: skip
+
+
+def open_points(served: Served, cache: Path) -> xr.Dataset:
+    """Open annotations as a new process does."""
+    forget()
+    return ix.open_annotations(served.url, connection=ix.Connection(disk_cache=cache, retries=0))
+
+
+@pytest.mark.parametrize("sharding", [None, ANNOTATION_SHARDS])
+def test_annotations_are_cached(served, tmp_path, sharding):
+    annotations.write_levels(served.folder, "point", annotations.some_annotations("point"), sharding)
+    first = open_points(served, tmp_path / "cache")
+    bodies, unchanged = served.counts()
+    assert bodies > 0
+    assert unchanged == 0
+    entries(tmp_path / "cache")[0].write_bytes(b"damaged")
+    xr.testing.assert_identical(open_points(served, tmp_path / "cache"), first)
+    assert served.counts()[0] == 1
+    xr.testing.assert_identical(open_points(served, tmp_path / "cache"), first)
+    assert served.counts() == (0, bodies)
+
+
+def test_annotations_that_cannot_be_decoded_are_not_cached(served, tmp_path):
+    annotations.write_levels(served.folder, "point", annotations.some_annotations("point", 5))
+    for file in served.folder.glob("spatial*/*"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ix.errors.ChunkReadError, match="is damaged"):
+        open_points(served, tmp_path / "cache")
+    assert entries(tmp_path / "cache") == []
 
 
 def test_max_age_saves_the_validation(served, tmp_path):
