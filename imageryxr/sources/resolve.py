@@ -32,6 +32,7 @@ from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.threads import run_all
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.omezarr import source as omezarr
+from imageryxr.sources.omezarr.group_requests import request_group
 from imageryxr.sources.omezarr.stores import fetch_json
 from imageryxr.sources.omezarr.zip_store import find_archive
 from imageryxr.sources.other_formats import format_problem
@@ -151,7 +152,7 @@ def _open_address(
     can_be_zarr = address.format != "precomputed" and address.protocol in omezarr.PROTOCOLS
     if can_be_zarr and address.local_path is None:
         # A server answers the requests for both formats in the time of one.
-        ask_group: Any = partial(omezarr.request_group, address, plain_token, connection)
+        ask_group: Any = partial(request_group, address, plain_token, connection)
         ask_info, ask_group = run_all([ask_info, ask_group])
         ask_zarr = partial(ask_zarr, group=ask_group())
     info = ask_info()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  # must register its exit function before this module does
+import concurrent.futures.thread  # must register its exit function before this module does
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -70,6 +71,37 @@ def run_all(calls: Sequence[Callable[[], Result]]) -> list[Callable[[], Result]]
         return lambda: result
 
     return run_in_parallel(outcome, calls, len(calls))
+
+
+@contextmanager
+def start_all(calls: Sequence[Callable[[], Result]]) -> Iterator[list[Callable[[], Result]]]:
+    """Start functions at once, and yield for each a function that waits for its result or raises its error.
+
+    Those that still run at the end of the context are stopped, and not joined.
+    """
+    stop, outer = threading.Event(), current_stop_event()
+
+    def run(call: Callable[[], Result], future: Future[Result]) -> None:
+        _thread_state.stop = stop
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def result(future: Future[Result]) -> Result:
+        while not future.done():
+            concurrent.futures.wait([future], POLL_SECONDS)
+            if closing.is_set() or (outer is not None and outer.is_set()):
+                raise StoppedError("the caller was stopped")
+        return future.result()
+
+    futures: list[Future[Result]] = [Future() for _ in calls]
+    for call, future in zip(calls, futures, strict=True):
+        threading.Thread(target=run, args=(call, future), daemon=True, name="imageryxr-web").start()
+    try:
+        yield [partial(result, future) for future in futures]
+    finally:
+        stop.set()
 
 
 def _raise(error: Exception) -> Any:

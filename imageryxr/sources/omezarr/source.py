@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -44,12 +44,13 @@ from imageryxr.sources.base import (
 )
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.stamps import MetadataFile
-from imageryxr.sources.fetch.threads import run_all, run_in_parallel
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.omezarr import groups
 from imageryxr.sources.omezarr import metadata as ngff
 from imageryxr.sources.omezarr.array_metadata import Layout, layout_of
 from imageryxr.sources.omezarr.bounded_codecs import check_bounded
 from imageryxr.sources.omezarr.codec_metadata import codec_error
+from imageryxr.sources.omezarr.group_requests import GROUP_KEYS, Ask, GroupFiles, request_group, requested_metadata
 from imageryxr.sources.omezarr.stores import (
     fetch,
     fetch_json,
@@ -63,9 +64,6 @@ from imageryxr.sources.omezarr.transforms import grid_of_level, other_axes_of
 from imageryxr.sources.omezarr.zip_store import find_archive
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")
-_GROUP_KEYS = ("zarr.json", ".zattrs")
-GroupFiles = Sequence[Callable[[], MetadataFile | None]]
-"""Functions that return the ``zarr.json`` and the ``.zattrs`` of a group, None if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -283,20 +281,16 @@ def open_omezarr(
     if address.protocol not in PROTOCOLS:
         raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
     connection = connection or Connection()
-    ome, version, stamp = _ome_metadata(address, token, connection, group)
-    try:
-        return _build_source(
-            address, MetadataFile(ome, stamp), version, missing, token, {"c": channel, "t": time}, assume, connection
-        )
-    except ImageryError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-        raise SourceError(f"the OME metadata of {name} are not valid: {type(error).__name__}: {error}") from error
-
-
-def request_group(address: Address, token: str | None, connection: Connection) -> GroupFiles:
-    """Request the ``zarr.json`` and the ``.zattrs`` of a group at once; functions return them or raise their error."""
-    return run_all([partial(fetch_json_file, address, token, key, connection) for key in _GROUP_KEYS])
+    picks = {"c": channel, "t": time}
+    with requested_metadata(address, token, connection, group) as asked:
+        ome, version, stamp = _ome_metadata(address, token, connection, asked.group)
+        file = MetadataFile(ome, stamp)
+        try:
+            return _build_source(address, file, version, missing, token, picks, assume, connection, asked.arrays)
+        except ImageryError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+            raise SourceError(f"the OME metadata of {name} are not valid: {type(error).__name__}: {error}") from error
 
 
 def _ome_metadata(
@@ -308,7 +302,7 @@ def _ome_metadata(
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     found: dict[int, dict[str, Any]] = {}
     if path is not None:  # the second file is read only if it is needed
-        group = [partial(fetch_json_file, address, token, key, connection) for key in _GROUP_KEYS]
+        group = [partial(fetch_json_file, address, token, key, connection) for key in GROUP_KEYS]
     for version, ask in zip((3, 2), group or request_group(address, token, connection), strict=True):
         file = ask()
         if file is None:
@@ -371,6 +365,7 @@ def _build_source(
     requested: dict[str, int | None],
     assume: str,
     connection: Connection,
+    asked: Mapping[str, Ask],
 ) -> OmeZarrSource:
     name, ome = address.zarr_name, group.content
     multiscale = ngff.first_multiscale(name, ome)
@@ -380,7 +375,7 @@ def _build_source(
     )
     axes = ngff.axes_of(name, multiscale)
     arrays = run_in_parallel(
-        lambda path, stop: _array_layout(address, token, path, (version, len(axes.names)), connection),
+        lambda path, stop: _array_layout(address, token, path, (version, len(axes.names)), connection, asked),
         paths,
         len(paths),
     )
@@ -423,12 +418,17 @@ def _chunks(layout: Layout, axes: tuple[str, ...]) -> tuple[int, int, int]:
 
 
 def _array_layout(
-    address: Address, token: str | None, path: str, form: tuple[int, int], connection: Connection
+    address: Address,
+    token: str | None,
+    path: str,
+    form: tuple[int, int],
+    connection: Connection,
+    asked: Mapping[str, Ask],
 ) -> tuple[Layout, str]:
     """Return the layout of the array of a level, and the stamp of its metadata."""
     version, count = form
     name, key = address.zarr_name, f"{path}/{'zarr.json' if version == 3 else '.zarray'}".lstrip("/")
-    found = fetch_json_file(address, token, key, connection)
+    found = asked[key]() if key in asked else fetch_json_file(address, token, key, connection)
     if found is None:
         raise SourceError(f"{name} lists the level {path!r}, but there is no {address.public}/{key}")
     layout = layout_of(f"{name}/{path}", found.content, version)

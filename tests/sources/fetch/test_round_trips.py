@@ -27,13 +27,39 @@ def layers(tmp_path):
         yield server
 
 
+# The metadata of the group, and of arrays with the usual names.
+AT_ONCE = {
+    *("/zarr.json", "/.zattrs"),
+    *(f"/{name}/{key}" for name in ("0", "1", "2", "s0", "s1", "s2") for key in ("zarr.json", ".zarray")),
+}
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("names", [["0"], ["s0", "s1", "s2"], ["1", "fine"]])
+def test_a_zarr_with_the_usual_names_opens_in_one_round_trip(tmp_path, version, names):
+    image = {"axes": omezarr.axes_of("zyx"), "datasets": [omezarr.level(name, (40, 8, 8)) for name in names]}
+    omezarr.write_ome(tmp_path, [noise(GRID.shape)] * len(names), image, version=version)
+    later = {f"/{name}/{'zarr.json' if version == '0.5' else '.zarray'}" for name in names} - AT_ONCE
+    with LatencyServer(tmp_path, latency=0.5) as server:
+        tree = ix.open_multiscale(f"zarr://{server.url}")
+        assert len(tree.children) == len(names)
+        counts = server.counts()
+        assert counts["paths"] == dict.fromkeys(AT_ONCE | later, 1)
+        assert counts["peak"] == len(AT_ONCE)
+
+
+def test_few_simultaneous_requests_are_used_for_the_metadata_that_are_needed(layers):
+    ix.open_multiscale(f"zarr://{layers.url}/zarr3", connection=ix.Connection(concurrency=4))
+    assert set(layers.asked) <= {f"/zarr3{key}" for key in ("/zarr.json", "/.zattrs")} | set(LEVELS["zarr3"])
+
+
 LEVELS = {"zarr3": [f"/zarr3/s{i}/zarr.json" for i in range(3)], "zarr2": [f"/zarr2/s{i}/.zarray" for i in range(3)]}
-FIRST = {"precomputed": ["info"], "zarr": [".zattrs", "zarr.json"], "bare": [".zattrs", "info", "zarr.json"]}
+FIRST = {"precomputed": ["info"], "bare": [".zattrs", "info", "zarr.json"]}
 
 
 @pytest.mark.parametrize(
     ("scheme", "name"),
-    [("precomputed", "em"), ("zarr", "zarr3"), ("zarr", "zarr2"), ("bare", "zarr3"), ("bare", "zarr2"), ("bare", "em")],
+    [("precomputed", "em"), ("bare", "zarr3"), ("bare", "zarr2"), ("bare", "em")],
 )
 def test_opening_requests_the_metadata_of_the_group_and_then_of_all_levels(layers, scheme, name):
     place = f"{layers.url}/{name}"

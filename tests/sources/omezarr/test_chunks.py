@@ -160,20 +160,24 @@ def test_a_scroll_requests_each_object_once(tmp_path, form):
         scheme = "precomputed" if form == "precomputed" else "zarr"
         opener = open_precomputed if form == "precomputed" else open_omezarr
         source = opener(parse_address(f"{scheme}://{server.url}"))
-        server.asked.clear()
         box = source.levels[0].grid.box
+
+        def count() -> int:
+            return sum(not path.endswith(("info", ".json", "/.zarray", "/.zattrs")) for path in server.asked)
+
         found = [source.read(0, type(box)((z, 0, 0), (z + 1, 32, 32))) for z in range(shape[0])]
         np.testing.assert_array_equal(np.concatenate(found), noise(shape))
         # The shard has an index and two layers of chunks.
-        assert len(server.asked) == (3 if "sharded" in form else 8)
+        assert count() == (3 if "sharded" in form else 8)
         source.read(0, box)
-        assert len(server.asked) == (3 if "sharded" in form else 8)
+        assert count() == (3 if "sharded" in form else 8)
 
 
 def test_both_versions_are_requested_at_once(tmp_path):
     ome(tmp_path, (8, 16, 16), version="0.4")
     with serving(tmp_path) as server:
-        ix.open_image(f"zarr://{server.url}")
+        few = ix.Connection(concurrency=2)  # too few to request arrays before the group names them
+        ix.open_image(f"zarr://{server.url}", connection=few)
         asked = [path.rpartition("/")[2] for path in server.asked]
         assert sorted(asked[:2]) == [".zattrs", "zarr.json"]
         assert asked[2:] == [".zarray"]
