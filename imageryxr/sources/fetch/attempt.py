@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.parse import quote, urljoin
 
 from imageryxr.errors import ServerError
-from imageryxr.sources.fetch.budget import RequestBudget
+from imageryxr.sources.fetch.budget import RequestBudget, service_of
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
@@ -141,7 +141,7 @@ def _send_once(
             return _NO_FILE_BYTES, True
         return (request.limit, False) if part is None else _limit_of_whole(part, found)
 
-    waited, budget = time.monotonic(), _state.budget(url.netloc)
+    waited, budget = time.monotonic(), _state.budget(service_of(url))
     with budget.slot(request.width, request.stop, url.netloc):
         began = time.monotonic()
         limits.start += began - waited
@@ -187,9 +187,9 @@ def _file_name(url: WebURL) -> str:
     return url.path.partition("?")[0].partition("#")[0].rpartition("/")[2]
 
 
-def request_slot(server: str, width: int, stop: threading.Event) -> AbstractContextManager[None]:
-    """Return a context that waits until another client than this one may make a request to a server, and counts it."""
-    return _state.budget(server).slot(width, stop, server)
+def request_slot(service: str, width: int, stop: threading.Event) -> AbstractContextManager[None]:
+    """Return a context that waits until another client than this one may make a request to a service, and counts it."""
+    return _state.budget(service).slot(width, stop, service)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -204,10 +204,10 @@ class _ProcessState:
         self.budgets: dict[str, RequestBudget] = {}
         self.connections = ConnectionPool()
 
-    def budget(self, host: str) -> RequestBudget:
-        """Return the budget of requests to a server."""
+    def budget(self, service: str) -> RequestBudget:
+        """Return the budget of requests to a service."""
         with self.lock:
-            return self.budgets.setdefault(host, RequestBudget())
+            return self.budgets.setdefault(service, RequestBudget())
 
 
 _state = _ProcessState()

@@ -1,27 +1,38 @@
-"""Limits of a process: requests in flight to each server, and bytes in memory of the chunks that are being read.
+"""Limits of a process: requests in flight to each service, and bytes in memory of the chunks that are being read.
 
-The number of requests follows TCP's rule (additive increase, multiplicative decrease): it halves when a server
-throttles, and grows by one after as many successful requests as are in flight.
+A service is a server or a bucket. Its number of requests follows TCP's rule (additive increase, multiplicative
+decrease): it halves when the service throttles, and grows by one after as many successful requests as are in flight.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError
+from imageryxr.sources.fetch.url import WebURL
 
 FILE_REQUESTS, SERVICE_REQUESTS = 64, 8
 """Default number of simultaneous requests to an object store or file server, and to a CAVE service."""
 MOST_BYTES = 256 << 20
 """Largest number of bytes of chunks that are being fetched or decoded."""
 THROTTLED = (429, 503)
+# Servers of many buckets, which begin the path. The limits of a store are those of one bucket.
+_BUCKET_SERVERS = re.compile(r"storage\.googleapis\.com|s3([.-][a-z0-9-]+)?\.amazonaws\.com")
+_BUCKET = re.compile("/[^/?#]*")
+
+
+def service_of(url: WebURL) -> str:
+    """Return the service of a URL, whose requests are limited together: its server, and its bucket if it has many."""
+    bucket = _BUCKET.match(url.path) if _BUCKET_SERVERS.fullmatch(url.host) else None
+    return url.netloc + (bucket[0] if bucket else "")
 
 
 class RequestBudget:
-    """The running requests to one server, and how many it accepts."""
+    """The running requests to one service, and how many it accepts."""
 
     def __init__(self) -> None:
         self._free = threading.Condition()

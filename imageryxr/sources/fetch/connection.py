@@ -28,9 +28,9 @@ class Connection:
         16 kB received extend it by a second, up to five times the timeout. A response that is still arriving at that
         time is an error without a retry; a request to a silent server is retried.
     concurrency : int, optional
-        Simultaneous requests to one server from all threads of a process; every worker process has its own limit.
-        Default: 64 for object stores and file servers, 8 for CAVE services. If a server throttles (429, 503), the
-        number halves and recovers gradually.
+        Simultaneous requests to one server, or to one bucket of a store, from all threads of a process; every worker
+        process has its own limit. Default: 64 for object stores and file servers, 8 for CAVE services. If one throttles
+        (429, 503), its number halves and recovers gradually.
     retries : int, default 5
         Largest number of retries after transient errors: 429, 5xx, timeouts, dropped connections and truncated bodies.
         401, 403 and 404 are final. Each retry is logged at level INFO by the loggers under ``imageryxr``.
@@ -41,8 +41,9 @@ class Connection:
         Size of the process's cache of encoded chunks of remote volumes, which all arrays share; the largest size given
         in a process applies. 0 reads without the cache. Missing chunks and local files are never cached.
     disk_cache : path or False, optional
-        Folder on this machine for encoded chunks and shard indexes of remote volumes, which processes share. An entry
-        is used after the server has confirmed that the object did not change, or for as long as the server permitted.
+        Folder on this machine for encoded chunks, shard indexes and annotations of remote layers, which processes
+        share. An entry is used after the server has confirmed that the object did not change, or for as long as the
+        server permitted.
         Default: the folder in the environment variable ``IMAGERYXR_DISK_CACHE``, if it is set. False reads without the
         cache. The folder must belong to the user, and others must not be able to write to it.
     disk_cache_size : int or str, default "20 GB"

@@ -98,18 +98,21 @@ def read_objects(
     connection : Connection
         Options of requests.
     """
-    identity = store.identity if connection.cache_bytes else None
-    cache, waiting = memory_cache.cache, []
-    for request in requests:
-        voxels = None if identity is None else cache.get_decoded(_key(identity, request), request.form)
-        if voxels is None:
-            waiting.append(request)
-        else:
-            count(in_memory=1)
-            use(request, voxels)
-
+    identity, waiting = store.identity if connection.cache_bytes else None, list(requests)
+    if identity is not None:
+        waiting = _use_decoded(identity, requests, use)
     reader = _Reader(store, decode, use, connection, identity, disk_reader(store))
     run_in_parallel(reader.work, list(_bundles(waiting, identity, reader.disk)), store.width)
+
+
+def _use_decoded(identity: Hashable, requests: Sequence[ObjectRequest], use: Use) -> list[ObjectRequest]:
+    """Pass on the objects whose voxels are in the memory cache; return the others."""
+    found = memory_cache.cache.get_decoded([(_key(identity, request), request.form) for request in requests])
+    for request, voxels in zip(requests, found, strict=True):
+        if voxels is not None:
+            use(request, voxels)
+    count(in_memory=sum(voxels is not None for voxels in found))
+    return [request for request, voxels in zip(requests, found, strict=True) if voxels is None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -86,12 +86,13 @@ class MemoryCache:
             found: Stored | None = self._encoded.get(key)
             return found
 
-    def get_decoded(self, key: Hashable, form: Hashable) -> npt.NDArray[Any] | None:
-        """Return the decoded form of a chunk, or None; it is read-only."""
+    def get_decoded(self, keys: Sequence[tuple[Hashable, Hashable]]) -> list[npt.NDArray[Any] | None]:
+        """Return the decoded forms of chunks by key and form, None for those that it has not; they are read-only."""
         with self._lock:
-            found: npt.NDArray[Any] | None = self._decoded.get((key, form))
-            if found is not None:
-                self._encoded.get(key)  # the encoded chunk was used as well
+            found = [self._decoded.get(key) for key in keys]
+            for (key, _), values in zip(keys, found, strict=True):
+                if values is not None:
+                    self._encoded.get(key)  # the encoded chunk was used as well
             return found
 
     def put(self, key: Hashable, value: Stored, limit: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.sources.fetch import attempt, client
-from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, ByteBudget, RequestBudget
+from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, ByteBudget, RequestBudget, service_of
 from imageryxr.sources.fetch.url import parse_web_url
 
 GO = threading.Event()
@@ -65,8 +65,32 @@ def test_a_throttled_server_gets_fewer_requests_at_once(cave):
     cave.fault("/data/em/info", "status", status=429, times=1)
     connection = ix.Connection(concurrency=8, backoff=0)
     assert client.send_request("GET", f"{cave.url}/data/em/info", connection).status == 200
-    budget = attempt._state.budget(parse_web_url(cave.url).netloc)
+    budget = attempt._state.budget(service_of(parse_web_url(cave.url)))
     assert budget.limit(8) == 4
+
+
+@pytest.mark.parametrize(
+    ("url", "service"),
+    [
+        ("https://storage.googleapis.com/bucket/em/info", "storage.googleapis.com/bucket"),
+        ("https://s3.amazonaws.com/bucket.org/em", "s3.amazonaws.com/bucket.org"),
+        ("https://s3.eu-west-1.amazonaws.com/bucket", "s3.eu-west-1.amazonaws.com/bucket"),
+        ("https://bucket.s3.amazonaws.com/em/info", "bucket.s3.amazonaws.com"),
+        ("http://127.0.0.1:80/em/info", "127.0.0.1"),
+        ("https://server.example:444/em/info", "server.example:444"),
+        ("https://storage.googleapis.com", "storage.googleapis.com"),
+        ("https://storage.googleapis.com.example/bucket/em", "storage.googleapis.com.example"),
+    ],
+)
+def test_a_service_is_a_server_or_a_bucket(url, service):
+    assert service_of(parse_web_url(url)) == service
+
+
+def test_a_throttled_bucket_does_not_limit_another():
+    state = attempt._ProcessState()
+    one, other = (state.budget(service_of(parse_web_url(f"https://storage.googleapis.com/{b}/info"))) for b in "ab")
+    one.record(429, 64, time.monotonic())
+    assert (one.limit(64), other.limit(64)) == (32, 64)
 
 
 def test_bytes_in_memory_stay_below_the_limit():

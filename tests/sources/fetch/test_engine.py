@@ -148,9 +148,9 @@ def test_decoded_chunks_use_the_room_that_encoded_chunks_leave():
     cache.put("a", Stored(b"x" * 10), 100)
     for key in "abcd":
         cache.put_decoded(key, "", np.zeros(40, "u1"))
-    assert [key for key in "abcd" if cache.get_decoded(key, "") is not None] == ["c", "d"]
+    assert [key for key in "abcd" if cache.get_decoded([(key, "")])[0] is not None] == ["c", "d"]
     cache.put("b", Stored(b"x" * 70), 100)
-    assert cache.get_decoded("d", "") is None
+    assert cache.get_decoded([("d", "")])[0] is None
     assert cache.get("a")
     assert cache.get("b")
     assert cache.size == 80
@@ -160,7 +160,7 @@ def scroll(cache, keys, size, decoded):
     """Use chunks as the engine does; return how many were fetched and decoded."""
     fetched = made = 0
     for key in keys:
-        if cache.get_decoded(key, "") is not None:
+        if cache.get_decoded([(key, "")])[0] is not None:
             continue
         if cache.get(key) is None:
             fetched += 1
