@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, cast
 
@@ -60,12 +60,12 @@ class _Layout:
     index: Any = None
     """Array of zarr-python to decode the index of a shard; None for objects that are chunks."""
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Size in bytes of a decoded chunk."""
         return math.prod(self.chunks) * int(self.array.dtype.itemsize)
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Largest size in bytes of a stored chunk."""
         return 4 * self.chunk_bytes + (1 << 20)
@@ -202,17 +202,20 @@ def _array(metadata: str) -> Any:
 
 def _parts(layout: _Layout, path: str, where: Slices) -> Iterator[_Part]:
     """Yield the chunks that a box overlaps."""
-    spans = [range(s.start // c, -(-s.stop // c)) for s, c in zip(where, layout.chunks, strict=True)]
-    for coords in product(*spans):
-        places = tuple(i // n for i, n in zip(coords, layout.per_object, strict=True))
-        inner = tuple(i % n for i, n in zip(coords, layout.per_object, strict=True))
-        source, target = [], []
-        for i, c, s in zip(coords, layout.chunks, where, strict=True):
-            low, high = max(s.start, i * c), min(s.stop, (i + 1) * c)
-            source.append(slice(low - i * c, high - i * c))
-            target.append(slice(low - s.start, high - s.start))
+    # A slice overlaps hundreds of chunks, so everything that depends on one axis is computed per axis.
+    axes = [list(_spans(*axis)) for axis in zip(layout.chunks, layout.per_object, where, strict=True)]
+    for spans in product(*axes):
+        places, inner, source, target = zip(*spans, strict=True)
         key = layout.outer.encode_chunk_key(places)
-        yield _Part(f"{path}/{key}" if path else key, inner, tuple(source), tuple(target))
+        yield _Part(f"{path}/{key}" if path else key, inner, source, target)
+
+
+def _spans(size: int, per_object: int, where: slice) -> Iterator[tuple[int, int, slice, slice]]:
+    """Yield the chunks along an axis: their object, their position in it, and their part in the box and the result."""
+    for i in range(where.start // size, -(-where.stop // size)):
+        low, high = max(where.start, i * size), min(where.stop, (i + 1) * size)
+        source, target = slice(low - i * size, high - i * size), slice(low - where.start, high - where.start)
+        yield i // per_object, i % per_object, source, target
 
 
 def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> Iterator[ObjectRequest]:
