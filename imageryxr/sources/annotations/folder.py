@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
-from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection

@@ -124,7 +124,7 @@ class TestOverHttp(Images):
 
     def test_a_worker_requests_chunks_only(self, folder):
         # So few requests that none is made for arrays that the group does not name.
-        source = opened(self.SERVER.url, connection=web.Connection(concurrency=2))
+        source = opened(self.SERVER.url, connection=Connection(concurrency=2))
         self.SERVER.asked.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
         assert set(self.SERVER.asked) == {"/0/c/0/0/0", "/0/c/0/0/1"}
