@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, is_covered_by
 from imageryxr.core.colors.ids import to_unsigned
+from imageryxr.core.fork import run_after_fork
 from imageryxr.core.validate import to_id
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, format_value, param
 from imageryxr.graph.expr import Array, Expr
@@ -211,5 +211,4 @@ class _IdTallies:
 
 
 _TALLIES = _IdTallies()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_TALLIES.forget)
+run_after_fork(_TALLIES.forget)

@@ -5,7 +5,6 @@ Roots at a past instant do not change, so entries never expire and are never val
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
@@ -87,15 +87,12 @@ def memory_of(table: Sequence[str], instant: Instant) -> RootMemory:
         return memory
 
 
+@run_after_fork
 def clear_roots() -> None:
     """Clear the cache of roots."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # in a forked child, a missing thread may hold it
     _memories.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=clear_roots)  # in a forked child, the lock may be held by a missing thread
 
 
 @dataclass(frozen=True)

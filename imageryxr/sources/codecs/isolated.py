@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.codecs import decoder_process
 
 __all__ = ["ISOLATED_ENCODINGS", "DecoderStartError", "StreamError", "decode_in_process"]
@@ -121,8 +122,7 @@ class _Pool:
 
 _POOL = _Pool()
 atexit.register(_POOL.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_POOL.reset_after_fork)
+run_after_fork(_POOL.reset_after_fork)
 
 
 def decode_in_process(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import quote, urljoin
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch.budget import RequestBudget, service_of
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
@@ -213,6 +213,7 @@ class _ProcessState:
 _state = _ProcessState()
 
 
+@run_after_fork
 def _reset_after_fork() -> None:
     global _state
     _state.connections.close()
@@ -220,7 +221,3 @@ def _reset_after_fork() -> None:
 
 
 atexit.register(lambda: _state.connections.close())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

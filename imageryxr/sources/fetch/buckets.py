@@ -15,6 +15,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.errors import AuthError, ChunkReadError, OptionError, ServerError, param
 from imageryxr.sources.address import bucket_folder, has_no_bucket_credentials, web_folder
 from imageryxr.sources.base import clean_message
@@ -126,19 +127,10 @@ class BucketFolder:
         endpoints = [_public_endpoint(os.environ.get(name, "")) for name in sorted(ENDPOINTS)]
         return disk_place(self.connection, self.version, self.url, *endpoints)
 
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
-        return self._get(key, part, limit, stop, None)
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
     ) -> Stored | None:
-        """Return ``known`` if the object did not change; see `ConditionalStore`."""
-        return self._get(key, part, limit, stop, known)
-
-    def _get(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None
-    ) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
         server = self.url.partition("://")[2].partition("/")[0]
         for last in (False, False, True):
             count(requests=1)
@@ -284,6 +276,5 @@ def _secret_files(bucket: str, kind: str) -> tuple[str, str]:
 def _fork_marks() -> list[bool]:
     # A forked child has no obstore threads and would wait for them forever. The list is not empty in such a child.
     marks: list[bool] = []
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: marks.append(True))
+    run_after_fork(lambda: marks.append(True))
     return marks

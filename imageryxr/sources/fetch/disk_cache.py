@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.errors import CacheWarning, OptionError, warn
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.validators import Validator
@@ -274,14 +275,11 @@ def absolute_folder(value: Any) -> str:
     return os.path.abspath(os.path.expanduser(os.fspath(value)))
 
 
+@run_after_fork
 def _reset_after_fork() -> None:
     global _caches_lock
     _caches_lock = threading.Lock()  # a thread that the child does not have may hold it
     _caches.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 # ---------------------------------------------------------------------------------------------------------

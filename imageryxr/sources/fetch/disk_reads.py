@@ -77,10 +77,10 @@ class ObjectStore(Protocol):
 class ConditionalStore(ObjectStore, Protocol):
     """A store that can confirm that an object did not change, without sending it again."""
 
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored | None = None
     ) -> Stored | None:
-        """Return ``known``, the same object, if it did not change; otherwise as `get`."""
+        """Return ``known``, the same object, if it did not change; otherwise as `ObjectStore.get`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class DiskReader:
             if item.key in outdated and outdated[item.key].is_same_version(version):
                 self.drop(item)
                 continue
-            current = self.store.get_changed(item.key, item.part, item.limit, stop, stored)
+            current = self.store.get(item.key, item.part, item.limit, stop, stored)
             if current is stored:
                 confirmed[item.key] = version
                 count(on_disk=1)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.fetch.budget import ByteBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange
@@ -68,13 +69,10 @@ def cpu_count() -> int:
 _state = _ProcessState()
 
 
+@run_after_fork
 def _reset_after_fork() -> None:
     global _state
     _state = _ProcessState()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def read_objects(

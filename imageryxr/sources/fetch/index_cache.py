@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.threads import run_in_parallel
 
@@ -54,12 +54,9 @@ def _store(key: tuple[Hashable, Key], index: Index) -> None:
             size -= _indexes.popitem(last=False)[1].nbytes
 
 
+@run_after_fork
 def clear() -> None:
     """Drop all indexes."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # in a forked child, a missing thread may hold it
     _indexes.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=clear)  # in a forked child, the lock may be held by a missing thread

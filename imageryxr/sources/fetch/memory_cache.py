@@ -6,7 +6,6 @@ missing chunks, which may be written later. The keys contain no secrets.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch.validators import Validator
 
 
@@ -126,10 +126,7 @@ class MemoryCache:
 cache = MemoryCache()
 
 
+@run_after_fork
 def _reset_after_fork() -> None:
     global cache
     cache = MemoryCache()  # the lock may be held by a thread that the child does not have
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -100,19 +100,10 @@ class WebFolder:
         options = (access.allow_local, access.from_link, self.encodings)
         return disk_place(self.connection, self.version, address.public, *options)
 
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
-        return self._get(key, part, limit, stop, None)
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
     ) -> Stored | None:
-        """Return ``known`` if the object did not change; see `ConditionalStore`."""
-        return self._get(key, part, limit, stop, known)
-
-    def _get(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None
-    ) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
         condition = {} if known is None or known.validator is None else known.validator.headers
         reply = send_request(
             "GET",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import NamedTuple
+
+from imageryxr.core.fork import run_after_fork
 
 
 class Traffic(NamedTuple):
@@ -41,10 +42,7 @@ def traffic() -> Traffic:
     return _total
 
 
+@run_after_fork
 def _reset_after_fork() -> None:
     global _lock
     _lock = threading.Lock()  # a thread that the child does not have may hold it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

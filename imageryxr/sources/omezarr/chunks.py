@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import json
 import math
-import os
 import selectors
 import threading
 from collections import deque
@@ -24,6 +23,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
@@ -140,20 +140,13 @@ class _Guarded:
         self.store, self.absent = store, absent
         self.identity, self.disk_place, self.width = store.identity, store.disk_place, store.width
 
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist."""
-        return self._recorded(key, lambda: self.store.get(key, part, limit, stop))
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored | None = None
     ) -> Stored | None:
-        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
         store: Any = self.store
-        return self._recorded(key, lambda: store.get_changed(key, part, limit, stop, known))
-
-    def _recorded(self, key: str, get: Callable[[], Stored | None]) -> Stored | None:
         try:
-            found = get()
+            found: Stored | None = store.get(key, part, limit, stop, *([] if known is None else [known]))
         except ForbiddenObjectError:
             # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
             self.absent[key] = True
@@ -283,8 +276,7 @@ def _close_loops() -> None:
 
 
 atexit.register(_close_loops)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loops.clear)  # the child must not change the parent's selectors
+run_after_fork(_loops.clear)  # the child must not change the parent's selectors
 
 
 @dataclass(frozen=True)

@@ -243,41 +243,26 @@ def store_at(url: str, connection: Connection, token: Token | None, version: str
 class LayerBucket(BucketFolder):
     """A bucket, which may also answer 403 for a missing chunk."""
 
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
-        with suppress(ForbiddenObjectError):
-            return super().get(key, part, limit, stop)
-        return None
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
     ) -> Stored | None:
-        """Return ``known`` if the object did not change; see `ConditionalStore`."""
+        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
         with suppress(ForbiddenObjectError):
-            return super().get_changed(key, part, limit, stop, known)
+            return super().get(key, part, limit, stop, known)
         return None
 
 
 class LayerFolder(WebFolder):
     """A folder on a web server, where a bucket may also answer 403 for a missing chunk."""
 
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
+    ) -> Stored | None:
+        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
         try:
-            return super().get(key, part, limit, stop)
+            return super().get(key, part, limit, stop, known)
         except ForbiddenObjectError:
             if self.is_service:  # servers that check tokens do not answer 403 for missing objects
-                raise
-            return None
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored
-    ) -> Stored | None:
-        """Return ``known`` if the object did not change; see `ConditionalStore`."""
-        try:
-            return super().get_changed(key, part, limit, stop, known)
-        except ForbiddenObjectError:
-            if self.is_service:
                 raise
             return None
 
