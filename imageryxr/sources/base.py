@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from imageryxr.core.bbox import Index3, IndexBox, format_triple, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_choice, to_numbers, to_whole
-from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, Wording, param
+from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, MissingChunkWarning, Wording, param
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None
@@ -125,11 +126,23 @@ def record_missing_chunks() -> Iterator[set[str]]:
         _MISSING_CHUNKS.reset(before)
 
 
-def report_missing_chunks(source: Source, mip: int, boxes: Sequence[str]) -> None:
-    """Add missing chunks to the set of the enclosing `record_missing_chunks`, if there is one."""
+def report_missing_chunks(source: Any, mip: int, boxes: Sequence[str], filling: str) -> None:
+    """Add filled chunks to the set of the enclosing `record_missing_chunks`, and warn if the policy is "warn"."""
     found = _MISSING_CHUNKS.get()
     if found is not None:
         found.update(f"{source.name}, mip {mip}, box {box}" for box in boxes)
+    if boxes and source.missing == "warn":
+        warnings.warn(
+            f"{source.name}, mip {mip}: {len(boxes)} missing {'chunk is' if len(boxes) == 1 else 'chunks are'} filled "
+            f"with {filling}: {list_boxes(boxes)}",
+            MissingChunkWarning,
+            stacklevel=3,
+        )
+
+
+def list_boxes(boxes: Sequence[str]) -> str:
+    """Return the first boxes and the number of the others, for a message."""
+    return "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
 
 
 def clean_message(text: object) -> str:

@@ -7,7 +7,6 @@ read once, when the image is opened, and pickled with the source, so that a work
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
@@ -23,7 +22,6 @@ from imageryxr.errors import (
     ImageryError,
     Message,
     MissingChunkError,
-    MissingChunkWarning,
     SourceError,
     SourceNotFoundError,
     Wording,
@@ -38,6 +36,7 @@ from imageryxr.sources.base import (
     Source,
     check_assume,
     dtype_of,
+    list_boxes,
     read_error,
     read_filled,
     report_missing_chunks,
@@ -181,7 +180,6 @@ class OmeZarrSource:
         grid = self.levels[mip].grid
         keys = forbidden_keys if self.missing is None else absent
         boxes = [str(grid.crop(self._missing_box(mip, key)).bbox) for key in sorted(keys)]
-        shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
         if self.missing is None or self.missing == "raise":
             hint = Message(
                 "a Zarr store may leave out chunks that hold only the fill value: ",
@@ -190,16 +188,9 @@ class OmeZarrSource:
                 Wording("'warn' also lists them", "--missing warn also lists them"),
             )
             state = "denies access (HTTP 403) to" if forbidden_keys else "does not have"
-            cause = f"the store {state} {len(boxes)} of the chunks it needs: {shown}"
+            cause = f"the store {state} {len(boxes)} of the chunks it needs: {list_boxes(boxes)}"
             raise read_error(self, mip, box, cause, kind=MissingChunkError, hint=hint)
-        report_missing_chunks(self, mip, boxes)
-        if self.missing == "warn":
-            chunks_are = "chunk is" if len(boxes) == 1 else "chunks are"
-            warnings.warn(
-                f"{self.name}, mip {mip}: {len(boxes)} missing {chunks_are} filled with the fill value: {shown}",
-                MissingChunkWarning,
-                stacklevel=2,
-            )
+        report_missing_chunks(self, mip, boxes, "the fill value")
 
     def _check_separator(self, mip: int, box: IndexBox, key: str) -> None:
         # The default separator of a .zarray is '.', but some writers use '/' without stating it. Then every chunk would

@@ -8,7 +8,6 @@ the engine, and CloudVolume's codecs decode them; `raw_files` reads raw chunks f
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.util import find_spec
@@ -24,7 +23,6 @@ from imageryxr.errors import (
     ImageryError,
     Message,
     MissingChunkError,
-    MissingChunkWarning,
     NoVolumeError,
     ServerError,
     SourceError,
@@ -191,15 +189,7 @@ class PrecomputedSource:
         address = Address("precomputed", self.url)
         if boxes and _is_remote(self.url) and fetch_info(address, self.connection, self.token) is None:
             raise chunks.access_denied_error(self.name, "403")
-        report_missing_chunks(self, mip, boxes)
-        if boxes and self.missing == "warn":
-            shown = "; ".join(boxes[:3]) + (f"; and {len(boxes) - 3} more" if len(boxes) > 3 else "")
-            chunks_are = "chunk is" if len(boxes) == 1 else "chunks are"
-            warnings.warn(
-                f"{self.name}, mip {mip}: {len(boxes)} missing {chunks_are} filled with background: {shown}",
-                MissingChunkWarning,
-                stacklevel=2,
-            )
+        report_missing_chunks(self, mip, boxes, "background")
         return out
 
     def __getstate__(self) -> dict[str, Any]:
