@@ -9,6 +9,9 @@ from typing import Any
 from imageryxr.core.validate import to_number
 from imageryxr.errors import SourceError, format_value
 
+# Largest number in `as_counts`.
+_MOST = 2**40
+
 
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
@@ -48,8 +51,8 @@ def as_text(value: Any, what: str, choices: Sequence[str] = ()) -> str:
     return value
 
 
-def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2**40) -> tuple[int, ...]:
-    """Return integers from 1 to ``most``; floats without a fraction are accepted."""
+def as_counts(value: Any, what: str, *, count: int | None = None) -> tuple[int, ...]:
+    """Return integers from 1 to 2**40; floats without a fraction are accepted."""
     numbers = as_list(value, what, 32)
     if count is not None and len(numbers) != count:
         raise SourceError(
@@ -57,8 +60,8 @@ def as_counts(value: Any, what: str, *, count: int | None = None, most: int = 2*
         )
     for number in numbers:
         whole = to_number(number)
-        if whole is None or not 1 <= whole <= most or whole % 1:
-            raise SourceError(f"{what} holds {format_value(number)}; it must hold whole numbers from 1 to {most:,}")
+        if whole is None or not 1 <= whole <= _MOST or whole % 1:
+            raise SourceError(f"{what} holds {format_value(number)}; it must hold whole numbers from 1 to {_MOST:,}")
     return tuple(int(n) for n in numbers)
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["format_problem"]
-
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _HEAD = "import dask.array as da, imageryxr as ix, xarray as xr"
 _TAIL = "em = xr.DataArray(values, dims=('z', 'y', 'x'), coords=ix.Grid(values.shape, (8, 8, 40), (0, 0, 0)).coords())"

@@ -5,7 +5,6 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from imageryxr.core.bbox import Triple
 from imageryxr.core.units import length_in_nm
 from imageryxr.errors import NoVolumeError, SourceError, UnitError, format_value
 from imageryxr.sources.json_members import as_list, as_number, as_object, as_text
-from imageryxr.sources.precomputed.info import sharding_problem
+from imageryxr.sources.precomputed.info import complete_sharding, sharding_problem
 
 KIND = "neuroglancer_annotations_v1"
 TYPES: dict[str, AnnotationType] = {
@@ -206,10 +205,7 @@ def parse_index(value: Any, what: str) -> Index:
     problem = sharding_problem(sharding)
     if problem:
         raise SourceError(f"{what} {problem}")
-    if sharding is not None:
-        bits = {name: int(sharding[name]) for name in ("preshift_bits", "minishard_bits", "shard_bits")}
-        sharding = {"minishard_index_encoding": "raw", "data_encoding": "raw", **sharding, **bits}
-    return Index(key, sharding)
+    return Index(key, None if sharding is None else complete_sharding(sharding))
 
 
 def _parse_level(value: Any, what: str) -> SpatialLevel:
@@ -225,6 +221,6 @@ def _parse_level(value: Any, what: str) -> SpatialLevel:
 
 def _triple(value: Any, what: str) -> Triple:
     numbers = [float(as_number(n, what)) for n in as_list(value, what)]
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    if len(numbers) != 3:
         raise SourceError(f"{what} is {format_value(value)}; it must hold three numbers")
     return numbers[0], numbers[1], numbers[2]

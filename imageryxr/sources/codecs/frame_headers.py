@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["declared_size", "frame_problem"]
-
 _BLOSC_HEADER = 16
 _BLOSC_MEMCPY = 2
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

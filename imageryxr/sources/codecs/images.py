@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PICTURE_ENCODINGS", "decode_picture", "picture_problem"]
-
 PICTURE_ENCODINGS = frozenset({"png", "jpeg", "jxl", "jpegxl"})
 Shape = tuple[int, int, int, int]
 

@@ -22,8 +22,6 @@ import numpy.typing as npt
 from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.codecs import decoder_process
 
-__all__ = ["ISOLATED_ENCODINGS", "DecoderStartError", "StreamError", "decode_in_process"]
-
 ISOLATED_ENCODINGS = frozenset({"compresso", "crackle", "fpzip", "kempressed", "zfpc"})
 TIMEOUT_SECONDS = 60.0
 """Limit of decoding one chunk; only an endless loop takes longer."""

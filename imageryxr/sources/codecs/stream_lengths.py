@@ -17,8 +17,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["stream_problem"]
-
 _ENDS = "it ends within its header"
 _WORD = 0xFFFFFFFF
 _ZFPC_FLOAT32 = 3

@@ -24,8 +24,6 @@ from imageryxr.sources.fetch.decompress import TooLargeError, decompress
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.omezarr.codec_metadata import BOUNDED, codec_names
 
-__all__ = ["bounded_metadata", "check_bounded", "decompress_bounded"]
-
 _NAMESPACE = "numcodecs."
 _STREAMS = frozenset({"gzip", "zlib", "bz2", "lzma"})
 """Compressors that do not reliably state the decompressed size."""

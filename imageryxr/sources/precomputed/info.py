@@ -19,16 +19,6 @@ from imageryxr.core.validate import to_numbers
 from imageryxr.errors import ImageryError, format_value
 from imageryxr.sources.base import Level
 
-__all__ = [
-    "CODECS",
-    "ENCODINGS",
-    "complete_info",
-    "info_level",
-    "info_problem",
-    "is_placeholder",
-    "sharding_problem",
-]
-
 # The module that decodes each encoding, and the package that contains the module.
 CODECS = {
     "jpeg": ("simplejpeg", "simplejpeg"),
@@ -58,7 +48,6 @@ _HOLDS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "zfpc": (("float32",), ()),
 }
 _TYPES = (*_IDS, "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-_PLACES = ("size", "voxel_offset", "chunk_sizes", "compressed_segmentation_block_size")
 
 _LONGEST = 1 << 24
 """Largest number of voxels along an axis, whose coordinates are in memory. A whole mouse brain at 1 nm has fewer."""
@@ -237,12 +226,15 @@ def _complete_scale(scale: dict[str, Any]) -> dict[str, Any]:
     block = scale.get("compressed_segmentation_block_size")
     if more["encoding"] == "compressed_segmentation" and block is not None:
         more["compressed_segmentation_block_size"] = [int(n) for n in block]
-    sharding = scale.get("sharding")
-    if sharding is not None:
-        bits = {key: int(sharding[key]) for key in ("preshift_bits", "minishard_bits", "shard_bits")}
-        defaults = {"minishard_index_encoding": "raw", "data_encoding": "raw"}
-        more["sharding"] = {**defaults, **sharding, **bits}
+    if scale.get("sharding") is not None:
+        more["sharding"] = complete_sharding(scale["sharding"])
     return {**{key: value for key, value in scale.items() if key != "sharding"}, **whole, **more}
+
+
+def complete_sharding(sharding: dict[str, Any]) -> dict[str, Any]:
+    """Return a valid sharding specification with its defaults, and integers instead of integral floats."""
+    bits = {key: int(sharding[key]) for key in ("preshift_bits", "minishard_bits", "shard_bits")}
+    return {"minishard_index_encoding": "raw", "data_encoding": "raw", **sharding, **bits}
 
 
 def is_placeholder(scale: dict[str, Any]) -> bool:
