@@ -15,20 +15,8 @@ Floats = npt.NDArray[np.float64]
 def annotations_in_box(annotations: xr.Dataset, bbox: BBox) -> npt.NDArray[np.bool_]:
     """Return which annotations meet a box: points in ``[lo, hi)``, and lines, boxes and ellipsoids that overlap it.
 
-    Neighbouring boxes never contain the same point. Positions within 1e-6 nm of a border lie on it, so that the result
-    does not depend on the rounding of positions.
-
-    Parameters
-    ----------
-    annotations : Dataset
-        Dataset of annotations.
-    bbox : BBox
-        The box.
-
-    Returns
-    -------
-    numpy.ndarray
-        Bool, shape (n,).
+    The result is bool (n,). Neighbouring boxes never contain the same point. Positions within 1e-6 nm of a border lie
+    on it, so that the result does not depend on the rounding of positions.
     """
     kind = annotation_type_of(annotations)
     start = stack_axes(annotations, DIMS)

@@ -67,14 +67,8 @@ def quaternion_of_axes(axes: Floats) -> list[float]:
 def screen_axes(orientation: Sequence[float], panel: str = "xy", display: Sequence[str] = "xyz") -> Floats:
     """Return the directions (x, y, z) of the columns, rows and depth of a cross section in Neuroglancer.
 
-    Parameters
-    ----------
-    orientation : sequence of 4 numbers
-        ``crossSectionOrientation``, a quaternion (x, y, z, w) in display dimensions.
-    panel : str, default "xy"
-        The layout of the viewer, such as "xz-3d".
-    display : sequence of 3 str, default "xyz"
-        The three display dimensions.
+    `orientation` is ``crossSectionOrientation``, a quaternion (x, y, z, w) in display dimensions; `panel` the layout of
+    the viewer, such as "xz-3d"; `display` the three display dimensions.
     """
     turned = axes_of_quaternion(orientation)
     quarter = PANEL_TURNS.get(panel.removesuffix("-3d"))

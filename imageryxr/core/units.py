@@ -25,26 +25,12 @@ _SYMBOLS: dict[str, float] = {
 
 
 def length_in_nm(unit: Any) -> float:
-    """Return the number of nanometres in a unit of length.
+    """Return the number of nanometres in a unit of length, or raise `UnitError`.
 
-    Parameters
-    ----------
-    unit : str or object with a name, such as `pint.Unit`
-        A full name in any case, singular or plural, ``meter`` or ``metre`` ("nanometer", "Micrometres", "microns",
-        "angstrom"); or a symbol with its exact case ("nm", "um", "µm", "mm", "Å").
+    `unit` is, as text or in an object with a name such as `pint.Unit`, a full name in any case, singular or plural,
+    ``meter`` or ``metre`` ("nanometer", "Micrometres", "microns", "angstrom"); or a symbol with its exact case ("nm",
+    "um", "µm", "mm", "Å").
 
-    Returns
-    -------
-    float
-        Nanometres per unit.
-
-    Raises
-    ------
-    UnitError
-        If ``unit`` is not a known unit of length.
-
-    Examples
-    --------
     >>> length_in_nm("nm"), length_in_nm("micrometres"), length_in_nm("Å")
     (1.0, 1000.0, 0.1)
     """

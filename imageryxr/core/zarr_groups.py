@@ -9,16 +9,9 @@ import xarray as xr
 
 
 def write_group(dataset: xr.Dataset, store: Any, **options: Any) -> None:
-    """Write a Dataset as a new Zarr group of format 3 with consolidated metadata.
+    """Write a Dataset as a new Zarr group of format 3 with consolidated metadata; a group there is replaced.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        The arrays; lazy ones are computed unless ``compute=False`` is among the options.
-    store : path or store of zarr
-        Where the group is written; a group there is replaced.
-    **options
-        Options of `xarray.Dataset.to_zarr`.
+    Lazy arrays are computed unless ``compute=False`` is among the `options` of `xarray.Dataset.to_zarr`.
     """
     with warnings.catch_warnings():
         # Consolidated metadata are an extension of the format, which all readers may ignore.

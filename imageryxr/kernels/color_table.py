@@ -31,22 +31,9 @@ _SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def as_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """Convert labels to unsigned ids for a kernel, signed ids modulo 2**64.
+    """Convert labels of any integer dtype or bool to unsigned ids for a kernel, signed ids modulo 2**64.
 
-    Parameters
-    ----------
-    labels
-        Ids of any integer dtype or bool, any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, uint16, uint32 or uint64 of the same shape; read-only, C-contiguous, a view if possible.
-
-    Raises
-    ------
-    LayerError
-        If the dtype of `labels` is neither integer nor bool.
+    The result has the same shape and is read-only and C-contiguous, a view if possible.
     """
     labels = np.asarray(labels)
     if labels.dtype.kind == "b":
@@ -90,23 +77,11 @@ def _splitmix64(value: np.uint64) -> np.uint64:
 
 
 def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
-    """Return the SplitMix64 hash of each id.
+    """Return the SplitMix64 hash of each id: uint64 of the shape of `ids`.
 
     The hash is the first output of Vigna's ``splitmix64.c`` seeded with the id: one step of the generator of Steele,
     Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
 
-    Parameters
-    ----------
-    ids
-        Integers, any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint64, the shape of `ids`.
-
-    Examples
-    --------
     >>> [hex(h) for h in hash_ids([0, 1]).tolist()]
     ['0xe220a8397b1dcdaf', '0x910a2dec89025cc1']
     """
@@ -190,19 +165,9 @@ class ColorTable(NamedTuple):
     """The colours of ids: explicit colours, and a fallback palette for all other ids.
 
     0 is not drawn. An explicit id has its own row of `rgba`. Any other id has row ``n + hash_ids(id) % n_fallback``, or
-    is not drawn if there is no fallback.
-
-    Attributes
-    ----------
-    keys
-        uint64[capacity], an open-addressing hash table with linear probing; capacity is a power of two, 0 marks an
-        empty slot.
-    slots
-        int32[capacity], the row of each key.
-    rgba
-        uint8[n + n_fallback, 4], straight alpha: n explicit colours, then the fallback palette.
-    n_fallback
-        Length of the fallback palette.
+    is not drawn if there is no fallback. `keys` (uint64[capacity]) is an open-addressing hash table with linear
+    probing; capacity is a power of two, and 0 marks an empty slot. `slots` (int32[capacity]) has the row of each key.
+    `rgba` (uint8[n + n_fallback, 4], straight alpha) has n explicit colours, then the fallback palette.
     """
 
     keys: NDArray[np.uint64]
@@ -223,24 +188,8 @@ def _as_rgba(rgba: ArrayLike) -> NDArray[np.uint8]:
 def build_color_table(ids: ArrayLike = (), rgba: ArrayLike = (), fallback: ArrayLike = ()) -> ColorTable:
     """Build the colour table for `fill`, `outline` and `paint`.
 
-    Parameters
-    ----------
-    ids
-        n ids. The last of equal ids takes precedence. 0 is never drawn.
-    rgba
-        uint8[n, 4], the colour of each id, straight alpha.
-    fallback
-        uint8[m, 4], the colours of all other ids, selected by their hash; m may be 0.
-
-    Returns
-    -------
-    ColorTable
-        Equal arguments give tables that pickle to equal bytes.
-
-    Raises
-    ------
-    OptionError
-        If the colours are not uint8 of shape (n, 4), or their number differs from that of the ids.
+    `rgba` and `fallback` are uint8 (n, 4) with straight alpha: the colour of each id, and the colours of all other ids.
+    The last of equal ids takes precedence. Equal arguments give tables that pickle to equal bytes.
     """
     explicit, colors, rest = as_ids(ids), _as_rgba(rgba), _as_rgba(fallback)
     if len(explicit) != len(colors):

@@ -30,23 +30,10 @@ _HIGH = np.uint32(24)
 def segmentation_problem(
     data: bytes, shape: tuple[int, int, int, int], itemsize: int, block: tuple[int, int, int]
 ) -> str:
-    """Return the problem of an encoded chunk, or an empty string if it is valid.
+    """Return the problem of an encoded chunk as a clause that continues "the chunk is damaged:", or an empty string.
 
-    Parameters
-    ----------
-    data : bytes
-        The encoded chunk, after decompression of gzip and the like.
-    shape : tuple of int
-        Shape of the chunk (x, y, z, channel).
-    itemsize : {4, 8}
-        Size of an id in bytes.
-    block : tuple of int
-        Shape of a block (x, y, z).
-
-    Returns
-    -------
-    str
-        A clause that continues "the chunk is damaged:".
+    `data` is the chunk after decompression of gzip and the like, `shape` its shape (x, y, z, channel), `itemsize` the
+    size of an id in bytes, 4 or 8, and `block` the shape of a block (x, y, z).
     """
     channels = shape[3]
     if len(data) % 4 or len(data) < 4 * channels:

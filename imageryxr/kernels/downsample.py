@@ -80,33 +80,12 @@ def _mean(
 
 
 def mean(a: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], fill: Any = 0) -> NDArray[Any]:
-    """Average the voxels that each output voxel covers, weighted by the product of the weights of the axes.
+    """Average the voxels that each output voxel covers, weighted by the product of the weights of the axes (z, y, x).
 
-    Sums are float64 sums of integer products, so that means of integers are rounded exactly while weighted sums stay
-    below 2**50. That includes all sums of 32-bit values whose weights add up to less than 2**18.
-
-    Parameters
-    ----------
-    a
-        Image (z, y, x), any integer or float dtype.
-    axes
-        The voxels that each output voxel covers along z, y and x.
-    fill
-        The fill value, for output voxels that cover no voxel.
-
-    Returns
-    -------
-    numpy.ndarray
-        The dtype of `a`; integers are rounded to nearest, halves up. Voxels that cover a NaN are NaN.
-
-    Raises
-    ------
-    GridMismatchError
-        If `a` is not (z, y, x), or a covered voxel is outside it.
-    OptionError
-        If a weight is not positive.
-    LayerError
-        If `a` is not numeric.
+    `a` has any integer or float dtype, which is also that of the result. Integers are rounded to nearest, halves up;
+    voxels that cover a NaN are NaN, and those that cover nothing are `fill`. Sums are float64 sums of integer products,
+    so that means of integers are rounded exactly while weighted sums stay below 2**50. That includes all sums of 32-bit
+    values whose weights add up to less than 2**18.
     """
     a = check_volume(a)
     work = to_arithmetic_dtype(a)
@@ -180,32 +159,10 @@ def _mode(
 
 
 def mode(labels: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], fill: int = 0) -> NDArray[Any]:
-    """Return the label with the largest weight in each output voxel, the product of the weights of the axes.
+    """Return the label with the largest weight in each output voxel, the product of the weights of the axes (z, y, x).
 
-    Ties are decided for the smallest label, compared as uint64, but any id takes precedence over 0.
-
-    Parameters
-    ----------
-    labels
-        Ids (z, y, x), any integer dtype.
-    axes
-        The voxels that each output voxel covers along z, y and x.
-    fill
-        The fill value, for output voxels that cover no voxel.
-
-    Returns
-    -------
-    numpy.ndarray
-        The dtype of `labels` (in native byte order).
-
-    Raises
-    ------
-    GridMismatchError
-        If `labels` is not (z, y, x), or a covered voxel is outside it.
-    OptionError
-        If a weight is not positive, or the weights are too large for an exact sum.
-    LayerError
-        If `labels` are not integers.
+    Ties are decided for the smallest label, compared as uint64, but any id takes precedence over 0. Voxels that cover
+    nothing are `fill`. The result has the dtype of `labels`, which is any integer, in native byte order.
     """
     labels = check_volume(labels)
     work = as_labels(labels)

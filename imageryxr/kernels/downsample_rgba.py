@@ -105,32 +105,12 @@ def _mean_rgba(
 
 
 def mean_rgba(a: NDArray[np.uint8], axes: tuple[OverlapMap, OverlapMap, OverlapMap]) -> NDArray[np.uint8]:
-    """Average the colours that each output pixel covers, weighted by their alpha and by the weights of the axes.
+    """Average the colours that each output pixel covers, weighted by their alpha and the weights of the axes (z, y, x).
 
-    Transparent pixels do not contribute to the colour. Sums are integers; sums and rounding are exact while the weights
-    of an output pixel add up to less than 2**36.
-
-    Parameters
-    ----------
-    a
-        uint8 (z, y, x, 4), straight alpha. No copy is made if each channel is contiguous in memory.
-    axes
-        The pixels that each output pixel covers along z, y and x.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (z, y, x, 4) with contiguous channels. Values are rounded to nearest, halves up; (0, 0, 0, 0) if nothing
-        is covered, or only transparent pixels.
-
-    Raises
-    ------
-    GridMismatchError
-        If a covered pixel is outside `a`.
-    OptionError
-        If a weight is not positive.
-    LayerError
-        If `a` is not RGBA.
+    `a` is uint8 (z, y, x, 4), straight alpha; no copy is made if each channel is contiguous in memory, as in the
+    result. Values are rounded to nearest, halves up; (0, 0, 0, 0) if nothing is covered, or only transparent pixels,
+    which do not contribute to the colour. Sums are integers; sums and rounding are exact while the weights of an output
+    pixel add up to less than 2**36.
     """
     a = np.asarray(a)
     if a.dtype != np.uint8 or a.ndim != 4 or a.shape[-1] != 4:

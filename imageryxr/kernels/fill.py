@@ -149,29 +149,11 @@ def unpack(packed: NDArray[np.uint32]) -> NDArray[np.uint8]:
 
 
 def fill(labels: NDArray[Any], image: NDArray[np.uint8] | None, table: ColorTable) -> NDArray[np.uint8]:
-    """Fill segments with colours, with or without an image below.
+    """Fill segments with colours, with or without an image below; return uint8 (..., 4).
 
-    Parameters
-    ----------
-    labels
-        Ids (z, y, x) or of any other shape, any integer dtype.
-    image
-        uint8 of the same shape, drawn as opaque grey below the colours; None for no image.
-    table
-        The colour of each id, see `build_color_table`.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (z, y, x, 4). With an image: opaque, the colour blended over the grey by its alpha and rounded to nearest.
-        Without an image: the colour with its alpha, or (0, 0, 0, 0) for ids that are not drawn.
-
-    Raises
-    ------
-    LayerError
-        If `labels` are not integers or `image` is not uint8.
-    GridMismatchError
-        If `image` and `labels` differ in shape.
+    `labels` have any shape and integer dtype; `image` is uint8 of the same shape. With an image the result is opaque:
+    the colour is blended over the grey by its alpha and rounded to nearest. Without an image it is the colour with its
+    alpha, or (0, 0, 0, 0) for ids that are not drawn.
     """
     labels = np.asarray(labels)
     if image is not None and image.shape != labels.shape:
@@ -197,23 +179,7 @@ def pack_gray(image: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def gray_to_rgba(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert an image to opaque grey RGBA.
-
-    Parameters
-    ----------
-    image
-        uint8, any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (..., 4), alpha 255.
-
-    Raises
-    ------
-    LayerError
-        If `image` is not uint8; see `to_uint8`.
-    """
+    """Convert a uint8 image of any shape to opaque grey, uint8 (..., 4)."""
     return unpack(pack_gray(np.asarray(image)))
 
 
@@ -236,30 +202,11 @@ def _map_values(flat: NDArray[Any], table: NDArray[np.uint8], out: NDArray[np.ui
 
 
 def to_uint8(image: NDArray[Any], lo: float, hi: float) -> NDArray[np.uint8]:
-    """Map values between two contrast limits to 0 … 255.
+    """Map the values of an image between two finite contrast limits to 0 … 255.
 
     The result is ``clip((v - lo) / (hi - lo) * 255, 0, 255)`` in float64, rounded with halves up. With ``lo > hi`` the
     picture is inverted. With ``lo == hi`` it is a step: 255 above the limit, otherwise 0. NaN becomes 0, and infinities
     become 0 or 255.
-
-    Parameters
-    ----------
-    image
-        Any shape, any integer or float dtype.
-    lo, hi
-        The values shown as black and white; finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, the shape of `image`.
-
-    Raises
-    ------
-    OptionError
-        If a limit or the difference of the limits is not finite.
-    LayerError
-        If `image` is complex or not numeric.
     """
     lo, hi = float(lo), float(hi)
     if not (math.isfinite(lo) and math.isfinite(hi)):
@@ -356,28 +303,11 @@ def _as_packed(rgba: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def alpha_over(bottom: NDArray[np.uint8], top: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend one picture over another by the alpha of the upper one.
+    """Blend one picture over another by the alpha of the upper one; all are uint8 (..., 4) with straight alpha.
 
     With alphas s (top) and d (bottom) the result has alpha ``s + d * (255 - s) / 255``, and its colour is the mean of
     both colours with the weights ``s`` and ``d * (255 - s) / 255``. Both are computed exactly and rounded to nearest,
     halves up. Pixels whose top is transparent equal the bottom, bit for bit.
-
-    Parameters
-    ----------
-    bottom, top
-        uint8 (..., 4), straight alpha, of the same shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (..., 4), straight alpha.
-
-    Raises
-    ------
-    LayerError
-        If one of the pictures is not uint8 (..., 4).
-    GridMismatchError
-        If the pictures differ in shape.
     """
     bottom, top = np.asarray(bottom), np.asarray(top)
     lower, upper = _as_packed(bottom), _as_packed(top)

@@ -56,28 +56,10 @@ def _nearest(
 def resample_nearest(
     a: NDArray[Any], iz: NDArray[np.int64], iy: NDArray[np.int64], ix: NDArray[np.int64], fill: Any = 0
 ) -> NDArray[Any]:
-    """Copy voxels: ``out[z, y, x] = a[iz[z], iy[y], ix[x]]``.
+    """Copy voxels: ``out[z, y, x] = a[iz[z], iy[y], ix[x]]``, and `fill` for the index -1.
 
-    Parameters
-    ----------
-    a
-        Array (z, y, x), any dtype of 1, 2, 4 or 8 bytes.
-    iz, iy, ix
-        int64[n], the indices in `a` along each axis; -1 selects the fill value.
-    fill
-        The fill value.
-
-    Returns
-    -------
-    numpy.ndarray
-        The dtype of `a` (in native byte order), shape (len(iz), len(iy), len(ix)).
-
-    Raises
-    ------
-    GridMismatchError
-        If `a` is not (z, y, x), or an index is outside it.
-    LayerError
-        If the dtype has another size.
+    `a` is (z, y, x) of any dtype of 1, 2, 4 or 8 bytes, which is also that of the result, in native byte order. The
+    indices are int64[n].
     """
     a = check_volume(a)
     if a.dtype.itemsize not in (1, 2, 4, 8) or a.dtype.kind not in "biufcmM":
@@ -180,27 +162,9 @@ def _interpolate_rows(
 def resample_linear(a: NDArray[Any], axes: tuple[LinearMap, LinearMap, LinearMap], fill: Any = 0) -> NDArray[Any]:
     """Interpolate linearly along z, then y, then x, in float64.
 
-    Parameters
-    ----------
-    a
-        Image (z, y, x), any integer or float dtype. 64-bit integers beyond 2**53 lose their last bits.
-    axes
-        How to interpolate along z, y and x.
-    fill
-        The fill value, for voxels outside `a`.
-
-    Returns
-    -------
-    numpy.ndarray
-        The dtype of `a`. Integers are rounded to nearest, halves up (for integers wider than 32 bits, a half may be
-        rounded down if floats cannot represent its weights). Voxels that depend on a NaN are NaN.
-
-    Raises
-    ------
-    GridMismatchError
-        If `a` is not (z, y, x), or an index is outside it.
-    LayerError
-        If `a` is not numeric.
+    `a` is (z, y, x) of any integer or float dtype, which is also that of the result; 64-bit integers beyond 2**53 lose
+    their last bits. Integers are rounded to nearest, halves up (for integers wider than 32 bits, a half may be rounded
+    down if floats cannot represent its weights). Voxels that depend on a NaN are NaN, and those outside `a` are `fill`.
     """
     a = check_volume(a)
     work = to_arithmetic_dtype(a)

@@ -24,14 +24,8 @@ from imageryxr.kernels.run_length import (
 class IdSet(NamedTuple):
     """A searchable list of ids, from `build_set`; build it once for many blocks.
 
-    Attributes
-    ----------
-    keys, slots
-        As in `ColorTable`; a slot is the position in the list of distinct ids.
-    zero
-        The slot of the id 0, or -1.
-    order
-        int64[k], the slot of each id of the original list, which may contain duplicates.
+    `keys` and `slots` are those of `ColorTable`; a slot is the position in the list of distinct ids. `zero` is the slot
+    of the id 0, or -1. `order` (int64[k]) is the slot of each id of the original list, which may contain duplicates.
     """
 
     keys: NDArray[np.uint64]
@@ -69,20 +63,7 @@ def _select(
 
 
 def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
-    """Set all labels that are not in `ids` to 0.
-
-    Parameters
-    ----------
-    labels
-        Ids, any integer dtype and shape.
-    ids
-        The ids to keep, or a set of them from `build_set`.
-
-    Returns
-    -------
-    numpy.ndarray
-        The dtype (in native byte order) and shape of `labels`.
-    """
+    """Set all labels that are not in `ids` to 0; dtype (in native byte order) and shape are kept."""
     flat, kept = as_labels(labels), _as_set(ids)
     if is_blank(flat.reshape(-1)):
         return np.zeros(flat.shape, np.asarray(labels).dtype.newbyteorder("="))
@@ -108,20 +89,7 @@ def _masks(
 
 
 def masks(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
-    """Compute one mask per id in one pass over `labels`.
-
-    Parameters
-    ----------
-    labels
-        Ids, any integer dtype and shape.
-    ids
-        k ids, or a set of them from `build_set`.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool of shape (k, *labels.shape), in the order of `ids`.
-    """
+    """Compute one mask per id in one pass over `labels`: bool (k, *labels.shape), in the order of `ids`."""
     flat, wanted = as_labels(labels), _as_set(ids)
     distinct = int(wanted.order.max(initial=-1)) + 1
     out = np.zeros((distinct, flat.size), np.bool_)
@@ -151,20 +119,7 @@ def _is_present(
 
 
 def is_present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
-    """Return whether each of `ids` occurs in `labels`.
-
-    Parameters
-    ----------
-    labels
-        Ids, any integer dtype and shape.
-    ids
-        k ids, or a set of them from `build_set`.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool[k], in the order of `ids`.
-    """
+    """Return whether each of `ids` occurs in `labels`: bool[k], in the order of `ids`."""
     flat, wanted = as_labels(labels), _as_set(ids)
     out = np.zeros(int(wanted.order.max(initial=-1)) + 1, np.bool_)
     _is_present(flat.reshape(-1), as_kernel_input(wanted.keys), as_kernel_input(wanted.slots), wanted.zero, out)
@@ -200,28 +155,10 @@ def _remap(
 def remap(
     labels: NDArray[Any], ids: ArrayLike, values: ArrayLike, *, missing: Literal["zero", "keep"] = "zero"
 ) -> NDArray[np.uint64]:
-    """Replace each id by its value.
+    """Replace each id by its value; return uint64 of the shape of `labels`.
 
-    Parameters
-    ----------
-    labels
-        Ids, any integer dtype and shape.
-    ids, values
-        k ids and their replacements; both may contain 0. The last of equal ids takes precedence.
-    missing : {"zero", "keep"}
-        Whether a label that is not in `ids` becomes 0 or keeps its value.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint64, the shape of `labels`.
-
-    Raises
-    ------
-    GridMismatchError
-        If `ids` and `values` differ in length.
-    OptionError
-        If `missing` is neither "zero" nor "keep".
+    `ids` and `values` may contain 0; the last of equal ids takes precedence. A label that is not in `ids` becomes 0, or
+    keeps its value if `missing` is "keep".
     """
     if missing not in ("zero", "keep"):
         raise OptionError(f'missing must be "zero" or "keep", got {missing!r}')

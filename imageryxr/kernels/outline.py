@@ -56,17 +56,8 @@ def _integer_metric(limit: float, steps: tuple[float, float]) -> _Metric:
 
 
 def halo_size(limit: float, steps: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int]:
-    """Return the halo, in pixels along y and x, that `outline` needs.
+    """Return the halo, in pixels along y and x, that `outline` needs for a `limit` and `steps`.
 
-    Parameters
-    ----------
-    limit, steps
-        As in `outline`.
-
-    Examples
-    --------
-    >>> halo_size(10)
-    (10, 10)
     >>> halo_size(14.1, steps=(4.7, 8.0))
     (3, 1)
     """
@@ -207,37 +198,11 @@ def paint(
     merge: bool = True,
     inner: tuple[slice, slice, slice] | None = None,
 ) -> NDArray[np.uint8]:
-    """Fill segments and draw their outlines over an image, without intermediate pictures.
+    """Fill segments and draw their outlines over an image, without intermediate pictures; return uint8 (z, y, x, 4).
 
     The result equals ``alpha_over(fill(labels[inner], image, fill_table), outline(labels, outline_table, …))`` bit for
-    bit.
-
-    Parameters
-    ----------
-    labels
-        Ids (z, y, x) with a halo, as in `outline`.
-    image
-        uint8, the shape of the *inner* part, or None for no image.
-    fill_table
-        Colours of the fill, or None for no fill.
-    outline_table
-        Colours of the lines, or None for no lines.
-    limit, steps, side, merge, inner
-        As in `outline`.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, the shape of the inner part and 4, straight alpha; opaque if there is an image.
-
-    Raises
-    ------
-    OptionError
-        If the value of an option is invalid.
-    LayerError
-        If `labels` are not integers or `image` is not uint8.
-    GridMismatchError
-        If `labels` are not (z, y, x), or the shape of `image` differs from that of the inner part.
+    bit. It is opaque if there is an image. `image` is uint8 with the shape of the *inner* part; without `fill_table` or
+    `outline_table` there is no fill or there are no lines. The other parameters are those of `outline`.
     """
     labels = as_labels(labels)
     corner, shape = _inner_part(labels.shape, inner)

@@ -23,20 +23,10 @@ _ZERO = np.uint64(0)
 
 
 def sum_contacts(labels: NDArray[Any]) -> PairTable:
-    """Return the faces between the voxels of different segments of a block, by pair of ids.
+    """Return the faces between the voxels of different segments of a block (z, y, x), by pair of ids; 0 is background.
 
-    Parameters
-    ----------
-    labels
-        Ids (z, y, x), any integer dtype. 0 is background.
-
-    Returns
-    -------
-    pairs
-        uint64[n, 2], the smaller id first.
-    sums
-        int64[n, 12]: for faces across z, then y, then x, their number and the sums of the doubled positions (z, y, x)
-        of their centres, in voxels from the corner of the block.
+    The smaller id of a pair is first. The sums are int64[n, 12]: for faces across z, then y, then x, their number and
+    the sums of the doubled positions (z, y, x) of their centres, in voxels from the corner of the block.
     """
     pairs, sums = tally_rows(_sum_contacts(as_labels(labels), make_tally(12)))
     return pairs, sums
@@ -106,20 +96,10 @@ def _add_between(
 
 
 def sum_plane_contacts(one: NDArray[Any], other: NDArray[Any]) -> PairTable:
-    """Return the faces between two planes of voxels that touch each other, by pair of ids.
+    """Return the faces between two planes of voxels (rows, columns) that touch each other, by pair of ids.
 
-    Parameters
-    ----------
-    one, other
-        Ids (rows, columns), any integer dtype and the same shape.
-
-    Returns
-    -------
-    pairs
-        uint64[n, 2], the smaller id first.
-    sums
-        int64[n, 3]: the number of faces, and the sums of the doubled positions (row, column) of their centres, in
-        voxels from the corner of the planes.
+    The smaller id of a pair is first. The sums are int64[n, 3]: the number of faces, and the sums of the doubled
+    positions (row, column) of their centres, in voxels from the corner of the planes.
     """
     if one.shape != other.shape:
         raise GridMismatchError(f"planes {one.shape} and {other.shape} must have the same shape")
@@ -140,17 +120,7 @@ def _sum_plane_contacts(one: NDArray[Any], other: NDArray[Any], tally: Tally) ->
 def sum_overlaps(one: NDArray[Any], other: NDArray[Any]) -> PairTable:
     """Return the number of voxels of each pair of ids at the same place in two arrays, 0 included.
 
-    Parameters
-    ----------
-    one, other
-        Ids, any integer dtype and the same shape.
-
-    Returns
-    -------
-    pairs
-        uint64[n, 2], the id of `one` first.
-    sums
-        int64[n, 1], the number of voxels.
+    The id of `one` is first. The sums are int64[n, 1].
     """
     if one.shape != other.shape:
         raise GridMismatchError(f"labels {one.shape} and {other.shape} must have the same shape")

@@ -70,18 +70,7 @@ def _distinct_ids(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
 
 
 def distinct_ids(labels: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return the distinct ids of a block, without 0.
-
-    Parameters
-    ----------
-    labels
-        Ids, any integer dtype and shape; runs are along the last axis.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint64[k], ascending.
-    """
+    """Return the distinct ids of a block, without 0, as ascending uint64[k]; runs are along the last axis."""
     ids = as_labels(labels)
     row = ids.shape[-1] if ids.ndim > 1 else ids.size
     return np.sort(_distinct_ids(ids.reshape(-1), row))
@@ -139,15 +128,9 @@ def build_relabel_table(ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> 
 
 
 def relabel(labels: NDArray[np.uint64], table: RelabelTable) -> None:
-    """Replace ids by values in place; 0 is not replaced.
+    """Replace ids by values in place; 0 is not replaced, and all other ids must be in the table.
 
-    The operation is in place because allocating a second array would take longer than the operation itself.
-
-    Parameters
-    ----------
-    labels
-        uint64, C-contiguous and writable, any shape. All its ids except 0 must be in the table.
-    table
-        See `build_relabel_table`.
+    `labels` are uint64, C-contiguous and writable. The operation is in place because allocating a second array would
+    take longer than the operation itself.
     """
     _relabel(labels.reshape(-1), *table)

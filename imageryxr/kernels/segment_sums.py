@@ -41,14 +41,9 @@ class GreySums(NamedTuple):
 
 
 def sum_segments(labels: NDArray[Any], ids: NDArray[np.uint64] | None = None) -> tuple[BlockSums, Tally]:
-    """Return the sums of the segments of a block in ascending order of id, and their hash table.
+    """Return the sums of the segments of a block (z, y, x) in ascending order of id, and their hash table.
 
-    Parameters
-    ----------
-    labels
-        Ids (z, y, x), any integer dtype. 0 is background.
-    ids
-        The distinct ids to sum, none of which is 0. Default: all.
+    `ids` are the distinct ids to sum, without 0. Default: all.
     """
     block = as_labels(labels)
     tally = _sum_segments(block, make_tally(_COLUMNS, ids), ids is None)
@@ -102,19 +97,8 @@ def _add_run(sums: NDArray[np.int64], z: int, y: int, begin: int, end: int) -> N
 def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tally: Tally) -> GreySums:
     """Return the sums of the grey values of the segments of a block, in the order of `segments`.
 
-    Integers of 8 and 16 bits are summed exactly; other values are summed as float64, run by run.
-
-    Parameters
-    ----------
-    labels, image
-        Arrays (z, y, x) of the same shape; `image` is of any integer, boolean or float dtype.
-    segments, tally
-        The results of `sum_segments`.
-
-    Raises
-    ------
-    GridMismatchError
-        If the shapes differ.
+    `image` has the shape of `labels` and any integer, boolean or float dtype; `segments` and `tally` are the results of
+    `sum_segments`. Integers of 8 and 16 bits are summed exactly; other values are summed as float64, run by run.
     """
     if labels.shape != image.shape:
         raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have the same shape")
@@ -237,12 +221,7 @@ def count_values(
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return the histogram of each segment of a block: pairs of id and grey value, and their numbers of voxels.
 
-    Parameters
-    ----------
-    labels, image
-        Arrays (z, y, x) of the same shape; `image` is uint8 or uint16.
-    tally
-        The hash table of the segments, from `sum_segments`.
+    `image` is uint8 or uint16 with the shape of `labels`; `tally` is the hash table from `sum_segments`.
     """
     import fastremap
 

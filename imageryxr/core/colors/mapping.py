@@ -80,18 +80,8 @@ class Colors:
         return shown
 
     def colors_for(self, ids: npt.ArrayLike) -> UInt8Array:
-        """Return the colour of each id; ids that are not drawn are black.
+        """Return the colour of each id, uint8 (n, 3); ids that are not drawn are black.
 
-        Parameters
-        ----------
-        ids : uint64 array, flattened to shape (n,)
-
-        Returns
-        -------
-        uint8 array, shape (n, 3)
-
-        Examples
-        --------
         >>> resolve_colors({5: "red"}).colors_for([5, 6]).tolist()
         [[255, 0, 0], [0, 0, 0]]
         """

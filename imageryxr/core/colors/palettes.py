@@ -313,21 +313,11 @@ def _unknown_palette(name: str, maps: Iterable[str]) -> str:
 
 @functools.cache
 def stable_table() -> UInt8Array:
-    """Return the colours of the palette ``"stable"``.
+    """Return the colours of the palette ``"stable"``: uint8 (1018, 3), read-only.
 
     An id has row ``splitmix64(id) % len(table)``, on every machine and in every version. The colours are points of a
     body-centred cubic lattice in CIELAB, at least 6.9 apart. Only colours of medium lightness and high chroma are used:
     they are distinct from the black, grey and white of electron microscopy.
-
-    Returns
-    -------
-    uint8 array, shape (1018, 3)
-        Read-only red, green, blue.
-
-    Examples
-    --------
-    >>> stable_table().shape
-    (1018, 3)
     """
     spacing, reach = 9.0, 20
     steps = np.arange(-reach, reach + 1)

@@ -25,22 +25,10 @@ def describe_colors(
 ) -> dict[str, Any]:
     """Return a description, for JSON, of the colours of a layer's segments.
 
-    Parameters
-    ----------
-    colors : Colors
-        The colour of every segment.
-    selected : iterable of int or None
-        The selected segments; None for all.
-    has_rest : bool
-        Whether the other segments are also drawn.
-    saturation : float
-        Saturation of the colours: 1 leaves them unchanged, 0 is white.
-
-    Returns
-    -------
-    dict
-        ``ids`` (id → "#rrggbb"), ``others`` (how the colours of other ids are determined; None if they are not drawn)
-        and ``saturation``. If there are too many ids for an attribute, ``omitted`` is their number.
+    `selected` are the selected segments, None for all; `has_rest` is whether the others are also drawn; a `saturation`
+    of 1 leaves the colours unchanged, 0 is white. The result has ``ids`` (id → "#rrggbb"), ``others`` (how the colours
+    of other ids are determined; None if they are not drawn) and ``saturation``. If there are too many ids for an
+    attribute, ``omitted`` is their number.
     """
     ids = colors.ids if selected is None else np.array(list(selected), np.uint64)
     ids = ids[colors.is_shown(ids)]
@@ -113,17 +101,8 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
 def recorded_colors(picture: Any, ids: Any) -> tuple[Any, Any]:
     """Return the colours of many segments in a picture, without reading data.
 
-    Parameters
-    ----------
-    picture : DataArray
-        As in `colors_of`.
-    ids : uint64 array, shape (n,)
-        Distinct ids.
-
-    Returns
-    -------
-    tuple of arrays
-        The colours, uint8 (n, 3), and whether each segment is drawn, bool (n,). A picture without a record draws none.
+    The result is uint8 (n, 3), and whether each of the distinct `ids` is drawn, bool (n,). A picture without a record
+    draws none.
     """
     rgb, found = np.zeros((len(ids), 3), np.uint8), np.zeros(len(ids), bool)
     try:

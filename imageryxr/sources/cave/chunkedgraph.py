@@ -112,19 +112,9 @@ class ChunkedGraph:
     def roots(self, supervoxels: Ids, instant: Instant, layers: int | None, shift: int) -> Ids:
         """Return the root of each supervoxel at an instant, from the caches or by a request.
 
-        Parameters
-        ----------
-        supervoxels : uint64[k]
-            Ascending, distinct, without 0.
-        instant : Instant
-            Instant of the roots.
-        layers, shift : int
-            Layer number of roots, and the number of bits after the layer number of an id.
-
-        Raises
-        ------
-        ServerError
-            If the request fails, or a returned id is not a root.
+        `supervoxels` are ascending and distinct uint64[k], without 0. `layers` is the layer number of roots, and
+        `shift` the number of bits after the layer number of an id. `ServerError` is raised if the request fails, or a
+        returned id is not a root.
         """
         place = (self.server, self.service, self.table)
         memory, disk = memory_of(place, instant), disk_of(place, instant, self.connection)
@@ -287,21 +277,10 @@ def graph_at(address: Address, *, token: Token | str | None, connection: Connect
 
 
 def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:
-    """Return the instant of a layer: the given timestamp, or the current time.
+    """Return the instant of a layer: the given timestamp, or the current time by the server's clock for None and "now".
 
-    Parameters
-    ----------
-    graph : ChunkedGraph
-        Table of the layer; its oldest timestamp is requested.
-    timestamp : datetime, str, float, Instant or None
-        Given timestamp; None and "now" select the current time.
-    clock : Instant, optional
-        Time of the server's clock.
-
-    Raises
-    ------
-    TimestampError
-        If the timestamp lies before the graph's first state, or in the future, where the state may still change.
+    `TimestampError` is raised if it lies before the graph's first state, which is requested, or in the future, where
+    the state may still change.
     """
     now = _reconcile_clocks(graph, Instant.now(), clock)
     instant = parse_timestamp(timestamp)

@@ -78,29 +78,11 @@ def find_datastack(
     token: str | Token | None = None,
     connection: Connection,
 ) -> Datastack:
-    """Return the description of a datastack.
+    """Return the description of a datastack by its name or a client; one request for a name, one more for a version.
 
-    Makes one request for a name, none for a client, and one more for a version.
-
-    Parameters
-    ----------
-    client_or_name : str or CAVEclient
-        Name of the datastack, or a client for it.
-    server_address : str, optional
-        The info service. Default: that of the client, the one that caveclient stored for the datastack, or CAVE's
-        global one.
-    version : int, optional
-        Materialization version.
-    token : str, optional
-        Default: that of the client, or a stored one.
-    connection : Connection
-        Options of requests.
-
-    Returns
-    -------
-    Datastack
-        Pinned to ``version``, otherwise to the client's version or timestamp, otherwise to the version that
-        ``client.materialize`` is set to.
+    The info service is `server_address`, or that of the client, the one that caveclient stored for the datastack, or
+    CAVE's global one. The result is pinned to the materialization `version`, otherwise to the client's version or
+    timestamp, otherwise to the version that ``client.materialize`` is set to.
 
     Raises
     ------

@@ -168,20 +168,8 @@ def open_graphene(
 ) -> GrapheneSource:
     """Return the source of a table at an instant; requests its ``info`` and oldest timestamp, and reads no voxels.
 
-    Parameters
-    ----------
-    address : Address
-        Address of the table.
-    missing
-        As in `imageryxr.open_segmentation`.
-    agglomerate : bool
-        Whether to open roots; if False, supervoxels.
-    timestamp : datetime, str, float, Instant or None
-        Instant of the roots; None is the current time.
-    token : str or Token, optional
-        Default: a stored token.
-    connection : Connection, optional
-        Options of requests.
+    `missing`, `agglomerate` and `timestamp` are those of `imageryxr.open_segmentation`. The default of `token` is a
+    stored one.
 
     Raises
     ------
@@ -236,23 +224,10 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
 def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
     """Return a layer and the root ids to select from it; requests from the graph which are current at its instant.
 
-    Parameters
-    ----------
-    source : GrapheneSource
-        A layer of roots or supervoxels.
-    ids : iterable of int
-        Requested ids.
-    stale : {"raise", "update", "keep"}
-        Policy for roots that were current at another time: raise, use the current roots that cover the same object, or
-        draw the old roots. Where requested roots overlap, current ones are drawn on top of old ones, and old ones in
-        the order of their distance in time.
-
-    Raises
-    ------
-    SegmentError
-        If an id is not a root, or is a root although the layer has supervoxels.
-    StaleRootError
-        If an id is not current, and ``stale`` is "raise".
+    Roots that were current at another time raise `StaleRootError`; with ``stale="update"`` the current roots that cover
+    the same object are used, and with ``"keep"`` the old roots are drawn. Where requested roots overlap, current ones
+    are drawn on top of old ones, and old ones in the order of their distance in time. An id that is not a root, or is a
+    root although the layer has supervoxels, raises `SegmentError`.
     """
     requested = np.array(list(ids), dtype=np.uint64)
     _check_id_layers(source, requested)

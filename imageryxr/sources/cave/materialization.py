@@ -194,16 +194,9 @@ class Materialization:
     ) -> pa.Table:
         """Return rows of a table or view, joined with the rows that they refer to.
 
-        Parameters
-        ----------
-        table, snapshot
-            Table and state to query.
-        filters : dict
-            For each filter of the service, such as ``filter_in_dict``, a dict table → column → value.
-        limit : int
-            Largest number of rows.
-        resolution : tuple of float
-            Nanometres per unit (x, y, z) of the returned positions.
+        `filters` has, for each filter of the service, such as ``filter_in_dict``, a dict table → column → value.
+        `limit` is the largest number of rows, and `resolution` the nanometres per unit (x, y, z) of the returned
+        positions.
         """
         data: dict[str, Any] = {**filters, "limit": limit, "desired_resolution": list(resolution)}
         base = f"{self._base()}/version/{snapshot.version}"

@@ -94,20 +94,10 @@ class TableReader:
         limit: int | None,
         keep: Callable[[Any], Mask],
     ) -> pa.Table:
-        """Return the rows in a box whose roots are among some, without the rows that ``keep`` rejects.
+        """Return at most `limit` rows in a box whose roots are among `roots`, without the rows that `keep` rejects.
 
-        Parameters
-        ----------
-        position : Column
-            Position that the box selects.
-        bbox : BBox, optional
-            Box; the service also returns rows on its border.
-        roots : sequence of int, optional
-            Root ids.
-        limit : int, optional
-            Largest number of rows.
-        keep : callable
-            Returns the mask of the rows of an answer that lie in the box.
+        The box selects the column `position`; the service also returns rows on its border. `keep` returns the mask of
+        the rows of an answer that lie in the box.
         """
         import pyarrow as pa
 

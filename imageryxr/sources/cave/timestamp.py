@@ -51,25 +51,11 @@ class Instant:
 
 
 def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
-    """Return the instant of a timestamp.
+    """Return the instant of a timestamp, or raise `TimestampError`.
 
-    Parameters
-    ----------
-    value : datetime, str, numpy.datetime64, int or float
-        A datetime, a string in ISO 8601, seconds since 1970, or an array of these without dimensions.
-    naive_is_utc : bool
-        Whether a time without a zone is known to be UTC, as in responses of CAVE's services. If False, it is still
-        interpreted as UTC, but with a warning.
-
-    Raises
-    ------
-    TimestampError
-        If the value is of another kind or not a valid time.
-
-    Warns
-    -----
-    NaiveTimestampWarning
-        If the value has no time zone.
+    `value` is a datetime, a string in ISO 8601, seconds since 1970, or an array of these without dimensions. A time
+    without a zone is interpreted as UTC, with a `NaiveTimestampWarning` unless `naive_is_utc`, as in responses of
+    CAVE's services.
     """
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
         value = np.asarray(value)[()]  # selecting one element of an array returns an array without dimensions

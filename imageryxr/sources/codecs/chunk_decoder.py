@@ -35,18 +35,8 @@ def decode_chunk(
 ) -> npt.NDArray[Any]:
     """Return the voxels (x, y, z, channel) of a stored chunk; CloudVolume's codecs decode most encodings.
 
-    Parameters
-    ----------
-    stored : bytes
-        The chunk, without gzip or similar compression.
-    encoding : str
-        Encoding as named in the ``info``.
-    shape : tuple of int
-        Shape of the chunk (x, y, z, channel).
-    dtype : numpy.dtype
-        Data type of the layer.
-    block : sequence of int, optional
-        Voxels (x, y, z) of a block of compressed_segmentation.
+    `stored` is the chunk without gzip or similar compression, `encoding` and `dtype` those of the ``info``, `shape` the
+    shape of the chunk (x, y, z, channel), and `block` the voxels (x, y, z) of a block of compressed_segmentation.
 
     Raises
     ------

@@ -19,23 +19,10 @@ _ZSTD_BLOCK = 128 << 10
 
 
 def frame_problem(frame: bytes | memoryview, codec: str, size: int, item_sizes: tuple[int, ...]) -> str:
-    """Return the problem in the header of a compressed frame, or an empty string.
+    """Return the problem in the header of a compressed frame, a clause after "the chunk is damaged:", or "".
 
-    Parameters
-    ----------
-    frame : bytes or memoryview
-        The stored frame.
-    codec : str
-        Codec of the frame: ``"blosc"``, ``"lz4"`` or ``"zstd"``; other codecs are not checked.
-    size : int
-        Decompressed size according to the metadata; 0 if unknown.
-    item_sizes : tuple of int
-        Item sizes that a Blosc header may state; empty allows any.
-
-    Returns
-    -------
-    str
-        Clause that follows "the chunk is damaged:".
+    Frames of Blosc, LZ4 and Zstandard are checked. `size` is the decompressed size according to the metadata, 0 if
+    unknown; `item_sizes` are the item sizes that a Blosc header may state, and empty allows any.
     """
     check = _CHECKS.get(codec)
     return "" if check is None else check(memoryview(frame), size, item_sizes)

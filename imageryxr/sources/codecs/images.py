@@ -31,23 +31,10 @@ _JXL_RATIOS = (None, (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def picture_problem(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> str:
-    """Return the problem in the header or the checksums of a picture, or an empty string.
+    """Return the problem in the header or the checksums of a picture, a clause after "the chunk is damaged:", or "".
 
-    Parameters
-    ----------
-    stored : bytes
-        The chunk, without gzip or similar compression.
-    encoding : str
-        One of `PICTURE_ENCODINGS`.
-    shape : tuple of int
-        Shape of the chunk (x, y, z, channel).
-    dtype : numpy.dtype
-        Data type of the chunk.
-
-    Returns
-    -------
-    str
-        Clause that follows "the chunk is damaged:".
+    `stored` is the chunk without gzip or similar compression, `encoding` one of `PICTURE_ENCODINGS`, and `shape` the
+    shape of the chunk (x, y, z, channel).
     """
     if encoding == "png":
         return _png_problem(stored, shape, dtype)

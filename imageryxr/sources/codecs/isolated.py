@@ -124,23 +124,10 @@ run_after_fork(_POOL.reset_after_fork)
 
 
 def decode_in_process(stored: bytes, encoding: str, expected: int) -> npt.NDArray[Any]:
-    """Return the voxels of a chunk, decoded in another process.
+    """Return the voxels of a chunk, `expected` bytes, decoded in another process.
 
-    Parameters
-    ----------
-    stored : bytes
-        The chunk, without gzip or similar compression.
-    encoding : str
-        One of `ISOLATED_ENCODINGS`.
-    expected : int
-        Size of the decoded voxels in bytes.
-
-    Raises
-    ------
-    StreamError
-        If the chunk cannot be decoded, or the decoder crashes.
-    DecoderStartError
-        If the decoder process cannot be started.
+    `encoding` is one of `ISOLATED_ENCODINGS`. `StreamError` is raised if the chunk cannot be decoded or the decoder
+    crashes, and `DecoderStartError` if the process cannot be started.
     """
     for attempt in range(2):
         # An idle decoder may have been killed, for example for lack of memory, so the second attempt uses a new one.

@@ -23,21 +23,10 @@ _ZFPC_FLOAT32 = 3
 
 
 def stream_problem(stored: bytes, encoding: str, shape: tuple[int, int, int, int]) -> str:
-    """Return the problem with the length or shape of an encoded chunk, or an empty string.
+    """Return the problem with the length or shape of an encoded chunk, a clause after "the chunk is damaged:", or "".
 
-    Parameters
-    ----------
-    stored : bytes
-        The chunk, without gzip or similar compression.
-    encoding : str
-        Encoding of the chunk; encodings without a check have no problem.
-    shape : tuple of int
-        Shape of the chunk (x, y, z, channel).
-
-    Returns
-    -------
-    str
-        Clause that follows "the chunk is damaged:".
+    `stored` is the chunk without gzip or similar compression, and `shape` its shape (x, y, z, channel). Encodings
+    without a check have no problem.
     """
     check = _CHECKS.get(encoding)
     return "" if check is None else check(stored, shape)

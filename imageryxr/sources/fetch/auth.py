@@ -199,23 +199,10 @@ def _restore_token(handle: str, looked_up: tuple[str, ...], hosts: tuple[str, ..
 def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | None:
     """Return the token for servers, or None if there is none.
 
-    The places searched are the argument, the client, ``CAVE_TOKEN``, and the files in ``~/.cloudvolume/secrets`` that
-    caveclient and CloudVolume use: ``HOST-cave-secret.json``, ``cave-secret.json``, ``chunkedgraph-secret.json``.
-
-    Parameters
-    ----------
-    *hosts : str
-        Names of the servers, with ports. They may receive a token that the caller or the client gave. They may receive
-        a stored token only if it was stored for that server, or the server is one of CAVE's own.
-    given : str or Token, optional
-        Token that the caller gave.
-    client : object, optional
-        A CAVEclient.
-
-    Raises
-    ------
-    AuthError
-        If the token cannot be read or is not valid.
+    The places searched are the argument `given`, the CAVEclient `client`, ``CAVE_TOKEN``, and the files in
+    ``~/.cloudvolume/secrets`` that caveclient and CloudVolume use: ``HOST-cave-secret.json``, ``cave-secret.json``,
+    ``chunkedgraph-secret.json``. The servers `hosts`, with ports, may receive a token that the caller or the client
+    gave. They may receive a stored token only if it was stored for that server, or the server is one of CAVE's own.
     """
     if isinstance(given, Token):
         return given
@@ -257,23 +244,8 @@ def _read_token(path: Path) -> str:
 def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
     """Raise the error for a response that denies access; do nothing for other responses.
 
-    Parameters
-    ----------
-    reply : Reply
-        Response of the server.
-    name : str
-        Name of the requested object in messages.
-    url : str
-        Address of the server.
-    token : Token, optional
-        Token of the request; it was sent only if the server may receive it.
-    access : Access
-        Limits of the source.
-
-    Raises
-    ------
-    MissingTokenError, InvalidTokenError, ForbiddenError, TermsError
-        Depending on the response and on whether a token was sent.
+    `name` is the requested object in messages, `url` the address of the server, and `token` the token of the request,
+    which was sent only if the server may receive it.
     """
     lost = bool(reply.redirected_to) and reply.status in (403, 404)
     login = reply.is_redirect or lost or (reply.is_html and reply.status == 200)

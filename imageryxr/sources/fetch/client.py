@@ -54,36 +54,14 @@ def send_request(
 ) -> Reply:
     """Return the response to a request, of any status, after retries of transient errors.
 
-    Parameters
-    ----------
-    method, url
-        Method and address of the request.
-    connection : Connection
-        Timeout, retries and concurrency.
-    body, headers
-        Request body and headers. Secrets must not be in `headers`; pass them as `credential`.
-    credential : Credential, optional
-        Returns the Authorization header for the URL and for each redirect within its origin.
-    check : callable, optional
-        Returns the problem of a response with status 200, such as a short body, or an empty string. A problem leads to
-        a retry.
-    stop : Event, optional
-        Set to cancel the request.
-    follow : bool
-        Whether redirects are followed; otherwise they are returned.
-    limit : int, default 64 MB
-        Largest body of a response with status 200 in bytes.
-    part : ByteRange, optional
-        Range of the file to return. The response has status 206 and that range, even if the server ignores ranges; it
-        is shorter if the file ends within the range.
-    width : int, optional
-        Simultaneous requests to the server, unless the connection states them. Default: 8 for CAVE's servers, 64 for
-        others.
+    Secrets must not be in `headers`; `credential` returns the Authorization header for the URL and for each redirect
+    within its origin. `check` returns the problem of a response with status 200, such as a short body, which leads to a
+    retry, or an empty string. `stop` cancels the request. Without `follow`, redirects are returned. `limit` is the
+    largest body of a response with status 200 in bytes.
 
-    Raises
-    ------
-    ServerError
-        If all attempts fail.
+    With `part`, the response has status 206 and that range, even if the server ignores ranges; it is shorter if the
+    file ends within the range. `width` is the number of simultaneous requests to the server, unless the connection
+    states it. Default: 8 for CAVE's servers, 64 for others.
     """
     stop = stop or threading.Event()
     width = connection.concurrency or width or default_width(parse_web_url(url))

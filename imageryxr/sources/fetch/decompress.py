@@ -21,24 +21,12 @@ class TooLargeError(ValueError):
 
 
 def decompress(body: bytes | memoryview, encoding: str, limit: int) -> bytes:
-    """Return decompressed data.
+    """Return the decompressed bytes of a whole stream; raise `ValueError` if it is damaged or the encoding is unknown.
 
-    Parameters
-    ----------
-    body : bytes
-        The whole stream. Concatenated gzip members or zstd frames are joined, as their formats specify.
-    encoding : str
-        As in ``Content-Encoding``: ``gzip``, ``deflate``, ``br``, ``zstd``, ``identity``, or several of them in the
-        order in which they were applied, ``"br, gzip"``.
-    limit : int
-        Largest size in bytes of each decompressed stage. Decompression stops when it is exceeded.
-
-    Raises
-    ------
-    TooLargeError
-        If the data exceed the limit.
-    ValueError
-        If the data are damaged or the encoding is unknown.
+    Concatenated gzip members or zstd frames are joined, as their formats specify. `encoding` is that of
+    ``Content-Encoding``: ``gzip``, ``deflate``, ``br``, ``zstd``, ``identity``, or several of them in the order in
+    which they were applied, ``"br, gzip"``. Decompression stops with `TooLargeError` when a stage exceeds `limit`
+    bytes.
     """
     names = [name.strip().lower() for name in encoding.split(",") if name.strip()]
     if len(names) > 3:

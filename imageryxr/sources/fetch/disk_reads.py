@@ -33,14 +33,7 @@ class DiskPlace(NamedTuple):
 def disk_place(connection: Connection, version: str, *identity: object) -> DiskPlace | None:
     """Return where the objects of a store are cached on a disk, or None if they are not.
 
-    Parameters
-    ----------
-    connection : Connection
-        Options of requests.
-    version : str
-        Stamp and metadata of the volume.
-    *identity
-        Key of the store, without secrets; JSON.
+    `version` is the stamp and the metadata of the volume; `identity` the key of the store, without secrets, as JSON.
     """
     folder = connection.disk_folder
     identity = (*identity, stable_version(version))

@@ -24,12 +24,6 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
 
     `chunks.read_box` reads layers that are remote, encoded or sharded, and boxes with compressed, missing or damaged
     chunks, for which it raises the error.
-
-    Parameters
-    ----------
-    source : PrecomputedSource
-    mip, box
-        Level and box to read.
     """
     level, scale = source.levels[mip], source.info["scales"][mip]
     if not source.url.startswith("file://") or level.encoding != "raw" or "sharding" in scale:

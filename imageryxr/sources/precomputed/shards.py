@@ -35,16 +35,7 @@ def fetch_shards(
 ) -> Callable[[int], tuple[str, int, int] | None]:
     """Fetch the indexes of chunks, and return a function from a chunk id to (key, start, stop), or None if missing.
 
-    Parameters
-    ----------
-    store : ObjectStore
-        Store of the layer.
-    folder : str
-        Path of the level in the store.
-    sharding : dict
-        Member ``sharding`` of the ``info``.
-    ids : sequence of int
-        Ids of the chunks.
+    `folder` is the path of the level in the store, and `sharding` the member of the ``info``.
     """
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
