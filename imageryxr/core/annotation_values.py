@@ -26,35 +26,16 @@ def is_id_name(name: Any) -> bool:
 
 
 def property_values(values: Any, name: str = "", *, strict: bool = False, are_ids: bool = False) -> npt.NDArray[Any]:
-    """Convert the values of a property to a numpy array that files can store, without changing a value.
+    """Convert the values of a property to a numpy array (n,) that files can store, without changing a value.
 
-    Integers stay exact: those of a column of ids (see `is_id_name`) become uint64, also from digits in strings, and a
+    `values` have any dtype, including pandas' nullable, categorical and Arrow dtypes. Integers stay exact: those of a
+    column of ids (`are_ids`, or by its `name`, see `is_id_name`) become uint64, also from digits in strings, and a
     missing id (also an empty string) becomes 0, the background. Other integers and booleans with missing values become
-    float64 with NaN.
-    Strings become objects, with None where they are missing. Times with a zone become datetime64 in UTC. Lists and
-    dicts become JSON text.
+    float64 with NaN. Strings become objects, with None where they are missing. Times with a zone become datetime64 in
+    UTC. Lists and dicts become JSON text.
 
-    Parameters
-    ----------
-    values : Series, array or list
-        Values of any dtype, including pandas' nullable, categorical and Arrow dtypes.
-    name : str
-        Name of the column.
-    strict : bool, default False
-        Raise for numbers that cannot be ids in a column of ids: negative ones, fractions, and those beyond 2**64 - 1.
-        By default such a column is converted like any other.
-    are_ids : bool, default False
-        The column holds ids, whatever its name.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n,).
-
-    Raises
-    ------
-    LayerError
-        If ids were converted to floats and have lost digits, or cannot be ids and ``strict`` is true.
+    A column of ids with numbers that cannot be ids (negative ones, fractions, and those beyond 2**64 - 1) is converted
+    like any other; `LayerError` is raised if `strict`, and if ids were converted to floats and have lost digits.
     """
     plain = _plain_array(values)
     if are_ids or is_id_name(name):

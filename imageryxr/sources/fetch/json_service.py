@@ -14,19 +14,9 @@ from imageryxr.sources.json_members import parse_json
 
 
 def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
-    """Return a response body without its Content-Encoding.
+    """Return a response body without its Content-Encoding, at most `limit` bytes.
 
-    Parameters
-    ----------
-    reply : Reply
-        Response of a server.
-    limit : int, default 64 MB
-        Largest decompressed size in bytes.
-
-    Raises
-    ------
-    ValueError
-        If the body contradicts its headers or is too large.
+    `ValueError` is raised if the body contradicts its headers or is too large.
     """
     return decompress(reply.body, reply.headers.get("content-encoding", ""), limit)
 
@@ -50,23 +40,10 @@ def request_service(
     kind: str = "application/json",
     check: Callable[[Reply], str] = json_problem,
 ) -> Reply:
-    """Return the response of a service, of any status, with its body decompressed.
+    """Return the response of a service, of any status, with its body decompressed; see `client.send_request`.
 
-    Parameters
-    ----------
-    method, url, connection
-        See `imageryxr.sources.fetch.client.send_request`.
-    credential : Credential, optional
-        Sent only if its policy allows the server to receive it.
-    body, kind : bytes and str
-        Request body and its content type.
-    check : callable
-        Returns the problem of a response with status 200, or an empty string. A problem leads to a retry.
-
-    Raises
-    ------
-    ServerError
-        If all attempts fail.
+    `kind` is the content type of the request body. `check` returns the problem of a response with status 200, which
+    leads to a retry, or an empty string.
     """
     # Numbers compress badly. Some proxies compress them anyway.
     headers = {"Accept-Encoding": "identity"}

@@ -41,18 +41,8 @@ def can_receive(url: str, access: Access, *, given_for: Collection[Origin], is_c
     """Return whether a server may receive a credential. All such decisions are made here.
 
     Credentials are sent over https. Plain http is allowed only to this machine, if the caller allowed local access.
-
-    Parameters
-    ----------
-    url : str
-        Address of the request.
-    access : Access
-        Limits of the source.
-    given_for : collection of Origin
-        Servers that the credential was stored or given for.
-    is_cave_token : bool
-        Whether the credential is a CAVE token, which CAVE's own servers, trusted hosts and (if local access is allowed)
-        this machine may also receive.
+    `given_for` are the servers that the credential was stored or given for. CAVE's own servers, trusted hosts and (if
+    local access is allowed) this machine may also receive a CAVE token.
     """
     try:
         parts = parse_web_url(url)
@@ -90,25 +80,10 @@ def is_local_address(address: Address) -> bool:
 
 
 def access_for_named_address(address: Address, server: str, access: Access, what: str) -> Access:
-    """Return the limits for an address in the response of a server, which is not trusted.
+    """Return the limits for an address in the response `what` of a server, which is not trusted.
 
-    Only servers on this machine may name its files, and only servers in a private network may name others in it.
-
-    Parameters
-    ----------
-    address : Address
-        Address in the response.
-    server : str
-        URL of the server.
-    access : Access
-        Limits of the source that made the request.
-    what : str
-        Name of the response in messages.
-
-    Raises
-    ------
-    SourceError
-        If the address is on this machine or in its network, and the server is not.
+    Only servers on this machine may name its files, and only servers in a private network may name others in it;
+    otherwise `SourceError` is raised. `access` are the limits of the source that made the request.
     """
     named_by = parse_web_url(server)
     if named_by.is_loopback and access.allow_local:

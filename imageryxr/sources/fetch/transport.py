@@ -102,19 +102,8 @@ def exchange(
 ) -> Answer:
     """Return the response to one request, of any status.
 
-    Parameters
-    ----------
-    pool : ConnectionPool
-        Connections to reuse.
-    method, url, headers, body
-        The request.
-    limits : RequestLimits
-        Time and bytes that the exchange may take.
-    body_limit : callable
-        Returns, for a status and headers, the largest size of the body, and whether a longer body is truncated without
-        an error.
-    local : bool
-        Whether the connection may go to addresses that are not public.
+    `body_limit` returns, for a status and headers, the largest size of the body, and whether a longer body is truncated
+    without an error. `local` is whether the connection may go to addresses that are not public.
 
     Raises
     ------

@@ -39,15 +39,9 @@ class Validator(NamedTuple):
 def validator_of(headers: Mapping[str, str], *, is_part: bool, is_public: bool) -> Validator | None:
     """Return the validator of a response, or None if the response must not be stored or could not be validated later.
 
-    Parameters
-    ----------
-    headers : mapping
-        Headers of the response by lower-case name.
-    is_part : bool
-        Whether the body is a range. A weak ETag does not identify the bytes of a range.
-    is_public : bool
-        Whether the request had no credential. Copies of other objects are always validated, so that the server decides
-        each time whether the user still has access.
+    If the body is a part of the object, a weak ETag does not identify its bytes. `is_public` is whether the request had
+    no credential: copies of other objects are always validated, so that the server decides each time whether the user
+    still has access.
     """
     rules = _cache_control(headers.get("cache-control", ""))
     if "no-store" in rules or headers.get("vary", "").strip() == "*":

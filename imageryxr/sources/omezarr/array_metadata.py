@@ -52,21 +52,8 @@ class Layout(NamedTuple):
 def layout_of(where: str, document: dict[str, Any], version: int) -> Layout:
     """Return the layout of an array from its ``.zarray`` (version 2) or ``zarr.json`` (version 3).
 
-    Parameters
-    ----------
-    where : str
-        Address of the array, for messages.
-    document : dict
-        Content of the file.
-    version : {2, 3}
-        Zarr version of the file name.
-
-    Raises
-    ------
-    SourceError
-        If a member is missing or not valid; the message names it.
-    CodecError
-        If a codec is not allowed.
+    `where` is the address of the array, for messages. `SourceError` names a member that is missing or not valid;
+    `CodecError` a codec that is not allowed.
     """
     form = document.get("zarr_format")
     if to_whole(form) != version:

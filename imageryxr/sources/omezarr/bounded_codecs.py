@@ -41,18 +41,7 @@ _LZMA_DICTIONARY = 256 << 20
 
 
 def bounded_metadata(text: str) -> dict[str, Any]:
-    """Return the metadata of an array with a limit for every compressor; registers the bounded codecs if needed.
-
-    Parameters
-    ----------
-    text : str
-        JSON metadata from `imageryxr.sources.omezarr.array_metadata`.
-
-    Returns
-    -------
-    dict
-        Metadata for zarr-python.
-    """
+    """Return checked metadata for zarr-python with a limit for every compressor; registers the codecs if needed."""
     document: dict[str, Any] = json.loads(text)
     if document["zarr_format"] == 2:
         limit = _limit(document["chunks"], np.dtype(document["dtype"]).itemsize)
@@ -67,24 +56,10 @@ def bounded_metadata(text: str) -> dict[str, Any]:
 
 
 def check_bounded(name: str, text: str, access: Access) -> None:
-    """Raise if an array from a link has a codec whose output has no limit.
+    """Raise `CodecError` if an array from a link has a codec whose output has no limit.
 
     Pictures and the codecs of other packages allocate the size in their own headers. Neuroglancer supports none of
     them.
-
-    Parameters
-    ----------
-    name : str
-        Name of the array in messages.
-    text : str
-        JSON metadata of the array.
-    access : Access
-        Limits of the source, including whether it comes from a link.
-
-    Raises
-    ------
-    CodecError
-        If the array has such a codec.
     """
     known = _COMPRESSORS | _EVEN
     for codec in codec_names(json.loads(text)) if access.from_link else ():

@@ -51,16 +51,8 @@ def codec_v2(value: Any, what: str) -> dict[str, Any]:
 def codecs_v3(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) -> list[dict[str, Any]]:
     """Return the codecs of a ``zarr.json`` in the form of zarr-python.
 
-    Parameters
-    ----------
-    value : list
-        The member of the metadata.
-    what : str
-        Source and member, for messages.
-    shape : tuple of int
-        Shape of the chunks that the codecs encode.
-    depth : int
-        Number of nested shards around these chunks.
+    `what` names the source and member in messages. `shape` is the shape of the chunks that the codecs encode, and
+    `depth` the number of nested shards around them.
     """
     out: list[dict[str, Any]] = []
     for number, entry in enumerate(as_list(value, what, 32)):

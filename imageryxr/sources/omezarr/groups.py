@@ -14,14 +14,7 @@ Attributes = Callable[[str], dict[str, Any]]
 def non_image_message(address: Address, ome: dict[str, Any], attributes: Attributes) -> str:
     """Return the content of a group without an image, and the addresses that open it, as the end of a sentence.
 
-    Parameters
-    ----------
-    address : Address
-        Address of the group, whose name starts the sentence.
-    ome : dict
-        OME metadata of the group.
-    attributes : callable
-        Reads the metadata of a subgroup.
+    The sentence starts with the name of the group. `attributes` reads the metadata of a subgroup.
     """
     name = f"zarr://{address.public}"
     if isinstance(ome.get("plate"), dict):
@@ -71,16 +64,9 @@ def bare_array_message(address: Address, document: dict[str, Any]) -> str:
 
 
 def array_advice(address: Address, path: str, count: int | None) -> str:
-    """Return code that opens an array and adds coordinates; the code reads no voxels.
+    """Return code that opens the array at a path of a group and adds coordinates; the code reads no voxels.
 
-    Parameters
-    ----------
-    address : Address
-        Address of the group of the array.
-    path : str
-        Path of the array in the group.
-    count : int or None
-        Number of its axes, if known.
+    `count` is the number of its axes, if known.
     """
     place = f"{address.public.removeprefix('file://')}/{path}".rstrip("/")
     if address.local_path is not None:

@@ -41,14 +41,7 @@ def first_multiscale(name: str, ome: dict[str, Any]) -> dict[str, Any]:
 def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], advice: str) -> None:
     """Raise `SourceError` for a version without voxel sizes, or a version that is too new.
 
-    Parameters
-    ----------
-    name : str
-        Name of the source.
-    ome, multiscale : dict
-        Metadata of the group, and the multiscale in it.
-    advice : str
-        How to open an array of the image.
+    `advice` is how to open an array of the image.
     """
     declared = ome.get("version", multiscale.get("version"))
     version = _number(declared)

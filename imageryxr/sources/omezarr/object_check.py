@@ -66,23 +66,10 @@ def object_format(metadata: str) -> ObjectFormat:
 
 
 def check_object(form: ObjectFormat, key: str, data: bytes | memoryview, span: tuple[int | None, int | None]) -> None:
-    """Raise if a check finds that an object, or a range of one, is damaged.
+    """Raise `DamagedObjectError` if an object, or a range of one, was truncated or is HTML.
 
-    Parameters
-    ----------
-    form : ObjectFormat
-        Structure of the objects.
-    key : str
-        Key of the object, for the message.
-    data : bytes or memoryview
-        Bytes that were read.
-    span : tuple
-        Requested start and stop of the range; ``(None, n)`` is the last n bytes, and ``(None, None)`` the whole object.
-
-    Raises
-    ------
-    DamagedObjectError
-        If the object was truncated, or is HTML.
+    `span` is the requested start and stop of the range; ``(None, n)`` is the last n bytes, and ``(None, None)`` the
+    whole object.
     """
     first, stop = span
     problem = ""

@@ -70,23 +70,9 @@ def remote_store(
 ) -> ObjectStore:
     """Return the store of a group on a web server or in a bucket.
 
-    Parameters
-    ----------
-    url : str
-        Location of the group.
-    token : str or None
-        Token for web servers.
-    connection : Connection
-        Options of requests.
-    metadata : str
-        Metadata of the array that is read; empty for metadata.
-    stamp : str
-        Text that changes when the metadata are written; see `opening_stamp`.
-
-    Raises
-    ------
-    ChunkReadError
-        If the chunks of the array are too large.
+    `token` is the one for web servers. `metadata` are those of the array that is read; empty for metadata. `stamp` is
+    text that changes when they are written; see `opening_stamp`. `ChunkReadError` is raised if the chunks of the array
+    are too large.
     """
     if metadata:
         _check_size(url, metadata)
