@@ -15,6 +15,7 @@ from imageryxr.cli.export import errors_as_json, raise_on_sigterm
 from imageryxr.cli.options import PlaceOptions, SourceOptions, cut_layers, parse_numbers, split_names
 from imageryxr.errors import OptionError
 from imageryxr.export.report import progress_bar, update_bar
+from imageryxr.export.store.local import TargetLock
 from imageryxr.measure.tables import MeasurementPlan, plan_measurement, run_measurement
 
 
@@ -76,8 +77,10 @@ def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
         _report_written(plan, plan.segments, run.json)
         return
     done = len(plan.done) if run.resume else 0
+    lock = TargetLock(str(plan.target.with_name(f".{plan.target.name}.lock")))
     with (
         raise_on_sigterm(),
+        lock.hold(),
         _dask_scheduler(run.scheduler, run.workers),
         progress_bar(str(plan.target), len(plan.regions), done, run.progress) as bar,
     ):

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.export.store.local import TargetLock
 from tests.support import command_line
 
 PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]
@@ -71,6 +72,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, sources):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_measurements_to_one_target_at_once_are_refused(tmp_path, sources):
+    command = [*sources, *PLACE, "--output", tmp_path / "cells.csv"]
+    with TargetLock(str(tmp_path / ".cells.csv.lock")).hold():
+        done = run(*command)
+    assert done.returncode == 1
+    assert "another process is exporting to this target" in done.stderr
+    assert run(*command).returncode == 0
+    assert not list(tmp_path.glob(".*lock"))
+
+
 def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, sources):
     (tmp_path / "cells.csv").write_text("")
     cases = [
@@ -80,6 +91,7 @@ def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, source
         ([*sources[2:], *PLACE, "--percentiles", 5, "--output", tmp_path / "new.csv"], 2, "image; give --image SOURCE"),
         ([*sources, *PLACE, "--output", tmp_path / "cells.txt"], 2, "ends in .parquet, .csv, .zarr"),
         ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--scheduler", "x"], 2, "tcp://host:8786"),
+        ([*sources, *PLACE, "--output", "/dev/null/new.csv"], 1, "could not write /dev/null/.new.csv.lock"),
     ]
     for arguments, code, words in cases:
         done = run(*arguments)

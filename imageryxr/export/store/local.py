@@ -308,13 +308,16 @@ class TargetLock:
 
         Raises `TargetError` if another process has locked it.
         """
-        if not self._acquire():
+        with disk_errors(str(self._path)):
+            acquired = self._acquire()
+        if not acquired:
             raise TargetError(
                 f"another process is exporting to this target ({self._process()}, which holds {self._path}); wait for "
                 "it to end, or stop it: the same call continues where it stopped"
             )
         try:
-            self._path.write_text(str(os.getpid()))
+            with disk_errors(str(self._path)):
+                self._path.write_text(str(os.getpid()))
             yield
         finally:
             self._remove()

@@ -91,12 +91,7 @@ def inset(
     from PIL import Image as PilImage
 
     check_position(position)
-    given: Any = picture
-    if isinstance(given, PilImage.Image):
-        raise OptionError(
-            "inset was given a Pillow picture, but it needs the array of one slice, to which the box refers; draw "
-            "insets first, and arrange them afterwards: montage([inset(a, box), inset(b, box)])"
-        )
+    _check_array(picture)
     step = pixel_size(picture, None) / scale if scale_bar else None
     plain = to_pil(picture, scale=scale)
     whole = plain.convert("RGBA")
@@ -140,6 +135,16 @@ def inset(
         text,
         [replace(view, has_inset=True) for view in views],
     )
+
+
+def _check_array(picture: Any) -> None:
+    from PIL import Image as PilImage
+
+    if isinstance(picture, PilImage.Image):
+        raise OptionError(
+            "inset was given a Pillow picture, but it needs the array of one slice, to which the box refers; draw "
+            "insets first, and arrange them afterwards: montage([inset(a, box), inset(b, box)])"
+        )
 
 
 def _draw_frame(whole: Image, box: Rect, color: Any, line: int) -> Rect:

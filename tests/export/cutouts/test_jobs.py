@@ -19,7 +19,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.errors import LayerError, OptionError, TargetExistsError
+from imageryxr.errors import LayerError, OptionError, TargetError, TargetExistsError
 from imageryxr.export.cutouts import writers
 from imageryxr.export.report import report_progress_to
 from tests.support import counted_source
@@ -262,6 +262,13 @@ def test_a_contact_sheet_shows_the_centres_with_a_column_as_labels():
 def test_impossible_targets_are_errors(tmp_path, target, message):
     with pytest.raises(OptionError, match=message):
         ix.export(pictures(), target if "://" in target else tmp_path / target)
+
+
+@pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(target):
+    array = boxes().segmentation if target.endswith("zarr") else pictures()
+    with pytest.raises(TargetError, match="could not write /dev/null/"):
+        ix.export(array, f"/dev/null/{target}")
 
 
 @pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
