@@ -192,22 +192,17 @@ class _FolderStore:
         """Number of simultaneous requests."""
         return int(self._inner.width)
 
-    def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event) -> Stored | None:
-        """Return a file or a range of it, or None if it does not exist."""
+    def get(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored | None = None
+    ) -> Stored | None:
+        """Return a file or a range of it, or None if it does not exist; see `ConditionalStore`."""
         if self._is_local:
             body = self.folder._read_file(key, 0 if part is None else part.start, None if part is None else part.stop)
             return None if body is None else Stored(body)
-        return self._checked(lambda: self._inner.get(key, part, limit, stop))
-
-    def get_changed(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored
-    ) -> Stored | None:
-        """Return ``known`` if the file did not change; see `ConditionalStore`."""
-        return self._checked(lambda: self._inner.get_changed(key, part, limit, stop, known))
-
-    def _checked(self, get: Callable[[], Stored | None]) -> Stored | None:
+        more = () if known is None else (known,)
         try:
-            return get()
+            found: Stored | None = self._inner.get(key, part, limit, stop, *more)
+            return found
         except DeniedError as error:
             # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
             if self._is_bucket and isinstance(error, ForbiddenObjectError):

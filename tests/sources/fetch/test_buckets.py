@@ -16,7 +16,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.annotations.folder import open_folder
-from imageryxr.sources.fetch import buckets, client, google
+from imageryxr.sources.fetch import attempt, buckets, google
 from imageryxr.sources.fetch.memory_cache import cache
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.precomputed.source import fetch_info, open_precomputed
@@ -173,7 +173,7 @@ def storage(google_keys, monkeypatch):
     """Start a server at storage.googleapis.com."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(google_keys[0]))
-    monkeypatch.setattr(client, "_state", client._ProcessState())
+    monkeypatch.setattr(attempt, "_state", attempt._ProcessState())
     google._load.cache_clear()
     with recording(google_keys) as server:
         real = socket.getaddrinfo
