@@ -46,7 +46,7 @@ class Between(ThreadingHTTPServer):
         self.conditions = "known"
         """Or how they are not: refused, ignored, met by no object, or the status that answers them."""
         self.uploads = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def breaks(self, name):
         left = getattr(self, name)
