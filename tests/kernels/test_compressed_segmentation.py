@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imageryxr.kernels.compressed_segmentation import segmentation_problem
+from tests.support.segmentation_chunks import CASES, encode_chunk
 
 chunks = pytest.importorskip("cloudvolume.chunks")
 pytest.importorskip("compressed_segmentation")
@@ -41,21 +42,6 @@ def decode_with_checks(data: bytes, shape, dtype, block) -> np.ndarray:
         index = (word(values + bit // 32) >> bit % 32) & ((1 << bits) - 1) if bits else 0
         out[x, y, z, c] = sum(word(table + index * width + k) << 32 * k for k in range(width))
     return out
-
-
-def encode_chunk(shape, dtype, block, most, seed=0):
-    values = np.random.default_rng(seed).integers(1, most, shape).astype(dtype)
-    values[: shape[0] // 2] = 7
-    values = np.asfortranarray(values)
-    return values, chunks.encode(values, "compressed_segmentation", block_size=block)
-
-
-CASES = [
-    ((9, 8, 5, 1), "uint64", (8, 8, 8), 3),
-    ((9, 8, 5, 1), "uint32", (8, 8, 8), 200),
-    ((8, 8, 8, 1), "uint64", (4, 4, 2), 2),
-    ((16, 11, 3, 1), "uint64", (8, 8, 8), 100_000),
-]
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)

@@ -7,7 +7,9 @@ import pytest
 
 from imageryxr.kernels.compressed_segmentation import segmentation_problem
 from imageryxr.kernels.segmentation_decoder import decode_slices
-from tests.kernels.test_compressed_segmentation import CASES, encode_chunk
+from tests.support.segmentation_chunks import CASES, encode_chunk
+
+pytest.importorskip("compressed_segmentation")
 
 MORE = [
     ((1, 1, 1, 1), "uint32", (8, 8, 8), 3),
