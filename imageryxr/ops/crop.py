@@ -138,7 +138,7 @@ def box_around(
     )
 
 
-def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_ok: bool = False) -> xr.DataArray:
+def crop_array(array: xr.DataArray, bbox: BBox, *, outside_ok: bool = False) -> xr.DataArray:
     """Return the part of an array within a box in space, filled with 0 where the box extends beyond the array.
 
     Raises
@@ -151,6 +151,11 @@ def crop_array(array: xr.DataArray, bbox: BBox, *, chunks: Any = None, outside_o
     if not outside_ok and not box.clip(grid.box).voxels:
         raise out_of_volume_error(bbox, grid, f"the array {array.name!r}")
     check_extent(box, bbox, grid, f"the array {array.name!r}")
+    return cut_box(array, grid, box)
+
+
+def cut_box(array: xr.DataArray, grid: Grid, box: IndexBox, chunks: Any = None) -> xr.DataArray:
+    """Return a box of indexes of an array on a grid, filled with 0 where the box extends beyond the array."""
     box = _keep_dropped_planes(box, grid, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:

@@ -14,7 +14,7 @@ from imageryxr.core.bbox import BBox, IndexBox
 from imageryxr.core.grid import check_extent, out_of_volume_error
 from imageryxr.errors import ImageryWarning, LayerError, Message, Wording, warn
 from imageryxr.graph.labelled import as_dask, is_lazy, level_array
-from imageryxr.ops.crop import crop_array
+from imageryxr.ops.crop import crop_array, cut_box
 from imageryxr.ops.labels import select_ids
 from imageryxr.ops.segment_ids import id_array
 from imageryxr.sources.base import (
@@ -23,7 +23,6 @@ from imageryxr.sources.base import (
     Missing,
     Source,
     Stale,
-    check_missing,
     check_stale,
     dtype_of,
     find_level,
@@ -251,7 +250,7 @@ def open_multiscale(
     """
     choices: dict[str, Any] = {"token": token, "channel": channel, "time": time, "assume": assume}
     graphene: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
-    layer = resolve_source(source, None, missing=check_missing(missing), **choices, **graphene)
+    layer = resolve_source(source, None, missing=missing, **choices, **graphene)
     levels = _openable_levels(layer)
     children = {str(lv.mip): _label_level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))
@@ -293,7 +292,7 @@ def _resolve(
     if isinstance(source, xr.DataArray) and is_lazy(source):
         # A lazily indexed array is converted to a dask array of the box; this reads nothing.
         source, bbox = as_dask(source if bbox is None else crop_array(source, bbox, outside_ok=missing == "fill")), None
-    layer = resolve_source(source, layer_type, missing=check_missing(missing), **choices)
+    layer = resolve_source(source, layer_type, missing=missing, **choices)
     if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
         warnings.warn(
             Message(
@@ -324,4 +323,4 @@ def _label_level(
     if not outside_ok and not box.clip(level.grid.box).voxels:
         raise out_of_volume_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
     check_extent(box, bbox, level.grid, layer.name)
-    return crop_array(level_array(layer, level), bbox, chunks=chunks, outside_ok=True)
+    return cut_box(level_array(layer, level), level.grid, box, chunks)
