@@ -23,6 +23,9 @@ from imageryxr.graph.labelled import Volume
 from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, id_array, id_list
 from imageryxr.render.layers import Layer, Outline, check_alpha, parse_outline
 
+# Arguments of the kernel for pictures without outlines.
+_NO_OUTLINE = Outline()
+
 
 class RgbaExpr(Expr):
     """Base of expressions of RGBA pictures."""
@@ -126,7 +129,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
         self.record_request(box, labels)
         order = (self.axis, *_plane_axes(self.axis))
         self._warn_if_merged(labels[inner].transpose(order))
-        style = self.outline or Outline()
+        style = self.outline or _NO_OUTLINE
         drawn = kernel.paint(
             labels.transpose(order),
             None if image is None else image.transpose(order),
