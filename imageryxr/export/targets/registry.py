@@ -29,9 +29,9 @@ KINDS = Message(
     ".tif, .ome.tif, .mp4, .webm or .gif (one file)",
     Wording(", or 'memory://'", ""),
 )
-# Limits of file systems for the bytes of a name and of a path, and the bytes of "-01234567.manifest-work-0123456789ab".
+# Limits of file systems for the bytes of a name and of a path, and the bytes of ".manifest-work-0123456789ab".
 MAX_NAME, MAX_PATH = 255, 4096
-WORK_SUFFIX = 36
+WORK_SUFFIX = 27
 # The keywords of `export` for all formats, of which one may be misspelt.
 EXPORT_KEYWORDS = tuple(RunOptions.__annotations__)
 PATTERNS: dict[str, Callable[..., Target]] = {".png": png_stack, ".tif": tiff_stack, ".tiff": tiff_stack}
@@ -88,7 +88,8 @@ def _check_lengths(chosen: Target, text: str) -> None:
     """Raise `OptionError` if a name, or the name of the work folder, is too long for a file system."""
     if isinstance(chosen, Stack):
         keys = [chosen.key(i) for i in (0, chosen.layer.grid.shape[chosen.axis] - 1)]
-        last, paths = re.sub(r"[^\w.-]+", "_", chosen.pattern), [f"{chosen.root}/{key}" for key in keys]
+        # the name of the manifest contains a hash
+        last, paths = re.sub(r"[^\w.-]+", "_", f"{chosen.pattern}-01234567"), [f"{chosen.root}/{key}" for key in keys]
     else:
         last, paths = os.path.basename(chosen.root), [chosen.root]
     names = [len(os.fsencode(name)) for path in paths for name in path.split("/")]
