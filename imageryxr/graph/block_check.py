@@ -50,10 +50,7 @@ class BlockPosition:
 def check_block(values: Any, spec: BlockSpec, position: BlockPosition) -> Array:
     """Return a block with the declared dtype; a narrower dtype is cast if all of its values fit.
 
-    Raises
-    ------
-    LayerError
-        If the block is not an array, has another shape, or has a dtype whose values may not fit.
+    Raises `LayerError` if the block is not an array, has another shape, or has a dtype whose values may not fit.
     """
     if isinstance(values, np.ndarray) and values.shape == position.shape and values.dtype == spec.dtype:
         return values

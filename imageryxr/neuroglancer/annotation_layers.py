@@ -253,10 +253,7 @@ def _annotation_color(
 ) -> tuple[str, str | None, str]:
     """Return the colour of a layer, the property that colours each annotation, and what cannot be drawn.
 
-    Raises
-    ------
-    LinkError
-        If the layer's colour is invalid.
+    Raises `LinkError` if the layer's colour is invalid.
     """
     color = hex_color(read_color(spec.get("annotationColor", DEFAULT_COLOR), f"{where}.annotationColor"))
     shader = spec.get("shader")

@@ -91,10 +91,7 @@ def si_scale(scale: float, unit: str) -> float:
 def spatial_scales(dims: Mapping[str, tuple[float, str]]) -> Triple:
     """Return the scales of x, y and z in nm.
 
-    Raises
-    ------
-    LinkError
-        If one of the axes is missing or its unit is not a length.
+    Raises `LinkError` if one of the axes is missing or its unit is not a length.
     """
     out = []
     for axis in AXES:

@@ -93,10 +93,7 @@ def open_layers(
 ) -> tuple[dict[str, xr.DataArray], dict[str, ImageryError]]:
     """Return the opened layers of a link by name, and the errors of those that failed.
 
-    Raises
-    ------
-    ChoiceError
-        If a layer does not have the requested channel or time.
+    Raises `ChoiceError` if a layer does not have the requested channel or time.
     """
     opened: dict[str, xr.DataArray] = {}
     failed: dict[str, ImageryError] = {}

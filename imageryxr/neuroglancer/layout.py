@@ -35,10 +35,7 @@ def read_groups(layout: Any) -> tuple[LayerGroup, ...]:
 
     Groups without layers are skipped because the viewer removes them.
 
-    Raises
-    ------
-    LinkError
-        If the layout is invalid.
+    Raises `LinkError` if the layout is invalid.
     """
     out: list[LayerGroup] = []
     _collect_groups(layout, "layout", out, 0)

@@ -65,13 +65,7 @@ class _Group:
 
 
 def read_segments(spec: Mapping[str, Any], where: str) -> SegmentSettings:
-    """Read the segment settings of a segmentation layer.
-
-    Raises
-    ------
-    LinkError
-        If an entry is invalid.
-    """
+    """Read the segment settings of a segmentation layer; raise `LinkError` if an entry is invalid."""
     look = SegmentDisplay(
         selected_alpha=as_share(spec.get("selectedAlpha", 0.5), f"{where}.selectedAlpha"),
         rest_alpha=as_share(spec.get("notSelectedAlpha", 0.0), f"{where}.notSelectedAlpha"),
@@ -176,10 +170,7 @@ def _read_segment_colors(value: Any, where: str) -> dict[int, RGBA]:
 def read_color(value: Any, what: str) -> RGBA:
     """Return a colour of a state: a name, a hex string, or ``rgb(…)`` or ``rgba(…)`` as in CSS.
 
-    Raises
-    ------
-    LinkError
-        If it is not a colour.
+    Raises `LinkError` if it is not a colour.
     """
     if isinstance(value, str):
         parts = re.fullmatch(r"\s*rgba?\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?:,\s*([\d.]+)\s*)?\)\s*", value)

@@ -85,10 +85,7 @@ def _read_any_position(
 def read_position(value: Any, dims: Dimensions) -> tuple[Any, tuple[tuple[str, float], ...]]:
     """Return the point (x, y, z) of a position, and its coordinates along the other dimensions.
 
-    Raises
-    ------
-    LinkError
-        If it is invalid.
+    Raises `LinkError` if it is invalid.
     """
     names = list(dims) or list(AXES)
     numbers = as_list(value, "position", None)
@@ -103,10 +100,7 @@ def read_position(value: Any, dims: Dimensions) -> tuple[Any, tuple[tuple[str, f
 def read_display(value: Any, dims: Dimensions) -> tuple[str, ...]:
     """Return the display dimensions of a state, without unknown ones; by default its first three dimensions.
 
-    Raises
-    ------
-    LinkError
-        If the value is not a list of at most three different names.
+    Raises `LinkError` if the value is not a list of at most three different names.
     """
     names = [name for name in dims if not name.endswith(("'", "^"))] or list(AXES)
     if value is None:
@@ -152,13 +146,7 @@ def _first_orientation(*places: Mapping[str, Any]) -> Quaternion:
 
 
 def read_orientation(value: Any, key: str) -> Quaternion:
-    """Return a quaternion (x, y, z, w), normalized to length 1.
-
-    Raises
-    ------
-    LinkError
-        If the value is not a quaternion.
-    """
+    """Return a quaternion (x, y, z, w), normalized to length 1; raise `LinkError` if the value is not a quaternion."""
     x, y, z, w = as_numbers(value, key, 4)
     length = math.sqrt(x * x + y * y + z * z + w * w)
     if not 1e-6 < length < math.inf:
@@ -172,10 +160,7 @@ def read_group_pose(parent: Pose, viewer: Mapping[str, Any], dims: Dimensions, r
     The ``value`` of a setting applies if its ``link`` is "unlinked" or "relative". A "linked" setting follows the whole
     state.
 
-    Raises
-    ------
-    LinkError
-        If an entry is invalid.
+    Raises `LinkError` if an entry is invalid.
     """
     out = parent
     stretch, display = _unlinked_value(viewer, "dimensionRenderScales"), _unlinked_value(viewer, "displayDimensions")

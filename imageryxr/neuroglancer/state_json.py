@@ -35,10 +35,7 @@ _QUOTE = re.compile("['\"]")
 def parse_size_limit(value: Any) -> int:
     """Return the maximum number of characters of a state.
 
-    Raises
-    ------
-    OptionError
-        If ``max_state_size`` is not a number of bytes above 0.
+    Raises `OptionError` if ``max_state_size`` is not a number of bytes above 0.
     """
     return check_bytes("max_state_size", value, "a number of bytes above 0, or text such as '16 MB'")
 
@@ -57,10 +54,7 @@ def size_error(what: str, size: int | None, limit: int) -> LinkError:
 def decode_text(data: bytes) -> str:
     """Return the text of a file or an HTTP reply, in UTF-8 or in the encoding of its byte-order mark.
 
-    Raises
-    ------
-    UnicodeDecodeError
-        If the data are not text in this encoding.
+    Raises `UnicodeDecodeError` if the data are not text in this encoding.
     """
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
     return data.decode(encoding)
@@ -73,10 +67,7 @@ def decode_text(data: bytes) -> str:
 def parse_json(text: str) -> dict[str, Any]:
     """Return the state in a JSON text, or in Neuroglancer's URL-safe form of JSON.
 
-    Raises
-    ------
-    LinkError
-        If the text is not a JSON object, or is nested too deeply.
+    Raises `LinkError` if the text is not a JSON object, or is nested too deeply.
     """
     if _depth(text) > MAX_DEPTH:
         raise _depth_error()
@@ -153,10 +144,7 @@ def normalize_state(state: Mapping[Any, Any], limit: int) -> dict[str, Any]:
 
     Arrays, Series, sets, tuples and ranges become lists, NumPy numbers become Python numbers, keys become strings.
 
-    Raises
-    ------
-    LinkError
-        If the state holds values that JSON cannot, contains itself, or exceeds the limit.
+    Raises `LinkError` if the state holds values that JSON cannot, contains itself, or exceeds the limit.
     """
     return _check_object(_JSONConverter(limit).convert(state, 0, ""))
 

@@ -36,10 +36,7 @@ _LEGACY_KEYS = {"navigation", "voxelSize", "crossSectionZoom"}
 def state_of_tree(tree: xr.DataTree, names: Sequence[str]) -> dict[str, Any]:
     """Return the state of a tree without its layers; ``names`` are the names of the layers.
 
-    Raises
-    ------
-    LinkError
-        If an attribute cannot be written.
+    Raises `LinkError` if an attribute cannot be written.
     """
     arrays = layers_of(tree)
     unit = dimensions_of(tree, arrays)
@@ -99,10 +96,7 @@ def _is_close(one: Sequence[float], other: Sequence[float] | None) -> bool:
 def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]:
     """Return the state of a Dataset without its layers; ``first`` is its first layer.
 
-    Raises
-    ------
-    LinkError
-        If an attribute cannot be written.
+    Raises `LinkError` if an attribute cannot be written.
     """
     if "plane_axes" in first.attrs:
         return _state_of_plane(dataset, first)

@@ -168,10 +168,7 @@ def _triple(values: Sequence[T]) -> tuple[T, T, T]:
 def read_transform(transform: Any, where: str) -> Transform | None:
     """Return the transform of a source; None if it has none.
 
-    Raises
-    ------
-    LinkError
-        If it is invalid.
+    Raises `LinkError` if it is invalid.
     """
     if transform is None:
         return None
@@ -202,10 +199,7 @@ def _read_source_rank(value: Any, rank: int, where: str) -> int:
 def read_older_transform(transform: Any, where: str) -> Transform:
     """Return a transform of the older form, in nm: 12 or 16 numbers, a matrix, or translation, rotation and scale.
 
-    Raises
-    ------
-    LinkError
-        If it is invalid.
+    Raises `LinkError` if it is invalid.
     """
     what = f"{where}.transform"
     if isinstance(transform, Mapping):

@@ -324,10 +324,7 @@ def _check_inside_both(bbox: BBox, image: Grid, segmentation: Grid) -> None:
 def aligned_names(dataset: xr.Dataset) -> tuple[str, str]:
     """Return the names of the image and the segmentation in a Dataset, by their layer type.
 
-    Raises
-    ------
-    LayerError
-        If there is not exactly one of each.
+    Raises `LayerError` if there is not exactly one of each.
     """
     found: dict[str, list[str]] = {"image": [], "segmentation": []}
     for name, variable in dataset.data_vars.items():

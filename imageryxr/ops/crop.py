@@ -141,10 +141,7 @@ def box_around(
 def crop_array(array: xr.DataArray, bbox: BBox, *, outside_ok: bool = False) -> xr.DataArray:
     """Return the part of an array within a box in space, filled with 0 where the box extends beyond the array.
 
-    Raises
-    ------
-    OutOfVolumeError
-        If the box lies wholly outside the array, unless ``outside_ok``.
+    Raises `OutOfVolumeError` if the box lies wholly outside the array, unless ``outside_ok``.
     """
     grid = grid_of(array)
     box = grid.select(bbox)

@@ -27,10 +27,7 @@ from imageryxr.graph.labelled import Volume, volume_of
 def segmentation_volume(seg: xr.DataArray) -> Volume:
     """Return the volume of a segmentation.
 
-    Raises
-    ------
-    LayerError
-        If the values are not integers, or the attrs declare the array an image.
+    Raises `LayerError` if the values are not integers, or the attrs declare the array an image.
     """
     volume = volume_of(seg)
     if volume.attrs.get("layer_type") == "image":
@@ -55,10 +52,7 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
 def id_array(ids: Iterable[Any] | int, what: str = "ids") -> npt.NDArray[np.uint64]:
     """Return ids as sorted, distinct uint64, without converting them to floats.
 
-    Raises
-    ------
-    SegmentError
-        If an id is not an integer from 1 to 2**64 - 1.
+    Raises `SegmentError` if an id is not an integer from 1 to 2**64 - 1.
     """
     return np.array(sorted(set(id_list(ids, what))), dtype=np.uint64)
 
@@ -66,10 +60,7 @@ def id_array(ids: Iterable[Any] | int, what: str = "ids") -> npt.NDArray[np.uint
 def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     """Return ids as ints in their given order, without converting them to floats; a single id becomes a list.
 
-    Raises
-    ------
-    SegmentError
-        If an id is not an integer from 1 to 2**64 - 1.
+    Raises `SegmentError` if an id is not an integer from 1 to 2**64 - 1.
     """
     if isinstance(ids, str | int | np.integer):
         ids = [ids]

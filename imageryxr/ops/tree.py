@@ -111,10 +111,7 @@ def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
 
     For a node that contains several levels, the result is the finest one.
 
-    Raises
-    ------
-    LayerError
-        If there are none.
+    Raises `LayerError` if there are none.
     """
     out: dict[str, xr.DataArray] = {}
     for node in tree.subtree:

@@ -175,13 +175,7 @@ class ImageryBackend(BackendEntrypoint):
 
 
 def _source_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a source, without xarray's CF options.
-
-    Raises
-    ------
-    OptionError
-        If one is unknown.
-    """
+    """Return the options of a source, without xarray's CF options; raise `OptionError` if one is unknown."""
     unknown = [name for name in options if name not in (*_SOURCE_OPTIONS, *_CF_OPTIONS)]
     if unknown:
         known = ", ".join(("mip", "bbox", "layer_type", "ids", *_SOURCE_OPTIONS))

@@ -83,10 +83,7 @@ def overlay_dataset(
 def _sort_layers(dataset: xr.Dataset) -> list[xr.DataArray]:
     """Return the visible layers of a Dataset, from bottom to top.
 
-    Raises
-    ------
-    LayerError
-        If there are no visible layers, or their order is not defined.
+    Raises `LayerError` if there are no visible layers, or their order is not defined.
     """
     found = {str(name): v for name, v in spatial_arrays(dataset).items()}
     layers = [v for v in found.values() if v.attrs.get(VISIBLE, True)]

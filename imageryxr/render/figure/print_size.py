@@ -23,10 +23,7 @@ def check_length(name: str, value: Any, unit: str = "nm") -> float:
 def pixels_per_point(label_size: Any, label_pt: Any, width_mm: Any, width: float) -> float | None:
     """Return the number of pixels per point on a picture ``width`` pixels wide; None if ``label_pt`` is None.
 
-    Raises
-    ------
-    OptionError
-        If both ``label_size`` and ``label_pt`` are given, or ``width_mm`` without ``label_pt``.
+    Raises `OptionError` if both ``label_size`` and ``label_pt`` are given, or ``width_mm`` without ``label_pt``.
     """
     if label_pt is None:
         if width_mm is not None:
