@@ -97,7 +97,7 @@ def test_skeletons_in_a_private_bucket_are_read(bucket, tmp_path):
     upload(bucket, tmp_path, "skeletons")
     folder, info = open_folder(bucket.url("skeletons"), None, None)
     assert info["@type"] == "neuroglancer_skeletons"
-    assert folder.read(["7", "8"]) == [b"abc", None]
+    assert folder.read(["7", "8"], lambda key, body: bytes(body)) == {"7": b"abc"}
 
 
 def test_an_anonymous_reader_of_another_server_is_denied_or_reads_what_is_public(bucket, tmp_path, monkeypatch):
