@@ -205,14 +205,7 @@ def check_same_places(one: Places | None, other: Places | None, what: str) -> No
 def check_same_cutouts(one: xr.DataArray, other: xr.DataArray, what: str, *, phases: bool = True) -> None:
     """Raise `GridMismatchError` unless two arrays have as many cutouts, at the same positions.
 
-    Parameters
-    ----------
-    one, other : DataArray
-        Cutouts (cutout, z, y, x).
-    what : str
-        The arrays, in the message.
-    phases : bool
-        Whether an offset of a part of a voxel is an error.
+    ``what`` names the arrays in the message; with ``phases``, an offset of a part of a voxel is also an error.
     """
     counts = [array.sizes[CUTOUT] for array in (one, other)]
     if counts[0] != counts[1]:

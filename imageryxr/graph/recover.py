@@ -83,13 +83,6 @@ def recover_inputs(expr: Expr, dask_inputs: DaskInputs) -> tuple[Expr, dict[str,
     """Return an expression with each dask input that is a part of another array replaced by the recovered expression.
 
     The voxels and the bounds do not change: the data beyond the end of an input array are clipped.
-
-    Parameters
-    ----------
-    expr : Expr
-        An expression with `DaskLeaf` leaves.
-    dask_inputs : mapping
-        The dask arrays of these leaves, by name.
     """
     kept: dict[str, da.Array] = {}
 

@@ -66,14 +66,7 @@ def open_annotation_layers(
 ) -> tuple[dict[str, list[xr.Dataset]], dict[str, str]]:
     """Return the Datasets of annotation layers by name, one for each type, and why other layers cannot be opened.
 
-    Parameters
-    ----------
-    state : LinkState
-        The link.
-    names : sequence of str, optional
-        Layers to open. Default: all.
-    options : LayerOptions
-        Limits of the requests.
+    ``names`` are the layers to open; None for all.
     """
     opened: dict[str, list[xr.Dataset]] = {}
     failed: dict[str, str] = {}

@@ -41,16 +41,9 @@ def annotation_layers(tree: xr.DataTree) -> dict[str, list[xr.Dataset]]:
 
 
 def view_annotations(tree: xr.DataTree, grid: Grid, names: Collection[str] | None) -> dict[str, str]:
-    """Return the attr of a view with the annotations in it, or an empty dict without any.
+    """Return the attr of a view on a grid with the annotations in it, or an empty dict without any.
 
-    Parameters
-    ----------
-    tree : DataTree
-        Tree with Datasets of annotations.
-    grid : Grid
-        Grid of the view.
-    names : collection of str, optional
-        Layers to show. Default: those that are visible.
+    ``names`` are the layers to show; None for those that are visible.
     """
     lo, hi = (np.array(corner) for corner in (grid.bbox.lo_nm, grid.bbox.hi_nm))
     margin = np.array(grid.resolution) * (MARGIN, MARGIN, 0)
