@@ -9,7 +9,10 @@ import imageryxr as ix
 from tests.conftest import FIB25
 from tests.support.layers import write_layer
 
-pytestmark = pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is not beside this checkout")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is not beside this checkout"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def test_contacts_equal_cc3d_on_the_sample(sample):
     check_against_cc3d(ix.contacts(seg), seg.values, ix.grid_of(seg).resolution)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is not beside this checkout")
 @pytest.mark.parametrize("chunks", [None, {"z": 17, "y": 100, "x": 61}])
 def test_contacts_equal_cc3d_on_real_tissue(chunks):

@@ -81,6 +81,7 @@ def test_segments_equal_regionprops_and_cc3d_on_the_sample(sample):
     check_against_peers(ix.measure(ds.segmentation, ds.image), ds.segmentation, ds.image)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FIB25.exists(), reason="the FIB-25 sample is not beside this checkout")
 def test_segments_equal_regionprops_and_cc3d_on_real_tissue():
     data = np.load(FIB25)
