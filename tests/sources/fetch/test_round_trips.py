@@ -39,13 +39,16 @@ AT_ONCE = {
 def test_a_zarr_with_the_usual_names_opens_in_one_round_trip(tmp_path, version, names):
     image = {"axes": omezarr.axes_of("zyx"), "datasets": [omezarr.level(name, (40, 8, 8)) for name in names]}
     omezarr.write_ome(tmp_path, [noise(GRID.shape)] * len(names), image, version=version)
-    later = {f"/{name}/{'zarr.json' if version == '0.5' else '.zarray'}" for name in names} - AT_ONCE
+    needed = {f"/{name}/{'zarr.json' if version == '0.5' else '.zarray'}" for name in names}
+    needed |= {"/zarr.json"} if version == "0.5" else {"/zarr.json", "/.zattrs"}
     with LatencyServer(tmp_path, latency=0.5) as server:
         tree = ix.open_multiscale(f"zarr://{server.url}")
         assert len(tree.children) == len(names)
         counts = server.counts()
-        assert counts["paths"] == dict.fromkeys(AT_ONCE | later, 1)
-        assert counts["peak"] == len(AT_ONCE)
+        # Nothing waits for the answers about other names, so their requests may still be on their way.
+        assert needed <= set(counts["paths"]) <= AT_ONCE | needed
+        assert set(counts["paths"].values()) == {1}
+        assert counts["peak"] >= len(needed & AT_ONCE) + (version == "0.5")
 
 
 def test_few_simultaneous_requests_are_used_for_the_metadata_that_are_needed(layers):
