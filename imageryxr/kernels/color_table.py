@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.errors import LayerError, OptionError
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import PIECE, as_kernel_input, fill_run, make_padded, make_run_buffers, run_ends
+from imageryxr.kernels.run_length import as_kernel_input
 
 # uint64 constants, because numba converts an operation on uint64 and int64 to float64.
 _ZERO = np.uint64(0)
@@ -102,19 +102,24 @@ def first_probe(key: np.uint64, size: int) -> np.uint64:
 
 
 @compile_kernel
-def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np.int32]) -> int:
+def find_place(keys: NDArray[np.uint64], key: np.uint64) -> np.uint64:
+    """Return the slot of `key`, not 0, in an open-addressing hash table, or the empty slot for it (compiled)."""
     mask = np.uint64(keys.size - 1)
+    at = first_probe(key, keys.size)
+    while keys[at] != _ZERO and keys[at] != key:
+        at = (at + _ONE) & mask
+    return at
+
+
+@compile_kernel
+def _insert(ids: NDArray[np.uint64], keys: NDArray[np.uint64], slots: NDArray[np.int32]) -> int:
     zero = -1
     for i in range(ids.size):
-        key = ids[i]
-        if key == _ZERO:
+        if ids[i] == _ZERO:
             zero = i
-            continue
-        at = first_probe(key, keys.size)
-        while keys[at] != _ZERO and keys[at] != key:
-            at = (at + _ONE) & mask
-        keys[at] = key
-        slots[at] = i
+        else:
+            at = find_place(keys, ids[i])
+            keys[at], slots[at] = ids[i], i
     return zero
 
 
@@ -219,45 +224,3 @@ def kernel_table(table: ColorTable) -> KernelTable:
         explicit,
         int(table.n_fallback),
     )
-
-
-@compile_kernel
-def _find_rows(
-    flat: NDArray[Any],
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    zero: int,
-    explicit: int,
-    fallback: int,
-    out: NDArray[np.int32],
-) -> None:
-    buffers = make_run_buffers(PIECE)
-    for start in range(0, flat.size, PIECE):
-        piece = flat[start : start + PIECE]
-        begin = 0
-        for k in range(run_ends(piece, buffers)):
-            end = buffers.ends[k]
-            slot = find_slot(keys, slots, zero, explicit, fallback, np.uint64(piece[begin]))
-            fill_run(out, start + begin, start + end, slot)
-            begin = end
-
-
-def find_rows(labels: NDArray[Any], table: ColorTable) -> NDArray[np.int32]:
-    """Return the row in `table` of each label, -1 for labels that are not drawn.
-
-    Parameters
-    ----------
-    labels
-        Ids, any integer dtype and shape.
-    table
-        See `build_color_table`.
-
-    Returns
-    -------
-    numpy.ndarray
-        int32, the shape of `labels`.
-    """
-    ids, look = as_labels(labels), kernel_table(table)
-    out = make_padded(ids.size, np.int32)
-    _find_rows(ids.reshape(-1), look.keys, look.slots, -1, look.explicit, look.fallback, out)
-    return out[: ids.size].reshape(ids.shape)

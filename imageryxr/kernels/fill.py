@@ -32,12 +32,6 @@ _EIGHT, _SIXTEEN, _ALPHA = np.uint32(8), np.uint32(16), np.uint32(24)
 
 
 @compile_kernel
-def _gray_row(image: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
-    for i in range(out.size):
-        out[i] = np.uint32(image[i]) * _GRAY | _OPAQUE
-
-
-@compile_kernel
 def _blend_row_over_gray(image: NDArray[np.uint8], line: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
     """Blend a row of colours over opaque grey: (grey * (255 - a) + color * a) / 255, rounded to nearest."""
     for i in range(out.size):
@@ -167,7 +161,8 @@ def fill(labels: NDArray[Any], image: NDArray[np.uint8] | None, table: ColorTabl
 
 @compile_kernel
 def _gray(flat: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
-    _gray_row(flat, out)
+    for i in range(out.size):
+        out[i] = np.uint32(flat[i]) * _GRAY | _OPAQUE
 
 
 def pack_gray(image: NDArray[np.uint8]) -> NDArray[np.uint32]:

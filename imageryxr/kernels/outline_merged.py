@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import find_slot, first_probe
+from imageryxr.kernels.color_table import find_place, find_slot
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import PAD, RunBuffers, copy_values, fill_run, make_run_buffers, run_ends
 
 _NONE = np.uint64(0)
-_ONE = np.uint64(1)
 _MAX_RANK = 65_535  # ranks are uint16; 0 means no segment
 
 
@@ -47,7 +46,7 @@ def _collect_ids(
             x = buffers.ends[k]
             if label == _NONE:
                 continue
-            at = _find_place(known, label)
+            at = find_place(known, label)
             if known[at] == label:
                 continue
             slot = find_slot(keys, slots, -1, explicit, fallback, label)
@@ -65,19 +64,9 @@ def _collect_ids(
                 copy_values(colors[:n], more_colors)
                 ids, colors = more_ids, more_colors
                 for i in range(n):
-                    known[_find_place(known, ids[i])] = ids[i]
+                    known[find_place(known, ids[i])] = ids[i]
     order = np.argsort(ids[:n])
     return ids[:n][order], colors[:n][order]
-
-
-@compile_kernel
-def _find_place(known: NDArray[np.uint64], label: np.uint64) -> np.uint64:
-    """Return the slot of `label` in an open-addressing hash table, or the empty slot for it."""
-    mask = np.uint64(known.size - 1)
-    at = first_probe(label, known.size)
-    while known[at] != _NONE and known[at] != label:
-        at = (at + _ONE) & mask
-    return at
 
 
 @compile_kernel
@@ -90,7 +79,7 @@ def _rank_pixels(
         known = np.zeros(2 * known.size, np.uint64)
     ranks = np.zeros(known.size, np.uint16)
     for i in range(ids.size):
-        at = _find_place(known, ids[i])
+        at = find_place(known, ids[i])
         known[at], ranks[at] = ids[i], i + 1
     out = np.zeros((height + 2 * margin, width + 2 * margin + PAD), np.uint16)
     for y in range(height):
@@ -100,7 +89,7 @@ def _rank_pixels(
         for k in range(run_ends(row, buffers)):
             end = buffers.ends[k]
             label = np.uint64(row[x])
-            rank = ranks[_find_place(known, label)] if label != _NONE else np.uint16(0)
+            rank = ranks[find_place(known, label)] if label != _NONE else np.uint16(0)
             fill_run(to, margin + x, margin + end, rank)
             x = end
         to[margin + width :] = 0

@@ -12,27 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
-from imageryxr.kernels.color_table import as_labels, find_slot, first_probe
+from imageryxr.kernels.color_table import as_labels, find_place, find_slot
 from imageryxr.kernels.isin import build_set
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import PAD, PIECE, as_kernel_input, fill_run, make_run_buffers, run_ends
 
 _ZERO = np.uint64(0)
-_ONE = np.uint64(1)
-
-
-@compile_kernel
-def _insert_key(keys: NDArray[np.uint64], value: np.uint64) -> bool:
-    mask = np.uint64(keys.size - 1)
-    at = first_probe(value, keys.size)
-    while True:
-        here = keys[at]
-        if here == value:
-            return False
-        if here == _ZERO:
-            keys[at] = value
-            return True
-        at = (at + _ONE) & mask
 
 
 @compile_kernel
@@ -52,14 +37,17 @@ def _distinct_ids(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
             if value == last or (at >= row and np.uint64(flat[at - row]) == value):
                 continue
             last = value
-            if _insert_key(keys, value):
-                found += 1
-                if 2 * found > keys.size:
-                    larger = np.zeros(4 * keys.size, np.uint64)
-                    for key in keys:
-                        if key != _ZERO:
-                            _insert_key(larger, key)
-                    keys = larger
+            place = find_place(keys, value)
+            if keys[place] == value:
+                continue
+            keys[place] = value
+            found += 1
+            if 2 * found > keys.size:
+                larger = np.zeros(4 * keys.size, np.uint64)
+                for key in keys:
+                    if key != _ZERO:
+                        larger[find_place(larger, key)] = key
+                keys = larger
     out = np.empty(found, np.uint64)
     n = 0
     for key in keys:

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.color_table import build_color_table, find_rows
+from imageryxr.kernels.color_table import build_color_table
 from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba, to_uint8
+from tests.support.color_rows import find_rows
 
 TOP = 2**64 - 1
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imageryxr.errors import GridMismatchError, OptionError
-from imageryxr.kernels.color_table import build_color_table, find_rows
+from imageryxr.kernels.color_table import build_color_table
 from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba
 from imageryxr.kernels.outline import halo_size, outline, paint
+from tests.support.color_rows import find_rows
 
 TOP = 2**64 - 1
 POOL = np.array([0, 1, 2, 5, 2**63 - 1, 2**63 + 1, TOP - 1, TOP], np.uint64)
