@@ -220,8 +220,9 @@ def _open_bucket(url: str, times: _Seconds, payer: bool, variables: object) -> A
     timeout, retries, backoff = times
     client: dict[str, Any] = {
         "allow_http": True,
-        "connect_timeout": f"{min(15.0, timeout)}s",
-        "timeout": f"{3 * timeout}s",  # of a whole body
+        # In whole milliseconds, as obstore before 0.9 reads no fractions.
+        "connect_timeout": f"{max(1, round(1e3 * min(15.0, timeout)))}ms",
+        "timeout": f"{max(1, round(3e3 * timeout))}ms",  # of a whole body
     }
     retry = {
         "max_retries": retries,

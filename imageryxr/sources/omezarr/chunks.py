@@ -15,7 +15,7 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, cast
@@ -332,11 +332,12 @@ def _decode(array: Any, body: bytes | memoryview, plain: _PlainChunk | None = No
 
 
 def _decode_with_zarr(array: Any, body: bytes | memoryview) -> npt.NDArray[Any]:
+    from zarr.core.array_spec import parse_array_config
     from zarr.core.buffer import default_buffer_prototype
 
     prototype = default_buffer_prototype()
     # In Zarr 2 the order of the voxels in a chunk belongs to the array, not to a codec.
-    config = replace(array.config, order=array.metadata.order) if array.metadata.zarr_format == 2 else array.config
+    config = parse_array_config({"order": array.metadata.order if array.metadata.zarr_format == 2 else "C"})
     spec = array.metadata.get_chunk_spec((0,) * len(array.shape), config, prototype)
     stored = prototype.buffer.from_bytes(bytes(body))
     try:
