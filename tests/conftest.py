@@ -33,6 +33,7 @@ from imageryxr.render import paint
 from imageryxr.sources.cave import root_cache
 from imageryxr.sources.fetch import client, index_cache, memory_cache
 from tests.support import cave_server, s3_server
+from tests.support.processes import forked_workers as forked_workers_of_dask
 from tests.support.sample_volume import session_sample
 
 settings.register_profile(
@@ -108,6 +109,13 @@ def s3() -> Iterator[str]:
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> s3_server.Bucket:
     """Return a new bucket: its client and address."""
     return s3_server.fresh_bucket(s3, monkeypatch)
+
+
+@pytest.fixture
+def forked_workers() -> Iterator[None]:
+    """Fork the worker processes of dask clusters, which are new interpreters otherwise."""
+    with forked_workers_of_dask():
+        yield
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""The commands: pictures, listings, exports, exit codes; each once as a user's shell runs it."""
+"""The commands: pictures, listings, exports, exit codes; a listing and the demo as a user's shell runs them."""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -36,7 +37,7 @@ def test_figure_and_export(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation]
     place = ["--center", "4600,2560,130", "--size", "200,100", "--resolution", "8,8,40"]
     outlined = [*sources, *place, "--outline", 2, "--alpha", 0.4, "--no-scale-bar"]
-    done = run_process("figure", tmp_path / "a.png", *outlined)
+    done = run("figure", tmp_path / "a.png", *outlined)
     assert done.returncode == 0, done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 100), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
@@ -47,7 +48,7 @@ def test_figure_and_export(sample, tmp_path):
     assert again.returncode == 1
     assert "--overwrite" in again.stderr
     assert "Traceback" not in again.stderr
-    stack = run_process("export", tmp_path / "z{z:02d}.png", *sources, *place)
+    stack = run("export", tmp_path / "z{z:02d}.png", *sources, *place)
     assert stack.returncode == 0, stack.stderr
     assert (tmp_path / "z00.png").exists()
     assert "regions" in run("export", tmp_path / "y{y}.png", *sources, *place, "--dry-run").stdout
@@ -320,7 +321,8 @@ class TestCave:
 
 
 @pytest.mark.slow
-def test_demo(tmp_path):
+def test_demo(sample, tmp_path):
+    shutil.copytree(sample.path, tmp_path / "out" / "sample")  # or the demo writes the same sample
     done = run_process("demo", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for name in ("overlay.png", "outline.png", "slices.png"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import dask.array as da
 import numpy as np
@@ -13,6 +11,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
+from tests.support.command_line import run
 
 
 @pytest.fixture
@@ -67,9 +66,7 @@ def test_advice_on_memory_fits_the_target(tmp_path, opened, target, zarr):
 def test_errors_in_a_job_file_name_its_keys(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text("tarjet = 'o.zarr'\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "imageryxr.cli.main", "export", "--config", str(job)], capture_output=True, text=True
-    )
+    done = run("export", "--config", job)
     assert done.returncode == 2
     assert ", json," in done.stderr
     assert "as-json" not in done.stderr

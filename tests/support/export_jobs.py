@@ -26,6 +26,7 @@ from imageryxr.export.store.local import Folder
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.sources.base import Level
+from tests.support.processes import forked_workers
 
 TARGETS = {
     "omezarr": ("o.ome.zarr", {"chunks": (2, 16, 16), "levels": 2}),
@@ -118,17 +119,9 @@ def cluster_of(workers, **options):
     """Return a client of worker processes that can import the sources of the tests."""
     from distributed import Client, LocalCluster
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, **options) as cluster,
-        Client(cluster) as client,
-    ):
+    options = {"threads_per_worker": 1, "dashboard_address": None, **options}
+    with forked_workers(), LocalCluster(n_workers=workers, **options) as cluster, Client(cluster) as client:
         yield client
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,10 +264,15 @@ def kill_at_every_call(kind, folder, step):
         number += step
 
 
-def level_memory(folder, options, ids):
-    """Print the peak memory of computing a level, the planned memory, and the bytes of its voxels."""
+def level_memory(folder, cases):
+    """Print, for each case, the peak memory of computing a level, the planned memory, and the bytes of its voxels."""
+    for number, (options, ids) in enumerate(cases):
+        assert ended_well(forked(lambda at=f"{folder}/{number}", o=options, i=ids: _measure_level(at, o, i)))
+
+
+def _measure_level(folder, options, ids):
     sys.modules["imageryxr.export.targets.pyramid"].PART_VOXELS = 1 << 16
-    layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512)).astype(np.uint64 if ids else np.uint8)
+    layer = np.random.default_rng(2).integers(0, 255, (64, 512, 512), np.uint8).astype(np.uint64 if ids else np.uint8)
     grid = Grid(layer.shape, (8, 8, 8), (0, 0, 0))
     attrs = {"resolution": grid.resolution, "layer_type": "segmentation" if ids else "image"}
     array = xr.DataArray(layer, dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
@@ -285,27 +283,4 @@ def level_memory(folder, options, ids):
     tracemalloc.start()
     target.derive(1, box, place)
     _, peak = tracemalloc.get_traced_memory()
-    print(json.dumps([peak, target.derived_bytes(1, box), box.voxels * layer.itemsize]))
-
-
-if __name__ == "__main__":
-    # modules that each child would import otherwise
-    import av  # noqa: F401
-    import cloudvolume.chunks  # noqa: F401
-    import numcodecs  # noqa: F401
-    import PIL.PngImagePlugin  # noqa: F401
-    import tifffile  # noqa: F401
-    import tqdm.auto  # noqa: F401
-    import zarr  # noqa: F401
-
-    import imageryxr.render.figure
-    from imageryxr.core.bbox import IndexBox
-    from imageryxr.graph.labelled import box_reader
-
-    box_reader(picture())(IndexBox.of_shape((2, 8, 8)))  # compiled kernels are loaded, without any thread
-
-    how, kind, folder, number, seed = sys.argv[1:]
-    if how == "random":
-        kill_at_random(kind, folder, int(number), int(seed))
-    else:
-        kill_at_every_call(kind, folder, int(number))
+    print(json.dumps([peak, target.derived_bytes(1, box), box.voxels * layer.itemsize]), flush=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import selectors
@@ -20,6 +19,8 @@ import threading
 import types
 from functools import cache
 from pathlib import Path
+
+from tests.support.warm import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,28 +173,9 @@ def _become(request: dict, fds: list[int], foreign: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _load() -> None:
-    """Import the modules that exports use and load the compiled kernels, without starting a thread."""
-    import cloudvolume.chunks  # noqa: F401
-    import numcodecs  # noqa: F401
-    import obstore  # noqa: F401
-    import PIL.PngImagePlugin  # noqa: F401
-    import tifffile  # noqa: F401
-    import tqdm.auto  # noqa: F401
-    import zarr  # noqa: F401
-
-    from imageryxr.core.bbox import IndexBox
-    from imageryxr.graph.labelled import box_reader
-    from tests.support.export_jobs import picture
-
-    box_reader(picture())(IndexBox.of_shape((2, 8, 8)))
-    assert threading.active_count() == 1
-    gc.freeze()  # a collection in a forked process would copy all pages
-
-
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
-    _load()
+    load()
     args = _serve(requests)
     requests.detach()
     module = sys.modules["__main__"] = types.ModuleType("__main__")

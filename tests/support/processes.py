@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
+
+import dask
 
 from tests.support.forkserver import Forked
 
 ROOT = Path(__file__).parents[2]
+METHOD = "distributed.worker.multiprocessing-method"
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Let the worker processes of dask clusters be forks, which start at once, of a process that has imported the package.
+
+    Without this, they are new interpreters, as for users.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    from distributed.utils import get_mp_context
+
+    # the process that forks has the environment of the time when it started
+    with dask.config.set({METHOD: "forkserver", "distributed.nanny.environ": dict(os.environ)}):
+        get_mp_context()  # sets the modules that dask wants, once
+        multiprocessing.set_forkserver_preload(["tests.support.preload"])
+        with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT)):
+            forkserver.ensure_running()
+        yield
+
+
+def spawned_workers() -> dask.config.set:
+    """Let the worker processes of dask clusters be new interpreters, as for users."""
+    return dask.config.set({METHOD: "spawn"})
 
 
 def python(*args, stdout=None, stderr=None, session=False):
@@ -27,6 +60,16 @@ def python(*args, stdout=None, stderr=None, session=False):
         stderr=stderr,
         start_new_session=session,
     )
+
+
+def run_python(*args, timeout=300) -> subprocess.CompletedProcess[str]:
+    """Run a program or script in a process of its own, as `python` does; return its exit code and output."""
+    process = python(*args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
 def _wait_for(folder, pattern, lines):

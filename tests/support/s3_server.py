@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ def serving_s3():
     """Return the address of a server."""
     module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
     server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line per request takes a third of its time
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"

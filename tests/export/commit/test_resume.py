@@ -22,7 +22,7 @@ from imageryxr.export.store.local import FileRecord
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume
 from tests.support.export_jobs import TARGETS, Computed, array_of, digest, picture, place, run
-from tests.support.processes import _wait_for, python
+from tests.support.processes import _wait_for, python, run_python
 from tests.support.volumes import IMAGE
 
 MANIFEST = ("o.ome.zarr.manifest.json", "o.ome.zarr.manifest.log")
@@ -33,10 +33,9 @@ def _small_regions(monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
 
 
-def checked(process, seconds=600):
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == 0, f"{out}\n{err}"
-    return out
+def checked(code):
+    done = run_python("-c", code, timeout=600)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -46,14 +45,16 @@ def checked(process, seconds=600):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs", "tiff", "mp4"])
 def test_an_export_killed_at_random_is_continued(tmp_path, kind):
-    checked(python("-m", "tests.support.export_jobs", "random", kind, tmp_path, 20, 1, stdout=-1, stderr=-1))
+    code = f"from tests.support.export_jobs import kill_at_random; kill_at_random({kind!r}, {str(tmp_path)!r}, 20, 1)"
+    checked(code)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("omezarr", 61), ("png", 7), ("ometiff", 7)])
 def test_an_export_killed_before_each_call_is_continued(tmp_path, kind, step):
     # system calls while it replaces another result, including those that publish it
-    checked(python("-m", "tests.support.export_jobs", "calls", kind, tmp_path, step, 0, stdout=-1, stderr=-1))
+    code = "from tests.support.export_jobs import kill_at_every_call"
+    checked(f"{code}; kill_at_every_call({kind!r}, {str(tmp_path)!r}, {step})")
 
 
 @pytest.mark.slow

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from imageryxr.export.cutouts import writers
 from imageryxr.export.store.bucket import bucket_store
 from imageryxr.export.store.lease import Lease
 from tests.support.cutouts import IDS, boxes, pictures
+from tests.support.processes import run_python
 from tests.support.s3_server import fresh_bucket, serving_s3
 
 
@@ -97,9 +95,7 @@ ix.export(boxes(4).segmentation if target.endswith("zarr") else pictures(4), tar
 
 
 def kill_export(target):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert run_python("-c", KILLED, target).returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from imageryxr.export.plan.regions import Regions
 from imageryxr.export.read.sweep import bricks
 from imageryxr.export.run.workers import PROCESS_BYTES
 from tests.conftest import no_compute
-from tests.support.export_jobs import Computed, array_of, picture
+from tests.support.export_jobs import Computed, array_of, cluster_of, picture
+from tests.support.processes import run_python
 
 sizes = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -346,22 +347,17 @@ def test_the_plan_notes_where_only_tifffile_reads_the_distance_of_slices(tmp_pat
 @pytest.mark.slow
 def test_a_plan_counts_the_requested_workers_of_a_cluster(tmp_path):
     """The plan counts the requested workers, not those that have already started."""
-    from distributed import Client, LocalCluster
-
     array = array_of(Computed((64, 512, 512), chunks=(4, 64, 64)))
 
     def planned(client):
         return ix.plan_export(array, tmp_path / "o.ome.zarr", chunks=(4, 64, 64), levels=1, client=client)
 
-    with (
-        LocalCluster(n_workers=0, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(0) as client:
         plan = planned(client)
         assert plan.pool.workers == 8
         assert "8 × 1 cluster, none of them is there yet" in repr(plan)
         assert len(plan.regions) >= 8
-        cluster.adapt(minimum=1, maximum=5)
+        client.cluster.adapt(minimum=1, maximum=5)
         client.wait_for_workers(1)
         plan = planned(client)
         assert plan.pool.workers == 5
@@ -378,4 +374,4 @@ def test_worker_processes_need_a_script_in_a_file(tmp_path):
     done = subprocess.run([sys.executable, "-"], input=code, **options)
     assert "starts new processes, which import this script, but <stdin> is not a file" in done.stderr
     assert not list(tmp_path.iterdir())
-    assert subprocess.run([sys.executable, "-c", code], **options).returncode == 0
+    assert run_python("-c", code).returncode == 0

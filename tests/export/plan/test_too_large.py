@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 import imageryxr as ix
 from tests.support.export_jobs import Computed, array_of
+from tests.support.processes import run_python
 
 FAR = [(10**6, 10**6, 10**4), (10**8, 10**8, 10**7), (10**12, 10**12, 10**11)]
 LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9,) * 2); "
@@ -74,6 +73,6 @@ def test_a_job_file_with_too_many_zeros(tmp_path, sample):
     )
     code = LIMITED + f"sys.argv = ['imageryxr', 'export', '--config', {str(job)!r}, '--json']; "
     code += "from imageryxr.cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    done = run_python("-c", code, timeout=200)
     assert done.returncode == 2, done.stderr
     assert "check the zeros" in json.loads(done.stdout)["message"]

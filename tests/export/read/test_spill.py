@@ -27,7 +27,8 @@ from imageryxr.export.read import sweep
 from imageryxr.export.run import workers
 from imageryxr.export.run.workers import PROCESS_BYTES
 from tests.conftest import volume
-from tests.support.export_jobs import Computed, array_of, digest
+from tests.support.export_jobs import Computed, array_of, cluster_of, digest
+from tests.support.processes import python
 
 ROOT = Path(__file__).parents[3]
 LOCK = threading.Lock()
@@ -317,11 +318,6 @@ def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
 
 
-def python(code, **kwargs):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, text=True, **kwargs)
-
-
 def nameless(pid, folder):
     """Return the sizes of a process's files without a name in a folder."""
     sizes = []
@@ -338,7 +334,8 @@ def test_an_export_killed_while_reading_is_continued(tmp_path, done):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = python(
-        f"from tests.export.read.test_spill import slow_export; slow_export({str(tmp_path / 'a')!r}, {str(scratch)!r}, 0.1)"
+        "-c",
+        f"from tests.export.read.test_spill import slow_export; slow_export({str(tmp_path / 'a')!r}, {str(scratch)!r}, 0.1)",
     )
     log = tmp_path / "a" / ".imageryxr" / "z_z_02d_.png.manifest.log"
     for _ in range(6000):
@@ -365,7 +362,7 @@ def test_a_full_scratch_disk_is_an_error_without_a_retry(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0)\n"
     )
-    process = python(code, stderr=subprocess.PIPE)
+    process = python("-c", code, stderr=subprocess.PIPE)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     last = err.strip().splitlines()
@@ -434,7 +431,7 @@ def test_an_export_stopped_within_a_region_is_continued(tmp_path):
         "from tests.export.read.test_spill import slow_export; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
     )
-    process = python(code, stderr=subprocess.PIPE)
+    process = python("-c", code, stderr=subprocess.PIPE)
     for _ in range(6000):
         if any(nameless(process.pid, tmp_path)):
             break
@@ -450,18 +447,10 @@ def test_an_export_stopped_within_a_region_is_continued(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
-    from distributed import Client, LocalCluster
-
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path):
     (tmp_path / "notes").mkdir()
     array = spied(tmp_path / "notes")
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path / "local"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with cluster_of(2, local_directory=tmp_path / "local") as client:
         plan = ix.plan_export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
         assert "per worker in its own local folder" in repr(plan)
         ix.export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
@@ -476,9 +465,9 @@ def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path, monkeypatch):
     assert digest(tmp_path / "a") == digest(tmp_path / "b") == digest(tmp_path / "c")
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("client", ["threads", "processes"])
-def test_arrays_in_memory_are_not_spilled(tmp_path, client, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_arrays_in_memory_are_not_spilled(tmp_path, client):
     image = np.random.default_rng(0).integers(0, 255, (20, 96, 112), np.uint8)
     em = xr.DataArray(image, dims=("z", "y", "x"), coords=ix.Grid(image.shape, (8, 8, 40), (3, 5, 7)).coords())
     seg = array_of(Computed((20, 96, 112), chunks=(8, 32, 32), layer_type="segmentation"))
@@ -519,13 +508,11 @@ def peak_of(folder, memory):
 
 @pytest.mark.slow
 def test_peak_memory_with_scratch_matches_the_plan(tmp_path):
-    process = python(
-        "import json; from tests.export.read.test_spill import peak_of; "
-        f"print(json.dumps(peak_of({str(tmp_path)!r}, '600 MB')))",
-        stdout=subprocess.PIPE,
-    )
-    out, _ = process.communicate(timeout=600)
-    told = json.loads(out)
+    code = f"from tests.export.read.test_spill import peak_of; print(json.dumps(peak_of({str(tmp_path)!r}, '600 MB')))"
+    # an interpreter, because a forked process has more modules in memory
+    command, env = [sys.executable, "-c", f"import json; {code}"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    told = json.loads(done.stdout)
     assert told["scratch"] == math.prod((32, 1536, 1536)) * 9 > 600e6
     assert told["rereads"] == 1
     assert told["peak"] < 600e6

@@ -21,12 +21,16 @@ import imageryxr as ix
 from imageryxr.export.run.task import Job, pickle_job
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, cluster_of, digest, picture
+from tests.support.processes import python, run_python, spawned_workers
 from tests.support.volumes import FINE, IMAGE
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = {"chunks": (2, 16, 16)}
+# `dask scheduler` and `dask worker`
+SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"
+WORKER = "from distributed.cli.dask_worker import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +153,8 @@ def test_killed_processes_cost_only_their_regions(tmp_path, truth):
         return [child.pid for child in new if any("spawn_main" in part for part in child.cmdline())]
 
     killer = _kill_workers_soon(workers, tmp_path / "a", done=1)
-    report = ix.export(picture(seconds=1), tmp_path / "a" / "o.zarr", client="processes", workers=2, **OPTIONS)
+    with spawned_workers():
+        report = ix.export(picture(seconds=1), tmp_path / "a" / "o.zarr", client="processes", workers=2, **OPTIONS)
     killer.join()
     assert report.retries > 0
     assert report.complete
@@ -180,33 +185,6 @@ def test_an_unreachable_scheduler_is_an_error():
 
 
 @pytest.mark.slow
-def test_a_scheduler_and_workers_from_the_command_line(tmp_path, truth):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = {"stdout": subprocess.DEVNULL, "env": env, "cwd": ROOT}
-    scheduler = subprocess.Popen(
-        [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-         "--scheduler-file", str(tmp_path / "scheduler.json")], stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
-    try:
-        address = next(m[0] for line in scheduler.stderr if (m := re.search(r"tcp://127\.0\.0\.1:\d+", line)))
-        threading.Thread(target=scheduler.stderr.read, daemon=True).start()
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "dask", "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"],
-            stderr=subprocess.DEVNULL, **options,
-        )  # fmt: skip
-        try:
-            report = ix.export(picture(), tmp_path / "a" / "o.zarr", client=address, **OPTIONS)
-        finally:
-            worker.terminate()
-            worker.wait()
-    finally:
-        scheduler.terminate()
-        scheduler.wait()
-    assert report.complete
-    assert digest(tmp_path / "a") == truth
-
-
-@pytest.mark.slow
 def test_a_killed_driver_leaves_no_worker_processes(tmp_path):
     code = (
         "from tests.support.export_jobs import picture\nimport imageryxr as ix, multiprocessing, sys, threading, time\n"
@@ -217,8 +195,7 @@ def test_a_killed_driver_leaves_no_worker_processes(tmp_path):
         f"    ix.export(picture(seconds=5), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, chunks=(2, 16, 16))\n"
     )
     (tmp_path / "job.py").write_text(code)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen([sys.executable, str(tmp_path / "job.py")], stdout=subprocess.PIPE, text=True, env=env)
+    driver = python(tmp_path / "job.py", stdout=subprocess.PIPE)
     pids = [int(p) for p in driver.stdout.readline().split()]
     assert len(pids) >= 2
     driver.kill()
@@ -257,7 +234,7 @@ def test_a_script_without_a_main_guard_is_an_error(tmp_path):
         "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nprint('begun', flush=True)\n"
         f"ix.export(picture(), {str(tmp_path / 'o.zarr')!r}, client='processes', workers=2, progress=False)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    done = run_python(script)
     assert done.returncode == 1
     assert done.stdout.count("begun") <= 3, "no second try"
     assert done.stderr.count("Traceback") == 1
@@ -275,7 +252,7 @@ def test_a_script_without_a_main_guard_can_plan(tmp_path):
         f"plan = ix.plan_export(picture(), {target!r}, client='processes', workers=1)\n"
         f"if __name__ == '__main__':\n    ix.export(picture(), {target!r}, client='processes', workers=1)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    done = run_python(script)
     assert done.returncode == 0, done.stderr
 
 
@@ -287,25 +264,24 @@ def test_an_export_waits_for_workers_with_one_message(tmp_path, truth):
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(), {str(tmp_path / 'a' / 'o.zarr')!r}, client=sys.argv[1], progress=False, chunks=(2, 16, 16))\n"
     )
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     place = tmp_path / "scheduler.json"
     options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(place)]
-    running = [subprocess.Popen([*dask, *options], **quiet)]
+    running = [python("-c", SCHEDULER, *options, **quiet)]
     try:
         for _ in range(1200):
             if place.exists() and place.stat().st_size:
                 break
             time.sleep(0.05)
         address = json.loads(place.read_text())["address"]
-        export = subprocess.Popen([sys.executable, "-c", code, address], stderr=subprocess.PIPE, text=True)
+        export = python("-c", code, address, stderr=subprocess.PIPE)
         running.append(export)
         said = export.stderr.readline()
         assert said == (
             f"the scheduler {address} has no worker yet: waiting for one, such as `dask worker {address}` starts\n"
         )
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard", "--nthreads", "1"]
-        running.append(subprocess.Popen([*worker, "--no-nanny"], **quiet, cwd=tmp_path))
+        options = ["--no-dashboard", "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "worker")]
+        running.append(python("-c", WORKER, address, *options, **quiet))
         _, rest = export.communicate(timeout=300)
         assert (export.returncode, rest) == (0, "")
         assert digest(tmp_path / "a") == truth
@@ -318,20 +294,12 @@ def test_an_export_waits_for_workers_with_one_message(tmp_path, truth):
 @pytest.mark.slow
 def test_a_killed_scheduler_is_one_error_message(tmp_path):
     """The command line prints no traceback, does not wait for ever, and keeps finished regions."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = {"env": env, "cwd": ROOT, "text": True}
-    scheduler = subprocess.Popen(
-        [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-         "--scheduler-file", str(tmp_path / "scheduler.json")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", tmp_path / "scheduler.json"]
+    scheduler = python("-c", SCHEDULER, *options, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     address = next(m[0] for line in scheduler.stderr if (m := re.search(r"tcp://127\.0\.0\.1:\d+", line)))
     threading.Thread(target=scheduler.stderr.read, daemon=True).start()
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "dask", "worker", address, "--nworkers", "1", "--nthreads", "1", "--no-dashboard",
-         "--local-directory", str(tmp_path / "worker")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options,
-    )  # fmt: skip
+    options = ["--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--local-directory", tmp_path / "worker"]
+    worker = python("-c", WORKER, address, *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     target = tmp_path / "o.zarr"
     code = (
         "import sys, imageryxr.export\nfrom imageryxr.cli.main import _plain_errors\n"
@@ -342,9 +310,7 @@ def test_a_killed_scheduler_is_one_error_message(tmp_path):
         "    chunks = {'chunks': (2, 16, 16)}\n"
         f"    _run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, run, chunks, JobOptions())\n"
     )
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-    )  # fmt: skip
+    driver = python("-c", code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         log = tmp_path / "o.zarr.manifest.log"
         deadline = time.monotonic() + 60

@@ -17,7 +17,7 @@ import imageryxr as ix
 from imageryxr.graph.expr import DaskLeaf
 from imageryxr.graph.labelled import as_dask, box_reader
 from tests.conftest import volume
-from tests.support.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of, cluster_of
 
 RESOLUTION = (8, 8, 40)
 SHAPE = (10, 30, 36)
@@ -288,12 +288,7 @@ def test_wrong_persisted_blocks_of_a_cluster_are_errors(cluster, function, clien
 
 @pytest.fixture(scope="module")
 def cluster():
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made,
-        Client(made) as client,
-    ):
+    with cluster_of(1) as client:
         yield client
 
 

@@ -8,12 +8,11 @@ import warnings
 import msgspec
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
 from msgspec.structs import replace
 
 import imageryxr as ix
 from imageryxr.export.commit.manifest import Entry
-from tests.support.export_jobs import Computed, array_of
+from tests.support.export_jobs import Computed, array_of, cluster_of
 
 EM = array_of(Computed((12, 48, 64)))
 SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))
@@ -36,6 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("crew", [pytest.param(c, marks=[pytest.mark.slow] * (c == "processes")) for c in CREWS])
 @pytest.mark.parametrize("array", ARRAYS)
 def test_absent_ids_warn_once_and_are_reported(tmp_path, array, crew):
@@ -52,11 +52,7 @@ def test_absent_ids_warn_once_and_are_reported(tmp_path, array, crew):
 
 @pytest.mark.slow
 def test_absent_ids_are_reported_from_a_cluster(tmp_path):
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-        pytest.warns(ix.errors.MissingIdsWarning, match=SAID),
-    ):
+    with cluster_of(2) as client, pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         report = ix.export(ARRAYS["fill"](), tmp_path / "s" / "{z}.png", client=client, square=False)
     assert report.absent_ids == (12345678901, TOP)
 

@@ -13,14 +13,13 @@ import time
 import numpy as np
 import psutil
 import pytest
-from distributed import Client, LocalCluster
 from msgspec.structs import replace
 
 import imageryxr as ix
 from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.store.bucket import Bucket
 from tests.support.dying import DYING
-from tests.support.export_jobs import picture
+from tests.support.export_jobs import cluster_of, picture
 from tests.support.processes import python
 from tests.support.slices import drawn
 
@@ -49,11 +48,8 @@ def _is_idle(dask_worker):
 
 
 @pytest.fixture
-def worker():
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
+def worker(bucket):
+    with cluster_of(1) as client:
         yield client
 
 
@@ -62,7 +58,7 @@ def stopped(client, *what):
     url, overwrite = what
     pid = client.submit(os.getpid).result()
     code = (
-        "import sys, imageryxr as ix\nfrom tests.support.export_jobs import picture\n"
+        "import sys, imageryxr as ix\nfrom tests.support.export_jobs import cluster_of, picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(), {url!r}, client={client.scheduler.address!r}, overwrite={overwrite}, **{OPTIONS!r})\n"
     )
@@ -104,7 +100,7 @@ def test_a_worker_of_a_dead_export_writes_into_no_other_export(bucket, worker, r
 
 
 @pytest.mark.slow
-def test_workers_continue_slices_that_another_pattern_replaced(bucket, monkeypatch):
+def test_workers_continue_slices_that_another_pattern_replaced(bucket, forked_workers, monkeypatch):
     """Workers check the manifest, which no longer lists the slices as complete."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url = bucket.url("s/z{z:03d}.png")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
 
 import imageryxr as ix
 from imageryxr.errors import TargetError
 from tests.conftest import volume
+from tests.support.export_jobs import cluster_of
 
 BLOCK = """
 import sys
@@ -47,9 +47,8 @@ def foreign_worker(address: str, folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_worker_without_the_package_is_named_before_the_export(tmp_path, others):
     with (
-        LocalCluster(n_workers=others, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-        foreign_worker(cluster.scheduler_address, tmp_path),
+        cluster_of(others) as client,
+        foreign_worker(client.scheduler.address, tmp_path),
     ):
         client.wait_for_workers(others + 1, timeout=60)
         with pytest.raises(
@@ -62,9 +61,8 @@ def test_a_worker_without_the_package_is_named_before_the_export(tmp_path, other
 @pytest.mark.slow
 def test_a_worker_without_the_package_that_comes_later_is_named(tmp_path):
     with (
-        LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-        foreign_worker(cluster.scheduler_address, tmp_path),
+        cluster_of(0) as client,
+        foreign_worker(client.scheduler.address, tmp_path),
         pytest.raises(TargetError, match="cannot import imageryxr"),
     ):
         ix.export(IMAGE, tmp_path / "out.zarr", client=client)

@@ -306,7 +306,7 @@ def test_large_objects_are_uploaded_in_parts(between, bucket, monkeypatch):
 
 
 def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
-    monkeypatch.setattr(Lease, "BEAT", 5.0)
+    monkeypatch.setattr(Lease, "BEAT", 0.5)
     place, create = Bucket(bucket.url("o").rpartition("/")[0]), Lease._create
     for _ in range(4):
         begin, ended, held = threading.Barrier(3), threading.Barrier(3), []

@@ -6,9 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -20,14 +18,22 @@ from PIL import Image
 
 import imageryxr as ix
 from tests.support.export_jobs import TARGETS, digest, file_digest, picture, run
+from tests.support.processes import python
 from tests.support.s3_server import SECRET
 from tests.support.volumes import FINE
 
-ROOT = Path(__file__).parents[3]
+# Few objects, because each request takes the server milliseconds.
+FEW = {
+    "omezarr": {"chunks": (4, 16, 32)},
+    "sharded": {"chunks": (4, 8, 16), "shards": (4, 16, 32)},
+    "zarr2": {"chunks": (4, 16, 32)},
+    "precomputed": {"chunks": (4, 16, 32)},
+}
 
 
 def put(kind, bucket, **kwargs):
     target, options = TARGETS[kind]
+    options = {**options, **FEW.get(kind, {})}
     address = f"precomputed://{bucket.url('pc')}" if kind == "precomputed" else bucket.url(target)
     return ix.export(kwargs.pop("array", picture()), address, **{"workers": 2, **options, **kwargs})
 
@@ -36,7 +42,7 @@ def put(kind, bucket, **kwargs):
 def test_objects_equal_the_files_of_a_local_export(bucket, tmp_path, kind):
     report = put(kind, bucket)
     assert report.complete
-    run(kind, tmp_path)
+    run(kind, tmp_path, **FEW.get(kind, {}))
     local = {name.removesuffix(".gz"): content for name, content in digest(tmp_path).items()}
     assert {name: file_digest(name, data) for name, data in bucket.contents().items()} == local
     assert not [k for k in bucket.names() if "-work-" in k]
@@ -236,7 +242,7 @@ def test_a_lease_of_a_process_of_this_machine_that_is_dead_is_taken_over_at_once
         "with Lease(Bucket(sys.argv[1]), 'o.ome.zarr.manifest.lock').hold(): os._exit(0)\n"
     )
     folder = bucket.url("o.ome.zarr").rpartition("/")[0]
-    subprocess.run([sys.executable, "-c", code, folder], check=True, cwd=ROOT)
+    assert python("-c", code, folder).wait() == 0
     assert Place(folder).get("o.ome.zarr.manifest.lock")
     assert put("omezarr", bucket).complete
 
@@ -262,17 +268,21 @@ def test_a_process_without_the_lease_publishes_nothing(bucket, impatient):
 @pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
 def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
     target, options = TARGETS[kind]
+    options = {**options, **FEW.get(kind, {})}
     code = (
-        "import sys, imageryxr as ix, imageryxr.export.commit.bucket_manifest as m\nfrom tests.support.export_jobs import picture\n"
-        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nm.BucketManifest.EVERY = 0.1\n"
+        "import sys, imageryxr as ix\nfrom imageryxr.export.commit.bucket_manifest import BucketManifest\nfrom tests.support.export_jobs import picture\n"
+        "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nBucketManifest.EVERY = 0.1\n"
         f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
     )
-    for delay in (2.2, 2.6, 3.0, 3.5):
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
+    more = 4 if kind == "omezarr" else 2
+    for _ in range(4):
+        began = len(bucket.names())
+        process = python("-c", code, stderr=subprocess.DEVNULL)
+        while len(bucket.names()) < began + more:
+            assert process.poll() is None
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     put(kind, bucket)
     found = bucket.contents()
     for key in [k for k in bucket.names() if k.split("/")[0] == target.split("/")[0] or "manifest" in k]:

@@ -173,16 +173,16 @@ def test_a_level_computed_in_parts_equals_one_computed_at_once(tmp_path, name, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}])
-@pytest.mark.parametrize("ids", [False, True])
-def test_a_level_takes_the_memory_that_was_planned(tmp_path, options, ids):
+def test_a_level_takes_the_memory_that_was_planned(tmp_path):
     """A coarse voxel derives from up to eight finer ones; the finer voxels of a whole shard are never in memory."""
+    layouts = [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}]
+    cases = [(options, ids) for options in layouts for ids in (False, True)]
     # in a new process, because threads of other tests would be counted
-    code = f"from tests.support.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {options!r}, {ids!r})"
+    code = f"from tests.support.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {cases!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    peak, planned, size = json.loads(done.stdout.splitlines()[-1])
-    assert peak < planned
-    assert planned < (6 if "shards" in options else 30) * size
+    for (options, ids), line in zip(cases, done.stdout.splitlines(), strict=True):
+        peak, planned, size = json.loads(line)
+        assert peak < planned < (6 if "shards" in options else 30) * size, (options, ids)
 
 
 def test_a_plan_counts_the_memory_of_levels(tmp_path):
