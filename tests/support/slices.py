@@ -13,8 +13,10 @@ THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
 class Holed(Computed):
     """A source with a missing chunk in every read."""
 
+    missing = "fill"
+
     def read(self, mip, box):
-        report_missing_chunks(self, mip, ["0-64"])
+        report_missing_chunks(self, mip, ["0-64"], "background")
         return super().read(mip, box)
 
 
