@@ -43,7 +43,7 @@ def decode_slices(
         Index of the first slice, and of the one after the last.
     """
     stored = np.frombuffer(data, "<u4")
-    begin, end = [*stored[: shape[3]].tolist(), stored.size][channel : channel + 2]
+    begin, end = int(stored[channel]), int(stored[channel + 1]) if channel + 1 < shape[3] else stored.size
     words = stored[begin:end].astype(np.uint32)
     out = np.empty((slices[1] - slices[0], shape[1], shape[0]), dtype.newbyteorder("="))
     even, odd = (words, words) if out.itemsize == 4 else (_pairs(words), _pairs(words[1:]))

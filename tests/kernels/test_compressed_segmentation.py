@@ -6,42 +6,10 @@ import numpy as np
 import pytest
 
 from imageryxr.kernels.compressed_segmentation import segmentation_problem
-from tests.support.segmentation_chunks import CASES, encode_chunk
+from tests.support.segmentation_chunks import CASES, decode_with_checks, encode_chunk
 
 chunks = pytest.importorskip("cloudvolume.chunks")
 pytest.importorskip("compressed_segmentation")
-
-
-def decode_with_checks(data: bytes, shape, dtype, block) -> np.ndarray:
-    """Decode a chunk voxel by voxel according to the specification; raise ValueError for reads out of bounds."""
-    if len(data) % 4:
-        raise ValueError("words")
-    words = np.frombuffer(data, "<u4").astype(object)
-    channels, width = shape[3], np.dtype(dtype).itemsize // 4
-    if words.size < channels or words[0] != channels:
-        raise ValueError("channels")
-    begins = [*words[:channels], words.size]
-    if begins != sorted(begins):
-        raise ValueError("channels")
-    out = np.zeros(shape, dtype)
-    grid = [-(-n // b) for n, b in zip(shape, block, strict=False)]
-    for x, y, z, c in np.ndindex(*shape):
-        part, head = words[begins[c] : begins[c + 1]], 2 * grid[0] * grid[1] * grid[2]
-
-        def word(i, part=part):
-            if not 0 <= i < part.size:
-                raise ValueError("beyond")
-            return int(part[i])
-
-        number = x // block[0] + grid[0] * (y // block[1] + grid[1] * (z // block[2]))
-        first, values = word(2 * number), word(2 * number + 1)
-        table, bits = first & 0xFFFFFF, first >> 24
-        if bits not in (0, 1, 2, 4, 8, 16, 32) or table < head or (bits and values < head):
-            raise ValueError("header")
-        bit = bits * (x % block[0] + block[0] * (y % block[1] + block[1] * (z % block[2])))
-        index = (word(values + bit // 32) >> bit % 32) & ((1 << bits) - 1) if bits else 0
-        out[x, y, z, c] = sum(word(table + index * width + k) << 32 * k for k in range(width))
-    return out
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
@@ -84,3 +52,12 @@ def test_chunks_with_several_channels_are_checked():
     np.testing.assert_array_equal(decode_with_checks(both, (8, 8, 8, 2), "uint64", (8, 8, 8))[..., 1:], one)
     assert "beyond its end" in segmentation_problem(both[:-8], (8, 8, 8, 2), 8, (8, 8, 8))
     assert "not offsets of channels" in segmentation_problem(both, (8, 8, 8, 1), 8, (8, 8, 8))
+
+
+@pytest.mark.parametrize("block", [(2**31, 2**31, 8), (2**62, 8, 8), (8, 2**32, 1), (10**30, 1, 1)])
+@pytest.mark.parametrize("bits", [1, 16])
+def test_blocks_whose_bits_have_no_64_bit_positions_fail(block, bits):
+    # Positions that wrap around passed the check, and the decoder crashed.
+    words = np.zeros(1 << 17, "<u4")
+    words[:3] = 1, 2 | bits << 24, 2
+    assert "its blocks have" in segmentation_problem(words.tobytes(), (8, 8, 8, 1), 4, block)

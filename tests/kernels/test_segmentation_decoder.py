@@ -7,7 +7,7 @@ import pytest
 
 from imageryxr.kernels.compressed_segmentation import segmentation_problem
 from imageryxr.kernels.segmentation_decoder import decode_slices
-from tests.support.segmentation_chunks import CASES, encode_chunk
+from tests.support.segmentation_chunks import CASES, decode_with_checks, encode_chunk, random_chunk
 
 pytest.importorskip("compressed_segmentation")
 
@@ -40,3 +40,17 @@ def test_each_channel_is_decoded_from_its_own_words(dtype):
     for channel, (values, _) in enumerate(pairs):
         found = decode_slices(data, (9, 8, 5, 3), np.dtype(dtype), (4, 4, 4), channel, (1, 5))
         np.testing.assert_array_equal(found, values[..., 0].T[1:5])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_all_bits_and_shared_tables_are_decoded_according_to_the_specification(seed):
+    rng = np.random.default_rng(seed)
+    block = tuple(int(n) for n in rng.integers(1, 6, 3))
+    shape, dtype = (*(int(n) for n in rng.integers(1, 8, 3)), int(rng.integers(1, 4))), f"uint{32 << seed % 2}"
+    data = random_chunk(shape, dtype, block, rng)
+    assert segmentation_problem(data, shape, np.dtype(dtype).itemsize, block) == ""
+    expected = decode_with_checks(data, shape, dtype, block)
+    for channel in range(shape[3]):
+        for first in range(shape[2]):
+            found = decode_slices(data, shape, np.dtype(dtype), block, channel, (first, shape[2]))
+            np.testing.assert_array_equal(found, expected[..., channel].T[first:])

@@ -195,6 +195,8 @@ def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
         ({"chunk_sizes": [[0, 16, 8]]}, "scale 0 has the chunk_sizes .* three positive"),
         ({"compressed_segmentation_block_size": None}, "scale 0 has the compressed_segmentation_block_size None"),
         ({"compressed_segmentation_block_size": [8, 8]}, "compressed_segmentation_block_size .* three positive"),
+        ({"compressed_segmentation_block_size": [2**31, 2**31, 8]}, r"block_size .*; the limit is 2\^31 voxels"),
+        ({"compressed_segmentation_block_size": [1e300, 1, 1]}, r"block_size .*; the limit is 2\^31 voxels"),
     ],
 )
 def test_invalid_members_of_an_info_are_errors(tmp_path, change, said):

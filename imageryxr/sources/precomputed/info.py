@@ -148,6 +148,8 @@ def _places_problem(scale: dict[str, Any], encoding: str) -> str:
                 return f"has the {key} {format_value(numbers)}; it must hold three whole numbers"
         elif len(numbers) != 3 or min(numbers) < 1:
             return f"has the {key} {format_value(numbers)}; it must hold three positive numbers"
+        elif key == "compressed_segmentation_block_size" and math.prod(numbers) > _LARGEST:
+            return f"has the {key} {format_value(numbers)}; the limit is 2^31 voxels"
     return ""
 
 
