@@ -22,6 +22,8 @@ from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
 # Voxels of a coarser level that are derived at a time, from up to eight times as many finer ones.
 PART_VOXELS = 1 << 18
+# The Python objects of reading and encoding, whatever the size of the box.
+_READER_BYTES = 1 << 18
 
 
 def pyramid(grid: Grid, levels: int | None, largest: int, *, whole_offsets: bool = False) -> list[Grid]:
@@ -172,7 +174,7 @@ class Derivation:
         """Return the maximal bytes of memory that `derive` needs for a box, its result included."""
         part = max(math.prod(self._part_shape(box)), min(box.voxels, PART_VOXELS))
         # A part derives from up to eight voxels for each of its own, which are loaded, padded and weighted.
-        return self.layer.voxel_bytes * (box.voxels + 8 * 3 * part + math.prod(self.stored))
+        return self.layer.voxel_bytes * (box.voxels + 8 * 3 * part + math.prod(self.stored)) + _READER_BYTES
 
     @property
     def _factors(self) -> list[int]:
