@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -149,12 +150,9 @@ def update_bar(shown: Any, done: int, shares: float = 0.0) -> None:
         callback(min(1.0, shown.reached / shown.total))
 
 
-def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
-    """Return a progress bar of tasks and shares of tasks, with rate and remaining time.
-
-    Tasks that an earlier run had done, `skipped`, do not count towards the rate. If `shown` is None, the bar is shown
-    in a notebook, and if standard error is a terminal.
-    """
+@cache
+def _bar_class() -> type[Any]:
+    """Return the class of all bars of this process, because tqdm starts a thread for each class, and never ends it."""
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -162,13 +160,22 @@ def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> An
 
         @property
         def format_dict(self) -> Any:
-            return {**super().format_dict, "whole": getattr(self, "whole", skipped)}
+            return {**super().format_dict, "whole": getattr(self, "whole", self.initial)}
 
+    return Bar
+
+
+def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> Any:
+    """Return a progress bar of tasks and shares of tasks, with rate and remaining time.
+
+    Tasks that an earlier run had done, `skipped`, do not count towards the rate. If `shown` is None, the bar is shown
+    in a notebook, and if standard error is a terminal.
+    """
     show = _is_interactive() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
     size = bar_size() if show else {}
     looks = "{l_bar}{bar}| {whole:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-    return Bar(
+    return _bar_class()(
         total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, bar_format=looks, **size
     )
 

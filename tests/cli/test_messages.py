@@ -90,9 +90,11 @@ def test_messages_mark_the_parameters_that_they_name():
     """The command line can only name the flag of a parameter that is marked by `imageryxr.errors.param`."""
     texts = [(name, text) for name, text in messages() if " " in text and "<" not in text and "``" not in text]
     plain = [(name, text) for name, text in texts if name not in PYTHON_ONLY and python_in(CODE.sub("", text))]
-    assert [text for name, text in plain if name == "state.py"] == ["layers=thing is not a list of layers"]  # JSON
+    assert [text for name, text in plain if name == "state_layers.py"] == [
+        "layers=thing is not a list of layers"
+    ]  # JSON
     wordings = "outline=Outline(2, side='in', merge=False)", "it may have expired; give timestamp= instead"
-    assert not [text for name, text in plain if name not in ("state.py", "source.py") and text not in wordings]
+    assert not [text for name, text in plain if name not in ("state_layers.py", "source.py") and text not in wordings]
 
 
 def test_every_marked_parameter_has_a_flag():

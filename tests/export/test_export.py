@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -168,3 +169,13 @@ def test_files_of_the_pattern_from_elsewhere_are_reported(tmp_path, picture):
     ):
         ix.export(picture.isel(z=slice(0, 2)), tmp_path / "z{z:03d}.png", overwrite=True)
     assert names_in(tmp_path) == ["z000.png", "z001.png", "z007.png", "zebra.png"]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_further_exports_start_no_lasting_threads(tmp_path, progress):
+    """A night of small exports in one process would end without threads."""
+    counts = []
+    for number in range(4):
+        ix.export(as_source(IMAGE), tmp_path / f"{number}.zarr", levels=1, progress=progress)
+        counts.append(threading.active_count())
+    assert counts[1:] == counts[1:2] * 3

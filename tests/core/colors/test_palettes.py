@@ -21,6 +21,7 @@ from imageryxr.core.colors import Colors, palette, parse_color, resolve_colors, 
 from imageryxr.core.colors.ids import neuroglancer_colors
 from imageryxr.core.colors.ids import splitmix64 as splitmix64_array
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
+from tests.support.color_rows import find_rows
 
 BIG = 864691135617152361
 TOP = 2**64 - 1
@@ -533,7 +534,7 @@ def test_the_kernel_table_gives_the_same_colours():
         colors = resolve_colors(spec)
         explicit, rest = (np.pad(rgb, ((0, 0), (0, 1)), constant_values=255) for rgb in (colors.rgb, colors.fallback))
         table = color_table.build_color_table(colors.ids, explicit, rest)
-        rows = color_table.find_rows(labels, table)
+        rows = find_rows(labels, table)
         painted = np.where(rows[..., None] >= 0, table.rgba[rows], 0)
         expected = np.concatenate([colors.colors_for(labels), colors.alphas_for(labels)[:, None]], axis=1)
         np.testing.assert_array_equal(painted.reshape(-1, 4), expected)
