@@ -16,7 +16,7 @@ from urllib.parse import quote, urljoin
 
 from imageryxr.core.fork import run_after_fork
 from imageryxr.errors import ServerError
-from imageryxr.sources.fetch.budget import RequestBudget, service_of
+from imageryxr.sources.fetch.budget import RequestBudget, RequestBudgets, service_of
 from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
@@ -141,8 +141,8 @@ def _send_once(
             return _NO_FILE_BYTES, True
         return (request.limit, False) if part is None else _limit_of_whole(part, found)
 
-    waited, budget = time.monotonic(), _state.budget(service_of(url))
-    with budget.slot(request.width, request.stop, url.netloc):
+    waited, from_link = time.monotonic(), request.connection.access.from_link
+    with _state.budgets.slot(service_of(url), request.width, request.stop, url.netloc, from_link=from_link) as budget:
         began = time.monotonic()
         limits.start += began - waited
         count(requests=1)
@@ -187,27 +187,23 @@ def _file_name(url: WebURL) -> str:
     return url.path.partition("?")[0].partition("#")[0].rpartition("/")[2]
 
 
-def request_slot(service: str, width: int, stop: threading.Event) -> AbstractContextManager[None]:
+def request_slot(
+    service: str, width: int, stop: threading.Event, *, from_link: bool
+) -> AbstractContextManager[RequestBudget]:
     """Return a context that waits until another client than this one may make a request to a service, and counts it."""
-    return _state.budget(service).slot(width, stop, service)
+    return _state.budgets.slot(service, width, stop, service, from_link=from_link)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# state of a process: idle connections, and the number of requests to each server
+# state of a process: idle connections, and running requests
 
 
 class _ProcessState:
     """State of a process; a forked child starts with a new one, because sockets and locks belong to its parent."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.budgets: dict[str, RequestBudget] = {}
+        self.budgets = RequestBudgets()
         self.connections = ConnectionPool()
-
-    def budget(self, service: str) -> RequestBudget:
-        """Return the budget of requests to a service."""
-        with self.lock:
-            return self.budgets.setdefault(service, RequestBudget())
 
 
 _state = _ProcessState()

@@ -132,10 +132,11 @@ class BucketFolder:
     ) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
         server = self.url.partition("://")[2].partition("/")[0]
+        stop, from_link = stop or threading.Event(), self.connection.access.from_link
         for last in (False, False, True):
             count(requests=1)
             try:
-                with request_slot(server, self.width, stop or threading.Event()):
+                with request_slot(server, self.width, stop, from_link=from_link):
                     return self._request(key, part, limit, known)
             except FileNotFoundError:
                 return None

@@ -1,4 +1,4 @@
-"""Limits of a process: requests in flight to each service, and bytes in memory of the chunks that are being read.
+"""Limits of a process: requests in flight, to each service and in all, and bytes in memory of chunks that are read.
 
 A service is a server or a bucket. Its number of requests follows TCP's rule (additive increase, multiplicative
 decrease): it halves when the service throttles, and grows by one after as many successful requests as are in flight.
@@ -9,14 +9,20 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError
 from imageryxr.sources.fetch.url import WebURL
 
 FILE_REQUESTS, SERVICE_REQUESTS = 64, 8
 """Default number of simultaneous requests to an object store or file server, and to a CAVE service."""
+PROCESS_REQUESTS, LINK_REQUESTS = 512, 256
+"""Largest number of simultaneous requests of a process, and that at which those of links wait: each is a socket."""
+MOST_SERVICES = 256
+"""Number of services whose limits are kept. A link or a redirect may name any number of buckets."""
 MOST_BYTES = 256 << 20
 """Largest number of bytes of chunks that are being fetched or decoded."""
 THROTTLED = (429, 503)
@@ -48,7 +54,7 @@ class RequestBudget:
     def slot(self, most: int, stop: threading.Event, host: str) -> Iterator[None]:
         """Wait until fewer requests run than the limit, and count one more."""
         with self._free:
-            while self._busy >= self.limit(most):
+            while len(self._running) >= self.limit(most) and self._busy >= self.limit(most):
                 if stop.is_set():
                     raise StoppedError(f"{host}: stopped")
                 self._free.wait(POLL_SECONDS)
@@ -73,9 +79,47 @@ class RequestBudget:
                 self._free.notify()
 
     @property
+    def is_running(self) -> bool:
+        """Whether there are running requests."""
+        return bool(self._running)
+
+    @property
     def _busy(self) -> int:
         # A cancelled request may last until its timeout.
         return sum(not stop.is_set() for stop in self._running)
+
+
+class RequestBudgets:
+    """The running requests of a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._whole = RequestBudget()
+        self._services: OrderedDict[str, RequestBudget] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._services)
+
+    def of(self, service: str) -> RequestBudget:
+        """Return the budget of a service; those that were not used for a long time are dropped."""
+        with self._lock:
+            found = self._services.setdefault(service, RequestBudget())
+            self._services.move_to_end(service)
+            extra = max(0, len(self._services) - MOST_SERVICES)
+            idle = (name for name, kept in self._services.items() if kept is not found and not kept.is_running)
+            for name in list(islice(idle, extra)):
+                del self._services[name]
+            return found
+
+    @contextmanager
+    def slot(
+        self, service: str, most: int, stop: threading.Event, host: str, *, from_link: bool
+    ) -> Iterator[RequestBudget]:
+        """Wait until fewer requests run than the limits of the service and of the process, and count one more."""
+        budget = self.of(service)
+        whole = LINK_REQUESTS if from_link else PROCESS_REQUESTS
+        with budget.slot(most, stop, host), self._whole.slot(whole, stop, host):
+            yield budget
 
 
 class ByteBudget:

@@ -26,7 +26,9 @@ from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
 _PIECE = 1 << 20
 # Bytes allowed for headers, chunk sizes and trailers in addition to the body.
 _OVERHEAD = 1 << 20
-_IDLE, _SERVERS = 64, 64
+# Largest number of idle connections to a server, of servers, and of idle connections: each is an open file, of which
+# many systems permit 1024.
+_IDLE, _SERVERS, _MOST_IDLE = 64, 64, 256
 # Paths that need no encoding and have no "." or "..", such as those of most chunks.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)+")
 
@@ -77,7 +79,7 @@ class ConnectionPool:
             self._idle.move_to_end(key)
             dropped += self._idle[key][:-_IDLE]
             del self._idle[key][:-_IDLE]
-            while len(self._idle) > _SERVERS:
+            while len(self._idle) > _SERVERS or sum(map(len, self._idle.values())) > _MOST_IDLE:
                 dropped += self._idle.popitem(last=False)[1]
         for old in dropped:
             old.client.close()

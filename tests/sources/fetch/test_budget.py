@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 import imageryxr as ix
 from imageryxr.sources.fetch import attempt, client
-from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS, ByteBudget, RequestBudget, service_of
+from imageryxr.sources.fetch.budget import (
+    FILE_REQUESTS,
+    LINK_REQUESTS,
+    MOST_SERVICES,
+    PROCESS_REQUESTS,
+    SERVICE_REQUESTS,
+    ByteBudget,
+    RequestBudget,
+    RequestBudgets,
+    service_of,
+)
+from imageryxr.sources.fetch.sockets import StoppedError
+from imageryxr.sources.fetch.transport import ConnectionPool, _PooledConnection
 from imageryxr.sources.fetch.url import parse_web_url
 
 GO = threading.Event()
@@ -65,7 +80,7 @@ def test_a_throttled_server_gets_fewer_requests_at_once(cave):
     cave.fault("/data/em/info", "status", status=429, times=1)
     connection = ix.Connection(concurrency=8, backoff=0)
     assert client.send_request("GET", f"{cave.url}/data/em/info", connection).status == 200
-    budget = attempt._state.budget(service_of(parse_web_url(cave.url)))
+    budget = attempt._state.budgets.of(service_of(parse_web_url(cave.url)))
     assert budget.limit(8) == 4
 
 
@@ -87,10 +102,46 @@ def test_a_service_is_a_server_or_a_bucket(url, service):
 
 
 def test_a_throttled_bucket_does_not_limit_another():
-    state = attempt._ProcessState()
-    one, other = (state.budget(service_of(parse_web_url(f"https://storage.googleapis.com/{b}/info"))) for b in "ab")
+    budgets = RequestBudgets()
+    one, other = (budgets.of(service_of(parse_web_url(f"https://storage.googleapis.com/{b}/info"))) for b in "ab")
     one.record(429, 64, time.monotonic())
     assert (one.limit(64), other.limit(64)) == (32, 64)
+
+
+@pytest.mark.parametrize(("from_link", "most"), [(False, PROCESS_REQUESTS), (True, LINK_REQUESTS)])
+def test_requests_to_many_services_are_limited_together(from_link, most):
+    budgets, stopped = RequestBudgets(), threading.Event()
+    stopped.set()
+    with ExitStack() as running:
+        for number in range(most):
+            running.enter_context(budgets.slot(f"bucket{number}", 64, GO, "host", from_link=from_link))
+        with pytest.raises(StoppedError), budgets.slot("other", 64, stopped, "host", from_link=from_link):
+            raise AssertionError
+    with budgets.slot("other", 64, GO, "host", from_link=from_link):
+        assert len(budgets) <= MOST_SERVICES
+
+
+def test_limits_of_a_service_with_running_requests_are_kept():
+    budgets = RequestBudgets()
+    with budgets.slot("bucket", 64, GO, "host", from_link=True) as budget:
+        for number in range(2 * MOST_SERVICES):
+            budgets.of(f"bucket{number}")
+        assert budgets.of("bucket") is budget
+        assert len(budgets) == MOST_SERVICES
+
+
+def test_idle_connections_to_all_servers_are_limited():
+    pool, sockets = ConnectionPool(), []
+    for server in range(8):
+        for _ in range(64):
+            client = http.client.HTTPConnection("host")
+            client.sock, other = socket.socketpair()
+            sockets += [client.sock, other]
+            pool.put(server, _PooledConnection(client))
+    assert sum(sock.fileno() != -1 for sock in sockets[::2]) == 256
+    pool.close()
+    for sock in sockets:
+        sock.close()
 
 
 def test_bytes_in_memory_stay_below_the_limit():
