@@ -12,6 +12,7 @@ from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
+from imageryxr.errors import ServerError
 from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError, closing
 
 Job = TypeVar("Job")
@@ -27,7 +28,7 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
     """Return the results of jobs that run in up to ``width`` threads; the first error is raised at once.
 
     The caller can be interrupted. An interrupt or error sets the event that each job receives, including jobs nested in
-    a job, and running jobs are not joined.
+    a job, and running jobs are not joined. If the system permits fewer threads, the jobs run in those.
     """
     outer = current_stop_event()
     if outer is not None and outer.is_set():
@@ -44,10 +45,15 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
                 done.put((number, None, error))
                 return
 
-    for _ in range(min(width, len(jobs))):
-        threading.Thread(target=run, daemon=True, name="imageryxr-web").start()
     results: list[Any] = [None] * len(jobs)
     try:
+        for started in range(min(width, len(jobs))):
+            try:
+                _start_thread(run)
+            except ServerError:
+                if not started:
+                    raise
+                break
         for _ in jobs:
             number, result, error = _next_result(done, outer)
             if error is not None:
@@ -96,12 +102,26 @@ def start_all(calls: Sequence[Callable[[], Result]]) -> Iterator[list[Callable[[
         return future.result()
 
     futures: list[Future[Result]] = [Future() for _ in calls]
-    for call, future in zip(calls, futures, strict=True):
-        threading.Thread(target=run, args=(call, future), daemon=True, name="imageryxr-web").start()
     try:
+        for call, future in zip(calls, futures, strict=True):
+            _start_thread(run, call, future)
         yield [partial(result, future) for future in futures]
     finally:
         stop.set()
+
+
+def _start_thread(run: Callable[..., None], *arguments: Any) -> None:
+    """Start a daemon thread.
+
+    Raises
+    ------
+    ServerError
+        If the system permits no more threads.
+    """
+    try:
+        threading.Thread(target=run, args=arguments, daemon=True, name="imageryxr-web").start()
+    except (RuntimeError, MemoryError) as error:
+        raise ServerError(f"no thread could be started ({error}): the limit of the system is reached") from error
 
 
 def _raise(error: Exception) -> Any:

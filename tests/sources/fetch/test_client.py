@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from email.utils import formatdate
@@ -12,6 +14,7 @@ import imageryxr as ix
 from imageryxr.sources.fetch import client, threads
 from imageryxr.sources.fetch.auth import Token
 from tests.support.cave_server import MERGE, TABLE, TOKEN
+from tests.support.processes import ROOT
 from tests.support.source_suite import dead_url
 
 HASTY = ix.Connection(timeout=20, retries=2, backoff=0.0)
@@ -211,6 +214,41 @@ def test_cancelled_requests_do_not_count_as_concurrent(cave):
 def test_results_are_in_the_order_of_the_jobs():
     assert threads.run_in_parallel(lambda job, stop: job * 2, range(50), 8) == list(range(0, 100, 2))
     assert threads.run_in_parallel(lambda job, stop: job, [], 8) == []
+
+
+FEW_THREADS = """
+import resource, threading
+from pathlib import Path
+from imageryxr.errors import ServerError
+from imageryxr.sources.fetch.threads import run_in_parallel, start_all
+
+def limit_threads(count):
+    threading.stack_size(1 << 30)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (count << 30) + (1 << 29), resource.RLIM_INFINITY))
+
+limit_threads(0)
+def started():
+    with start_all([int]):
+        pass
+for call in (lambda: run_in_parallel(lambda job, stop: job, [1], 1), started):
+    try:
+        call()
+    except ServerError as error:
+        print(error)
+limit_threads(3)
+print(run_in_parallel(lambda job, stop: job * 2, range(50), 20) == list(range(0, 100, 2)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_jobs_run_in_as_many_threads_as_the_system_permits():
+    # A warm process, as `run_python` forks, imports far more than these functions need.
+    program = [sys.executable, "-c", FEW_THREADS]
+    ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    *errors, last = ran.stdout.splitlines() or [""]
+    assert (len(errors), last) == (2, "True"), ran.stderr
+    assert all("no thread could be started" in error for error in errors)
 
 
 def test_the_proxy_of_the_environment_is_used(cave, monkeypatch):
