@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -292,10 +293,14 @@ def _ome_metadata(
     if path is not None and not path.is_dir() and find_archive(path) is None:
         raise SourceNotFoundError(f"there is no folder {path}, so no OME-Zarr at {name}; check the path")
     found: dict[int, dict[str, Any]] = {}
+    denied: AuthError | None = None
     if path is not None:  # the second file is read only if it is needed
         group = [partial(fetch_json_file, address, token, key, connection) for key in GROUP_KEYS]
     for version, ask in zip((3, 2), group or request_group(address, token, connection), strict=True):
-        file = ask()
+        try:
+            file = ask()
+        except AuthError as error:  # some servers send a page for a file that does not exist
+            denied, file = denied or error, None
         if file is None:
             continue
         document = file.content
@@ -304,6 +309,8 @@ def _ome_metadata(
         found[version] = _ome_of(document.get("attributes") if version == 3 else document)
         if found[version].get("multiscales"):
             return found[version], version, file.stamp
+    if denied is not None:
+        raise denied
     array = fetch_json(address, token, ".zarray", connection) if not found.get(2) and 3 not in found else None
     if array is not None:
         raise SourceError(f"{name} {groups.bare_array_message(address, array)}")
@@ -325,15 +332,13 @@ def _ome_of(attributes: Any) -> dict[str, Any]:
 
 def _attributes(address: Address, token: str | None, connection: Connection) -> dict[str, Any]:
     """Return the OME metadata of a group; an empty dict if there are none or they cannot be read."""
-    try:
-        new = fetch_json(address, token, "zarr.json", connection)
-        return (
-            _ome_of(new.get("attributes"))
-            if new is not None
-            else _ome_of(fetch_json(address, token, ".zattrs", connection))
-        )
-    except ImageryError:
-        return {}
+    with suppress(ImageryError):
+        for key in GROUP_KEYS:
+            with suppress(AuthError):  # as in `_ome_metadata`
+                found = fetch_json(address, token, key, connection)
+                if found is not None:
+                    return _ome_of(found.get("attributes") if key == "zarr.json" else found)
+    return {}
 
 
 def _not_found_error(address: Address) -> SourceNotFoundError:

@@ -9,6 +9,7 @@ import imageryxr as ix
 from imageryxr.core.grid import Grid
 from tests.support import omezarr, precomputed
 from tests.support.latency_server import LatencyServer
+from tests.support.recorder import recording
 from tests.support.source_suite import noise, serving
 
 GRID = Grid((16, 40, 40), (8, 8, 40), (0, 0, 0))
@@ -49,6 +50,26 @@ def test_a_zarr_with_the_usual_names_opens_in_one_round_trip(tmp_path, version, 
         assert needed <= set(counts["paths"]) <= AT_ONCE | needed
         assert set(counts["paths"].values()) == {1}
         assert counts["peak"] >= len(needed & AT_ONCE) + (version == "0.5")
+
+
+@pytest.mark.parametrize("status", [200, 403, 404, 503])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_zarr_opens_if_the_server_sends_a_page_for_files_that_do_not_exist(tmp_path, version, status):
+    image = {"axes": omezarr.axes_of("zyx"), "datasets": [omezarr.level(name, (40, 8, 8)) for name in ("s0", "fine")]}
+    omezarr.write_ome(tmp_path, [noise(GRID.shape)] * 2, image, version=version)
+
+    def page(request):
+        file = tmp_path / request.path.lstrip("/")
+        if file.is_file():
+            return 200, file.read_bytes(), {}
+        # Without the zarr.json, a server that is overloaded may have an image of another version.
+        is_group = request.path == "/zarr.json"
+        return 404 if is_group and status == 503 else status, b"<html>none</html>", {"Content-Type": "text/html"}
+
+    with recording() as server:
+        server.answer = page
+        tree = ix.open_multiscale(f"zarr://{server.url()}", connection=ix.Connection(retries=1))
+        assert len(tree.children) == 2
 
 
 def test_few_simultaneous_requests_are_used_for_the_metadata_that_are_needed(layers):
