@@ -10,6 +10,9 @@ import pytest
 
 from tests.support.sample_volume import session_sample
 
+# It loads the kernels, and is imported only by the process that forks the workers of clusters.
+collect_ignore = ["tests/support/preload.py"]
+
 MOST_PROCESSES = 4  # each takes 1 GB, and dask clusters in tests start more
 
 

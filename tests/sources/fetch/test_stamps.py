@@ -100,7 +100,10 @@ def test_an_unchanged_volume_that_is_opened_again_makes_no_request_for_chunks(tm
         again = opened(form, server.url)
         server.asked.clear()
         whole(again)
-        assert server.asked == []
+        # Requests for metadata that the opening did not wait for may still arrive.
+        assert [
+            path for path in server.asked if not path.endswith(("zarr.json", ".zarray", ".zattrs", ".zgroup"))
+        ] == []
 
 
 def test_a_server_without_stamps_is_asked_again_by_each_opening_only(tmp_path):
