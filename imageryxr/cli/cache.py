@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show or cle
 Folder = Annotated[
     Path | None, typer.Option("--folder", help=f"Folder of the cache. Default: the environment variable {VARIABLE}.")
 ]
+_NOTHING = Usage(0, 0, None)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -25,27 +26,30 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def info(folder: Folder = None, as_json: Json = False) -> None:
     """Print the number and the size of the cached chunks."""
     cache = _open(folder)
-    _print(cache.folder, "contains", Usage(0, 0, None) if not os.path.isdir(cache.folder) else cache.usage(), as_json)
+    _print(cache, "contains {}", cache.usage() if cache.exists else _NOTHING, as_json)
 
 
 @app.command()
 def clear(folder: Folder = None, as_json: Json = False) -> None:
     """Remove all cached chunks; other files in the folder are kept."""
     cache = _open(folder)
-    _print(cache.folder, "no longer contains", cache.clear(), as_json)
+    _print(cache, "contained {}, which were removed", cache.clear() if cache.exists else _NOTHING, as_json)
 
 
-def _open(folder: Path | None) -> Any:
+def _open(folder: Path | None) -> DiskCache:
     place = folder or os.environ.get(VARIABLE)
     if not place:
         raise OptionError(f"no cache folder is given; give --folder, or set {VARIABLE}")
     return DiskCache(absolute_folder(place), create=False)
 
 
-def _print(folder: str, verb: str, usage: Usage, as_json: bool) -> None:
+def _print(cache: DiskCache, sentence: str, usage: Usage, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"folder": folder, **usage._asdict()}))
+        print(json.dumps({"folder": cache.folder, **usage._asdict()}))
         return
-    entries = f"{usage.entries:,} {'entry' if usage.entries == 1 else 'entries'}"
+    if not cache.exists:
+        print(f"{cache.folder} contains no cache of imageryxr")
+        return
+    entries = f"{usage.entries:,} {'entry' if usage.entries == 1 else 'entries'}, {usage.size / 1e6:,.1f} MB"
     oldest = usage.oldest and time.strftime("; the oldest was used at %Y-%m-%d %H:%M", time.localtime(usage.oldest))
-    print(f"{folder} {verb} {entries}, {usage.size / 1e6:,.1f} MB{oldest or ''}")
+    print(f"{cache.folder} {sentence.format(entries)}{oldest or ''}")

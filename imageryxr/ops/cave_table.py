@@ -23,7 +23,7 @@ from imageryxr.sources.cave.graphene import GrapheneSource, resolve_root_ids
 from imageryxr.sources.cave.materialization import Materialization
 from imageryxr.sources.cave.table_rows import Column, TableReader, open_table
 from imageryxr.sources.cave.timestamp import instant_of
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,7 +110,7 @@ def table(
     if graph is not None:
         token = token or graph.graph.token  # type: ignore[assignment]
         connection = connection or graph.graph.connection
-    connection = connection or Connection()
+    connection = to_connection(connection)
     stack = find_datastack(
         tree.attrs["datastack"], server_address=tree.attrs.get("server_address"), token=token, connection=connection
     )

@@ -17,7 +17,7 @@ from imageryxr.ops.labels import select_ids
 from imageryxr.ops.open import Chunks, Mip, check_requested_ids, open_level
 from imageryxr.sources.base import Missing, Stale, check_missing, check_stale
 from imageryxr.sources.cave import datastack
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.resolve import is_graphene_address, resolve_source
 
 Unit = Sequence[float] | Literal["viewer", "image", "segmentation"]
@@ -109,7 +109,7 @@ def open_datastack(
         raise OptionError("version=", " and ", "timestamp=", " both define the instant; give only one of them")
     check_missing(missing)
     check_stale(stale)
-    connection = connection or Connection()
+    connection = to_connection(connection)
     stack = datastack.find_datastack(
         client_or_name, server_address=server_address, version=version, token=token, connection=connection
     )

@@ -27,7 +27,7 @@ from imageryxr.sources.address import WEB_PROTOCOLS, Address, parse_address
 from imageryxr.sources.base import Assume, LayerType, Missing, Source, check_assume, check_missing, pick_index
 from imageryxr.sources.cave import graphene
 from imageryxr.sources.fetch.auth import Token, find_token, unsent_token_reason
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.threads import run_all
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
@@ -76,7 +76,7 @@ def resolve_source(
         choices = {"channel": channel, "time": time, "assume": assume}
         graph_options = {"agglomerate": agglomerate, "timestamp": timestamp}
         address = parse_address(source)
-        found = _open_address(address, missing, token, choices, graph_options, connection or Connection())
+        found = _open_address(address, missing, token, choices, graph_options, to_connection(connection))
     elif isinstance(source, xr.Dataset | xr.DataTree):
         raise LayerError(
             f"a {type(source).__name__} may hold several layers; give one of its variables, such as obj['image']"

@@ -23,7 +23,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.zarr_groups import write_group
-from imageryxr.errors import OptionError, TargetError, TargetExistsError, param
+from imageryxr.errors import OptionError, TargetError, TargetExistsError, format_value, param
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.places import HIDDEN, CutoutFolder, CutoutPlace, CutoutSite, split_place
 from imageryxr.export.cutouts.writers import ROOT, PictureWriter, RowWriter, ZarrWriter, chunk_key
@@ -346,6 +346,8 @@ class PageJob(Job):
 def label_texts(columns: Mapping[str, npt.NDArray[Any]], name: str | None) -> Sequence[str]:
     """Return the texts of a column of the table; by default its ids, or the numbers of its rows."""
     chosen = name or ("id" if "id" in columns else CUTOUT)
-    if chosen not in columns:
-        raise OptionError(f"labels={name!r} is not a column of the cutouts; give one of {', '.join(columns)}")
+    if not isinstance(chosen, str) or chosen not in columns:
+        raise OptionError(
+            f"labels={format_value(name)} is not a column of the cutouts; give the name of one: {', '.join(columns)}"
+        )
     return column_texts(columns[chosen])

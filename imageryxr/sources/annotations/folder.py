@@ -21,7 +21,7 @@ from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import DiskPlace
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
@@ -232,7 +232,7 @@ def open_folder(
             f"{address.public} is given as {address.format}, but annotations and skeletons are read from precomputed "
             "folders; write precomputed://…"
         )
-    connection = connection or Connection()
+    connection = to_connection(connection)
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)

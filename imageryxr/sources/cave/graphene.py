@@ -25,7 +25,7 @@ from imageryxr.sources.base import LayerType, Level, Missing, Source, Stale, cle
 from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_timestamp, pin_instant
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.auth import Token
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.policy import access_for_named_address
 from imageryxr.sources.fetch.stamps import MetadataFile
@@ -178,7 +178,7 @@ def open_graphene(
     AuthError, SourceNotFoundError, SourceError, ServerError
         If access is denied, there is no such table, its info is not valid, or a request fails.
     """
-    connection = connection or Connection()
+    connection = to_connection(connection)
     graph = graph_at(address, token=token, connection=connection)
     info, clock = graph.info()
     parse_timestamp(timestamp)  # an invalid timestamp is also an error for supervoxels

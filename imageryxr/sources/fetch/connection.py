@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from imageryxr.core.validate import check_bytes, check_number, check_whole
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, format_value
 from imageryxr.sources.fetch.disk_cache import VARIABLE, absolute_folder
 from imageryxr.sources.fetch.policy import Access
 
@@ -106,3 +106,20 @@ class Connection:
         """Folder of the disk cache, or None."""
         folder = os.environ.get(VARIABLE) or None if self.disk_cache is None else self.disk_cache
         return absolute_folder(folder) if folder and self.disk_cache_bytes else None
+
+
+def to_connection(value: Any) -> Connection:
+    """Return given options of requests, or the default ones for None.
+
+    Raises
+    ------
+    OptionError
+        If they are no `Connection`.
+    """
+    if value is None or isinstance(value, Connection):
+        return value or Connection()
+    known = ", ".join(f"{name}={given!r}" for name, given in value.items()) if isinstance(value, dict) else "timeout=30"
+    raise OptionError(
+        f"connection={format_value(value)} is of type {type(value).__name__}; write "
+        f"connection=imageryxr.Connection({known})"
+    )

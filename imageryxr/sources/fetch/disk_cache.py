@@ -92,8 +92,9 @@ class DiskCache:
             self._stop_writing(error)
             return
         _check_owner(folder)
-        with suppress(OSError):  # a folder that cannot be written to may still have entries
-            os.mkdir(self._place, 0o700)
+        if create:
+            with suppress(OSError):  # a folder that cannot be written to may still have entries
+                os.mkdir(self._place, 0o700)
         if os.path.lexists(self._place):
             _check_owner(self._place)
             with suppress(OSError):
@@ -181,6 +182,11 @@ class DiskCache:
                     os.unlink(path)
                     left -= count
             return left < first
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder has a cache, which may be empty."""
+        return os.path.isdir(self._place)
 
     def usage(self) -> Usage:
         """Return the number and size of the entries."""
@@ -385,6 +391,8 @@ def _check_owner(folder: str) -> None:
         return
     if found.st_uid != os.geteuid():
         raise _folder_error(folder, "belongs to another user, who could change the voxels", "name a folder of your own")
+    if found.st_mode & stat.S_ISVTX:
+        raise _folder_error(folder, "is shared with other users", f"name a folder of your own, e.g. {folder}/imageryxr")
     if found.st_mode & 0o022:
         raise _folder_error(folder, "can be changed by other users", f"run chmod go-w {folder}, or name another folder")
 

@@ -42,7 +42,7 @@ from imageryxr.sources.base import (
     read_filled,
     report_missing_chunks,
 )
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.omezarr import groups
@@ -272,7 +272,7 @@ def open_omezarr(
     name = address.zarr_name
     if address.protocol not in PROTOCOLS:
         raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
-    connection = connection or Connection()
+    connection = to_connection(connection)
     picks = {"c": channel, "t": time}
     with requested_metadata(address, token, connection, group) as asked:
         ome, version, stamp = _ome_metadata(address, token, connection, asked.group)

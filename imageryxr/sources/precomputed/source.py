@@ -44,7 +44,7 @@ from imageryxr.sources.base import (
 )
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import METADATA_BYTES
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.object_stores import DeniedError
@@ -237,7 +237,7 @@ def fetch_info_file(
     if path is not None and not path.is_dir():
         return None
     try:
-        info, stamp = _read_info(address, connection or Connection(), token)
+        info, stamp = _read_info(address, to_connection(connection), token)
     except ImageryError as error:
         if not isinstance(error, ServerError):
             raise
@@ -297,7 +297,7 @@ def open_precomputed(
     SourceError
         If the ``info`` does not describe a volume.
     """
-    connection = connection or Connection()
+    connection = to_connection(connection)
     file = fetch_info_file(address, connection, token) if info is None else info
     name = f"precomputed://{address.public}"
     if file is None:

@@ -144,6 +144,8 @@ def test_labels_that_are_no_column_are_an_error_before_any_picture_is_drawn(tmp_
     counted_source.READS.clear()
     with pytest.raises(OptionError, match="labels='knd' is not a column"):
         ix.export(pictures(), tmp_path / "gallery.html", labels="knd")
+    with pytest.raises(OptionError, match=r"give the name of one: "):
+        ix.export(pictures(), tmp_path / "gallery.html", labels=["id", "kind"])
     assert not counted_source.READS
     assert list(tmp_path.iterdir()) == []
 

@@ -260,3 +260,13 @@ def test_the_proxy_of_the_environment_is_used(cave, monkeypatch):
     assert cave.count("/data/em/info") == 1
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert ask(cave).status == 200
+
+
+def test_connections_of_another_type_name_what_to_write(tmp_path):
+    for opening in (ix.open_image, ix.open_multiscale, ix.open_annotations):
+        with pytest.raises(
+            ix.errors.OptionError, match=r"is of type dict; write connection=imageryxr.Connection\(timeout=3\)"
+        ):
+            opening("precomputed://https://example.com/em", connection={"timeout": 3})
+    with pytest.raises(ix.errors.OptionError, match=r"connection=30 is of type int; write"):
+        ix.open_datastack("minnie65_public", connection=30)

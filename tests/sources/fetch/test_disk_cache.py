@@ -593,6 +593,9 @@ def test_a_folder_that_others_can_change_is_refused(served, tmp_path):
     (tmp_path / "cache").chmod(0o777)
     with pytest.raises(OptionError, match=r"can be changed by other users; run chmod go-w"):
         read(served, tmp_path / "cache")
+    (tmp_path / "cache").chmod(0o1777)  # as /tmp
+    with pytest.raises(OptionError, match=r"is shared with other users; name a folder of your own, e.g. .*/imageryxr"):
+        DiskCache(str(tmp_path / "cache"))
     (tmp_path / "cache").chmod(0o755)
     read(served, tmp_path / "cache")
     assert stat.S_IMODE((tmp_path / "cache" / "imageryxr-chunks-1").stat().st_mode) == 0o700
