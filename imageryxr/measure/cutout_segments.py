@@ -10,14 +10,15 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS, IndexBox
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
 from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.measure.groups import PairSums
 from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, prepare_measurement
 from imageryxr.ops.cutout_align import first_voxels
-from imageryxr.ops.cutout_verbs import as_blocks, select_columns
+from imageryxr.ops.cutout_ids import CutoutIds
+from imageryxr.ops.cutout_verbs import as_blocks, requested_columns, select_columns
 
 _SEGMENT = "segment"
 
@@ -30,7 +31,9 @@ def measure_cutouts(
     percentiles: Sequence[float] | None,
 ) -> xr.Dataset:
     """Return the measurements of each segment of each cutout, in the order of the cutouts; see `measure`."""
-    segmentation, ids = select_columns(segmentation, ids)
+    selected, shared = select_columns(segmentation, ids, is_reported=False)
+    own = requested_columns(segmentation, ids)
+    segmentation, ids = selected, shared
     arrays = _check_arrays(segmentation, image)
     firsts = first_voxels(arrays[0])
     ones = [array.isel({CUTOUT: 0}, drop=True) for array in arrays]
@@ -41,6 +44,8 @@ def measure_cutouts(
         table: Array = map_cutouts(run, [as_blocks(a) for a in arrays], (), object, name="measure").compute()
     else:
         table = run(*(a.values for a in arrays))
+    if own is not None:
+        _warn_missing_ids(own, table)
     rows = np.repeat(np.arange(len(table)), [len(part.ids) for part in table])
     found = label_segments(
         _join(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1], stacklevel=4
@@ -55,6 +60,13 @@ def measure_cutouts(
     numbers = np.arange(len(table)) if CUTOUT not in columns else columns.pop(CUTOUT).values
     kept = {n: (_SEGMENT, v.values[rows], v.attrs) for n, v in columns.items()}
     return found.assign_coords({CUTOUT: (_SEGMENT, numbers[rows]), **kept})
+
+
+def _warn_missing_ids(own: CutoutIds, table: Array) -> None:
+    found = [np.isin(ids, part.ids) for ids, part in zip(own.values, table, strict=True)]
+    message = own.missing_message(np.stack(found))
+    if message is not None:
+        warn(message, MissingIdsWarning)
 
 
 def _check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> list[xr.DataArray]:

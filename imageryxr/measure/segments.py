@@ -75,7 +75,8 @@ def measure(
     Warns
     -----
     MissingIdsWarning
-        If some of ``ids`` do not occur in the data; they have no row.
+        If some of ``ids`` do not occur in the data; they have no row. For ids of each cutout, if cutouts do not contain
+        theirs.
 
     Examples
     --------

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
+from dask.base import tokenize
 
 from imageryxr.core.annotation_values import is_missing
 from imageryxr.core.array_labels import grid_of
@@ -34,6 +35,7 @@ from imageryxr.graph.cutout_arrays import (
 )
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import is_dask, is_lazy
+from imageryxr.ops.cutout_ids import CutoutIds, record_cutouts
 from imageryxr.ops.segment_ids import record_ids
 
 P = ParamSpec("P")
@@ -199,8 +201,11 @@ def column_texts(values: npt.NDArray[Any]) -> list[str]:
 # ids of each cutout
 
 
-def _apply_ids(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a drawing verb with ids of each cutout applied to its segmentation."""
+def _apply_ids(arguments: dict[str, Any], *, is_reported: bool = True) -> dict[str, Any]:
+    """Return the arguments of a drawing verb with ids of each cutout applied to its segmentation.
+
+    With ``is_reported``, computing all cutouts warns about those that do not contain their ids.
+    """
     ids = arguments.get("ids")
     columns = [ids] if isinstance(ids, xr.DataArray) else list(ids) if isinstance(ids, list | tuple) else []
     _check_series(ids, columns, arguments.get("segmentation"))
@@ -221,9 +226,9 @@ def _apply_ids(arguments: dict[str, Any]) -> dict[str, Any]:
     listed = list(colors) if isinstance(colors, list | tuple) and "neuroglancer" not in colors else None
     if listed is not None and len(listed) != len(columns):
         raise OptionError(f"colors has {len(listed)} colours for {len(columns)} columns of ids; give one for each")
-    values = np.stack([_column_values(column, segmentation) for column in columns], axis=1)
     kept = {n: v for n, v in arguments.items() if n != "ids"}
-    kept["segmentation"] = _select_rows(segmentation, values, as_numbers=listed is not None)
+    select = _SelectIds(_requested(columns, segmentation), listed is not None, is_reported)
+    kept["segmentation"] = _select_rows(segmentation, select)
     if listed is not None:
         kept["colors"] = dict(enumerate(listed, 1))
     return kept
@@ -247,14 +252,18 @@ def _check_series(ids: Any, columns: list[Any], segmentation: Any) -> None:
 def _name_colors(picture: xr.DataArray, columns: list[Any]) -> xr.DataArray:
     """Return a picture that records the colours of columns by their names, instead of their numbers."""
     layers = json.loads(picture.attrs.get(DRAWN_COLORS, "[]"))
-    names = [str(column.name) if column.name is not None else f"ids {i}" for i, column in enumerate(columns, 1)]
+    names = _column_names(columns)
     if layers:
         ids = {names[int(number) - 1]: color for number, color in layers[-1]["ids"].items()}
         layers[-1] = {**layers[-1], "ids": ids}
     return picture.assign_attrs({DRAWN_COLORS: json.dumps(layers)})
 
 
-def select_columns(segmentation: xr.DataArray, ids: Any) -> tuple[xr.DataArray, Any]:
+def _column_names(columns: list[Any]) -> list[str]:
+    return [str(column.name) if column.name is not None else f"ids {i}" for i, column in enumerate(columns, 1)]
+
+
+def select_columns(segmentation: xr.DataArray, ids: Any, *, is_reported: bool = True) -> tuple[xr.DataArray, Any]:
     """Return cutouts of a segmentation with the ids of each cutout only, and None; or all ids, and ids of all cutouts.
 
     Parameters
@@ -263,9 +272,23 @@ def select_columns(segmentation: xr.DataArray, ids: Any) -> tuple[xr.DataArray, 
         Ids (cutout, z, y, x).
     ids : column, list of columns, iterable of int or None
         Ids of each cutout, or of all of them.
+    is_reported : bool
+        Whether computing all cutouts warns about those that do not contain their ids.
     """
-    found = _apply_ids({"segmentation": segmentation, "ids": ids})
+    found = _apply_ids({"segmentation": segmentation, "ids": ids}, is_reported=is_reported)
     return found["segmentation"], found.get("ids")
+
+
+def requested_columns(segmentation: xr.DataArray, ids: Any) -> CutoutIds | None:
+    """Return the requested ids of each cutout, or None if ``ids`` are those of all cutouts."""
+    columns = [ids] if isinstance(ids, xr.DataArray) else list(ids) if isinstance(ids, list | tuple) else []
+    return _requested(columns, segmentation) if any(map(_is_column, columns)) else None
+
+
+def _requested(columns: list[Any], segmentation: xr.DataArray) -> CutoutIds:
+    values = np.stack([_column_values(column, segmentation) for column in columns], axis=1)
+    numbers = segmentation[CUTOUT].values if CUTOUT in segmentation.coords else range(len(values))
+    return CutoutIds(tuple(_column_names(columns)), tuple(map(str, numbers)), values)
 
 
 def _is_column(value: Any) -> bool:
@@ -288,27 +311,44 @@ def _column_values(column: xr.DataArray, segmentation: xr.DataArray) -> npt.NDAr
     return to_unsigned(values).astype(np.uint64)
 
 
-def _select_rows(segmentation: xr.DataArray, ids: npt.NDArray[np.uint64], *, as_numbers: bool) -> xr.DataArray:
-    """Return the segmentation with the ids of each cutout only: unchanged, or replaced by the number of their column.
+@dataclass(frozen=True)
+class _SelectIds:
+    """Function of a block of a segmentation and its rows, which a task calls."""
 
-    Where two columns have the same id, the later one counts.
-    """
+    requested: CutoutIds
+    as_numbers: bool
+    is_reported: bool
+    key: str = ""
+
+    def __call__(self, labels: Array, rows: Array) -> Array:
+        """Return the block with the ids of each cutout only: unchanged, or replaced by the number of their column.
+
+        Where two columns have the same id, the later one counts.
+        """
+        out = np.zeros(labels.shape, np.uint64)
+        unsigned, ids = to_unsigned(labels), self.requested.values[rows[:, 0]]
+        found = np.zeros(ids.shape, np.bool_)
+        for row, (values, wanted) in enumerate(zip(unsigned, ids, strict=True)):
+            for number, one in enumerate(wanted.tolist(), 1):
+                if one:
+                    is_one = values == np.uint64(one)
+                    out[row][is_one] = number if self.as_numbers else one
+                    found[row, number - 1] = is_one.any()
+        if self.is_reported:
+            record_cutouts(self.key, self.requested, rows[:, 0], found)
+        return out
+
+
+def _select_rows(segmentation: xr.DataArray, select: _SelectIds) -> xr.DataArray:
+    """Return the segmentation with the ids of each cutout only."""
     array = segmentation.transpose(CUTOUT, *DIMS)
     if array.dtype.kind not in "iu":
         raise LayerError(f"{array.name!r} has dtype {array.dtype}, but a segmentation has integers")
-    select = functools.partial(_select_block, as_numbers=as_numbers)
+    rows = np.arange(array.sizes[CUTOUT])[:, np.newaxis]
     if is_dask(array) or is_lazy(array):
-        data: Any = map_cutouts(select, [as_blocks(array)], array.shape[1:], np.uint64, rows=ids, name="select-ids")
+        blocks = as_blocks(array)
+        select = replace(select, key=tokenize(blocks.name, select.requested.values, select.as_numbers))
+        data: Any = map_cutouts(select, [blocks], array.shape[1:], np.uint64, rows=rows, name="select-ids")
     else:
-        data = select(array.values, ids)
+        data = select(array.values, rows)
     return array.copy(data=data)
-
-
-def _select_block(labels: Array, ids: npt.NDArray[np.uint64], *, as_numbers: bool) -> Array:
-    out = np.zeros(labels.shape, np.uint64)
-    unsigned = to_unsigned(labels)
-    for row, (values, wanted) in enumerate(zip(unsigned, ids, strict=True)):
-        for number, one in enumerate(wanted.tolist(), 1):
-            if one:
-                out[row][values == np.uint64(one)] = number if as_numbers else one
-    return out

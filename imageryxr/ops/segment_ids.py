@@ -109,6 +109,11 @@ def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
         _SEEN.reset(before)
 
 
+def is_recording_ids() -> bool:
+    """Return whether the caller is within `record_ids`."""
+    return _SEEN.get() is not None
+
+
 class RequestsIds(Expr):
     """Base of expressions of requested ids, which report those that do not occur in the data."""
 

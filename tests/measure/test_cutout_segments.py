@@ -23,6 +23,9 @@ CENTERS = np.array([(-5, 5, 0), (3, 12, 3), (17, 22, 6), (3, 12, 3)])
 SIZE = (9, 7, 4)
 
 
+lacks_ids = pytest.mark.filterwarnings("ignore::imageryxr.errors.MissingIdsWarning")
+
+
 def boxes(kind):
     ds = xr.Dataset({"image": EM, "segmentation": SEG})
     if kind == "lazy":
@@ -63,6 +66,7 @@ def test_the_table_has_a_row_per_cutout_and_segment():
     assert (cells.sel(segment=shared).segment == np.uint64(shared)).all()
 
 
+@lacks_ids
 @pytest.mark.parametrize("kind", ["in memory", "lazy"])
 def test_each_cutout_may_have_its_own_ids(kind):
     ds = boxes(kind)
@@ -84,6 +88,33 @@ def test_ids_of_all_cutouts_warn_only_if_no_cutout_has_them():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("kind", ["in memory", "dask", "lazy"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda ds, ids: ix.measure(ds.segmentation, ids=ids),
+        lambda ds, ids: ix.select_ids(ds.segmentation, ids).compute(),
+        lambda ds, ids: ix.overlay(ds.image, ds.segmentation, ids=ids, colors=["red", "cyan"]).compute(),
+        lambda ds, ids: ix.outline(ds.segmentation, ids=ids).compute(),
+    ],
+    ids=["measure", "select_ids", "overlay", "outline"],
+)
+def test_cutouts_without_their_own_ids_are_reported_once(kind, draw):
+    ds = boxes(kind)
+    held = ds.segmentation.values
+    here = [[int(values.max()) for values in held], [0, 12345, int(held[2].max()), 54321]]
+    ds = ds.assign_coords(pre_id=("cutout", np.uint64(here[0])), post_id=("cutout", np.uint64(here[1])))
+    ds = ds.assign_coords(cutout=[3, 5, 7, 9])
+    with pytest.warns(MissingIdsWarning) as caught:
+        draw(ds, [ds.pre_id, ds.post_id])
+    (message,) = [str(one.message) for one in caught]
+    assert message.startswith("2 of 4 cutouts do not contain their post_id, e.g. cutout 5: 12345; ")
+    pre_id = ds.pre_id.copy(data=np.uint64([*here[0][:3], 77]))
+    with pytest.warns(MissingIdsWarning, match="1 of 4 cutouts do not contain their pre_id, e.g. cutout 9: 77; 2 of 4"):
+        draw(ds, [pre_id, ds.post_id])
+    draw(ds, [ds.pre_id, ds.pre_id])
+
+
 def test_measuring_all_cutouts_reads_each_chunk_once():
     found = ix.cutouts(opened(), [(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610)], (16, 12, 3))
     READS.clear()
@@ -99,6 +130,7 @@ def test_cutouts_of_background_have_an_empty_table():
     assert empty.imagery.to_dataframe().empty
 
 
+@lacks_ids
 @pytest.mark.parametrize("kind", ["in memory", "dask", "lazy"])
 def test_selected_ids_of_cutouts_equal_those_of_each_cutout(kind):
     seg = boxes(kind).segmentation

@@ -92,6 +92,7 @@ def test_pictures_of_images_and_composites_equal_those_of_each_cutout(kind):
     np.testing.assert_array_equal(ds.imagery.overlay(alpha=0.3), ix.overlay(ds.image, ds.segmentation, alpha=0.3))
 
 
+@lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 def test_each_cutout_shows_its_own_cells_in_the_colours_of_their_columns(kind):
     ds = boxes(kind)
@@ -119,6 +120,7 @@ def test_the_cell_of_each_cutout_has_the_colour_of_its_id():
         np.testing.assert_array_equal(picture[i], expected.values)
 
 
+@lacks_ids
 def test_drawn_cutouts_read_each_chunk_once_and_keep_selections_cheap():
     ds = boxes("dask")
     picture = ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id)
@@ -200,6 +202,7 @@ def test_layers_cut_out_around_different_centres_cannot_be_aligned():
         ix.align(one, one, to=(8, 8, 40))
 
 
+@lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 def test_the_colours_of_columns_are_recorded_by_their_names(kind):
     ds = boxes(kind)
@@ -247,6 +250,7 @@ def two_arrays(ds, other):
     }
 
 
+@lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 @pytest.mark.parametrize("call", two_arrays(boxes("in memory"), boxes("in memory")))
 def test_cutouts_of_different_places_cannot_be_combined(kind, call):
