@@ -212,10 +212,12 @@ def _apply_ids(arguments: dict[str, Any], *, is_reported: bool = True) -> dict[s
     if not any(_is_column(column) for column in columns):
         return arguments
     segmentation = arguments["segmentation"]
+    if isinstance(segmentation, list | tuple) and len(segmentation) == 1:
+        (segmentation,) = segmentation
     if not isinstance(segmentation, xr.DataArray) or not all(map(_is_column, columns)):
         raise OptionError(
             "ids of each cutout need one segmentation, and every item of ids must have the dim 'cutout'; give "
-            "ids=[boxes.pre_id, boxes.post_id] with one segmentation of the same cutouts"
+            "overlay(boxes.image, boxes.segmentation, ids=[boxes.pre_id, boxes.post_id])"
         )
     if arguments.get("rest_alpha"):
         raise OptionError(

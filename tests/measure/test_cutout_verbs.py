@@ -112,6 +112,18 @@ def test_each_cutout_shows_its_own_cells_in_the_colours_of_their_columns(kind):
 
 
 @lacks_ids
+def test_a_dataset_of_cutouts_draws_the_cells_of_each():
+    ds = boxes("in memory")
+    options = {"ids": [ds.pre_id, ds.post_id], "colors": ["red", "cyan"]}
+    overlaid = ix.overlay(ds.image, ds.segmentation, **options)
+    assert ds.imagery.overlay(**options).identical(overlaid)
+    assert ix.overlay(ds.image, [ds.segmentation], **options).identical(overlaid)
+    assert ds.imagery.outline(**options).identical(ix.outline(ds.segmentation, **options))
+    with pytest.raises(OptionError, match=r"overlay\(boxes.image, boxes.segmentation, ids="):
+        ix.overlay(ds.image, [ds.segmentation, ds.segmentation], **options)
+
+
+@lacks_ids
 def test_the_cell_of_each_cutout_has_the_colour_of_its_id():
     ds = boxes("dask")
     picture = ix.overlay(None, ds.segmentation, ids=ds.pre_id, alpha=1).values
