@@ -12,15 +12,15 @@ import xarray as xr
 from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
 from imageryxr.core.array_labels import spatial_arrays
-from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, tidy
-from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error
+from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, format_triple, tidy
+from imageryxr.core.grid import Axis, Grid, check_extent
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
 from imageryxr.graph.cutout_arrays import PHASE, check_same_positions
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.ops.align import align, layer_type_of
-from imageryxr.ops.annotations import convert_table
+from imageryxr.ops.annotations import convert_table, position_columns
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import layers_of
 
@@ -122,7 +122,8 @@ def cutouts(
     (-256.0, array([7, 9], dtype=uint64))
     """
     shape = _check_size(size)
-    points, columns = _read_centers(centers, check_resolution(resolution))
+    unit = check_resolution(resolution)
+    points, columns = _read_centers(centers, unit)
     if isinstance(source, xr.DataTree):
         source = _align_tree(source, to)
     elif not (isinstance(to, str) and to == "finest"):
@@ -138,7 +139,7 @@ def cutouts(
     for name, volume in volumes.items():
         check_same_positions(volume, first, f"the variables {name!r} and {next(iter(volumes))!r}")
     starts = _first_voxels(points, grid, shape)
-    _check_inside(starts, points, grid, shape, next(iter(arrays.values())).name)
+    _check_inside(starts, points, unit, grid, shape, next(iter(arrays.values())).name)
     coords = _coordinates(points, columns, grid, shape, {str(a.name) for a in arrays.values()})
     rows = split_rows([v.expr for v in volumes.values()], starts, shape)
     found = {
@@ -216,11 +217,13 @@ def _align_tree(tree: xr.DataTree, to: Any) -> xr.Dataset:
 
 def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
     """Return the centres (n, 3) as (x, y, z) in nm, and the other columns as variables along ``cutout``."""
-    is_annotations = isinstance(centers, xr.Dataset) and DIM in centers.dims
+    is_annotations = _is_annotations(centers)
     if is_annotations and unit != (1.0, 1.0, 1.0):
         raise OptionError(
-            f"resolution={unit} was given, but the positions of annotations are in nm; leave resolution out"
+            f"resolution={unit} was given, but the positions of annotations are in nm; leave resolution out, or, if "
+            "they are wrong, give it to as_annotations(table, resolution=…)"
         )
+    _check_position_columns(centers, unit)
     table = convert_table(_single_point(centers), resolution=unit)
     if not table.sizes[DIM]:
         raise BoxError("centers has no rows; give at least one point (x, y, z)")
@@ -239,6 +242,24 @@ def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
             labels = "xyz" if AXIS in variable.dims else range(values.shape[1])
             columns |= {f"{name}_{label}": (CUTOUT, values[:, i], variable.attrs) for i, label in enumerate(labels)}
     return points, columns
+
+
+def _is_annotations(centers: Any) -> bool:
+    return isinstance(centers, xr.Dataset) and DIM in centers.dims
+
+
+def _check_position_columns(centers: Any, unit: Triple) -> None:
+    """Raise `OptionError` for a table with several columns of positions, as `cutouts` has no argument to choose one."""
+    names = list(getattr(centers, "columns", centers if isinstance(centers, Mapping) else ()))
+    if not names or not {"x", "y", "z"} - {*names} or _is_annotations(centers):
+        return
+    found = position_columns(centers, names)
+    if len(found) > 1:
+        given = tuple(tidy(u) for u in unit)
+        raise OptionError(
+            f"centers has {len(found)} columns of positions, {', '.join(map(repr, found[:4]))}; select one: "
+            f"cutouts(…, ix.as_annotations(table, position={found[0]!r}, resolution={given}), …), without resolution"
+        )
 
 
 def _single_point(centers: Any) -> Any:
@@ -298,7 +319,9 @@ def _snap(places: Points) -> Points:
     return np.where(np.abs(places - whole) < float(SNAP), whole, places)
 
 
-def _check_inside(starts: npt.NDArray[np.int64], points: Points, grid: Grid, shape: Index3, name: Any) -> None:
+def _check_inside(
+    starts: npt.NDArray[np.int64], points: Points, unit: Triple, grid: Grid, shape: Index3, name: Any
+) -> None:
     what = "the array" if name is None else f"the array {name!r}"
     box = IndexBox.of_shape(shape)
     check_extent(box, BBox((0, 0, 0), shape[::-1], resolution=grid.resolution), grid, what)
@@ -306,9 +329,27 @@ def _check_inside(starts: npt.NDArray[np.int64], points: Points, grid: Grid, sha
     if not len(outside):
         return
     row = int(outside[0])
-    where = BBox.around(points[row].tolist(), shape[::-1], size_resolution=grid.resolution)
-    error = out_of_volume_error(where, grid, what)
+    given = points / np.array(unit)
+    center = ", ".join(str(tidy(round(value, 3))) for value in given[row].tolist())
+    shown = "nm" if unit == (1.0, 1.0, 1.0) else f"in units of {format_triple(unit)} nm"
     raise OutOfVolumeError(
-        f"{len(outside):,} of {len(points):,} cutouts lie wholly outside {what}; row {row}: {error}; or remove these "
-        "rows"
+        f"{len(outside):,} of {len(points):,} cutouts lie wholly outside {what}, which covers {grid.bbox}; row {row}: "
+        f"its centre is ({center}) {shown}; {_centers_advice(given, unit, grid)}"
     )
+
+
+def _centers_advice(given: Points, unit: Triple, grid: Grid) -> str:
+    """Return the advice to give another resolution if all centres lie in the volume with it, or centres inside."""
+    x, y, z = grid.resolution
+    offset, shape = np.array(grid.voxel_offset, np.float64), np.array(grid.shape[::-1], np.float64)
+    for other in [(1.0, 1.0, 1.0), *((x / 2**level, y / 2**level, z) for level in range(6))]:
+        index = given * other / grid.resolution
+        if other != unit and ((index >= offset) & (index < offset + shape)).all():
+            if other == (1.0, 1.0, 1.0):
+                return "they fit in nanometres: leave resolution out"
+            return f"they fit in voxels: give resolution={tuple(map(tidy, other))}"
+    index = given[:, ::-1] * unit / grid.resolution
+    if ((index >= offset) & (index < offset + shape)).all():
+        return "they fit in the order (z, y, x): give centres (x, y, z)"
+    size = tuple(map(tidy, grid.resolution))
+    return f"give centres (x, y, z) inside it, in nm or with resolution={size}, or remove these rows"

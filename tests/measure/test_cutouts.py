@@ -307,6 +307,40 @@ def test_a_box_outside_the_volume_is_an_error_that_states_the_row():
         ix.cutouts(held, [(9, 23, 900)], (4, 4, 1))
 
 
+@pytest.mark.parametrize(
+    ("centers", "given", "advice"),
+    [
+        (
+            [(9, 23, 1), (-8, 4, -3)],
+            (1, 1, 1),
+            r"row 0: its centre is \(9, 23, 1\) nm; they .* voxels: .*=\(8, 8, 40\)$",
+        ),
+        ([(27, 9, 1)], (1, 1, 1), r"in voxels: give resolution=\(4, 4, 40\)$"),
+        (
+            [(72, 184, 40)],
+            (8, 8, 40),
+            r"\(72, 184, 40\) in units of 8 × 8 × 40 nm; they fit in nanometres: leave resolution out$",
+        ),
+        ([(1, 5, 13)], (8, 8, 40), r"in the order \(z, y, x\): give centres \(x, y, z\)$"),
+        ([(9, 23, 1), (900, 4, 1)], (1, 1, 1), r"give centres \(x, y, z\) inside it, .* or remove these rows$"),
+    ],
+)
+def test_centres_in_another_unit_are_an_error_that_states_the_resolution(centers, given, advice):
+    with pytest.raises(OutOfVolumeError, match=advice):
+        ix.cutouts(VOLUMES["negative offset"], centers, (4, 4, 1), resolution=given)
+
+
+def test_several_columns_of_positions_are_an_error_that_works_as_advised():
+    held = VOLUMES["negative offset"]
+    table = {"id": [4], "pre_pt_position": [[9, 23, 1]], "post_pt_position": [[8, 22, 1]]}
+    with pytest.raises(OptionError, match=r"2 columns of positions, 'pre_pt_position', 'post_pt_position'") as caught:
+        ix.cutouts(held, table, (4, 4, 1), resolution=(8, 8, 40))
+    assert "ix.as_annotations(table, position='pre_pt_position', resolution=(8, 8, 40))" in str(caught.value)
+    points = ix.as_annotations(table, position="pre_pt_position", resolution=(8, 8, 40))
+    expected = ix.cutouts(held, [(9, 23, 1)], (4, 4, 1), resolution=(8, 8, 40))
+    np.testing.assert_array_equal(ix.cutouts(held, points, (4, 4, 1)).values, expected.values)
+
+
 @pytest.mark.parametrize("size", [(4, 4.5, 1), 4, (0, 4, 4), (1, 2, 3, 4)])
 def test_sizes_are_positive_integers(size):
     with pytest.raises(BoxError, match="must be 2 or 3 positive integers"):
