@@ -116,7 +116,7 @@ def test_a_fork_during_requests_reads(cave):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             # locks of web and of the memory of roots are held by threads that the child does not have
-            child = fork_amid(attempt._state.lock, root_cache._lock)
+            child = fork_amid(attempt._state.budgets._lock, root_cache._lock)
         if child == 0:
             code = 1
             try:
