@@ -343,14 +343,15 @@ def test_a_zarr_store_requests_keys_unchanged(local):
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize("keys", [False, True])
 @pytest.mark.usefixtures("hasty_links")
-def test_a_bucket_of_a_link_is_not_read_from_a_server_of_this_machine(local, monkeypatch, variable, keys):
+def test_a_bucket_of_a_link_is_not_read_from_a_server_of_this_machine(local, names, monkeypatch, variable, keys):
+    names["private.example"] = [["127.0.0.1"]]
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if keys else ():
         monkeypatch.setenv(name, "secret")
     for host in ("127.0.0.1", "localhost", "private.example"):
         monkeypatch.setenv(variable, f"http://{host}:{local.port}")
-        with pytest.raises(ix.ImageryError):
+        with pytest.raises(ix.ImageryError, match="this machine"):
             resolve_source("zarr://s3://bucket/image.zarr", None, connection=CLOSED)
-        with pytest.raises(ix.ImageryError):
+        with pytest.raises(ix.ImageryError, match="this machine"):
             ix.open_neuroglancer({"layers": [{"type": "image", "name": "a", "source": "zarr://s3://bucket/x"}]})
     assert local.connections == 0
 

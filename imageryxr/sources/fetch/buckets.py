@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
@@ -192,8 +191,11 @@ def _check_endpoints() -> None:
     for text in (os.environ[name] for name in ENDPOINTS if os.environ.get(name)):
         server = parse_web_url(text if "://" in text else f"https://{text}")
         ip_filter.check_host_name(server.host)
-        with suppress(OSError):  # an unknown host cannot be connected to
-            ip_filter.check_candidates(server.host, ip_filter.resolve(server.host, server.port))
+        try:
+            found = ip_filter.resolve(server.host, server.port)
+        except OSError:
+            continue  # an unknown host cannot be connected to
+        ip_filter.check_candidates(server.host, found)  # raises a ServerError, which is an OSError
 
 
 def open_bucket(url: str, connection: Connection) -> Any:
