@@ -16,7 +16,7 @@ import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
-from dask.base import tokenize
+from dask.base import get_scheduler, tokenize
 from dask.blockwise import blockwise, optimize_blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
@@ -34,6 +34,8 @@ IdCounts = tuple[Array, npt.NDArray[np.int64]]
 
 _FAN = 16
 """Number of results that one task of the tree merges."""
+_FAN_IN_MEMORY = 4
+"""The same for arrays in memory, so that threads share the merges too."""
 _SPACE = ("z", "y", "x")
 _SLAB = 1 << 22
 """Voxels of the slabs in which an array in memory is reduced: enough for each thread, and rows stay contiguous."""
@@ -81,12 +83,11 @@ def _reduce_arrays(arrays: Sequence[Array], one: Callable[..., T], merge: Callab
         slab = boxes[idx].shift(box.start)
         # Views in the tasks; `dask.array.from_array` would copy the arrays.
         tasks[("slab", *idx)] = (partial(one, slab, *(a[slab.slices()] for a in arrays)),)
-    tree, root = _merge_tree("slab", "merged", counts, merge)
-    graph = HighLevelGraph({"slab": tasks, "merged": tree}, {"slab": set(), "merged": {"slab"}})
+    tree, root = _merge_tree("slab", "merged", counts, merge, _FAN_IN_MEMORY)
     # A client of a cluster would send the values to its workers.
     chosen = dask.config.get("scheduler", None)
-    scheduler = "threads" if chosen in (None, "dask.distributed", "distributed") else None
-    found: T = Delayed(root, graph, layer="merged").compute(scheduler=scheduler)
+    compute = get_scheduler(scheduler="threads" if chosen in (None, "dask.distributed", "distributed") else chosen)
+    found: T = compute(tasks | tree, root)
     return found
 
 
@@ -165,13 +166,13 @@ def _run_one(one: Callable[..., T], box: IndexBox, *arrays: Array) -> T:
 
 
 def _merge_tree(
-    name: str, top: str, counts: tuple[int, ...], merge: Callable[..., Any]
+    name: str, top: str, counts: tuple[int, ...], merge: Callable[..., Any], fan: int = _FAN
 ) -> tuple[dict[Any, Any], tuple[Any, ...]]:
     """Return the tasks that merge all blocks, and the key of the last one."""
     tasks: dict[Any, Any] = {}
     level = 0
     while level == 0 or max(counts) > 1:
-        sizes = group_shape(counts, _FAN)
+        sizes = group_shape(counts, fan)
         new = tuple(-(-n // size) for n, size in zip(counts, sizes, strict=True))
         source = (name,) if level == 0 else (top, level - 1)
         for idx in product(*map(range, new)):
