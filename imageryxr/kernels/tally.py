@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imageryxr.kernels.color_table import first_probe
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import as_kernel_input
+from imageryxr.kernels.run_length import as_kernel_input, copy_values
 
 # uint64 constants, because numba converts an operation on uint64 and int64 to float64.
 _ONE = np.uint64(1)
@@ -98,5 +98,5 @@ def reserve_rows(tally: Tally, count: int) -> Tally:
     larger = _allocate(max(2 * tally.pairs.shape[0], used + count), tally.sums.shape[1])
     for row in range(used):
         find_or_add(larger, tally.pairs[row, 0], tally.pairs[row, 1], True)
-        larger.sums[row] = tally.sums[row]
+        copy_values(tally.sums[row], larger.sums[row])
     return larger
