@@ -14,6 +14,7 @@ import xarray as xr
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.colors import palette
 from imageryxr.core.grid import Grid
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import TargetExistsError
 from imageryxr.export import export
 from imageryxr.export.report import report_progress_to
@@ -68,6 +69,7 @@ class _Steps:
     """Progress on standard error: a bar in a terminal, elsewhere a line for each step."""
 
     def __init__(self, total: int) -> None:
+        import_package("tqdm")
         from tqdm.auto import tqdm
 
         self._bar: Any = tqdm(total=total, bar_format="{desc:<26}{bar} {elapsed}", disable=None)

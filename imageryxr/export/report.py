@@ -14,6 +14,7 @@ from typing import Any
 
 import xarray as xr
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.units import show_bytes
 from imageryxr.ops.progress import bar_size
 
@@ -153,6 +154,7 @@ def update_bar(shown: Any, done: int, shares: float = 0.0) -> None:
 @cache
 def _bar_class() -> type[Any]:
     """Return the class of all bars of this process, because tqdm starts a thread for each class, and never ends it."""
+    import_package("tqdm")
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]

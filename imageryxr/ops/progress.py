@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.units import show_bytes
 from imageryxr.sources.fetch.traffic import Traffic, traffic
 
@@ -71,6 +72,7 @@ def progress() -> Iterator[None]:
 
 
 def _new_bar() -> Any:
+    import_package("tqdm")
     from tqdm.auto import tqdm
 
     return tqdm(total=0, desc="reading", bar_format=_WITHOUT_TASKS, **bar_size())

@@ -10,6 +10,7 @@ import xarray as xr
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentDisplay
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_choice
 from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil
@@ -74,6 +75,7 @@ def plot(
     >>> [round(float(v), 3) for v in drawn.get_extent()]
     [32.768, 40.96, 24.576, 16.384]
     """
+    import_package("matplotlib")
     import matplotlib.pyplot as plt
 
     factors = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}
@@ -112,6 +114,7 @@ def _to_picture(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.D
 
 
 def _draw_scale_bar(ax: Axes, extent: tuple[float, float, float, float], factor: float) -> None:
+    import_package("matplotlib")
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import AddressError, Message, Param, param
 from imageryxr.sources.fetch.url import MIDDLEAUTH, hide_secrets, parse_web_url
 
@@ -294,6 +295,7 @@ def bucket_url(url: str) -> str:
 
 def has_no_bucket_credentials(url: str) -> bool:
     """Return whether a URL is a bucket without stored credentials, to be read anonymously over https."""
+    import_package("cloudvolume")
     from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
     if not url.startswith(("gs://", "s3://")):

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import suggest_names, to_number
 from imageryxr.errors import ColorError, format_value
 
@@ -104,6 +105,7 @@ def _named_color(value: str) -> RGBA:
         return r, g, b, a[0] if a else 255
     if name == "none":
         return 0, 0, 0, 0
+    import_package("matplotlib")
     from matplotlib.colors import get_named_colors_mapping, to_rgb
 
     # to_rgba would also accept "C0", which depends on the current style, and "0.5", which is grey in Matplotlib only.

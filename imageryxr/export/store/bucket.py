@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket_errors import bucket_errors, is_broken_connection, is_condition_refused
 from imageryxr.export.store.local import FileRecord
@@ -343,6 +344,7 @@ def bucket_store(url: str) -> Any:
 
 @lru_cache(maxsize=32)
 def _open_bucket(url: str, pid: int) -> Any:
+    import_package("obstore")
     from obstore.store import GCSStore, S3Store
 
     scheme, _, rest = url.partition("://")

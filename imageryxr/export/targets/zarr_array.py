@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import TargetError
 from imageryxr.graph.expr import Array
 from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
 
 
 def _encode_zstd(level: int, chunk: Array) -> Any:
+    import_package("numcodecs")
     from numcodecs.zstd import Zstd
 
     return Zstd(level).encode(chunk)
 
 
 def _decode_zstd(data: bytes) -> Any:
+    import_package("numcodecs")
     from numcodecs.zstd import Zstd
 
     return Zstd().decode(data)
@@ -110,6 +113,7 @@ class ZarrArray:
         return data
 
     def _encode_with_zarr(self, key: str, box: IndexBox, values: Array) -> bytes:
+        import_package("zarr")
         from zarr.core.buffer import Buffer
 
         written: dict[str, Buffer] = {}
@@ -192,6 +196,7 @@ def _without_timestamps(shard: bytes, stored: Index3, chunk: Index3) -> bytes:
 
 
 def _prototype() -> Any:
+    import_package("zarr")
     from zarr.core.buffer import default_buffer_prototype
 
     return default_buffer_prototype()
@@ -233,6 +238,7 @@ def _codec(compressor: str, old: bool) -> Any:
             "lz4": lambda n: numcodecs.Blosc("lz4", n),
         }
         return [kinds[name](int(level))]
+    import_package("zarr")
     from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
     made: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.picture import as_picture, geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, text_points
@@ -184,6 +185,7 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
 
 
 def _save_options(kind: str, step: float | None) -> dict[str, Any]:
+    import_package("PIL")
     from PIL.PngImagePlugin import PngInfo
 
     if kind == ".png":

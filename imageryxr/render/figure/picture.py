@@ -19,6 +19,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.grid import Axis, Grid
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ImageryError, LayerError, OptionError
 from imageryxr.graph.cutout_arrays import grid_in_volume
@@ -305,6 +306,7 @@ def overlap_area(a: Rect, b: Rect) -> int:
 
 
 def _sample_pixels(picture: Image) -> bytes:
+    import_package("PIL")
     from PIL.Image import Resampling
 
     small = picture.resize((_SAMPLES, _SAMPLES), Resampling.NEAREST)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import BBox, Triple
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import OptionError, SourceError
 from imageryxr.sources.annotations.folder import Folder, Parsed
 from imageryxr.sources.annotations.info import AnnotationInfo, Index, SpatialLevel
@@ -148,6 +149,7 @@ class AnnotationSource:
 
 
 def _morton_codes(cells: Sequence[Cell], shape: Cell) -> list[int]:
+    import_package("cloudvolume")
     from cloudvolume.datasource.precomputed.common import compressed_morton_code
 
     codes: Any = compressed_morton_code(np.array(cells, np.uint32).reshape(-1, 3), shape)

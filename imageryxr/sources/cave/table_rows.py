@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import BBox, Triple
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import suggest_names
 from imageryxr.errors import OptionError, ServerError, SourceError, param
 from imageryxr.sources.cave.materialization import Materialization, Snapshot, TableInfo
@@ -135,6 +136,8 @@ class TableReader:
         that an offset would skip some and repeat others.
         """
         import pyarrow as pa
+
+        import_package("tqdm")
         from tqdm.auto import tqdm
 
         todo: list[tuple[int | None, int | None]] = [(None, None)]

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from imageryxr.core.fork import run_after_fork
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import AuthError, ChunkReadError, OptionError, ServerError, param
 from imageryxr.sources.address import bucket_folder, has_no_bucket_credentials, web_folder
 from imageryxr.sources.base import clean_message
@@ -218,6 +219,7 @@ def _client_options(connection: Connection) -> _Seconds:
 
 @lru_cache(maxsize=64)
 def _open_bucket(url: str, times: _Seconds, payer: bool, variables: object) -> Any:
+    import_package("obstore")
     from obstore.store import S3Store
 
     timeout, retries, backoff = times
@@ -267,6 +269,8 @@ def bucket_options(url: str, bucket: str, *, is_signed: bool = False) -> dict[st
     if any(os.path.exists(secrets.secretpath(name)) for name in _secret_files(bucket, "aws")):
         return {name.lower(): value for name, value in secrets.aws_credentials(bucket).items() if value}
     import boto3  # type: ignore[import-untyped]
+
+    import_package("obstore")
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     return {"credential_provider": Boto3CredentialProvider(boto3.Session())}

@@ -11,6 +11,7 @@ import threading
 from functools import lru_cache
 from typing import Any
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import AuthError
 from imageryxr.sources.fetch.attempt import SecretText
 from imageryxr.sources.fetch.policy import Access, can_receive
@@ -56,6 +57,7 @@ class GoogleCredential:
             return SecretText(f"Bearer {self._credentials.token}")
 
     def _refresh(self) -> None:
+        import_package("google.auth")
         from google.auth.exceptions import GoogleAuthError
         from google.auth.transport.urllib3 import Request
         from urllib3 import PoolManager

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch import ip_filter
 
@@ -183,6 +184,7 @@ def secure(sock: Any, host: str, limits: RequestLimits) -> Any:
     context = _tls_context(_certificates())
     try:
         if isinstance(sock, ssl.SSLSocket):
+            import_package("urllib3")
             from urllib3.util.ssltransport import SSLTransport
 
             return SSLTransport(sock, context, server_hostname=host)

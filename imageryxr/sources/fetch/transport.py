@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.decompress import TooLargeError
 from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, connect, is_idle, resolve, secure, set_limits
@@ -185,6 +186,7 @@ def _request_target(url: WebURL) -> str:
     """Return the percent-encoded path and query for the request line, without ``..``."""
     if _PLAIN_PATH.fullmatch(url.path):
         return url.path
+    import_package("urllib3")
     from urllib3.util import parse_url
 
     path = url.path if url.path.startswith("/") else f"/{url.path}"

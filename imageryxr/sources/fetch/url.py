@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import AddressError
 
 MIDDLEAUTH = "middleauth+"
@@ -176,6 +177,7 @@ def _port_problem(port: str | None) -> str:
 
 
 def _client_problem(url: str, host: str, port: str | None) -> str:
+    import_package("urllib3")
     from urllib3.exceptions import LocationParseError
     from urllib3.util import parse_url
 

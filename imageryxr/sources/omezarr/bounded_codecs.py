@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import CodecError
 from imageryxr.sources.codecs.frame_headers import declared_size
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
@@ -122,6 +123,7 @@ def decompress_bounded(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def _numcodecs_decoder(config: str) -> Callable[[Any], bytes]:
+    import_package("numcodecs")
     from numcodecs.registry import get_codec
 
     decode: Callable[[Any], bytes] = get_codec(json.loads(config)).decode
@@ -163,9 +165,12 @@ def _register_bounded_codecs() -> None:
     """Register the bounded codec with numcodecs and zarr-python."""
     import asyncio
 
+    import_package("numcodecs")
     from numcodecs.abc import Codec
     from numcodecs.compat import ensure_contiguous_ndarray, ndarray_copy
     from numcodecs.registry import register_codec as register_old
+
+    import_package("zarr")
     from zarr.abc.codec import BytesBytesCodec
     from zarr.registry import register_codec as register_new
 

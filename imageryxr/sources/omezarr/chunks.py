@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.fork import run_after_fork
+from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
@@ -332,6 +333,7 @@ def _decode(array: Any, body: bytes | memoryview, plain: _PlainChunk | None = No
 
 
 def _decode_with_zarr(array: Any, body: bytes | memoryview) -> npt.NDArray[Any]:
+    import_package("zarr")
     from zarr.core.array_spec import parse_array_config
     from zarr.core.buffer import default_buffer_prototype
 

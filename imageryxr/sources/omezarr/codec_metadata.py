@@ -10,6 +10,7 @@ import json
 from importlib.util import find_spec
 from typing import Any
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import to_whole
 from imageryxr.errors import CodecError, SourceError, format_value
 from imageryxr.sources.base import clean_message
@@ -172,10 +173,12 @@ def codec_error(name: str, text: str, error: Exception) -> CodecError:
 def _is_registered(codec: str, version: int) -> bool:
     try:
         if version == 2:
+            import_package("numcodecs")
             from numcodecs.registry import get_codec
 
             get_codec({"id": codec})
         else:
+            import_package("zarr")
             from zarr.registry import get_codec_class
 
             get_codec_class(codec)

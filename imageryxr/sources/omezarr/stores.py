@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import clean_message
@@ -109,6 +110,7 @@ def _caller_token(folder: str, token: str) -> Credential:
 
 @lru_cache(maxsize=1)
 def _recorder_class() -> Any:
+    import_package("zarr")
     from zarr.storage import WrapperStore
 
     class Recorder(WrapperStore[Any]):

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import SourceError
 from imageryxr.sources.omezarr.object_check import DamagedObjectError
 
@@ -111,6 +112,7 @@ def _open_store(place: Archive, mtime: int, pid: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _store_class() -> Any:
+    import_package("zarr")
     from zarr.storage import ZipStore
 
     class ArchiveStore(ZipStore):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import Index3
+from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.base import is_html_page
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import METADATA_BYTES
@@ -23,6 +24,7 @@ from imageryxr.sources.fetch.index_cache import Index, Key, get_indexes
 
 def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[int]:
     """Return the ids of chunks: compressed Morton codes of their positions (z, y, x) in the grid of chunks."""
+    import_package("cloudvolume")
     from cloudvolume.datasource.precomputed.common import compressed_morton_code
 
     grid = [-(-n // c) for n, c in zip(shape[::-1], chunks[::-1], strict=True)]
@@ -37,6 +39,7 @@ def fetch_shards(
 
     `folder` is the path of the level in the store, and `sharding` the member of the ``info``.
     """
+    import_package("cloudvolume")
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
     spec = ShardingSpecification.from_dict(sharding)
