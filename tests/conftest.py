@@ -65,6 +65,12 @@ def _shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _skip_disk_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write files without waiting for the disk, which matters only if the power fails."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture(autouse=True)
 def _clear_memory_cache() -> None:
     """Let each test request its own chunks and indexes."""
     memory_cache.cache.clear()

@@ -375,7 +375,7 @@ def test_arrays_in_memory_are_not_copied(tmp_path):
 MEASURE = """
 import json, os, re, sys, numpy as np, dask.array as da, xarray as xr, imageryxr as ix
 import imageryxr.export
-shape = (32, 1536, 1536)
+shape = (32, 1024, 1024)
 def blocks(dtype, name):
     zeros = da.zeros(shape, dtype=dtype, chunks=(16, 512, 512))
     data = zeros.map_blocks(lambda b: b + b.dtype.type(7), dtype=dtype, name=name)
