@@ -36,8 +36,7 @@
         ├── ManifestError                      an invalid manifest of an export
         └── ScratchError                       a scratch folder that cannot be used
 
-Each error is also a subclass of the builtin exception for its kind. A message states what was given, why it is invalid
-and what to write instead.
+Each error is also a subclass of the builtin exception for its kind.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 
@@ -75,9 +73,8 @@ class Param:
     def __str__(self) -> str:
         if not self.has_value:
             return self.name
-        if self.text is not None:
-            return f"{self.name}={self.text}"
-        return f"{self.name}={'…' if self.value is ... else format_value(self.value, 1000)}"
+        shown = "…" if self.value is ... else format_value(self.value, 1000)
+        return f"{self.name}={shown if self.text is None else self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +92,8 @@ Part = str | Param | Wording
 
 
 class Message(str):
-    """The text of an error or warning in Python's wording, with its parts.
+    """The text of an error or warning in Python's wording, with its parts, which are joined without separators."""
 
-    Parameters
-    ----------
-    *parts : str, Param, Wording or Message
-        Parts of the text, which are joined without separators.
-    """
-
-    __slots__ = ("parts",)
     parts: tuple[Part, ...]
 
     def __new__(cls, *parts: Part) -> Message:
@@ -115,21 +105,14 @@ class Message(str):
     def __reduce__(self) -> tuple[Any, ...]:
         return (Message, self.parts)
 
-    def render(self, render_param: Callable[[Param], str]) -> str:
-        """Return the text in the wording of the command line.
-
-        Parameters
-        ----------
-        render_param : callable
-            Returns the text of a parameter.
-        """
-        return "".join(render_part(part, render_param) for part in self.parts)
-
 
 def render_part(part: Any, render_param: Callable[[Param], str]) -> str:
-    """Return a message, a part of one, or a plain string in the wording of the command line."""
+    """Return a message, a part of one, or a plain string in the wording of the command line.
+
+    `render_param` returns the text of a parameter.
+    """
     if isinstance(part, Message):
-        return part.render(render_param)
+        return "".join(render_part(inner, render_param) for inner in part.parts)
     if isinstance(part, Wording):
         return render_part(part.command, render_param)
     return render_param(part) if isinstance(part, Param) else str(part)
@@ -137,29 +120,23 @@ def render_part(part: Any, render_param: Callable[[Param], str]) -> str:
 
 def join_messages(separator: str, items: Iterable[str]) -> Message:
     """Return strings or messages joined with a separator."""
-    parts: list[Part] = []
-    for item in items:
-        parts += [separator, item] if parts else [item]
-    return Message(*parts)
+    parts = [part for item in items for part in (separator, item)]
+    return Message(*parts[1:])
 
 
-_ABSENT = object()
-
-
-def param(name: str, value: Any = _ABSENT, *, text: str | None = None) -> Param:
+def param(name: str, *value: Any, text: str | None = None) -> Param:
     """Return a parameter for a message: ``name``, or ``name=value``.
 
     Parameters
     ----------
     name : str
         Name of the parameter in Python.
-    value : object, optional
-        Its value; ``...`` stands for any value. Without it the message contains only the name.
+    *value : object
+        Its value, at most one; ``...`` stands for any value. Without it the message contains only the name.
     text : str, optional
         The value as the message shows it, instead of the value's repr.
     """
-    has_value = value is not _ABSENT or text is not None
-    return Param(name, None if value is _ABSENT else value, has_value, text)
+    return Param(name, value[0] if value else None, bool(value) or text is not None, text)
 
 
 class ImageryError(Exception):
@@ -187,7 +164,17 @@ class ImageryError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # distributed cannot recreate subclasses of both ValueError and OSError without this.
-        return (type(self), self.args)
+        return (_recreate, (type(self), self.args), self.__dict__)
+
+
+def _recreate(kind: type[ImageryError], args: tuple[Any, ...]) -> ImageryError:
+    """Return an error without its fields, which pickle sets afterwards."""
+    builtin: Any = kind
+    while builtin.__module__ != "builtins":
+        builtin = builtin.__base__  # the class that determines the layout in memory; `kind.__new__` may be another's
+    error: ImageryError = builtin.__new__(kind)
+    error.args = args
+    return error
 
 
 class BoxError(ImageryError, ValueError):
@@ -238,9 +225,6 @@ class StaleRootError(SegmentError):
         self.successors = successors or {}
         """The ids that cover the same object at that timestamp, for each stale id."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (StaleRootError, (self.message, self.successors))
-
 
 class SourceError(ImageryError, ValueError):
     """A source with an invalid address or invalid metadata."""
@@ -275,9 +259,6 @@ class ChoiceError(SourceError):
         super().__init__(message)
         self.what = what
         self.count = count
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ChoiceError, (self.message, self.what, self.count))
 
 
 class TimestampError(ImageryError, ValueError):
@@ -346,9 +327,6 @@ class TargetError(ImageryError, OSError):
         self.full = full
         self.taken = taken
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), self.args, {"full": self.full, "taken": self.taken})
-
 
 class TargetExistsError(TargetError, FileExistsError):
     """An export target that exists although ``overwrite`` is False."""
@@ -380,10 +358,6 @@ class ScratchError(TargetError):
         self.folder = folder
         self.reason = reason
         self.worker = worker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(type(self), folder=self.folder, reason=self.reason, full=self.full, worker=self.worker)
-        return (make, self.args)
 
 
 class ImageryWarning(UserWarning):

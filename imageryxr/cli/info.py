@@ -100,7 +100,7 @@ def _open_first(
 
 
 def _level_states(layer: Source, reads: bool) -> list[LevelState]:
-    # A graph is asked for roots with every chunk: its levels are not tried.
+    # Each chunk of a graph needs a request for its roots, so its levels are not tried.
     reads = reads and not isinstance(layer, GrapheneSource)
     return [_level_state(layer, level, reads) for level in layer.levels]
 

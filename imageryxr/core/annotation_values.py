@@ -122,7 +122,7 @@ def _plain_array(values: Any) -> npt.NDArray[Any]:
             return np.asarray(pd.DatetimeIndex(values).tz_convert("UTC").tz_localize(None))
         values = values.to_numpy(dtype=values.dtype.numpy_dtype if _is_complete(values) else object)
     elif not isinstance(values, np.ndarray):
-        # A list of ints beyond int64 with a None would become floats; another library's column, objects or floats.
+        # NumPy would convert large integers beside a None, and columns of some libraries, to floats.
         items = values.to_list() if hasattr(values, "to_list") else list(values)
         values = np.empty(len(items), dtype=object)
         values[:] = items

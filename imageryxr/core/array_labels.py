@@ -82,8 +82,8 @@ def _centers(coords: Mapping[Any, xr.Variable], dim: str, sizes: Mapping[Any, in
     """Return the voxel centres along an axis in nm."""
     if dim not in coords:
         raise GridError(
-            f"the array has no coordinate {dim!r} (it has {sorted(map(str, coords))}); give it one in nm: ",
-            "imageryxr.open_image(array) with attrs resolution and voxel_offset, or ",
+            f"the array has no coordinate {dim!r}; its coordinates are {sorted(map(str, coords))}. Add coordinates in ",
+            "nm: open_image(array) adds them if array.attrs has resolution and voxel_offset, or use ",
             "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())",
         )
     try:

@@ -32,6 +32,9 @@ from imageryxr.core.bbox import (
 )
 from imageryxr.errors import BoxError, GridError, GridMismatchError, Message, OutOfVolumeError, param, warn
 
+# Resolutions between these need no further check.
+_LEAST_NM, _MOST_NM = 1e-6, 1e12
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -129,7 +132,8 @@ class Grid:
         if len(offset) != 3 or not all(map(math.isfinite, offset)):
             raise GridError(f"voxel_offset={self.voxel_offset!r} is not three finite numbers (x, y, z)")
         object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "resolution", check_resolution(self.resolution))
+        if not _is_checked(self.resolution):
+            object.__setattr__(self, "resolution", check_resolution(self.resolution))
         object.__setattr__(self, "voxel_offset", offset)
 
     @classmethod
@@ -192,6 +196,12 @@ class Grid:
 
 # ---------------------------------------------------------------------------------------------------------
 # checks
+
+
+def _is_checked(resolution: Any) -> bool:
+    """Return whether a resolution is in the form that `check_resolution` returns, as that of a derived grid is."""
+    is_triple = type(resolution) is tuple and len(resolution) == 3
+    return is_triple and all(type(r) is float and _LEAST_NM <= r <= _MOST_NM for r in resolution)
 
 
 def check_same_grid(a: Grid, b: Grid, what: str) -> None:

@@ -148,7 +148,7 @@ class CutoutLayer(Layer):
 
     def _iter_tasks(self) -> Iterator[tuple[Any, Any]]:
         reads = self.reads
-        # A selection has other batches, and a cluster keeps values by key.
+        # A cluster identifies values by keys, so a selection of cutouts, which has other batches, needs other keys.
         suffix = tokenize(self.name, self.blocks)
         cache = f"cutout-chunks-{suffix}"
         yield cache, (_make_cache, Opaque(reads))

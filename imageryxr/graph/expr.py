@@ -46,7 +46,7 @@ class Expr(ABC):
         return tuple(child for own in self._input_fields().values() for child in own)
 
     def _input_fields(self) -> dict[str, tuple[Expr, ...]]:
-        """Return the expressions of each field that is an expression, or a tuple of these."""
+        """Return the expressions in each field that holds an expression or a tuple of expressions, by field name."""
         values = {name: value if isinstance(value, tuple) else (value,) for name, value in self.__getstate__().items()}
         return {name: value for name, value in values.items() if value and isinstance(value[0], Expr)}
 

@@ -65,7 +65,7 @@ class Volume:
     extras: tuple[ExtraCoord, ...] = ()
     """The coordinates other than z, y and x."""
     below_splits: Splits | None = None
-    """If rechunking has cut blocks: the block sizes before it, in which the array is read. Otherwise None."""
+    """The block sizes before the array was rechunked, in which it is read; None unless rechunking has cut blocks."""
 
     @property
     def box(self) -> IndexBox:

@@ -159,7 +159,7 @@ class _GraphWalk:
         return found
 
     def window(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Window:
-        """Return the part of the base that the value of a key contains."""
+        """Return the part of the base array that the value of a key of the graph contains."""
         if key in self.seen:
             return self.seen[key]
         if not isinstance(key, tuple):

@@ -153,6 +153,22 @@ def find_slot(
     return -1
 
 
+class KernelTable(NamedTuple):
+    """A colour table in the form that kernels need: colours are packed to uint32, red in the lowest byte."""
+
+    keys: NDArray[np.uint64]
+    slots: NDArray[np.int32]
+    packed: NDArray[np.uint32]
+    explicit: int
+    fallback: int
+
+
+@compile_kernel
+def find_row(table: KernelTable, key: np.uint64) -> int:
+    """Return the row of the colour of the id `key`, or -1 (compiled)."""
+    return find_slot(table.keys, table.slots, -1, table.explicit, table.fallback, key)
+
+
 def build_hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
     """Return the keys and slots of a hash table of ids, and the position of the id 0 (-1 if absent)."""
     # At most two thirds full, so that probe sequences are short and always end at an empty slot.
@@ -201,16 +217,6 @@ def build_color_table(ids: ArrayLike = (), rgba: ArrayLike = (), fallback: Array
         raise OptionError(f"{len(explicit)} ids need as many colours, got {len(colors)}")
     keys, slots, _ = build_hash_table(explicit)
     return ColorTable(keys, slots, np.concatenate([colors, rest]), len(rest))
-
-
-class KernelTable(NamedTuple):
-    """A colour table in the form that kernels need: colours are packed to uint32, red in the lowest byte."""
-
-    keys: NDArray[np.uint64]
-    slots: NDArray[np.int32]
-    packed: NDArray[np.uint32]
-    explicit: int
-    fallback: int
 
 
 def kernel_table(table: ColorTable) -> KernelTable:

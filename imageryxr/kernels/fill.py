@@ -49,10 +49,11 @@ def _blend_row_over_gray(image: NDArray[np.uint8], line: NDArray[np.uint32], out
 
 
 @compile_kernel
-def _fill_without_image(
+def _fill(
     flat: NDArray[Any],
     shape: tuple[int, int, int],
     corner: tuple[int, int, int],
+    image: NDArray[np.uint8] | None,
     keys: NDArray[np.uint64],
     slots: NDArray[np.int32],
     packed: NDArray[np.uint32],
@@ -61,38 +62,10 @@ def _fill_without_image(
     out: NDArray[np.uint32],
     size: tuple[int, int, int],
 ) -> None:
-    """Write the colour of each pixel; `out` has `PAD` extra values at its end."""
-    depth, height, width = size
-    buffers = make_run_buffers(width)
-    for z in range(depth):
-        for y in range(height):
-            begin = ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]
-            base = (z * height + y) * width
-            row = flat[begin : begin + width]
-            start = 0
-            for k in range(run_ends(row, buffers)):
-                end = buffers.ends[k]
-                slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
-                color = packed[slot] if slot >= 0 else np.uint32(0)
-                fill_run(out, base + start, base + end, color)
-                start = end
+    """Write the colour of each pixel, or blend it over the image; `out` has `PAD` extra values at its end.
 
-
-@compile_kernel
-def _fill_over_image(
-    flat: NDArray[Any],
-    shape: tuple[int, int, int],
-    corner: tuple[int, int, int],
-    image: NDArray[np.uint8],
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
-    out: NDArray[np.uint32],
-    size: tuple[int, int, int],
-) -> None:
-    """Blend the colour of each pixel over the image, whole rows at a time, which vectorizes better than runs."""
+    Whole rows are blended, which vectorizes better than runs.
+    """
     depth, height, width = size
     line = np.empty(width + PAD, np.uint32)
     buffers = make_run_buffers(width)
@@ -106,9 +79,13 @@ def _fill_over_image(
                 end = buffers.ends[k]
                 slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
                 color = packed[slot] if slot >= 0 else np.uint32(0)
-                fill_run(line, start, end, color)
+                if image is None:
+                    fill_run(out, base + start, base + end, color)
+                else:
+                    fill_run(line, start, end, color)
                 start = end
-            _blend_row_over_gray(image[base : base + width], line[:width], out[base : base + width])
+            if image is not None:
+                _blend_row_over_gray(image[base : base + width], line[:width], out[base : base + width])
 
 
 def _as_image(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -129,11 +106,8 @@ def fill_packed(
     """Fill the part of `labels` (z, y, x) with a given corner and shape; return packed pixels."""
     ids, look = as_labels(labels), kernel_table(table)
     out = make_padded(math.prod(shape), np.uint32)
-    if image is None:
-        _fill_without_image(ids.reshape(-1), ids.shape, corner, *look, out, shape)
-    else:
-        under = _as_image(image, shape).reshape(-1)
-        _fill_over_image(ids.reshape(-1), ids.shape, corner, as_kernel_input(under), *look, out, shape)
+    under = None if image is None else as_kernel_input(_as_image(image, shape).reshape(-1))
+    _fill(ids.reshape(-1), ids.shape, corner, under, *look, out, shape)
     return out[: math.prod(shape)].reshape(shape)
 
 

@@ -144,6 +144,25 @@ def _coverage(kind: int, m: NDArray[np.float64], px: float, py: float, grow: flo
 
 
 @compile_kernel
+def _pixel_bounds(m: NDArray[np.float64], y0: int, x0: int, acc: NDArray[np.float32]) -> tuple[int, int, int, int]:
+    """Return the first and last + 1 row and column of the pixels within the bounding box of a mark."""
+    top, bottom = max(0, math.floor(m[1] - m[3]) - y0), min(acc.shape[0], math.ceil(m[1] + m[3]) + 1 - y0)
+    left, right = max(0, math.floor(m[0] - m[2]) - x0), min(acc.shape[1], math.ceil(m[0] + m[2]) + 1 - x0)
+    return top, bottom, left, right
+
+
+@compile_kernel
+def _blend_pixel(
+    acc: NDArray[np.float32], j: int, i: int, red: float, green: float, blue: float, alpha: float, rest: float
+) -> None:
+    """Blend a premultiplied colour over a pixel, of which `rest` stays visible."""
+    acc[j, i, 0] = red + rest * acc[j, i, 0]
+    acc[j, i, 1] = green + rest * acc[j, i, 1]
+    acc[j, i, 2] = blue + rest * acc[j, i, 2]
+    acc[j, i, 3] = alpha + rest * acc[j, i, 3]
+
+
+@compile_kernel
 def _draw_disc(
     m: NDArray[np.float64],
     paint: NDArray[np.float64],
@@ -152,8 +171,7 @@ def _draw_disc(
     acc: NDArray[np.float32],
 ) -> None:
     """Blend a disc without an edge, the most frequent mark, as `_draw_mark` would, with few roots."""
-    top, bottom = max(0, math.floor(m[1] - m[3]) - y0), min(acc.shape[0], math.ceil(m[1] + m[3]) + 1 - y0)
-    left, right = max(0, math.floor(m[0] - m[2]) - x0), min(acc.shape[1], math.ceil(m[0] + m[2]) + 1 - x0)
+    top, bottom, left, right = _pixel_bounds(m, y0, x0, acc)
     radius, alpha = m[9], paint[3]
     outside, inside = (radius + 0.5) ** 2, (radius - 0.5) ** 2 if radius >= 0.5 else -1.0
     for j in range(top, bottom):
@@ -166,11 +184,7 @@ def _draw_disc(
             mine = alpha
             if square > inside:
                 mine *= _disc_overlap(math.sqrt(square) - radius, radius)
-            rest = 1.0 - mine
-            acc[j, i, 0] = mine * paint[0] + rest * acc[j, i, 0]
-            acc[j, i, 1] = mine * paint[1] + rest * acc[j, i, 1]
-            acc[j, i, 2] = mine * paint[2] + rest * acc[j, i, 2]
-            acc[j, i, 3] = mine + rest * acc[j, i, 3]
+            _blend_pixel(acc, j, i, mine * paint[0], mine * paint[1], mine * paint[2], mine, 1.0 - mine)
 
 
 @compile_kernel
@@ -183,10 +197,7 @@ def _draw_mark(
     acc: NDArray[np.float32],
 ) -> None:
     """Blend one mark over premultiplied colours."""
-    top = max(0, math.floor(m[1] - m[3]) - y0)
-    bottom = min(acc.shape[0], math.ceil(m[1] + m[3]) + 1 - y0)
-    left = max(0, math.floor(m[0] - m[2]) - x0)
-    right = min(acc.shape[1], math.ceil(m[0] + m[2]) + 1 - x0)
+    top, bottom, left, right = _pixel_bounds(m, y0, x0, acc)
     has_edge = paint[8] > 0.0 and paint[7] > 0.0
     for j in range(top, bottom):
         py = np.float64(y0 + j) + 0.5
@@ -201,13 +212,9 @@ def _draw_mark(
             own = body * paint[3]
             edge = (whole - body) * paint[7]
             fill = inside * paint[9] * paint[3] * (1.0 - own - edge)
-            mine = (own + fill) * fading
-            rim = edge * fading
-            rest = 1.0 - mine - rim
-            acc[j, i, 0] = mine * paint[0] + rim * paint[4] + rest * acc[j, i, 0]
-            acc[j, i, 1] = mine * paint[1] + rim * paint[5] + rest * acc[j, i, 1]
-            acc[j, i, 2] = mine * paint[2] + rim * paint[6] + rest * acc[j, i, 2]
-            acc[j, i, 3] = mine + rim + rest * acc[j, i, 3]
+            mine, rim = (own + fill) * fading, edge * fading
+            red, green, blue = mine * paint[0] + rim * paint[4], mine * paint[1] + rim * paint[5], mine * paint[2]
+            _blend_pixel(acc, j, i, red, green, blue + rim * paint[6], mine + rim, 1.0 - mine - rim)
 
 
 @compile_kernel

@@ -24,7 +24,7 @@ from imageryxr.kernels.color_table import ColorTable, as_labels, kernel_table
 from imageryxr.kernels.fill import ANY, BLANK, SOLID, fill_packed, pack_gray, unpack
 from imageryxr.kernels.outline_inner import color_and_mark, draw_inner
 from imageryxr.kernels.outline_merged import draw_merged
-from imageryxr.kernels.outline_outer import Runs, cut_runs, draw_outer, make_runs
+from imageryxr.kernels.outline_outer import cut_runs, draw_outer, make_runs
 from imageryxr.kernels.run_length import PAD, is_blank
 
 # Steps and limits are rounded to fractions with denominators up to this: 4.7 is 47 / 10.
@@ -106,15 +106,15 @@ def _draw_outlines(
             rows = min(height, y_high + limit // step_y)
             colors = np.empty((rows, width + PAD), np.uint32)
             up, right = np.empty((rows, width), np.uint8), np.empty((rows, width - 1), np.uint8)
-            if color_and_mark(flat, base, *look, merge, y, y_high, colors, up, right):
+            if color_and_mark(flat, base, look, merge, y, y_high, colors, up, right):
                 distances = np.empty((rows, width), _distance_dtype(limit))
                 draw_inner(colors, up, right, distances, limit, step_y, step_x, under, y, x, out[z])
             continue
         opaque = merge and step_y == step_x and bool((table.rgba[:, 3] == 255).all())
-        if opaque and draw_merged(flat, base, height, width, *look, limit // step_y, y, x, out[z]):
+        if opaque and draw_merged(flat, base, height, width, look, limit // step_y, y, x, out[z]):
             continue
-        runs = Runs(*cut_runs(flat, base, width, *look, *make_runs(height, width)))
-        draw_outer(*runs, limit, step_y, step_x, merge, under, y, x, out[z])
+        runs = cut_runs(flat, base, width, look, make_runs(height, width))
+        draw_outer(runs, limit, step_y, step_x, merge, under, y, x, out[z])
 
 
 def _distance_dtype(limit: int) -> type[np.signedinteger[Any] | np.unsignedinteger[Any]]:

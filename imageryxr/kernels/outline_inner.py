@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import find_slot
+from imageryxr.kernels.color_table import KernelTable, find_row
 from imageryxr.kernels.fill import blend_row
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import RunBuffers, copy_values, fill_run, make_run_buffers, run_ends
@@ -27,11 +27,7 @@ _ALPHA = np.uint32(24)
 @compile_kernel
 def _color_row(
     row: NDArray[Any],
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
+    look: KernelTable,
     buffers: RunBuffers,
     colors: NDArray[np.uint32],
     shown: NDArray[np.uint8],
@@ -44,8 +40,8 @@ def _color_row(
     some = False
     for k in range(run_ends(row, buffers)):
         end = buffers.ends[k]
-        slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[x]))
-        color = packed[slot] if slot >= 0 else _CLEAR
+        slot = find_row(look, np.uint64(row[x]))
+        color = look.packed[slot] if slot >= 0 else _CLEAR
         color = color if color >> _ALPHA != _CLEAR else _CLEAR
         fill_run(colors, x, end, color)
         seen = np.uint8(slot >= 0)
@@ -117,11 +113,7 @@ def _lower_along_row(near: NDArray[Any], to: NDArray[Any], shift: int, step: int
 def color_and_mark(
     flat: NDArray[Any],
     base: int,
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
+    look: KernelTable,
     merge: bool,
     y_low: int,
     y_high: int,
@@ -140,7 +132,7 @@ def color_and_mark(
     some = False
     for y in range(height):
         row = flat[base + y * width : base + (y + 1) * width]
-        some |= _color_row(row, keys, slots, packed, explicit, fallback, buffers, colors[y], shown[y])
+        some |= _color_row(row, look, buffers, colors[y], shown[y])
     if not some:
         return False  # background only
     for y in range(height):

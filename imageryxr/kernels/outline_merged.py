@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import find_place, find_slot
+from imageryxr.kernels.color_table import KernelTable, find_place, find_row
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import PAD, RunBuffers, copy_values, fill_run, make_run_buffers, run_ends
 
@@ -27,11 +27,7 @@ def _collect_ids(
     base: int,
     height: int,
     width: int,
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
+    look: KernelTable,
     buffers: RunBuffers,
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Return the shown ids of a slice in ascending order, and their colours; stop after `_MAX_RANK` + 1 ids."""
@@ -49,11 +45,11 @@ def _collect_ids(
             at = find_place(known, label)
             if known[at] == label:
                 continue
-            slot = find_slot(keys, slots, -1, explicit, fallback, label)
+            slot = find_row(look, label)
             if slot < 0:
                 continue
             known[at] = label
-            ids[n], colors[n] = label, packed[slot]
+            ids[n], colors[n] = label, look.packed[slot]
             n += 1
             if n > _MAX_RANK:
                 return ids[:n], colors[:n]
@@ -125,11 +121,7 @@ def draw_merged(
     base: int,
     height: int,
     width: int,
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
+    look: KernelTable,
     radius: int,
     y_low: int,
     x_low: int,
@@ -140,7 +132,7 @@ def draw_merged(
     The slice (height, width) of labels begins at `base`; `out` is its part that begins at (y_low, x_low).
     """
     buffers = make_run_buffers(width)
-    ids, colors = _collect_ids(flat, base, height, width, keys, slots, packed, explicit, fallback, buffers)
+    ids, colors = _collect_ids(flat, base, height, width, look, buffers)
     if ids.size > _MAX_RANK:
         return False
     if ids.size == 0 or radius == 0:

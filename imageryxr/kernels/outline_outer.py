@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imageryxr.kernels.color_table import find_slot
+from imageryxr.kernels.color_table import KernelTable, find_row
 from imageryxr.kernels.fill import blend_pixel, blend_row
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import copy_values, make_run_buffers, run_ends
@@ -31,7 +31,7 @@ class Runs(NamedTuple):
 
 
 def make_runs(height: int, width: int) -> Runs:
-    """Return buffers for the runs of a slice; `cut_runs` enlarges them if necessary."""
+    """Return buffers for the runs of a slice."""
     n = 32 * height + width
     return Runs(
         np.empty(height + 1, np.int64),
@@ -47,18 +47,11 @@ def cut_runs(
     flat: NDArray[Any],
     base: int,
     width: int,
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
-    rows: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    ids: NDArray[np.uint64],
-    colors: NDArray[np.uint32],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint32]]:
-    """Cut the slice that begins at `base` into runs."""
+    look: KernelTable,
+    runs: Runs,
+) -> Runs:
+    """Cut the slice that begins at `base` into runs; return `runs`, enlarged if necessary."""
+    rows, starts, stops, ids, colors = runs
     n = 0
     buffers = make_run_buffers(width)
     for y in range(rows.size - 1):
@@ -72,9 +65,9 @@ def cut_runs(
         for k in range(run_ends(row, buffers)):
             end = buffers.ends[k]
             label = np.uint64(row[x])
-            slot = find_slot(keys, slots, -1, explicit, fallback, label)
+            slot = find_row(look, label)
             if slot >= 0:
-                starts[n], stops[n], ids[n], colors[n] = x, end, label, packed[slot]
+                starts[n], stops[n], ids[n], colors[n] = x, end, label, look.packed[slot]
                 n += 1
             elif n > rows[y] and ids[n - 1] == _NONE:
                 stops[n - 1] = end
@@ -83,7 +76,7 @@ def cut_runs(
                 n += 1
             x = end
     rows[rows.size - 1] = n
-    return rows, starts, stops, ids, colors
+    return Runs(rows, starts, stops, ids, colors)
 
 
 @compile_kernel
@@ -93,12 +86,29 @@ def _enlarge(array: NDArray[Any], size: int) -> NDArray[Any]:
     return out
 
 
+class Pieces(NamedTuple):
+    """A list of pieces: their ids, spans (start, stop, remaining limit) and colours.
+
+    A span covers ``remaining limit // step_x`` pixels on either side.
+    """
+
+    ids: NDArray[np.uint64]
+    spans: NDArray[np.int64]
+    colors: NDArray[np.uint32]
+
+
 @compile_kernel
-def _enlarge_spans(spans: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    out = np.empty((size, 3), np.int64)
-    for i in range(spans.shape[0]):
-        out[i, 0], out[i, 1], out[i, 2] = spans[i, 0], spans[i, 1], spans[i, 2]
-    return out
+def _make_pieces(size: int) -> Pieces:
+    return Pieces(np.empty(size, np.uint64), np.empty((size, 3), np.int64), np.empty(size, np.uint32))
+
+
+@compile_kernel
+def _copy_pieces(pieces: Pieces, first: int, count: int, to: Pieces) -> None:
+    """Copy `count` pieces from the index `first` on to the front of a list."""
+    for i in range(count):
+        to.ids[i], to.colors[i] = pieces.ids[first + i], pieces.colors[first + i]
+        for k in range(3):
+            to.spans[i, k] = pieces.spans[first + i, k]
 
 
 @compile_kernel
@@ -164,29 +174,21 @@ def _blend_color(part: NDArray[np.uint32], color: np.uint32) -> None:
 
 @compile_kernel
 def _advance(
-    from_ids: NDArray[np.uint64],
-    from_spans: NDArray[np.int64],
-    from_colors: NDArray[np.uint32],
+    pieces: Pieces,
     i: int,
     i_end: int,
     order: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    ids: NDArray[np.uint64],
-    colors: NDArray[np.uint32],
+    runs: Runs,
     limit: int,
     step_y: int,
     step_x: int,
-    to_ids: NDArray[np.uint64],
-    to_spans: NDArray[np.int64],
-    to_colors: NDArray[np.uint32],
+    to: Pieces,
     n: int,
 ) -> int:
-    """Advance pieces by one row and add the runs `order` of that row; return the end of the new list.
-
-    Pieces are (id, start, stop, remaining limit, colour), sorted by id. A span (start, stop, remaining limit) covers
-    ``remaining // step_x`` pixels on either side.
-    """
+    """Advance pieces, sorted by id, by one row and add the runs `order` of that row; return the end of the new list."""
+    from_ids, from_spans, from_colors = pieces
+    to_ids, to_spans, to_colors = to
+    starts, stops, ids, colors = runs.starts, runs.stops, runs.ids, runs.colors
     j, j_end = 0, order.size
     while i < i_end or j < j_end:
         old = j >= j_end or (i < i_end and from_ids[i] < ids[order[j]])
@@ -268,18 +270,13 @@ def _cover(
 
 @compile_kernel
 def _draw_row(
-    f_ids: NDArray[np.uint64],
-    f_spans: NDArray[np.int64],
-    f_colors: NDArray[np.uint32],
+    above: Pieces,
     i: int,
     i_end: int,
-    b_ids: NDArray[np.uint64],
-    b_spans: NDArray[np.int64],
-    b_colors: NDArray[np.uint32],
+    below: Pieces,
     j_end: int,
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    ids: NDArray[np.uint64],
+    runs: Runs,
+    y: int,
     merge: bool,
     step_y: int,
     step_x: int,
@@ -289,6 +286,10 @@ def _draw_row(
     line: NDArray[np.uint32],
 ) -> None:
     """Draw a row from the pieces of the rows above and of the row itself, and the pieces of the rows below."""
+    f_ids, f_spans, f_colors = above
+    b_ids, b_spans, b_colors = below
+    low, high = runs.rows[y], runs.rows[y + 1]
+    starts, stops, ids = runs.starts[low:high], runs.stops[low:high], runs.ids[low:high]
     j = 0
     while i < i_end or j < j_end:
         if j >= j_end or (i < i_end and f_ids[i] <= b_ids[j]):
@@ -314,11 +315,7 @@ def _draw_row(
 
 @compile_kernel
 def draw_outer(
-    rows: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    ids: NDArray[np.uint64],
-    colors: NDArray[np.uint32],
+    runs: Runs,
     limit: int,
     step_y: int,
     step_x: int,
@@ -329,7 +326,8 @@ def draw_outer(
     out: NDArray[np.uint32],
 ) -> None:
     """Blend the outside lines of all shown segments over `out`."""
-    first, order = _sort_runs(rows, ids)
+    rows = runs.rows
+    first, order = _sort_runs(rows, runs.ids)
     if merge and first[-1] == rows[-1]:
         return  # no background to draw on
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
@@ -340,10 +338,7 @@ def draw_outer(
     line = np.zeros(out.shape[1], np.uint32)
     lists = np.zeros(depth + 2, np.int64)
     size = 256
-    # Pieces from above (f), pieces from below (b), and the latter advanced by one row (c).
-    f_ids, f_spans, f_colors = _make_pieces(size)
-    b_ids, b_spans, b_colors = _make_pieces(size)
-    c_ids, c_spans, c_colors = _make_pieces(size)
+    above, below, spare = _make_pieces(size), _make_pieces(size), _make_pieces(size)
     covers = np.empty((2 * size, 2), np.int64)
     carried = 0
     top = begin
@@ -355,13 +350,13 @@ def draw_outer(
             k = y - top
             here = order[first[y] : first[y + 1]]
             need = 2 * lists[k + 1] - lists[k] + here.size
-            if need > f_ids.size:
-                f_ids, f_colors = _enlarge(f_ids, 2 * need), _enlarge(f_colors, 2 * need)
-                f_spans = _enlarge_spans(f_spans, 2 * need)
+            if need > above.ids.size:
+                larger = _make_pieces(2 * need)
+                _copy_pieces(above, 0, above.ids.size, larger)
+                above = larger
             lists[k + 2] = _advance(
-                f_ids, f_spans, f_colors, lists[k], lists[k + 1], here, starts, stops, ids, colors,
-                limit, step_y, step_x, f_ids, f_spans, f_colors, lists[k + 1],
-            )  # fmt: skip
+                above, lists[k], lists[k + 1], here, runs, limit, step_y, step_x, above, lists[k + 1]
+            )
         # Upward pass, from the lowest row below the strip whose lines extend into the strip.
         n = 0
         for y in range(min(end, bottom + far) - 1, max(top, y_low) - 1, -1):
@@ -371,40 +366,16 @@ def draw_outer(
                 most = lists[k + 1] - lists[k] + n
                 if most > covers.shape[0]:
                     covers = np.empty((2 * most, 2), np.int64)
-                low, high = rows[y], rows[y + 1]
                 _draw_row(
-                    f_ids, f_spans, f_colors, lists[k], lists[k + 1], b_ids, b_spans, b_colors, n,
-                    starts[low:high], stops[low:high], ids[low:high], merge, step_y, step_x,
-                    x_low, x_high, covers, line,
-                )  # fmt: skip
+                    above, lists[k], lists[k + 1], below, n, runs, y, merge, step_y, step_x, x_low, x_high, covers, line
+                )
                 blend_row(line, under, out[y - y_low])
                 line[:] = 0
             here = order[first[y] : first[y + 1]]
-            if n + here.size > c_ids.size:
-                need = 2 * (n + here.size)
-                c_ids, c_spans, c_colors = _make_pieces(need)
-            n = _advance(
-                b_ids, b_spans, b_colors, 0, n, here, starts, stops, ids, colors,
-                limit, step_y, step_x, c_ids, c_spans, c_colors, 0,
-            )  # fmt: skip
-            b_ids, c_ids = c_ids, b_ids
-            b_spans, c_spans = c_spans, b_spans
-            b_colors, c_colors = c_colors, b_colors
+            if n + here.size > spare.ids.size:
+                spare = _make_pieces(2 * (n + here.size))
+            n = _advance(below, 0, n, here, runs, limit, step_y, step_x, spare, 0)
+            below, spare = spare, below
         carried = lists[bottom - top + 1] - lists[bottom - top]
-        last = lists[bottom - top]
-        _move_to_front(f_ids, f_spans, f_colors, last, carried)
+        _copy_pieces(above, lists[bottom - top], carried, above)
         top = bottom
-
-
-@compile_kernel
-def _make_pieces(size: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
-    return np.empty(size, np.uint64), np.empty((size, 3), np.int64), np.empty(size, np.uint32)
-
-
-@compile_kernel
-def _move_to_front(
-    ids: NDArray[np.uint64], spans: NDArray[np.int64], colors: NDArray[np.uint32], first: int, count: int
-) -> None:
-    for i in range(count):
-        ids[i], colors[i] = ids[first + i], colors[first + i]
-        spans[i, 0], spans[i, 1], spans[i, 2] = spans[first + i, 0], spans[first + i, 1], spans[first + i, 2]

@@ -94,7 +94,7 @@ def _sum_cutouts(*blocks: Array, task: Any, box: IndexBox) -> Array:
 
 
 def _join(parts: list[SegmentSums]) -> SegmentSums:
-    """Return the rows of all parts one after the other; equal ids of different parts stay apart."""
+    """Concatenate the rows of all parts; equal ids of different parts keep separate rows."""
     names = ("ids", "voxels", "sums", "first", "last")
     ids, voxels, sums, first, last = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     greys = [part.grey for part in parts if part.grey is not None]

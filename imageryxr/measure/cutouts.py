@@ -220,8 +220,8 @@ def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
     is_annotations = _is_annotations(centers)
     if is_annotations and unit != (1.0, 1.0, 1.0):
         raise OptionError(
-            f"resolution={unit} was given, but the positions of annotations are in nm; leave resolution out, or, if "
-            "they are wrong, give it to as_annotations(table, resolution=…)"
+            f"resolution={unit} was given, but the positions of annotations are in nm; omit resolution. If the "
+            "positions are not in nm, pass their unit to as_annotations(table, resolution=…)"
         )
     _check_position_columns(centers, unit)
     table = convert_table(_single_point(centers), resolution=unit)
@@ -310,7 +310,7 @@ def _first_voxels(points: Points, grid: Grid, shape: Index3) -> npt.NDArray[np.i
 
 
 def _phase(offset: float) -> float:
-    """Return the distance of the first voxel of a cutout from the index that it has in a grid of integer offsets."""
+    """Return the part of a voxel by which cutouts of a volume with this offset lie off a grid of whole voxels."""
     return float(tidy(np.ceil(_snap(np.array([-offset - 0.5])))[0] + offset))
 
 

@@ -293,7 +293,7 @@ def _as_zarr(measurements: xr.Dataset) -> xr.Dataset:
 
 def _save(sums: SegmentSums, path: Path) -> None:
     arrays: dict[str, Array] = {name: getattr(sums, name) for name in ("ids", "voxels", "first", "last")}
-    # Sums may be Python integers; two int64 hold them.
+    # Sums may be Python integers beyond int64, which are stored as two int64.
     arrays["high"], arrays["low"] = ((part).astype(np.int64) for part in (sums.sums >> 32, sums.sums & 0xFFFFFFFF))
     arrays["is_exact"] = np.array(sums.sums.dtype != object)
     if sums.grey is not None:

@@ -1,4 +1,4 @@
-"""Annotations that a Neuroglancer link contains itself: reading and writing of their JSON.
+"""Read and write the annotations that a Neuroglancer link contains as JSON.
 
 Format: https://github.com/google/neuroglancer/blob/master/src/annotation/index.ts.
 """

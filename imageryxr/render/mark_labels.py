@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DISTANCES = (0.0, 0.9, 1.8, 2.8)
 # Directions of a label (x, y) as seen from its mark, in order of preference.
 _SIDES = ((1, 0), (1, -1), (1, 1), (-1, 0), (-1, -1), (-1, 1), (0, -1), (0, 1))
-# Labels that find no room in a row before the rest of the slice is left out.
+# After this many successive labels for which there is no room, the other marks of a slice get no label.
 _MOST_FAILURES = 2000
 _CELL = 64
 

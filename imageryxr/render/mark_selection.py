@@ -81,7 +81,7 @@ def _picture_box(grid: Grid, style: MarkStyle, order: list[int], size: float) ->
 
 
 def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order: list[int]) -> None:
-    """Warn if no annotation lies within the rows and columns of a picture, but they do in another unit.
+    """Warn if no annotation lies within the rows and columns of a picture, but some would in another unit.
 
     Annotations that lie elsewhere are normal, so nothing is reported unless a usual mistake explains them: positions in
     voxels, positions in nm that were multiplied by a resolution, and reversed axes.

@@ -75,7 +75,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
     image: Expr | None
     colors: Colors
     grid: Grid
-    """All voxels of the picture; a later crop does not change them."""
+    """The grid of the picture when it was drawn; cropping the picture does not change it."""
     axis: int
     """The axis across the slices."""
     outline: Outline | None

@@ -31,8 +31,9 @@ from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.threads import run_all
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
-from imageryxr.sources.omezarr import source as omezarr
 from imageryxr.sources.omezarr.group_requests import request_group
+from imageryxr.sources.omezarr.open import PROTOCOLS as ZARR_PROTOCOLS
+from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.omezarr.stores import fetch_json
 from imageryxr.sources.omezarr.zip_store import find_archive
 from imageryxr.sources.other_formats import format_problem
@@ -146,10 +147,8 @@ def _open_address(
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
     ask_info: Any = partial(precomputed.fetch_info_file, address, connection, login)
-    ask_zarr: Any = partial(
-        omezarr.open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices
-    )
-    can_be_zarr = address.format != "precomputed" and address.protocol in omezarr.PROTOCOLS
+    ask_zarr: Any = partial(open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices)
+    can_be_zarr = address.format != "precomputed" and address.protocol in ZARR_PROTOCOLS
     if can_be_zarr and address.local_path is None:
         # A server answers the requests for both formats in the time of one.
         ask_group: Any = partial(request_group, address, plain_token, connection)
@@ -227,7 +226,7 @@ def _open_zarr(
     address: Address, missing: Missing, token: str | None, choices: dict[str, Any], connection: Connection
 ) -> Source:
     try:
-        return omezarr.open_omezarr(address, missing=missing, token=token, connection=connection, **choices)
+        return open_omezarr(address, missing=missing, token=token, connection=connection, **choices)
     except SourceError as error:
         other = {2: 3, 3: 2}.get(address.version or 0)
         keys = {2: (".zattrs", ".zgroup", ".zarray"), 3: ("zarr.json",)}.get(other or 0, ())

@@ -7,7 +7,7 @@ from pathlib import Path
 import zarr
 
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.omezarr.source import open_omezarr
+from imageryxr.sources.omezarr.open import open_omezarr
 from tests.support.source_suite import noise
 
 SPACE = {"x": "space", "y": "space", "z": "space", "c": "channel", "t": "time"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -62,35 +63,35 @@ def boxes_of(shape: tuple[int, ...], count: int = 12) -> list[IndexBox]:
     return found
 
 
-class SourceSuite:
-    """Inherit and fill in `write`, `open`, `truth`, `grids`, `open_without_voxels` and `others`."""
+class SourceSuite(ABC):
+    """The tests that all sources share."""
 
     small = True
     """Whether a pickle must be small: all but arrays in memory."""
 
+    @abstractmethod
     def write(self, folder: Path) -> None:
         """Store the layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, folder: Path) -> Source:
         """Open the layer that `write` stored; a new source at each call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def truth(self) -> list[np.ndarray]:
         """Return the voxels (z, y, x) of each level."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grids(self) -> list[Grid]:
         """Return the grid of each level."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_without_voxels(self, folder: Path, empty: Path) -> Source:
         """Open a layer whose voxels cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def others(self, folder: Path) -> list[Source]:
         """Return sources that differ from that of `open` in one property each."""
-        raise NotImplementedError
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -77,7 +77,7 @@ class BucketManifest(ManifestStore):
         self._lease.check()
 
     def ensure(self) -> None:
-        """Do the same, without a request while the last renewal is recent."""
+        """Raise `TargetError` if another process holds the lease; without a request if the last renewal is recent."""
         self._lease.ensure()
 
     def holder(self) -> str:
@@ -87,7 +87,7 @@ class BucketManifest(ManifestStore):
 
 @dataclass
 class ManifestWatch(WorkerWatch):
-    """A check by workers, which hold no lease, that their export still runs, by its manifest."""
+    """Checks, by the manifest, that the export of a worker still runs; workers hold no lease."""
 
     url: str
     name: str

@@ -236,7 +236,7 @@ class ManifestStore(ABC):
         """Raise `TargetError` if another process has taken the target over."""
 
     def ensure(self) -> None:  # noqa: B027
-        """Do the same unless a recent check succeeded; called before each change."""
+        """Call `check` unless a recent check succeeded; called before each change."""
 
     @abstractmethod
     def holder(self) -> str:

@@ -23,10 +23,9 @@ from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, TargetError, warn
 from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.commit.manifest import Header
-from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.bucket import Bucket, Watch
 from imageryxr.export.store.local import Folder, Place, is_remote, move_into_place, sync
-from imageryxr.export.targets.base import COARSER, Target
+from imageryxr.export.targets.base import COARSER, SingleFile, Target
 
 # Compression ratio above which a warning doubts that the export fits on the disk.
 MAX_COMPRESSION = 20
@@ -97,7 +96,7 @@ class Site(ABC):
         """Create the work folder, and remove incomplete files of a killed run."""
 
     @abstractmethod
-    def assemble(self, header: Header, regions: Regions) -> int:
+    def assemble(self, header: Header, target: SingleFile) -> int:
         """Write the file of a single-file target into the work folder; return its bytes."""
 
     @abstractmethod
@@ -175,10 +174,10 @@ class DiskSite(Site):
             with suppress(OSError):
                 os.unlink(path)
 
-    def assemble(self, header: Header, regions: Regions) -> int:
+    def assemble(self, header: Header, target: SingleFile) -> int:
         """Write the file into the work folder; return its bytes."""
-        path = os.path.join(self.work(header), "out", os.path.basename(self._target.root))
-        self._target.assemble(regions, self.data(header), path)
+        path = os.path.join(self.work(header), "out", os.path.basename(target.root))
+        target.assemble(self.data(header), path)
         sync(path)
         return os.path.getsize(path)
 
@@ -251,12 +250,12 @@ class BucketSite(Site):
         place = Bucket(self._target.root if settled else f"{self.work(header)}/data", self._watch, run)
         return replace(place, run=header.run) if settled else place
 
-    def assemble(self, header: Header, regions: Regions) -> int:
+    def assemble(self, header: Header, target: SingleFile) -> int:
         """Write the file to a local temporary folder, and upload it to the work folder; return its bytes."""
-        name = self._target.root.rpartition("/")[2]
+        name = target.root.rpartition("/")[2]
         with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
             path = os.path.join(folder, name)
-            self._target.assemble(regions, self.data(header), path)
+            target.assemble(self.data(header), path)
             self._bucket(f"{self.work(header)}/out").upload(path, name)
             return os.path.getsize(path)
 

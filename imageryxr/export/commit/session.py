@@ -24,7 +24,7 @@ from imageryxr.export.commit.manifest import Entry, Header, Progress, SliceNames
 from imageryxr.export.commit.publish import Site, open_site
 from imageryxr.export.plan.regions import Regions, Stages
 from imageryxr.export.store.local import Place, disk_errors, is_remote
-from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.base import SingleFile, Target
 
 
 class Workspace:
@@ -292,8 +292,8 @@ class Workspace:
         self.manifest.check()
         self._check_nothing_appeared()
         written = 0
-        if self.target.kind == "single":
-            written = self.site.assemble(self.header, self.stages.parts[0])
+        if isinstance(self.target, SingleFile):
+            written = self.site.assemble(self.header, self.target)
             self.header = replace(self.header, result=written)
         elif not self.header.direct:
             self.data.put(self.target.commit().items())

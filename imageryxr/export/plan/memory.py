@@ -10,6 +10,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.export.plan.reads import chunk_extent
 from imageryxr.export.read.sweep import BRICK_VOXELS, box_bytes, bricks, volume_sweep
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks, has_independent_blocks, is_in_memory
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import DaskLeaf, Expr, Leaf
@@ -60,6 +61,8 @@ def drawing_bytes(expr: Expr, box: IndexBox) -> int:
 
 def coarse_memory(target: Target) -> int:
     """Return the most bytes of memory that a region of a pyramid's coarser levels needs."""
+    if not isinstance(target, Pyramid):
+        return 0
     most = 0
     for stage, regions in enumerate(target.later, 1):
         box = regions.largest()

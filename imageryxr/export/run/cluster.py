@@ -161,7 +161,7 @@ class LocalExecutor(ClusterExecutor):
         from distributed.utils import silence_logging_cmgr
 
         self._silenced = ExitStack()
-        # a cluster would log again before its connections are closed
+        # without a context that lasts until the cluster is closed, it would log errors while it closes its connections
         self._silenced.enter_context(silence_logging_cmgr(logging.CRITICAL))
         self._processes = count
         self._environment = dict(os.environ)
@@ -214,7 +214,7 @@ class LocalExecutor(ClusterExecutor):
         if error is not None:
             raise TargetError("the processes of ", param("client", "processes"), f" did not start: {error}") from error
         if self._starting.done() and len(self._cluster.workers) < self._processes:
-            self._cluster.scale(self._processes)  # a cluster gives a worker up that needs long to restart
+            self._cluster.scale(self._processes)  # the cluster removes a worker whose restart takes too long
 
     def missing_workers_message(self) -> str:
         """Return an empty string: processes start, or `check` raises an error."""

@@ -25,6 +25,7 @@ from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restor
 from imageryxr.export.run.requested_ids import SeenBits, pack_seen
 from imageryxr.export.store.local import FileRecord, Place, disk_errors
 from imageryxr.export.targets.base import Target
+from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
 from imageryxr.graph.evaluate import Readings, has_tables, required_boxes, restrict_tables
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
@@ -81,8 +82,7 @@ class Job:
         """Make a region and write it."""
         read = read or self.read
         if stage:
-            assert self.place is not None
-            return Outcome(Entry(number, self._write_coarse(stage, box, self.place)))
+            return Outcome(Entry(number, self._write_coarse(stage, box)))
         values, files, kept = None, dict[str, FileRecord](), dict[str, FileRecord]()
         with record_missing_chunks() as holes, record_ids() as seen:
             reader, given = _unpack_input(read, box)
@@ -151,10 +151,13 @@ class Job:
         assert self.place is not None
         return self.place.own_records()
 
-    def _write_coarse(self, stage: int, box: IndexBox, place: Place) -> dict[str, FileRecord]:
+    def _write_coarse(self, stage: int, box: IndexBox) -> dict[str, FileRecord]:
+        target, place = self.target, self.place
+        assert isinstance(target, Pyramid)
+        assert place is not None
         BUFFERS.clear()  # the buffers of the finest level, which is complete, would add to the memory of this one
-        with disk_errors(self.target.place):
-            return place.put(self.target.encode(stage, box, self.target.derive(stage, box, place)))
+        with disk_errors(target.place):
+            return place.put(target.encode(stage, box, target.derive(stage, box, place)))
 
 
 def _unpack_input(read: Any, box: IndexBox) -> tuple[BoxReader, Readings]:

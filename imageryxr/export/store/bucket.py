@@ -126,7 +126,7 @@ class Bucket:
                 obstore.put(self._store, name, data, mode=mode, attributes=attributes)
             except (AlreadyExistsError, PreconditionError):
                 return False
-            except (NotImplementedError, NotSupportedError) as error:
+            except (NotImplementedError, NotSupportedError) as error:  # obstore raises either, by the kind of store
                 raise self._unsupported() from error
             except GenericError as error:
                 if mode != "overwrite" and is_condition_refused(error):

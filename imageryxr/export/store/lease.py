@@ -111,7 +111,7 @@ class Lease:
         self._confirmed = requested
 
     def ensure(self) -> None:
-        """Do the same, without a request while the last renewal is recent.
+        """Raise `TargetError` as `check` does, but without a request if the last renewal is recent.
 
         A suspended process or a machine that slept continues where it stopped, so this is called before each change of
         the bucket.

@@ -148,18 +148,6 @@ class Target(ABC):
     def encode(self, stage: int, box: IndexBox, values: Array) -> Iterator[tuple[str, bytes]]:
         """Iterate over the files of a region with their content, in the order of `keys`."""
 
-    def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Return the values of a region of a later stage, from the files at ``place``."""
-        raise NotImplementedError
-
-    def derived_bytes(self, stage: int, box: IndexBox) -> int:
-        """Return the maximal bytes of memory that `derive` needs, its result included."""
-        return 0
-
-    def assemble(self, regions: Regions, place: Place, path: str) -> None:
-        """Write the file of a single-file target from the files of the regions."""
-        raise NotImplementedError
-
 
 def lost_object(place: Place, key: str) -> TargetError:
     """Return the error for a file of this export that does not exist any more."""
@@ -274,6 +262,10 @@ class SingleFile(SliceTarget):
     def key(self, index: int) -> str:
         """Return the name of a slice's temporary file."""
         return f"{index:08d}.page"
+
+    @abstractmethod
+    def assemble(self, place: Place, path: str) -> None:
+        """Write the file from the temporary files of the slices."""
 
     def read_pages(self, place: Place) -> Iterator[bytes]:
         """Iterate over the temporary files of the slices, in order."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from imageryxr.core.validate import check_choice
 from imageryxr.errors import Message, OptionError, Wording, param
-from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo, SingleFile, shown_values, single_file_axis, target_root
 from imageryxr.graph.expr import Array
@@ -112,7 +111,7 @@ class TiffFile(SingleFile):
         data = shown_values(plane).tobytes()
         return zlib.compress(data, 6) if self.compression else data
 
-    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+    def assemble(self, place: Place, path: str) -> None:
         """Write the pages into one file."""
         import tifffile
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from imageryxr.core.validate import check_number, check_whole
 from imageryxr.errors import CodecError, Message, OptionError
-from imageryxr.export.plan.regions import Regions
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import (
     COARSER,
@@ -129,7 +128,7 @@ class Video(Film):
         even = np.pad(frame, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
         return zlib.compress(yuv420(even).tobytes(), 1)
 
-    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+    def assemble(self, place: Place, path: str) -> None:
         """Encode the frames, in order."""
         import av
 
@@ -211,7 +210,7 @@ class Gif(Film):
         """Return the frame's grey values or colours."""
         return zlib.compress(np.ascontiguousarray(self.frame(plane)).tobytes(), 1)
 
-    def assemble(self, regions: Regions, place: Place, path: str) -> None:
+    def assemble(self, place: Place, path: str) -> None:
         """Write the frames in order, repeated for ever, with at most 256 colours per frame."""
         frames = self._frames(place)
         first = next(frames)

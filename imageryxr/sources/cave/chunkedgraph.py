@@ -84,7 +84,7 @@ class ChunkedGraph:
             # PyChunkedGraph answers 500 both for unknown tables and for its own faults.
             if "HTTP 500" in str(error) and self._is_up():
                 raise self._missing_table_error(
-                    "HTTP 500, while the server works: its answer to unknown names"
+                    "HTTP 500, with which a working server answers requests for unknown names"
                 ) from error
             raise
         check_allowed(reply, self.name, self.server, self.token, self.connection.access)

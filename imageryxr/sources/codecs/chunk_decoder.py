@@ -52,7 +52,7 @@ def decode_chunk(
         return np.stack(parts, axis=-1)
     from cloudvolume import chunks
 
-    named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype, block)
+    named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype)
     if problem:
         raise DamagedChunkError(problem)
     try:
@@ -113,34 +113,26 @@ def decode_segmentation(
     DamagedChunkError
         If a check finds that the chunk contradicts the other arguments.
     """
-    from imageryxr.kernels.segmentation_decoder import decode_slices
+    from imageryxr.kernels.compressed_segmentation import decode_slices
 
-    problem = _chunk_problem(stored, "compressed_segmentation", shape, dtype, block)
-    if problem:
-        raise DamagedChunkError(problem)
+    if dtype.name not in ("uint32", "uint64"):
+        raise DamagedChunkError(f"compressed_segmentation holds uint32 and uint64, not {dtype}")
     x, y, z = (int(b) for b in block)
-    return decode_slices(stored, shape, dtype, (x, y, z), channel, slices)
+    try:
+        return decode_slices(stored, shape, dtype, (x, y, z), channel, slices)
+    except ValueError as error:  # no HTML passes the check
+        problem = _EMPTY if not len(stored) else _HTML if is_html_page(stored) else str(error)
+        raise DamagedChunkError(problem) from None
 
 
-def _chunk_problem(
-    stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any], block: Any
-) -> str:
+def _chunk_problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> str:
     if len(stored) == 0:
         return _EMPTY
-    # No HTML passes the checks of compressed_segmentation.
-    if encoding != "compressed_segmentation" and is_html_page(stored):
+    if is_html_page(stored):
         return _HTML
     if encoding == "raw":
         expected = math.prod(shape) * dtype.itemsize
         return "" if len(stored) == expected else f"it holds {len(stored)} bytes instead of {expected}"
-    if encoding == "compressed_segmentation":
-        if dtype.name not in ("uint32", "uint64"):
-            return f"compressed_segmentation holds uint32 and uint64, not {dtype}"
-        from imageryxr.kernels.compressed_segmentation import segmentation_problem
-
-        x, y, z = (int(b) for b in block)
-        problem = segmentation_problem(stored, shape, dtype.itemsize, (x, y, z))
-        return _HTML if problem and is_html_page(stored) else problem
     if encoding in PICTURE_ENCODINGS:
         return picture_problem(stored, encoding, shape, dtype)
     return stream_problem(stored, encoding, shape)

@@ -69,7 +69,7 @@ def _flip_id_bits(stored: bytes, turn: int) -> bytes:
     first = begin + (width if pinned else 0) + 8
     last = first + width * int.from_bytes(stored[first - 8 : first], "little")
     if not first <= last <= end:
-        raise ValueError("its table of ids ends beyond its labels")
+        raise ValueError("its table of ids extends beyond the section of its labels")
     turned = np.frombuffer(stored, np.uint8).copy()
     turned[first:last:width] ^= turn
     if pinned:

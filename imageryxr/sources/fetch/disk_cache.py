@@ -40,8 +40,8 @@ _TEMPORARY = re.compile("[0-9a-f]{40}-[0-9a-f]{16}")
 _SUBFOLDER = re.compile("[0-9a-f]{2}")
 # A temporary file of this age was left by a process that died.
 _ABANDONED_SECONDS = 3600
-# Shares of the limit: of the largest entry; that a process may write before it checks the size; above which entries are
-# dropped, so that a dozen processes stay below the limit; and that dropping leaves.
+# Fractions of the size limit: the largest size of an entry; how much a process writes between two checks of the size;
+# the size above which entries are dropped, low enough for a dozen processes; and the size that remains afterwards.
 _LARGEST, _UNCHECKED, _FULL, _KEPT = 1 / 4, 1 / 128, 0.9, 0.8
 # The size of a folder with many entries is estimated from some of its subfolders, among which digests spread evenly.
 _SAMPLE, _FEW = 16, 2000
@@ -165,7 +165,7 @@ class DiskCache:
             os.unlink(self._path(name))
 
     def drop_until(self, size: int, above: int = 0) -> bool:
-        """Drop the least recently used entries until the others have at most ``size`` bytes; return if any was.
+        """Drop the least recently used entries until the others have at most ``size`` bytes; return whether any was.
 
         Nothing is dropped if all have at most ``above`` bytes, because another process has dropped entries.
         """

@@ -101,7 +101,7 @@ class DiskReader:
         return self.cache.has(self._name(item))
 
     def read(self, items: Iterable[Item], stop: threading.Event) -> Iterator[tuple[Item, Stored | None, bool]]:
-        """Yield objects that have an entry: the item, its bytes (None if it is missing now), and if they were cached.
+        """Yield objects that have an entry: the item, its bytes (None if it is gone), and whether they were cached.
 
         Items without a valid entry are left out. One request validates all ranges of an object that were fetched from
         the same version.

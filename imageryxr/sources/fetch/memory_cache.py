@@ -54,7 +54,10 @@ class _Entries:
         self._values[key] = (value, size, self.used)
 
     def drop_until(self, limit: int, *, age: int | None = None) -> None:
-        """Drop the least recently used until the rest fits, or until all are younger than an age in used bytes."""
+        """Drop the least recently used values until at most ``limit`` bytes remain.
+
+        With ``age``, keep values after whose last use fewer than that many bytes were used.
+        """
         while self._values and self.size > limit:
             key = next(iter(self._values))
             if age is not None and self._values[key][2] > self.used - age:

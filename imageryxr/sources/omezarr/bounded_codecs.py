@@ -186,7 +186,7 @@ def _register_bounded_codecs() -> None:
             return ndarray_copy(decompress_bounded(ensure_contiguous_ndarray(buf), self.codec, self.limit), out)
 
         def encode(self, buf: Any) -> Any:
-            raise NotImplementedError
+            raise NotImplementedError("this codec only decodes")
 
     @dataclass(frozen=True)
     class BoundedBytes(BytesBytesCodec):
@@ -209,7 +209,7 @@ def _register_bounded_codecs() -> None:
             return chunk_spec.prototype.buffer.from_bytes(found)
 
         def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: Any) -> int:
-            raise NotImplementedError
+            raise NotImplementedError("the size of compressed data is unknown")  # as in the compressors of zarr-python
 
     register_old(Bounded)
     register_new(BOUNDED, BoundedBytes)

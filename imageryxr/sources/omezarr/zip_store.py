@@ -70,7 +70,7 @@ def _names(file: str, mtime: int) -> frozenset[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return frozenset(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # the last: an unknown version
         raise SourceError(f"the archive {file} cannot be read: {error}; check that it is complete") from error
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import to_numbers
 from imageryxr.errors import ImageryError, format_value
 from imageryxr.sources.base import Level
 
@@ -84,9 +83,13 @@ def info_problem(info: dict[str, Any]) -> str:
     return ""
 
 
+def _is_number(value: Any) -> bool:
+    """Return whether a member is a finite number, which computations with floats accept."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 def _is_whole(*values: Any) -> bool:
-    numbers = to_numbers(values)
-    return len(numbers) == len(values) and all(number % 1 == 0 for number in numbers)
+    return all(_is_number(value) and value % 1 == 0 for value in values)
 
 
 def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
@@ -154,7 +157,7 @@ def _places_problem(scale: dict[str, Any], encoding: str) -> str:
 
 
 def _resolution_problem(resolution: Any) -> str:
-    is_right = isinstance(resolution, list) and len(to_numbers(resolution)) == len(resolution) == 3
+    is_right = isinstance(resolution, list) and len(resolution) == 3 and all(map(_is_number, resolution))
     if is_right and all(_SMALLEST_NM <= r <= _WIDEST_NM for r in resolution):
         return ""
     return (

@@ -1,8 +1,8 @@
 """Neuroglancer precomputed layers.
 
 Format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. The metadata are read once, when
-the layer is opened, and pickled with the source, so that a worker requests chunks only. `chunks` reads chunks through
-the engine, and CloudVolume's codecs decode them; `raw_files` reads raw chunks from local files.
+the layer is opened, and pickled with the source, so that a worker requests chunks only. `chunks` reads the
+chunks, and CloudVolume's codecs decode them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ from imageryxr.sources.precomputed.info import (
     info_level,
     info_problem,
 )
-from imageryxr.sources.precomputed.raw_files import read_raw
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class PrecomputedSource:
         on_chunk: ChunkCallback | None = None,
     ) -> npt.NDArray[Any]:
         try:
-            whole = read_raw(self, mip, box)
+            whole = chunks.read_raw(self, mip, box)
             if whole is None:
                 return chunks.read_box(self, mip, box, missing_boxes, on_chunk)
             if on_chunk is not None:

@@ -386,7 +386,7 @@ def measure(target, dtype, drawn, memory):
         array = ix.overlay(array, blocks("uint64", "ids"), outline=2)
     plan = ix.plan_export(array, target, workers=2, memory=memory)
     ix.export(array, target, workers=2, memory=memory)
-    # getrusage would tell of the process that started this one, if that was larger
+    # VmHWM, because ru_maxrss of getrusage also counts the memory of the parent before exec
     peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
     print(json.dumps([plan.peak_memory, peak]), flush=True)
 for number, case in enumerate(json.loads(sys.argv[2])):

@@ -19,7 +19,7 @@ from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch.object_stores import LocalFolder
 from imageryxr.sources.omezarr import chunks
 from imageryxr.sources.omezarr.array_metadata import layout_of
-from imageryxr.sources.omezarr.source import open_omezarr
+from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.precomputed import write_layer

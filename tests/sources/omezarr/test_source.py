@@ -33,7 +33,7 @@ from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch import buckets
 from imageryxr.sources.fetch import client as web
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.omezarr.source import open_omezarr
+from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.resolve import resolve_source
 from tests.support.omezarr import SHAPE, axes_of, level, one_level, opened, write_ome
 from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving

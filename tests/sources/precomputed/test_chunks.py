@@ -12,8 +12,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
 from imageryxr.sources.precomputed import chunks
-from imageryxr.sources.precomputed.chunks import read_box
-from imageryxr.sources.precomputed.raw_files import read_raw
+from imageryxr.sources.precomputed.chunks import read_box, read_raw
 from tests.support.precomputed import Layers, opened, write_layer
 from tests.support.source_suite import boxes_of, noise
 
