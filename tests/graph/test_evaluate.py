@@ -20,6 +20,7 @@ from imageryxr.graph.evaluate import SharedReads, boxes_around
 from imageryxr.graph.expr import ArrayLeaf, Leaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.sources.memory import MemorySource, memory_source
+from tests.support.export_jobs import cluster_of
 from tests.support.volumes import FINE, IDS, IMAGE, SEG
 
 BLOCKS = {"z": 2, "y": 13, "x": 20}
@@ -264,13 +265,11 @@ def test_a_failed_read_raises_for_all_arrays(layers, monkeypatch):
 
 @pytest.mark.slow
 def test_shared_reads_work_in_worker_processes(layers):
-    from distributed import Client, LocalCluster
-
     image, seg = (
         lazy_array(LevelLeaf(memory_source(a, a.attrs["layer_type"]), 0), ix.grid_of(a), a.attrs, "layer", BLOCKS)
         for a in (IMAGE, FINE)
     )
-    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster, Client(cluster):
+    with cluster_of(2, threads_per_worker=2):
         picture, grey, lines = dask.compute(ix.overlay(image, seg), ix.to_rgba(image), ix.outline(seg, width=3))
     np.testing.assert_array_equal(picture, ix.overlay(IMAGE, FINE))
     np.testing.assert_array_equal(grey, ix.to_rgba(IMAGE))

@@ -49,7 +49,7 @@ def stored(path, compressors, version=3, **options):
     return path
 
 
-def zeros(make, size=300 * MB):
+def zeros(make, size=128 * MB):
     """Return compressed zeros."""
     packer = make()
     piece = bytes(4 * MB)

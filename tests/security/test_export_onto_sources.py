@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import dask.array as da
@@ -29,11 +30,10 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a volume in each format, and a segmentation."""
-    folder = tmp_path / "data"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("written")
     small = {"chunks": (4, 16, 16), "levels": 2}
     ix.export(volume(GREY), f"precomputed://file://{folder}/em", **small)
     ix.export(volume(IDS, layer_type="segmentation"), f"precomputed://file://{folder}/seg", **small)
@@ -41,6 +41,12 @@ def data(tmp_path: Path) -> Path:
     for path in folder.glob("*.manifest*"):
         path.unlink()
     return folder
+
+
+@pytest.fixture
+def data(written: Path, tmp_path: Path) -> Path:
+    """Return a copy of the volumes."""
+    return Path(shutil.copytree(written, tmp_path / "data"))
 
 
 def refused(array: xr.DataArray, target: str | os.PathLike[str], folder: Path, **options: object) -> str:

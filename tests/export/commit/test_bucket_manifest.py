@@ -139,6 +139,9 @@ def test_an_export_waits_for_one_with_common_files(bucket):
 # ---------------------------------------------------------------------------------------------------------
 # suspended processes
 
+# Twelve objects: each is a request to the server of the tests.
+ZARR = {"chunks": (4, 24, 32), "levels": 1}
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
@@ -146,7 +149,7 @@ def test_an_export_waits_for_one_with_common_files(bucket):
 @pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
 def test_a_suspended_process_changes_nothing_after_another_took_over(bucket, target, replacing, other):
     """Like a laptop that is closed: the process is suspended without notice and continues later."""
-    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    options = ZARR if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
     with writing(bucket, target, seconds=0.15, dead=1.0, overwrite=replacing, **options) as process:
@@ -205,7 +208,7 @@ def asleep(*what):
 @pytest.mark.parametrize("count", [1, 6])
 def test_an_upload_of_a_suspended_process_replaces_nothing(bucket, target, replacing, other, count):
     """The process checked its lease before it was suspended, so that only the bucket's condition can refuse the upload."""
-    options = {"chunks": (2, 16, 16), "levels": 1} if "zarr" in target else {}
+    options = ZARR if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
     process = asleep(bucket.url(target), "put", "/c/" if "zarr" in target else r"\d\.tif", count, replacing, options)
@@ -263,7 +266,7 @@ def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypat
 @pytest.mark.parametrize("needle", [r"\.lock", r"\.manifest\.json"])
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 def test_a_late_lease_renewal_changes_nothing(bucket, needle, other):
-    options = {"chunks": (2, 16, 16), "levels": 1}
+    options = ZARR
     process = asleep(bucket.url("o.zarr"), "put", needle, 2, False, options)
     with writing(
         bucket, "o.zarr", seconds=0.1, dead=1.0, seed=int(other), overwrite=other, goes_on=not other, **options

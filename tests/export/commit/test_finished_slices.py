@@ -81,8 +81,13 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crew", [{"workers": 1}, {"workers": 2}, {"workers": 2, "client": "processes"}])
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize(
+    ("kind", "crew"),
+    [
+        *((kind, {"workers": workers}) for kind in TARGETS for workers in (1, 2)),
+        *((kind, {"workers": 2, "client": "processes"}) for kind in ("png", "tiff")),
+    ],
+)
 def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, crew):
     """The only region is unfinished, but some of its slices are complete."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
