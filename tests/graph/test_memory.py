@@ -86,7 +86,7 @@ BYTES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BYTES)
 def test_memory_of_a_stack_is_that_of_the_blocks_in_flight(kind):
-    short, long = grown(kind, 64, 256)
+    short, long = grown(kind, 32, 128)
     bound = 2 * BYTES[kind]
     assert long <= 1.25 * bound
     assert long <= 1.2 * short + 20e6

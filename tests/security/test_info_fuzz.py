@@ -15,6 +15,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.errors import ImageryError, SourceError
 from imageryxr.sources.resolve import resolve_source
+from tests.support import mutations
 from tests.support.source_suite import serving
 
 SHARDING = {
@@ -134,9 +135,9 @@ def test_mutated_info_files_are_arrays_or_our_errors(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.ImageryWarning")
-@pytest.mark.parametrize("first", range(1000, 11_000, 2500))  # several cores share them
-def test_ten_thousand_mutated_info_files_are_arrays_or_our_errors(tmp_path, first):
-    assert sum(fuzz(tmp_path / "layer", range(first, first + 2500)).values()) == 2500
+@pytest.mark.parametrize("first", mutations.STARTS)
+def test_many_mutated_info_files_are_arrays_or_our_errors(tmp_path, first):
+    assert sum(fuzz(tmp_path / "layer", range(first, first + mutations.PART)).values()) == mutations.PART
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", "NaN", '"a"', "[" * 100_000, '{"a":' * 50_000, "\ufeff{}", "1" * 10_000, '{"scales": ' + "9" * 5000 + "}"])  # fmt: skip

@@ -461,6 +461,7 @@ for _ in range(int(times)):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder_that_is_smaller_than_the_volume(served, tmp_path):
     values = noise((32, 64, 64), "uint64")
     write_layer(served.folder, [values], [Grid(values.shape, (8, 8, 40), (0, 0, 0))], encoding="raw", compress=False)
@@ -487,7 +488,7 @@ def test_killed_processes_leave_no_wrong_byte_in_a_shared_folder(served, tmp_pat
         return python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     running = [start() for _ in range(3)]
-    for kill in range(30):
+    for kill in range(12):
         victim = running[kill % 3]
         assert "right" in victim.stdout.readline()  # it reads and writes entries now
         time.sleep(rng.uniform(0, 0.1))

@@ -15,6 +15,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import ImageryError, SourceError
+from tests.support import mutations
 from tests.support.zarr_metadata import AXES, BYTES, SHAPE, STEPS, files_v2, files_v3, image, write
 
 JUNK = [
@@ -109,9 +110,9 @@ def test_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1000, 11_000, 2500))  # several cores share them
-def test_ten_thousand_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path, first):
-    check_mutations(tmp_path, range(first, first + 2500))
+@pytest.mark.parametrize("first", mutations.STARTS)
+def test_many_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path, first):
+    check_mutations(tmp_path, range(first, first + mutations.PART))
 
 
 @pytest.mark.parametrize("start", STARTS)
