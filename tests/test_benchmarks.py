@@ -84,6 +84,7 @@ def test_isolated_calls_report_time_and_lack_of_memory():
     assert "out of memory" in isolated.run_isolated("numpy:zeros", [1 << 45]).reason
 
 
+@pytest.mark.slow
 def test_a_line_of_the_report_has_all_columns(monkeypatch):
     text = report.table_line(kernels.Select, ())
     assert text.startswith("| select 30 of 300 ids | ")

@@ -125,11 +125,13 @@ def test_importing_imageryxr_loads_few_modules_and_no_heavy_packages():
     assert loaded & (HEAVY | {"scipy", "dask", "imageryxr.kernels"}) == set()
 
 
+@pytest.mark.slow
 def test_loading_all_public_names_imports_no_heavy_packages():
     loaded = modules_after(ALL_NAMES) - modules_after("import xarray, dask.array")
     assert loaded & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_accessors_exist_whatever_is_imported_first():
     for order in ("imageryxr, xarray", "xarray, imageryxr"):
         code = f"import {order}; xarray.DataArray([[0]]).imagery; xarray.Dataset().imagery; xarray.DataTree().imagery"
@@ -170,6 +172,7 @@ def test_an_unknown_name_is_an_attribute_error_with_a_suggestion():
     assert "module 'imageryxr' has no attribute 'opn_image'. Did you mean: 'open_image'?" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in imageryxr.__all__ if f"imageryxr.{n}" in MODULES and n != "errors"])
 def test_a_function_is_not_replaced_by_its_subpackage(name):
     code = f"import imageryxr.{name} as package, imageryxr.export.plan.planner, imageryxr as ix, sys\n"

@@ -11,6 +11,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.core.array_labels import LargeIds, list_from_attr, parse_json_attr, plain_attrs
+from tests.support.slow import slow_except
 
 ENGINES = ["h5netcdf", "netcdf4"]
 
@@ -62,7 +63,7 @@ def test_opened_link_survives_a_file(tree, tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "zarr"])
-@pytest.mark.parametrize("verb", ["view", "plane", "turned"])
+@pytest.mark.parametrize("verb", slow_except(["view", "plane", "turned"], "turned"))
 def test_view_and_plane_survive_a_file(tree, tmp_path, engine, verb):
     _, opened = tree
     if verb == "view":

@@ -12,6 +12,7 @@ import imageryxr as ix
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 from tests.conftest import no_compute, volume
 from tests.support.annotation_oracle import assert_like_oracle, draw_oracle, picture, random_points
+from tests.support.slow import slow_except
 
 RNG = np.random.default_rng(20)
 MARKERS = ["circle", "ring", "cross", "x", "square", "triangle"]
@@ -19,7 +20,7 @@ MARKERS = ["circle", "ring", "cross", "x", "square", "triangle"]
 
 @pytest.mark.parametrize("marker", MARKERS)
 @pytest.mark.parametrize(("unit", "size"), [("px", 9.0), ("nm", 100.0)])
-@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("axis", slow_except("zyx", "z"))
 def test_markers_cover_the_pixels_of_a_slow_drawing(marker, unit, size, axis):
     shape = {"z": (2, 30, 34), "y": (30, 2, 34), "x": (30, 34, 2)}[axis]
     rgba = picture(shape, (8, 10, 12))
@@ -30,7 +31,7 @@ def test_markers_cover_the_pixels_of_a_slow_drawing(marker, unit, size, axis):
     assert_like_oracle(drawn, oracle)
 
 
-@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("axis", slow_except("zyx", "z"))
 @pytest.mark.parametrize("depth", [None, 90.0])
 @pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
 def test_sections_cover_the_pixels_of_a_slow_drawing(kind, depth, axis):
@@ -47,7 +48,7 @@ def test_sections_cover_the_pixels_of_a_slow_drawing(kind, depth, axis):
 
 
 @pytest.mark.parametrize("kind", ["point", "line", "box", "ellipsoid"])
-@pytest.mark.parametrize("depth", [None, 60.0])
+@pytest.mark.parametrize("depth", slow_except([None, 60.0], 60.0))
 def test_on_an_oblique_plane_distances_are_those_to_the_plane(kind, depth):
     image = volume(RNG.integers(0, 255, (20, 60, 60), np.uint8), (8, 8, 40), (5, -9, 2))
     cut = ix.plane(image, (35, 20, 12), (28, 26, 3), normal=(1, -0.4, 0.7), resolution=(8, 8, 40), nm_per_pixel=9)
@@ -86,7 +87,7 @@ def test_a_point_at_a_voxel_position_lies_at_the_lower_corner_of_the_voxel_as_in
 
 
 @pytest.mark.parametrize("offset", [0, -7, 123_456, 2**31])
-@pytest.mark.parametrize("resolution", [4.04, 8, 40, 1e-3])
+@pytest.mark.parametrize("resolution", slow_except([4.04, 8, 40, 1e-3], 4.04))
 def test_a_point_on_a_border_of_slices_or_blocks_is_drawn_once(offset, resolution):
     rgba = picture((6, 12, 12), (resolution, resolution, resolution), (0, 0, offset), chunks=(2, 4, 4))
     places = [[6, 6, offset + z] for z in range(6)]
@@ -106,7 +107,7 @@ TABLES = {
 
 
 @pytest.mark.filterwarnings("ignore:.*labels of slice")
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", slow_except(TABLES, "point"))
 @pytest.mark.parametrize(
     "options", [{}, {"depth": 70, "fade": True}, {"edgecolor": "black", "alpha": 0.5, "fill": 0.3}]
 )

@@ -22,6 +22,7 @@ from imageryxr.core.colors.ids import neuroglancer_colors
 from imageryxr.core.colors.ids import splitmix64 as splitmix64_array
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 from tests.support.color_rows import find_rows
+from tests.support.slow import slow_except
 
 BIG = 864691135617152361
 TOP = 2**64 - 1
@@ -573,7 +574,9 @@ def test_lab_agrees_with_scikit_image():
     np.testing.assert_allclose(rgb_to_lab(rgb), rgb2lab(rgb[None])[0], atol=0.02)
 
 
-@pytest.mark.parametrize("name", ["stable", "neuroglancer", "glasbey", "husl", "tab20", "colorblind"])
+@pytest.mark.parametrize(
+    "name", slow_except(["stable", "neuroglancer", "glasbey", "husl", "tab20", "colorblind"], "stable")
+)
 def test_distinct_palettes_give_touching_ids_different_colours(name, sample):
     import imageryxr as ix
     from imageryxr.core.colors.distinct import find_contacts

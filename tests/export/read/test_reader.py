@@ -100,6 +100,7 @@ def test_reading_in_parts_equals_reading_at_once(sample, small, monkeypatch, par
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ids", "rgba"])
 def test_results_of_an_export_are_not_overwritten(sample, small, kind):
     seg = ix.open_segmentation(sample.segmentation, mip=1).isel(z=slice(0, 32))
@@ -113,6 +114,7 @@ def test_results_of_an_export_are_not_overwritten(sample, small, kind):
     assert BUFFERS._held == []
 
 
+@pytest.mark.slow
 def test_coarser_levels_work_beside_reused_buffers(sample, small, tmp_path, monkeypatch):
     finest, coarser = list[int](), list[int]()
     empty, derive = Buffers.empty, OmeZarr.derive

@@ -117,6 +117,7 @@ def test_every_voxel_is_written_and_each_chunk_read_once(tmp_path, case, target)
     np.testing.assert_array_equal(planes(target, tmp_path / "a", "zyx".index(axis)), array.compute().values)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_outlines_across_slices_read_a_halo(tmp_path):
     array = drawn((20, 192, 448), chunks=(8, 64, 32))
@@ -218,6 +219,7 @@ class Weighing(Counting):
         return super().read(mip, box)
 
 
+@pytest.mark.slow
 def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch):
     # each slice needs two source slices, the last one of a chunk one of the next chunk, which each region reads again
     scratch = tmp_path / "scratch"

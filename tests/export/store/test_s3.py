@@ -20,6 +20,7 @@ import imageryxr as ix
 from tests.support.export_jobs import TARGETS, digest, file_digest, picture, run
 from tests.support.processes import python
 from tests.support.s3_server import SECRET
+from tests.support.slow import slow_except
 from tests.support.volumes import FINE
 
 # Few objects, because each request takes the server milliseconds.
@@ -38,7 +39,7 @@ def put(kind, bucket, **kwargs):
     return ix.export(kwargs.pop("array", picture()), address, **{"workers": 2, **options, **kwargs})
 
 
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("kind", slow_except(TARGETS, "omezarr", "png"))
 def test_objects_equal_the_files_of_a_local_export(bucket, tmp_path, kind):
     report = put(kind, bucket)
     assert report.complete
@@ -103,7 +104,7 @@ def test_a_replaced_result_is_read_anew(bucket):
         np.testing.assert_array_equal(ix.open_segmentation(store).values, array.values)
 
 
-@pytest.mark.parametrize("kind", ["omezarr", "precomputed", "png", "tiff"])
+@pytest.mark.parametrize("kind", slow_except(["omezarr", "precomputed", "png", "tiff"], "png"))
 def test_the_previous_result_stays_until_the_new_one_is_complete(bucket, kind):
     put(kind, bucket)
     before = bucket.contents()

@@ -11,6 +11,7 @@ from PIL import Image
 
 import imageryxr as ix
 from tests.conftest import volume
+from tests.support.slow import slow_except
 
 NARROW = [shape for shape in product((1, 2, 5), (1, 7), (1, 2, 4)) if 1 in shape]
 FILES = {
@@ -33,7 +34,7 @@ def array_of(shape, kind):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_except(KINDS, "uint16"))
 def test_narrow_slices(tmp_path, kind, file):
     name, options = FILES[file]
     if kind == "uint64" and "ome" in name:

@@ -25,6 +25,7 @@ from imageryxr.sources.fetch import attempt
 from imageryxr.sources.resolve import resolve_source
 from tests.support.cave import BOX, HASTY, NOW, PART, utc
 from tests.support.cave_server import MERGE, SPLIT, TOKEN, stall_forever
+from tests.support.slow import slow_except
 
 
 def source_of(cave, when=NOW):
@@ -167,6 +168,7 @@ def test_distributed_workers_read_the_truth(cave):
     np.testing.assert_array_equal(drawn.values, picture.compute(scheduler="synchronous").values)
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_is_raised_by_the_caller(cave):
     from distributed import Client, LocalCluster
 
@@ -229,7 +231,7 @@ SCRIPT = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-@pytest.mark.parametrize("mode", ["lazily", "threads", "synchronous", "overlay"])
+@pytest.mark.parametrize("mode", slow_except(["lazily", "threads", "synchronous", "overlay"], "threads"))
 def test_ctrl_c_interrupts_a_read_at_once(cave, mode):
     # Every chunk takes ten minutes: whatever is waited for until then is waited for too long.
     fault = cave.fault("/data/../10_10_10", "delay", seconds=600)
