@@ -18,7 +18,7 @@ import xarray as xr
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, SNAP, Triple
 from imageryxr.core.grid import Grid, check_same_grid
-from imageryxr.errors import GridMismatchError
+from imageryxr.errors import GridMismatchError, LayerError
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.to_dask import check_query_planning
@@ -37,6 +37,13 @@ _R = TypeVar("_R")
 def has_cutouts(obj: Any) -> bool:
     """Return whether an array or a Dataset has the dim ``cutout``."""
     return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
+
+
+def first_cutout(array: xr.DataArray) -> xr.DataArray:
+    """Return the first cutout of an array; raise `LayerError` if the array has none."""
+    if not array.sizes[CUTOUT]:
+        raise LayerError(f"the array {array.name!r} has no cutouts; select at least one")
+    return array.isel({CUTOUT: 0}, drop=True)
 
 
 def contains_cutouts(value: Any) -> bool:
@@ -168,7 +175,7 @@ class Places:
         if centers is None:
             return None
         phase = _phase_of(array.attrs) if phases else None
-        return cls(centers, grid_of(array.isel({CUTOUT: 0})).resolution, phase)
+        return cls(centers, grid_of(first_cutout(array)).resolution, phase)
 
     def differ_from(self, other: Places) -> npt.NDArray[np.intp]:
         """Return the numbers of the cutouts whose voxels lie elsewhere than those of another array."""

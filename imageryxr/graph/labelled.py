@@ -73,6 +73,27 @@ class Volume:
         return self.grid.box
 
 
+def check_array(given: Any) -> None:
+    """Raise `LayerError` unless an argument is a DataArray."""
+    if isinstance(given, xr.Dataset):
+        names = list(map(str, given.data_vars))
+        raise LayerError(
+            f"a Dataset with the variables {names} was given, but one array is needed; give one variable, such as "
+            f"ds[{names[0] if names else 'image'!r}]"
+        )
+    if isinstance(given, xr.DataTree):
+        layers = [f"tree[{node.path!r}][{str(name)!r}]" for node in given.subtree for name in node.data_vars]
+        raise LayerError(
+            f"a DataTree was given, but one array is needed; give one of its layers, such as "
+            f"{layers[0] if layers else 'tree[…].image'}"
+        )
+    if not isinstance(given, xr.DataArray):
+        raise LayerError(
+            f"an array of type {type(given).__name__} has no coordinates; give an xarray.DataArray from ",
+            f"imageryxr.open_image or open_segmentation, or {COORDS_ADVICE}",
+        )
+
+
 def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     """Return the expression, grid and labels of an array; computes nothing.
 
@@ -91,24 +112,7 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
         If dask's query planning is on.
     """
     check_query_planning()
-    given: Any = array
-    if isinstance(given, xr.Dataset):
-        names = list(map(str, given.data_vars))
-        raise LayerError(
-            f"a Dataset with the variables {names} was given, but one array is needed; give one variable, such as "
-            f"ds[{names[0] if names else 'image'!r}]"
-        )
-    if isinstance(given, xr.DataTree):
-        layers = [f"tree[{node.path!r}][{str(name)!r}]" for node in given.subtree for name in node.data_vars]
-        raise LayerError(
-            f"a DataTree was given, but one array is needed; give one of its layers, such as "
-            f"{layers[0] if layers else 'tree[…].image'}"
-        )
-    if not isinstance(array, xr.DataArray):
-        raise LayerError(
-            f"an array of type {type(array).__name__} has no coordinates; give an xarray.DataArray from ",
-            f"imageryxr.open_image or open_segmentation, or {COORDS_ADVICE}",
-        )
+    check_array(array)
     dropped = tuple(d for d in DIMS if d not in array.dims and d in array.coords)
     extra = [str(d) for d in array.dims if d not in (*DIMS, *tail)]
     absent = [d for d in (*DIMS, *tail) if d not in (*array.dims, *dropped)]

@@ -11,7 +11,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, map_cutouts
+from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, first_cutout, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.measure.groups import PairSums
@@ -36,8 +36,7 @@ def measure_cutouts(
     segmentation, ids = selected, shared
     arrays = _check_arrays(segmentation, image)
     firsts = first_voxels(arrays[0])
-    ones = [array.isel({CUTOUT: 0}, drop=True) for array in arrays]
-    volumes, task, requested = prepare_measurement(*ones, ids=ids, percentiles=percentiles)
+    volumes, task, requested = prepare_measurement(*map(first_cutout, arrays), ids=ids, percentiles=percentiles)
     box = volumes[0].box
     run = partial(_sum_cutouts, task=task, box=box)
     if any(is_dask(a) or is_lazy(a) for a in arrays):
@@ -77,8 +76,6 @@ def _check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> lis
                 f"{array.name!r} has dims {array.dims}, and the other array has the dim 'cutout'; cut both out around "
                 "the same centres: ix.cutouts(ix.align(image, segmentation), …)"
             )
-    if not segmentation.sizes[CUTOUT]:
-        raise LayerError("the segmentation has no cutouts; select at least one")
     found = [array.transpose(CUTOUT, *DIMS) for array in arrays]
     if len(found) == 2:
         check_same_cutouts(found[0], found[1], "the segmentation and the image")

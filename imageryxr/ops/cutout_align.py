@@ -16,7 +16,14 @@ from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, Index3, Triple
 from imageryxr.core.grid import Grid
 from imageryxr.errors import LayerError, OptionError
-from imageryxr.graph.cutout_arrays import PHASE, centers_of, central_voxels, check_same_cutouts, map_cutouts
+from imageryxr.graph.cutout_arrays import (
+    PHASE,
+    centers_of,
+    central_voxels,
+    check_same_cutouts,
+    first_cutout,
+    map_cutouts,
+)
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import attrs_on_grid, is_dask, is_lazy
 
@@ -94,7 +101,7 @@ class _Placement:
                 f"the cutouts {array.name!r} lack the coordinates 'center_x', 'center_y' and 'center_z', which "
                 "ix.cutouts sets"
             )
-        grid = grid_of(array.isel({CUTOUT: 0}))
+        grid = grid_of(first_cutout(array))
         # The middle of the voxel that contains the centre has the offset 0.
         starts = [round(float(own.offset) + 0.5) for own in grid.axes]
         return cls(grid, central_voxels(centers, grid.resolution) + np.array(starts) + _phase(array)[::-1])

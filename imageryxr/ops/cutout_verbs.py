@@ -30,6 +30,7 @@ from imageryxr.graph.cutout_arrays import (
     check_same_cutouts,
     check_same_places,
     contains_cutouts,
+    first_cutout,
     map_cutouts,
     route_cutouts,
 )
@@ -132,8 +133,7 @@ class _Labels:
     @classmethod
     def of(cls, array: xr.DataArray) -> _Labels:
         """Return the labels of an array of cutouts."""
-        one = array.isel({CUTOUT: 0})
-        return cls(grid_of(one), dict(array.attrs), array.name, tuple(map(str, array.dims[4:])))
+        return cls(grid_of(first_cutout(array)), dict(array.attrs), array.name, tuple(map(str, array.dims[4:])))
 
     def label(self, values: Array) -> xr.DataArray:
         """Return values (z, y, x) with these labels; there may be more slices than in one cutout."""

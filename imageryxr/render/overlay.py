@@ -319,6 +319,8 @@ def grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volu
         raise LayerError(f"{image.name!r} is a segmentation, not an image; overlay takes (image, segmentation)")
     if dtype == np.bool_:
         raise LayerError(f"{image.name!r} is a mask (dtype bool); convert it: mask.astype('uint8') * 255")
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        raise LayerError(f"the image {image.name!r} has dtype {dtype}, which cannot be shown as grey values")
     limits = volume.attrs.get(CONTRAST_LIMITS) if limits is None else limits
     if limits is None and dtype == np.uint8:
         return volume
@@ -330,8 +332,6 @@ def grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volu
             param("contrast_limits", (0, 4095)),
             Wording(", or set them in its attrs", ""),
         )
-    if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise LayerError(f"the image {image.name!r} has dtype {dtype}, which cannot be shown as grey values")
     low, high = check_pair("contrast_limits", limits, "two different finite numbers (low, high), e.g. (60, 200)")
     return replace(volume, expr=Mapped(volume.expr, partial(_apply_contrast, low=low, high=high), "uint8"))
 

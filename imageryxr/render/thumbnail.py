@@ -18,6 +18,7 @@ from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_pair, check_whole
 from imageryxr.errors import ImageryError, LayerError
+from imageryxr.graph.labelled import check_array
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.multiscale import coarsest_level_for, levels_of
 from imageryxr.ops.tree import dimensions_of, layers_of, position_of, regrid_layer
@@ -67,6 +68,7 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
     True
     """
     low, high = _check_percentiles(percentiles)
+    check_array(image)
     if layer_type_of(image) == "segmentation":
         raise LayerError(f"{image.name!r} is a segmentation, and percentiles of ids are meaningless; give the image")
     values = _sample_values(image)

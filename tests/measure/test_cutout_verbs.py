@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.errors import GridMismatchError, OptionError, SegmentError
+from imageryxr.errors import GridMismatchError, LayerError, OptionError, SegmentError
 from tests.conftest import volume
 from tests.support import counted_source
 from tests.support.volumes import as_source
@@ -161,6 +161,24 @@ def test_wrong_arguments_are_errors():
         ix.overlay(ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors=["red"])
     with pytest.raises(OptionError, match="rest_alpha cannot be combined"):
         ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id, rest_alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ds: ix.to_rgba(ds.image),
+        lambda ds: ix.overlay(ds.image, ds.segmentation),
+        lambda ds: ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id),
+        lambda ds: ix.select_ids(ds.segmentation, ds.pre_id),
+        lambda ds: ix.measure(ds.segmentation, ids=ds.pre_id),
+        lambda ds: ix.align(ds.image, ds.segmentation),
+        lambda ds: ix.annotate(ds.image.expand_dims(rgba=list("rgba"), axis=-1), [(1, 2, 3)]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["dask", "in memory"])
+def test_an_empty_selection_of_cutouts_is_an_error(kind, call):
+    with pytest.raises(LayerError, match="has no cutouts; select at least one"):
+        call(boxes(kind).isel(cutout=[]))
 
 
 LAYERS = {

@@ -128,6 +128,14 @@ def test_contrast_limits_outside_all_values_warn():
         ix.to_rgba(IMAGE, contrast_limits=(1000, 4000))
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "datetime64[s]", "object", "str"])
+def test_values_that_are_not_grey_values_are_an_error_with_or_without_contrast_limits(dtype):
+    image = IMAGE.astype(dtype)
+    for limits in (None, (0, 255)):
+        with pytest.raises(ix.errors.LayerError, match="cannot be shown as grey values"):
+            ix.to_rgba(image, contrast_limits=limits)
+
+
 # --- order of layers ---------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,9 @@ def test_contrast_limits_are_percentiles_of_the_coarsest_level(sample, reads):
     for bad in ((99, 1), (1,), "ab", (-1, 50)):
         with pytest.raises(ix.errors.OptionError, match="percentiles"):
             ix.contrast_limits(em, bad)
+    for wrong in (None, "em", np.ones((2, 3, 4)), ix.align(em, seg)):
+        with pytest.raises(ix.errors.LayerError, match="give an xarray.DataArray|give one variable"):
+            ix.contrast_limits(wrong)
     with pytest.raises(ix.errors.LayerError, match="0 everywhere"):
         ix.contrast_limits(IMAGE * 0)
     flat = volume(np.full((1, 4, 4), 7.0, np.float32), layer_type="image")
