@@ -66,8 +66,8 @@ def _opening_advice(called: str, lines: Callable[[Path], tuple[str, str, str]], 
     install = f"pip install {package}, then " if package and find_spec(imports.split(",")[0]) is None else ""
     modules = f", {imports}" if imports else ""
     return (
-        f"is {called}, an unsupported format. To open it as a lazy DataArray on a Grid, {install}run, with the voxel size "
-        f"(x, y, z nm) in place of (8, 8, 40): {_HEAD}{modules}; values = {opened}; {_TAIL}"
+        f"is {called}, an unsupported format. To open it as a lazy DataArray on a Grid, {install}run, with the voxel "
+        f"size (x, y, z nm) in place of (8, 8, 40): {_HEAD}{modules}; values = {opened}; {_TAIL}"
     )
 
 
