@@ -71,7 +71,7 @@ class Request:
     """A request, as the parameters of `client.send_request`."""
 
     method: str
-    url: str
+    url: WebURL
     connection: Connection
     body: bytes | None
     headers: dict[str, str]
@@ -87,7 +87,7 @@ class Request:
 
 def send_following_redirects(request: Request) -> Reply:
     """Return the response to a request, of any status, without retries."""
-    url, credential, method = parse_web_url(request.url), request.credential, request.method
+    url, credential, method = request.url, request.credential, request.method
     name = _file_name(url)
     limits = RequestLimits(request.connection.timeout, request.stop)
     access = request.connection.access
@@ -96,7 +96,7 @@ def send_following_redirects(request: Request) -> Reply:
         headers = request.headers if header is None else {**request.headers, "Authorization": SecretText(header)}
         request.secret = SecretText((header or request.secret).rpartition(" ")[2])
         reply, is_public = _send_once(request, url, headers, limits, local=access.allow_local)
-        if _file_name(url) != name:
+        if url is not request.url and _file_name(url) != name:
             reply = reply._replace(redirected_to=url.public)
         target = _redirect_target(url, reply) if request.follow else None
         if target is None:
@@ -117,8 +117,8 @@ def send_following_redirects(request: Request) -> Reply:
 
 def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
     """Return the target of a redirect, or None if the response is no redirect to a web address."""
-    place = reply.headers.get("location", "")
-    if not reply.is_redirect or not place:
+    place = reply.headers.get("location", "") if reply.is_redirect else ""
+    if not place:
         return None
     # Python decodes headers as Latin-1, but servers send UTF-8.
     place = quote(place.encode("latin-1", "replace"), safe="".join(map(chr, range(33, 127))))

@@ -41,7 +41,7 @@ class RequestBudget:
     """The running requests to one service, and how many it accepts."""
 
     def __init__(self) -> None:
-        self._free = threading.Condition()
+        self._free = threading.Condition(threading.Lock())
         self._running: list[threading.Event] = []
         self._accepted = float("inf")
         self._halved_at = 0.0
@@ -50,24 +50,25 @@ class RequestBudget:
         """Return the number of requests that may run at once; it is less than ``most`` after throttling."""
         return max(1, int(min(most, self._accepted)))
 
-    @contextmanager
-    def slot(self, most: int, stop: threading.Event, host: str) -> Iterator[None]:
-        """Wait until fewer requests run than the limit, and count one more."""
+    def acquire(self, most: int, stop: threading.Event, host: str) -> None:
+        """Wait until fewer requests run than the limit, and count one more; `stop` cancels it."""
         with self._free:
             while len(self._running) >= self.limit(most) and self._busy >= self.limit(most):
                 if stop.is_set():
                     raise StoppedError(f"{host}: stopped")
                 self._free.wait(POLL_SECONDS)
             self._running.append(stop)
-        try:
-            yield
-        finally:
-            with self._free:
-                self._running.remove(stop)
-                self._free.notify()
+
+    def release(self, stop: threading.Event) -> None:
+        """Count one request less."""
+        with self._free:
+            self._running.remove(stop)
+            self._free.notify()
 
     def record(self, status: int, most: int, began: float) -> None:
         """Adapt the limit to the status of a response whose request began at a monotonic time."""
+        if status not in THROTTLED and self._accepted >= most:
+            return
         with self._free:
             if status in THROTTLED:
                 # The requests that were in flight together with a throttled one are throttled for the same reason.
@@ -103,12 +104,15 @@ class RequestBudgets:
     def of(self, service: str) -> RequestBudget:
         """Return the budget of a service; those that were not used for a long time are dropped."""
         with self._lock:
-            found = self._services.setdefault(service, RequestBudget())
+            found = self._services.get(service)
+            if found is None:
+                found = self._services[service] = RequestBudget()
             self._services.move_to_end(service)
-            extra = max(0, len(self._services) - MOST_SERVICES)
-            idle = (name for name, kept in self._services.items() if kept is not found and not kept.is_running)
-            for name in list(islice(idle, extra)):
-                del self._services[name]
+            extra = len(self._services) - MOST_SERVICES
+            if extra > 0:
+                idle = (name for name, kept in self._services.items() if kept is not found and not kept.is_running)
+                for name in list(islice(idle, extra)):
+                    del self._services[name]
             return found
 
     @contextmanager
@@ -118,8 +122,15 @@ class RequestBudgets:
         """Wait until fewer requests run than the limits of the service and of the process, and count one more."""
         budget = self.of(service)
         whole = LINK_REQUESTS if from_link else PROCESS_REQUESTS
-        with budget.slot(most, stop, host), self._whole.slot(whole, stop, host):
-            yield budget
+        budget.acquire(most, stop, host)
+        try:
+            self._whole.acquire(whole, stop, host)
+            try:
+                yield budget
+            finally:
+                self._whole.release(stop)
+        finally:
+            budget.release(stop)
 
 
 class ByteBudget:

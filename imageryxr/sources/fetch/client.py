@@ -7,7 +7,6 @@ returns at once even if a server does not answer.
 
 from __future__ import annotations
 
-import http.client
 import logging
 import random
 import socket
@@ -64,8 +63,10 @@ def send_request(
     states it. Default: 8 for CAVE's servers, 64 for others.
     """
     stop = stop or threading.Event()
-    width = connection.concurrency or width or default_width(parse_web_url(url))
-    request = Request(method, url, connection, body, dict(headers or {}), credential, stop, follow, limit, part, width)
+    address = parse_web_url(url)
+    width = connection.concurrency or width or default_width(address)
+    sent = dict(headers or {})
+    request = Request(method, address, connection, body, sent, credential, stop, follow, limit, part, width)
     problem = ""
     for attempt in range(connection.retries + 1):
         pause = 0.0
@@ -84,7 +85,7 @@ def send_request(
                 return reply
             pause = _retry_after(reply)
         except StoppedError:
-            raise StoppedError(f"{_public_url(url)}: stopped") from None
+            raise StoppedError(f"{address.public}: stopped") from None
         except AuthError:
             raise  # a credential could not be made: no request was sent
         except Exception as error:
@@ -94,12 +95,12 @@ def send_request(
         if attempt < connection.retries:
             pause = max(pause, connection.backoff * 2**attempt * random.uniform(0.75, 1.25))
             pause = min(pause, LONGEST_WAIT)
-            again = (_public_url(url), problem, pause, attempt + 2, connection.retries + 1)
+            again = (address.public, problem, pause, attempt + 2, connection.retries + 1)
             _log.info("%s: %s; retrying in %.1f s, attempt %d of %d", *again)
             if stop.wait(pause):
-                raise StoppedError(f"{_public_url(url)}: stopped")
+                raise StoppedError(f"{address.public}: stopped")
     attempts = f" after {attempt + 1} attempts" if attempt else ""
-    raise ServerError(f"the request to {_public_url(url)} failed{attempts}: {problem}")
+    raise ServerError(f"the request to {address.public} failed{attempts}: {problem}")
 
 
 def default_width(url: WebURL) -> int:
@@ -121,7 +122,7 @@ def _is_retryable(error: Exception) -> bool:
         return False
     if isinstance(error, ssl.SSLError):
         return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
-    return isinstance(error, OSError | http.client.HTTPException)
+    return isinstance(error, OSError)
 
 
 def _error_message(error: Exception) -> str:
@@ -158,7 +159,3 @@ def server_message(reply: Reply, secret: str = "") -> str:
 
 def _hide_secret(text: str, secret: str) -> str:
     return text.replace(secret, "<token>") if secret else text
-
-
-def _public_url(url: str) -> str:
-    return parse_web_url(url).public

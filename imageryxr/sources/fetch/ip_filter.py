@@ -67,6 +67,15 @@ def _is_public_6(address: IPv6Address) -> bool:
     return not any(address in network for network in _CLOSED_6)
 
 
+def is_numeric(host: str) -> bool:
+    """Return whether a host is an IP address, which needs no name resolution."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def check_candidates(host: str, found: list[Candidate]) -> None:
     """Raise unless every address of a host is public.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import secrets
 import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +37,7 @@ from imageryxr.sources.fetch.validators import validator_of
 
 # Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
 SAFE = "/!$&'()*+,;=:@-._~"
+_PLAIN_KEY = re.compile("[A-Za-z0-9/._-]*")
 _SUFFIXES = {"": "", ".gz": "gzip", ".br": "br", ".zstd": "zstd"}
 _SALT = secrets.token_bytes(16)
 _CLOUD_FILES_WIDTH = 20
@@ -85,13 +87,13 @@ class WebFolder:
         secret = hashlib.blake2b((header or "").encode(), key=_SALT).hexdigest()
         return (self.folder, secret, access.allow_local, access.from_link, self.version)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Number of simultaneous requests."""
         is_service = self.is_service or _is_service(self.folder)
         return self.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
 
-    @property
+    @cached_property
     def disk_place(self) -> DiskPlace | None:
         """Where the objects are cached on a disk; see `ObjectStore`."""
         address, access = parse_web_url(self.folder), self.connection.access
@@ -107,7 +109,7 @@ class WebFolder:
         condition = {} if known is None or known.validator is None else known.validator.headers
         reply = send_request(
             "GET",
-            f"{self.folder}/{quote(key, safe=SAFE)}",
+            f"{self.folder}/{key if _PLAIN_KEY.fullmatch(key) else quote(key, safe=SAFE)}",
             self.connection,
             headers={
                 "Accept-Encoding": "identity" if part is not None else self.encodings,
@@ -132,7 +134,9 @@ class WebFolder:
         if reply.status not in (200, 206):
             raise ServerError(f"HTTP {reply.status} for {key}")
         encoding = "" if part is not None else reply.headers.get("content-encoding", "")
-        validator = validator_of(reply.headers, is_part=part is not None, is_public=self.credential is None)
+        is_part, is_public = part is not None, self.credential is None
+        is_kept = self.disk_place is not None
+        validator = validator_of(reply.headers, is_part=is_part, is_public=is_public) if is_kept else None
         return Stored(reply.body, encoding, stamp_of(reply.headers), validator)
 
 
@@ -225,7 +229,10 @@ def _cloud_files(url: str, pid: int) -> Any:
 
 def checksum_problem(reply: Reply) -> str:
     """Return the problem of a body that differs from the MD5 in its headers, which Google's servers send."""
-    sums = dict(part.strip().split("=", 1) for part in reply.headers.get("x-goog-hash", "").split(",") if "=" in part)
+    hashes = reply.headers.get("x-goog-hash")
+    if not hashes:
+        return ""
+    sums = dict(part.strip().split("=", 1) for part in hashes.split(",") if "=" in part)
     if reply.status != 200 or "md5" not in sums or not _is_body_as_stored(reply.headers):
         return ""
     found = base64.b64encode(hashlib.md5(reply.body, usedforsecurity=False).digest()).decode()

@@ -1,36 +1,35 @@
 """Sockets with a deadline and a byte limit that connect only to checked addresses.
 
 Python's own timeout restarts with every received byte, so a server that sends single bytes could block a request
-forever. Here each system call waits for a short time only. After it, the remaining time, the stop event and the number
-of received bytes are checked, also during a TLS handshake.
+forever. Here no system call waits longer than a short time. Before each, the remaining time and the stop event are
+checked, and after it the number of received bytes, also during a TLS handshake.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import queue
 import select
 import selectors
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
+from imageryxr.core.fork import run_after_fork
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch import ip_filter
-
-Result = TypeVar("Result")
 
 # Interval at which a waiting thread checks its stop event.
 POLL_SECONDS = 0.2
 # Longest duration of a response as a multiple of the timeout, and the bytes per second that extend the timeout.
 PATIENCE, RATE = 5, 16_384
+_NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1))
 
 closing = threading.Event()
@@ -87,52 +86,63 @@ class RequestLimits:
 
 
 class _LimitedSocket:
-    """A socket whose calls end at the deadline of its limits."""
+    """A socket that does not block, whose calls wait until the deadline of its limits."""
 
     limits: RequestLimits
+    _is_idle = True
+    """Whether nothing was received since the last request was sent: then the first call would not succeed."""
 
-    def _retry_until_deadline(self: Any, call: Callable[[], Result]) -> Result:
+    def recv(self: Any, size: int, flags: int = 0) -> bytes:
+        seconds = self.limits.wait_seconds()
+        if self._is_idle:
+            self._is_idle = False
+            wait_until_ready(self, seconds)
         while True:
-            seconds = self.limits.wait_seconds()
-            if seconds != self.gettimeout():  # setting it is a system call
-                self.settimeout(seconds)
             try:
-                return call()
-            except TimeoutError:
-                continue  # `wait_seconds` raises after the deadline
+                found: bytes = super().recv(size, flags)  # type: ignore[misc]
+            except _NOT_READY as error:
+                self._wait(error, is_write=False)
+            else:
+                self.limits.note(len(found))
+                return found
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count: int = self._retry_until_deadline(partial(super().recv_into, buffer, nbytes, flags))  # type: ignore[misc]
-        self.limits.note(count)
-        return count
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        found: bytes = self._retry_until_deadline(partial(super().recv, size, flags))  # type: ignore[misc]
-        self.limits.note(len(found))
-        return found
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
+    def sendall(self: Any, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
+        self._is_idle = True
         while view:
-            view = view[self._retry_until_deadline(partial(super().send, view, flags)) :]  # type: ignore[misc]
+            self.limits.wait_seconds()
+            try:
+                view = view[super().send(view, flags) :]  # type: ignore[misc]
+            except _NOT_READY as error:
+                self._wait(error, is_write=True)
+
+    def _wait(self: Any, error: Exception, *, is_write: bool) -> None:
+        # TLS may have to send before it can receive, and the reverse.
+        if isinstance(error, ssl.SSLError):
+            is_write = isinstance(error, ssl.SSLWantWriteError)
+        wait_until_ready(self, self.limits.wait_seconds(), is_write=is_write)
 
 
 class _Socket(_LimitedSocket, socket.socket):
     def connect_within_limits(self, address: tuple[Any, ...]) -> None:
         self.setblocking(False)
         code = self.connect_ex(address)
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self, selectors.EVENT_WRITE)
-            while code in _IN_PROGRESS:
-                if waiting.select(self.limits.wait_seconds()):
-                    code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        while code in _IN_PROGRESS:
+            if wait_until_ready(self, self.limits.wait_seconds(), is_write=True):
+                code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
 
 
 class _TLSSocket(_LimitedSocket, ssl.SSLSocket):  # type: ignore[misc]
     def do_handshake(self, block: bool = False) -> None:
-        self._retry_until_deadline(super().do_handshake)
+        while True:
+            try:
+                super().do_handshake()
+            except _NOT_READY as error:
+                self._wait(error, is_write=False)
+            else:
+                return
 
 
 def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
@@ -157,26 +167,54 @@ def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
     raise problem
 
 
+class _Lookups:
+    """The names that are being resolved; all connections that need a name wait for one lookup."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: dict[tuple[str, int], Future[list[ip_filter.Candidate]]] = {}
+
+
+_lookups = _Lookups()
+
+
+@run_after_fork
+def _reset_after_fork() -> None:
+    global _lookups
+    _lookups = _Lookups()  # the child does not have the threads that look up
+
+
 def resolve(host: str, port: int, limits: RequestLimits) -> list[ip_filter.Candidate]:
     """Return the addresses of a host within the limits of a request."""
-    # The system's resolver has no deadline, and the owner of a domain can delay it.
-    done: queue.SimpleQueue[list[ip_filter.Candidate] | BaseException] = queue.SimpleQueue()
+    if ip_filter.is_numeric(host):
+        return ip_filter.resolve(host, port)
+    lookups = _lookups
+    with lookups.lock:
+        found = lookups.running.get((host, port))
+        if found is None:
+            found = lookups.running[host, port] = Future()
+            # The system's resolver has no deadline, and the owner of a domain can delay it.
+            work, name = partial(_look_up, lookups, found, host, port), "imageryxr-resolve"
+            threading.Thread(target=work, daemon=True, name=name).start()
+    while not found.done():
+        wait([found], limits.wait_seconds())
+    return found.result()
 
-    def work() -> None:
-        try:
-            done.put(ip_filter.resolve(host, port))
-        except BaseException as error:
-            done.put(error)
 
-    threading.Thread(target=work, daemon=True, name="imageryxr-resolve").start()
-    while True:
-        try:
-            found = done.get(timeout=limits.wait_seconds())
-        except queue.Empty:
-            continue
-        if isinstance(found, BaseException):
-            raise found
-        return found
+def _look_up(lookups: _Lookups, found: Future[list[ip_filter.Candidate]], host: str, port: int) -> None:
+    outcome: Future[list[ip_filter.Candidate]] = Future()
+    try:
+        outcome.set_result(ip_filter.resolve(host, port))
+    except BaseException as error:
+        outcome.set_exception(error)
+    # A later connection resolves the name again, so that it never uses an address that is out of date.
+    with lookups.lock:
+        del lookups.running[host, port]
+    problem = outcome.exception()
+    if problem is not None:
+        found.set_exception(problem)
+    else:
+        found.set_result(outcome.result())
 
 
 def secure(sock: Any, host: str, limits: RequestLimits) -> Any:
@@ -224,10 +262,15 @@ def is_idle(sock: Any) -> bool:
     """Return whether an idle connection is open and has no unread bytes."""
     if sock is None or sock.fileno() < 0:
         return False
+    return not wait_until_ready(sock, 0)
+
+
+def wait_until_ready(sock: Any, seconds: float, *, is_write: bool = False) -> bool:
+    """Wait for a number of seconds, and return whether a socket can be read, or written."""
     if hasattr(select, "poll"):  # a selector makes four system calls instead of one
         waiting = select.poll()
-        waiting.register(sock.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-        return not waiting.poll(0)
+        waiting.register(sock.fileno(), select.POLLOUT if is_write else select.POLLIN)  # and errors
+        return bool(waiting.poll(seconds * 1000))
     with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
-        return not selector.select(0)
+        selector.register(sock, selectors.EVENT_WRITE if is_write else selectors.EVENT_READ)
+        return bool(selector.select(seconds))

@@ -33,19 +33,22 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
     outer = current_stop_event()
     if outer is not None and outer.is_set():
         raise StoppedError("the caller was stopped")
-    stop, numbers = threading.Event(), count()
-    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+    stop, numbers, finished = threading.Event(), count(), count(1)
+    results: list[Any] = [None] * len(jobs)
+    # The caller waits for one message, because each wakes it up: an error, or None after the last job.
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def run() -> None:
         _thread_state.stop = stop
         while not stop.is_set() and (number := next(numbers)) < len(jobs):
             try:
-                done.put((number, work(jobs[number], stop), None))
+                results[number] = work(jobs[number], stop)
             except BaseException as error:
-                done.put((number, None, error))
+                done.put(error)
                 return
+            if next(finished) == len(jobs):
+                done.put(None)
 
-    results: list[Any] = [None] * len(jobs)
     try:
         for started in range(min(width, len(jobs))):
             try:
@@ -54,11 +57,9 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
                 if not started:
                     raise
                 break
-        for _ in jobs:
-            number, result, error = _next_result(done, outer)
-            if error is not None:
-                raise error
-            results[number] = result
+        error = _next_message(done, outer) if jobs else None
+        if error is not None:
+            raise error
     finally:
         stop.set()
     return results
@@ -144,7 +145,7 @@ def stop_on(event: threading.Event | None) -> Iterator[None]:
         _thread_state.stop = before
 
 
-def _next_result(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
+def _next_message(done: queue.SimpleQueue[Any], outer: threading.Event | None) -> Any:
     while True:
         try:
             return done.get(timeout=POLL_SECONDS)

@@ -32,9 +32,9 @@ _lock = threading.Lock()
 def count(*, requests: int = 0, received: int = 0, in_memory: int = 0, on_disk: int = 0) -> None:
     """Add to the counts."""
     global _total
-    more = (requests, received, in_memory, on_disk)
     with _lock:
-        _total = Traffic(*(a + b for a, b in zip(_total, more, strict=True)))
+        a, b, c, d = _total
+        _total = Traffic(a + requests, b + received, c + in_memory, d + on_disk)
 
 
 def traffic() -> Traffic:
