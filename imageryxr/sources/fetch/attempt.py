@@ -21,7 +21,7 @@ from imageryxr.sources.fetch.byte_ranges import ByteRange, file_size_message
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.fetch.sockets import RequestLimits
+from imageryxr.sources.fetch.sockets import RequestLimits, Steps
 from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.transport import ConnectionPool, exchange
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
@@ -85,7 +85,7 @@ class Request:
     """Secret that was sent; it is removed from error messages of the server."""
 
 
-def send_following_redirects(request: Request) -> Reply:
+def send_following_redirects(request: Request) -> Steps[Reply]:
     """Return the response to a request, of any status, without retries."""
     url, credential, method = request.url, request.credential, request.method
     name = _file_name(url)
@@ -95,7 +95,7 @@ def send_following_redirects(request: Request) -> Reply:
         header = credential.header_for(_full_url(url), access) if credential is not None else None
         headers = request.headers if header is None else {**request.headers, "Authorization": SecretText(header)}
         request.secret = SecretText((header or request.secret).rpartition(" ")[2])
-        reply, is_public = _send_once(request, url, headers, limits, local=access.allow_local)
+        reply, is_public = yield from _send_once(request, url, headers, limits, local=access.allow_local)
         if url is not request.url and _file_name(url) != name:
             reply = reply._replace(redirected_to=url.public)
         target = _redirect_target(url, reply) if request.follow else None
@@ -128,7 +128,7 @@ def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
 
 def _send_once(
     request: Request, url: WebURL, headers: dict[str, str], limits: RequestLimits, *, local: bool
-) -> tuple[Reply, bool]:
+) -> Steps[tuple[Reply, bool]]:
     """Return the response to one request without redirects, and whether it came from a public address."""
     part = request.part
     if part is not None:
@@ -141,12 +141,18 @@ def _send_once(
             return _NO_FILE_BYTES, True
         return (request.limit, False) if part is None else _limit_of_whole(part, found)
 
-    waited, from_link = time.monotonic(), request.connection.access.from_link
-    with _state.budgets.slot(service_of(url), request.width, request.stop, url.netloc, from_link=from_link) as budget:
+    waited, from_link, stop = time.monotonic(), request.connection.access.from_link, request.stop
+    budgets, connections = _state.budgets, _state.connections
+    budget = yield from budgets.acquire(service_of(url), request.width, stop, url.netloc, from_link=from_link)
+    try:
         began = time.monotonic()
         limits.start += began - waited
         count(requests=1)
-        answer = exchange(_state.connections, request.method, url, headers, request.body, limits, limit, local=local)
+        answer = yield from exchange(
+            connections, request.method, url, headers, request.body, limits, limit, local=local
+        )
+    finally:
+        budgets.release(budget, stop)
     budget.record(answer.status, request.width, began)
     count(received=len(answer.body))
     return Reply(answer.status, answer.headers, answer.body), answer.is_public

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
-from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError
+from imageryxr.sources.fetch.sockets import POLL_SECONDS, SHORT_SECONDS, Steps, StoppedError, Wait, run
 from imageryxr.sources.fetch.url import WebURL
 
 FILE_REQUESTS, SERVICE_REQUESTS = 64, 8
@@ -37,12 +39,22 @@ def service_of(url: WebURL) -> str:
     return url.netloc + (bucket[0] if bucket else "")
 
 
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """A request that waits for others to end."""
+
+    most: int
+    turn: threading.Event | None = None
+    """Set when a waiting thread should look whether the request may run."""
+
+
 class RequestBudget:
-    """The running requests to one service, and how many it accepts."""
+    """The running requests to one service, and how many it accepts; others wait in the order of their arrival."""
 
     def __init__(self) -> None:
-        self._free = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
         self._running: list[threading.Event] = []
+        self._waiting: deque[_Ticket] = deque()
         self._accepted = float("inf")
         self._halved_at = 0.0
 
@@ -50,26 +62,36 @@ class RequestBudget:
         """Return the number of requests that may run at once; it is less than ``most`` after throttling."""
         return max(1, int(min(most, self._accepted)))
 
-    def acquire(self, most: int, stop: threading.Event, host: str) -> None:
+    def acquire(self, most: int, stop: threading.Event, host: str) -> Steps[None]:
         """Wait until fewer requests run than the limit, and count one more; `stop` cancels it."""
-        with self._free:
-            while len(self._running) >= self.limit(most) and self._busy >= self.limit(most):
+        ticket = _Ticket(most)
+        with self._lock:
+            if not self._waiting and self._has_room(most):
+                self._running.append(stop)
+                return
+            self._waiting.append(ticket)
+        try:
+            while not self._is_admitted(ticket, stop):
                 if stop.is_set():
                     raise StoppedError(f"{host}: stopped")
-                self._free.wait(POLL_SECONDS)
-            self._running.append(stop)
+                yield Wait(SHORT_SECONDS, block=partial(self._block, ticket), is_queue=True)
+        finally:
+            with self._lock:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                self._call_next()
 
     def release(self, stop: threading.Event) -> None:
         """Count one request less."""
-        with self._free:
+        with self._lock:
             self._running.remove(stop)
-            self._free.notify()
+            self._call_next()
 
     def record(self, status: int, most: int, began: float) -> None:
         """Adapt the limit to the status of a response whose request began at a monotonic time."""
         if status not in THROTTLED and self._accepted >= most:
             return
-        with self._free:
+        with self._lock:
             if status in THROTTLED:
                 # The requests that were in flight together with a throttled one are throttled for the same reason.
                 if began >= self._halved_at:
@@ -77,17 +99,41 @@ class RequestBudget:
                     self._halved_at = time.monotonic()
             elif self._accepted < most:
                 self._accepted += 1 / self._accepted
-                self._free.notify()
+                self._call_next()
 
     @property
     def is_running(self) -> bool:
-        """Whether there are running requests."""
-        return bool(self._running)
+        """Whether there are running or waiting requests."""
+        return bool(self._running or self._waiting)
 
-    @property
-    def _busy(self) -> int:
+    def _has_room(self, most: int) -> bool:
+        limit = self.limit(most)
         # A cancelled request may last until its timeout.
-        return sum(not stop.is_set() for stop in self._running)
+        return len(self._running) < limit or sum(not stop.is_set() for stop in self._running) < limit
+
+    def _next(self) -> _Ticket | None:
+        # A request that may not run because its own limit is small does not delay others.
+        return next((ticket for ticket in self._waiting if self._has_room(ticket.most)), None)
+
+    def _is_admitted(self, ticket: _Ticket, stop: threading.Event) -> bool:
+        with self._lock:
+            if self._next() is not ticket:
+                return False
+            self._waiting.remove(ticket)
+            self._running.append(stop)
+            return True
+
+    def _call_next(self) -> None:
+        ticket = self._next() if self._waiting else None
+        if ticket is not None and ticket.turn is not None:
+            ticket.turn.set()
+
+    def _block(self, ticket: _Ticket, _: float) -> None:
+        with self._lock:
+            turn = ticket.turn = threading.Event()
+            if self._next() is ticket:
+                return
+        turn.wait(POLL_SECONDS)
 
 
 class RequestBudgets:
@@ -115,22 +161,34 @@ class RequestBudgets:
                     del self._services[name]
             return found
 
+    def acquire(
+        self, service: str, most: int, stop: threading.Event, host: str, *, from_link: bool
+    ) -> Steps[RequestBudget]:
+        """Wait until fewer requests run than the limits of the service and of the process, and count one more."""
+        budget = self.of(service)
+        yield from budget.acquire(most, stop, host)
+        try:
+            yield from self._whole.acquire(LINK_REQUESTS if from_link else PROCESS_REQUESTS, stop, host)
+        except BaseException:
+            budget.release(stop)
+            raise
+        return budget
+
+    def release(self, budget: RequestBudget, stop: threading.Event) -> None:
+        """Count one request less."""
+        self._whole.release(stop)
+        budget.release(stop)
+
     @contextmanager
     def slot(
         self, service: str, most: int, stop: threading.Event, host: str, *, from_link: bool
     ) -> Iterator[RequestBudget]:
-        """Wait until fewer requests run than the limits of the service and of the process, and count one more."""
-        budget = self.of(service)
-        whole = LINK_REQUESTS if from_link else PROCESS_REQUESTS
-        budget.acquire(most, stop, host)
+        """Count one more request in a context; see `acquire`."""
+        budget = run(self.acquire(service, most, stop, host, from_link=from_link))
         try:
-            self._whole.acquire(whole, stop, host)
-            try:
-                yield budget
-            finally:
-                self._whole.release(stop)
+            yield budget
         finally:
-            budget.release(stop)
+            self.release(budget, stop)
 
 
 class ByteBudget:
@@ -140,19 +198,31 @@ class ByteBudget:
         self.most, self.used, self.peak = most, 0, 0
         self._free = threading.Condition()
 
+    def try_reserve(self, count: int) -> bool:
+        """Reserve a number of bytes if there is room for them, and return whether there was."""
+        with self._free:
+            if self.used and self.used + count > self.most:
+                return False
+            self.used += count
+            self.peak = max(self.peak, self.used)
+            return True
+
+    def release(self, count: int) -> None:
+        """Release reserved bytes."""
+        with self._free:
+            self.used -= count
+            self._free.notify_all()
+
     @contextmanager
     def reserve(self, count: int, stop: threading.Event) -> Iterator[None]:
         """Wait until there is room for a number of bytes; one above the limit waits until nothing else is reserved."""
-        with self._free:
-            while self.used and self.used + count > self.most:
-                if stop.is_set():
-                    raise StoppedError("stopped")
-                self._free.wait(POLL_SECONDS)
-            self.used += count
-            self.peak = max(self.peak, self.used)
+        while not self.try_reserve(count):
+            if stop.is_set():
+                raise StoppedError("stopped")
+            with self._free:
+                if self.used and self.used + count > self.most:
+                    self._free.wait(POLL_SECONDS)
         try:
             yield
         finally:
-            with self._free:
-                self.used -= count
-                self._free.notify_all()
+            self.release(count)

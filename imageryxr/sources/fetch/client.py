@@ -24,7 +24,7 @@ from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import TooLargeError
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
-from imageryxr.sources.fetch.sockets import ProtocolError, SlowError, StoppedError
+from imageryxr.sources.fetch.sockets import ProtocolError, SlowError, Steps, StoppedError, Wait, run
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
 from imageryxr.sources.json_members import parse_json
@@ -36,7 +36,12 @@ LONGEST_WAIT = 30.0
 METADATA_BYTES = 64 << 20
 
 
-def send_request(
+def send_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:
+    """Return the response to a request, of any status, after retries of transient errors; see `request_steps`."""
+    return run(request_steps(method, url, connection, **options))
+
+
+def request_steps(
     method: str,
     url: str,
     connection: Connection,
@@ -50,7 +55,7 @@ def send_request(
     limit: int = METADATA_BYTES,
     part: ByteRange | None = None,
     width: int | None = None,
-) -> Reply:
+) -> Steps[Reply]:
     """Return the response to a request, of any status, after retries of transient errors.
 
     Secrets must not be in `headers`; `credential` returns the Authorization header for the URL and for each redirect
@@ -71,7 +76,7 @@ def send_request(
     for attempt in range(connection.retries + 1):
         pause = 0.0
         try:
-            reply = send_following_redirects(request)
+            reply = yield from send_following_redirects(request)
             problem = (
                 f"HTTP {reply.status} {server_message(reply, request.secret)}".strip()
                 if _is_transient(reply.status)
@@ -97,7 +102,8 @@ def send_request(
             pause = min(pause, LONGEST_WAIT)
             again = (address.public, problem, pause, attempt + 2, connection.retries + 1)
             _log.info("%s: %s; retrying in %.1f s, attempt %d of %d", *again)
-            if stop.wait(pause):
+            yield Wait(pause, block=stop.wait)
+            if stop.is_set():
                 raise StoppedError(f"{address.public}: stopped")
     attempts = f" after {attempt + 1} attempts" if attempt else ""
     raise ServerError(f"the request to {address.public} failed{attempts}: {problem}")
@@ -109,7 +115,7 @@ def default_width(url: WebURL) -> int:
 
 
 def send_interruptible_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:
-    """Return the response to a request that Ctrl-C can interrupt; see `send_request`."""
+    """Return the response to a request that Ctrl-C can interrupt; see `request_steps`."""
     return run_in_parallel(lambda _, stop: send_request(method, url, connection, stop=stop, **options), [None], 1)[0]
 
 

@@ -1,7 +1,8 @@
 """The engine that reads many objects of a store at once: every source of stored chunks reads through `read_objects`.
 
-Object stores answer a request after tens of milliseconds, so many requests run at once. Each object is decoded in the
-thread that fetched it while other requests run. Neighbouring ranges of one object are fetched with one request.
+Object stores answer a request after tens of milliseconds, so many requests run at once: those to web servers in a few
+threads (see `lanes`), others in one thread each. Each object is decoded when it has arrived, while other requests run.
+Neighbouring ranges of one object are fetched with one request.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 import numpy.typing as npt
 
 from imageryxr.core.fork import run_after_fork
-from imageryxr.sources.fetch import memory_cache
+from imageryxr.sources.fetch import lanes, memory_cache
 from imageryxr.sources.fetch.budget import ByteBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader
 from imageryxr.sources.fetch.memory_cache import Stored
+from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.traffic import count
 
@@ -100,7 +102,39 @@ def read_objects(
     if identity is not None:
         waiting = _use_decoded(identity, requests, use)
     reader = _Reader(store, decode, use, connection, identity, disk_reader(store))
-    run_in_parallel(reader.work, list(_bundles(waiting, identity, reader.disk)), store.width)
+    bundles = list(_bundles(waiting, identity, reader.disk))
+    if lanes.IS_SUPPORTED and reader.disk is None and getattr(store, "can_interleave", False):
+        _read_in_lanes(reader, bundles)
+    else:
+        run_in_parallel(reader.work, bundles, store.width)
+
+
+def _read_in_lanes(reader: _Reader, bundles: list[list[ObjectRequest]]) -> None:
+    """Read bundles in few threads: one waits for the server while the others decode."""
+    store: Any = reader.store
+    memory = _state.memory
+
+    def start(bundle: list[ObjectRequest], stop: threading.Event) -> Steps[Stored | None]:
+        found = reader.find_in_memory(bundle)
+        if found is not None or _is_empty(bundle):
+            return found or Stored(b"")
+        fetched: Stored | None = yield from store.steps(*_object_of(bundle), stop)
+        return fetched
+
+    def finish(bundle: list[ObjectRequest], found: Stored | None) -> None:
+        for request, stored in _split(bundle, found):
+            reader.pass_on(request, stored)
+
+    requests = lanes.Lanes(
+        bundles,
+        store.width,
+        admit=lambda bundle: memory.try_reserve(_bytes_in_memory(bundle)),
+        release=lambda bundle: memory.release(_bytes_in_memory(bundle)),
+        start=start,
+        finish=finish,
+    )
+    threads = min(len(bundles), cpu_count() + 1)
+    run_in_parallel(requests.work, range(threads), threads)
 
 
 def _use_decoded(identity: Hashable, requests: Sequence[ObjectRequest], use: Use) -> list[ObjectRequest]:
@@ -127,24 +161,32 @@ class _Reader:
     def work(self, bundle: list[ObjectRequest], stop: threading.Event) -> None:
         """Read the objects of a bundle: from memory, from the disk, and the others from the store."""
         with _state.memory.reserve(_bytes_in_memory(bundle), stop):
-            if self.identity is not None and len(bundle) == 1:
-                found = memory_cache.cache.get(_key(self.identity, bundle[0]))
-                if found is not None:
-                    count(in_memory=1)
-                    self._pass_on(bundle[0], found)
-                    return
+            found = self.find_in_memory(bundle)
+            if found is not None:
+                self.pass_on(bundle[0], found)
+                return
             if self.disk is not None and self.disk.has(_item(bundle[0])):
                 bundle = self._read_disk(self.disk, bundle, stop)
             for part in join_ranges(bundle):
-                for request, stored in _fetch(self.store, part, stop):
-                    self._pass_on(request, stored, self.disk)
+                found = Stored(b"") if _is_empty(part) else self.store.get(*_object_of(part), stop)
+                for request, stored in _split(part, found):
+                    self.pass_on(request, stored, self.disk)
+
+    def find_in_memory(self, bundle: list[ObjectRequest]) -> Stored | None:
+        """Return the bytes of a bundle's only object from the memory cache, or None."""
+        if self.identity is None or len(bundle) > 1:
+            return None
+        found = memory_cache.cache.get(_key(self.identity, bundle[0]))
+        if found is not None:
+            count(in_memory=1)
+        return found
 
     def _read_disk(self, disk: DiskReader, bundle: list[ObjectRequest], stop: threading.Event) -> list[ObjectRequest]:
         """Pass on the objects of a bundle that the disk cache has; return the others."""
         left = {id(request): request for request in bundle}
         for item, stored, was_cached in disk.read(map(_item, bundle), stop):
             try:
-                self._pass_on(item.tag, stored, None if was_cached else disk)
+                self.pass_on(item.tag, stored, None if was_cached else disk)
             except Exception:
                 if not was_cached:
                     raise
@@ -153,7 +195,8 @@ class _Reader:
                 del left[id(item.tag)]
         return list(left.values())
 
-    def _pass_on(self, request: ObjectRequest, stored: Stored | None, new_for: DiskReader | None = None) -> None:
+    def pass_on(self, request: ObjectRequest, stored: Stored | None, new_for: DiskReader | None = None) -> None:
+        """Decode an object, None if it is missing, and store its bytes in the caches."""
         if stored is None:
             self.use(request, None)
             return
@@ -185,24 +228,31 @@ def _bytes_in_memory(bundle: list[ObjectRequest]) -> int:
     return min(fetched, parts) + max(request.memory for request in bundle)
 
 
-def _fetch(
-    store: ObjectStore, bundle: list[ObjectRequest], stop: threading.Event
-) -> Iterator[tuple[ObjectRequest, Stored | None]]:
-    """Yield the objects of a bundle, which are one object or neighbouring ranges of one, with one request."""
+def _object_of(bundle: list[ObjectRequest]) -> tuple[str, ByteRange | None, int]:
+    """Return the key, the range and the largest size of what one request fetches for a bundle."""
     first = bundle[0]
     if first.span is None:
-        yield first, store.get(first.key, None, first.limit, stop)
+        return first.key, None, first.limit
+    start, end = first.span[0], max(request.span[1] for request in bundle if request.span)
+    return first.key, ByteRange(start, end), end - start
+
+
+def _is_empty(bundle: list[ObjectRequest]) -> bool:
+    return all(request.span is not None and request.span[0] == request.span[1] for request in bundle)
+
+
+def _split(bundle: list[ObjectRequest], found: Stored | None) -> Iterator[tuple[ObjectRequest, Stored | None]]:
+    """Yield the objects of a bundle, which are one object or neighbouring ranges of one, from what was fetched."""
+    first = bundle[0]
+    if first.span is None or found is None:
+        yield from ((request, found) for request in bundle)
         return
     start, end = first.span[0], max(request.span[1] for request in bundle if request.span)
-    stored = store.get(first.key, ByteRange(start, end), end - start, stop) if end > start else Stored(b"")
-    if stored is not None and len(stored.body) != end - start:
+    if len(found.body) != end - start:
         raise ValueError(f"{first.key} ends before byte {end}, although its index lists chunks up to there")
     for request in bundle:
-        if stored is None or request.span is None:
-            yield request, None
-        else:
-            body = memoryview(stored.body)[request.span[0] - start : request.span[1] - start]
-            yield request, stored._replace(body=body)
+        low, high = request.span or (0, 0)
+        yield request, found._replace(body=memoryview(found.body)[low - start : high - start])
 
 
 def _bundles(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from imageryxr.sources.fetch.decompress import TooLargeError
-from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits
+from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, Steps, receive
 
 _RECEIVED, _PIECE = 1 << 16, 1 << 20
 # Largest size of the headers, of the line with the size of a chunk, and of trailers.
@@ -54,32 +54,31 @@ class _Incoming:
     def __init__(self, sock: Any) -> None:
         self.sock, self.data, self.place = sock, b"", 0
 
-    def receive(self) -> bool:
+    def receive(self) -> Steps[bool]:
         """Receive more bytes; return False at the end of the connection."""
-        more = self.sock.recv(_RECEIVED)
+        more = yield from receive(self.sock, _RECEIVED)
         self.data, self.place = self.data[self.place :] + more, 0
         return bool(more)
 
-    def take(self, most: int) -> bytes:
+    def take(self, most: int) -> Steps[bytes]:
         """Return the next bytes, at most a number; empty at the end of the connection."""
         if self.place == len(self.data):
-            found: bytes = self.sock.recv(min(most, _PIECE))
-            return found
+            return (yield from receive(self.sock, min(most, _PIECE)))
         piece = self.data[self.place : self.place + most]
         self.place += len(piece)
         return piece
 
-    def line(self) -> bytes:
+    def line(self) -> Steps[bytes]:
         """Return the next line, with its end."""
         while (end := self.data.find(b"\n", self.place)) < 0:
-            if len(self.data) - self.place > _LINE or not self.receive():
+            if len(self.data) - self.place > _LINE or not (yield from self.receive()):
                 raise ProtocolError("its chunked body was truncated or is not valid")
         line = self.data[self.place : end + 1]
         self.place = end + 1
         return line
 
 
-def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: BodyLimit) -> tuple[Answer, bool]:
+def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: BodyLimit) -> Steps[tuple[Answer, bool]]:
     """Return the response to a request that was sent, and whether the connection can be used again.
 
     `body_limit` returns, for a status and headers, the largest size of the body, and whether a longer body is truncated
@@ -91,16 +90,16 @@ def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: Bod
         If there was no valid response within the limits.
     """
     source = _Incoming(sock)
-    head = _read_head(source)
+    head = yield from _read_head(source)
     while head.status == 100:
-        head = _read_head(source)
+        head = yield from _read_head(source)
     length, is_chunked = _framing(method, head)
     most, is_cut = body_limit(head.status, head.headers)
     if not is_cut and length is not None and length > most:
         raise TooLargeError(f"its body has {length:,} bytes; the limit for this request is {most:,}")
     # With chunked encoding the sizes of the chunks are received in addition to the body.
     limits.budget = limits.received + 2 * most + OVERHEAD
-    body = _read_chunks(source, most) if is_chunked else _read_body(source, length, most)
+    body = yield from (_read_chunks(source, most) if is_chunked else _read_body(source, length, most))
     if len(body) > most:
         if not is_cut:
             raise TooLargeError(f"its body has more than {most:,} bytes, the limit for this request")
@@ -110,23 +109,23 @@ def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: Bod
     return Answer(head.status, head.headers, body), is_reusable
 
 
-def read_status(sock: Any) -> int:
+def read_status(sock: Any) -> Steps[int]:
     """Return the status of a response without a body, such as that of a proxy to CONNECT."""
     source = _Incoming(sock)
-    status = _read_head(source).status
+    status = (yield from _read_head(source)).status
     if source.place != len(source.data):
         raise ProtocolError("the proxy sent more than its answer")
     return status
 
 
-def _read_head(source: _Incoming) -> _Head:
+def _read_head(source: _Incoming) -> Steps[_Head]:
     while (end := _END_OF_HEAD.search(source.data, source.place)) is None:
         waiting = source.data[source.place :]
         if not b"HTTP/1.".startswith(waiting[:7]):
             raise ProtocolError("its answer is not HTTP")
         if len(waiting) > _HEAD:
             raise ProtocolError(f"its headers have more than {_HEAD:,} bytes")
-        if not source.receive():
+        if not (yield from source.receive()):
             raise ProtocolError("it closed the connection within the headers" if waiting else _NO_ANSWER)
     if end.start() - source.place > _HEAD:
         raise ProtocolError(f"its headers have more than {_HEAD:,} bytes")
@@ -179,12 +178,12 @@ def _is_persistent(head: _Head) -> bool:
     return "close" not in options and (head.minor >= 1 or "keep-alive" in options)
 
 
-def _read_body(source: _Incoming, length: int | None, most: int) -> bytes:
+def _read_body(source: _Incoming, length: int | None, most: int) -> Steps[bytes]:
     """Return a body of a stated length, or one that ends with the connection; at most one byte more than `most`."""
     wanted = most + 1 if length is None else min(length, most + 1)
     pieces = []
     while wanted > 0:
-        piece = source.take(wanted)
+        piece = yield from source.take(wanted)
         if not piece:
             if length is not None:
                 raise ProtocolError(f"its body was truncated: {wanted:,} bytes are missing")
@@ -194,28 +193,28 @@ def _read_body(source: _Incoming, length: int | None, most: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _read_chunks(source: _Incoming, most: int) -> bytes:
+def _read_chunks(source: _Incoming, most: int) -> Steps[bytes]:
     """Return a chunked body; at most one byte more than `most`."""
     pieces, size = [], 0
     while True:
-        found = _CHUNK_SIZE.fullmatch(source.line())
+        found = _CHUNK_SIZE.fullmatch((yield from source.line()))
         if found is None:
             raise ProtocolError("the size of a chunk of its body is not a non-negative number")
         left = int(found[1], 16)
         if not left:
             break
         while left:
-            piece = source.take(min(left, most + 1 - size))
+            piece = yield from source.take(min(left, most + 1 - size))
             if not piece:
                 raise ProtocolError("its chunked body was truncated")
             pieces.append(piece)
             left, size = left - len(piece), size + len(piece)
             if size > most:
                 return b"".join(pieces)
-        if source.line() not in (b"\r\n", b"\n"):
+        if (yield from source.line()) not in (b"\r\n", b"\n"):
             raise ProtocolError("a chunk of its body is longer than its stated size")
     left = _HEAD
-    while (line := source.line()) not in (b"\r\n", b"\n"):  # trailers
+    while (line := (yield from source.line())) not in (b"\r\n", b"\n"):  # trailers
         left -= len(line)
         if left < 0:
             raise ProtocolError("its trailers are too long")

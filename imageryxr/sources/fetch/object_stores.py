@@ -23,15 +23,17 @@ from imageryxr.sources.address import has_no_bucket_credentials
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.client import send_request
+from imageryxr.sources.fetch.client import request_steps
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import TooLargeError
 from imageryxr.sources.fetch.disk_reads import DiskPlace, disk_place
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
+from imageryxr.sources.fetch.sockets import Steps, run
 from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.traffic import count
+from imageryxr.sources.fetch.transport import proxy_of
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 
@@ -93,6 +95,11 @@ class WebFolder:
         is_service = self.is_service or _is_service(self.folder)
         return self.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
 
+    @property
+    def can_interleave(self) -> bool:
+        """Whether no step of `steps` blocks: TLS through a TLS proxy does."""
+        return not proxy_of(parse_web_url(self.folder))
+
     @cached_property
     def disk_place(self) -> DiskPlace | None:
         """Where the objects are cached on a disk; see `ObjectStore`."""
@@ -106,8 +113,14 @@ class WebFolder:
         self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
     ) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
+        return run(self.steps(key, part, limit, stop, known))
+
+    def steps(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
+    ) -> Steps[Stored | None]:
+        """Return the steps of `get`, which may wait."""
         condition = {} if known is None or known.validator is None else known.validator.headers
-        reply = send_request(
+        reply = yield from request_steps(
             "GET",
             f"{self.folder}/{key if _PLAIN_KEY.fullmatch(key) else quote(key, safe=SAFE)}",
             self.connection,

@@ -3,6 +3,9 @@
 Python's own timeout restarts with every received byte, so a server that sends single bytes could block a request
 forever. Here no system call waits longer than a short time. Before each, the remaining time and the stop event are
 checked, and after it the number of received bytes, also during a TLS handshake.
+
+Functions that wait are generators (`Steps`). `run` does their steps in the calling thread; `lanes` does those of many
+requests in one thread.
 """
 
 from __future__ import annotations
@@ -15,18 +18,23 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch import ip_filter
 
+Result = TypeVar("Result")
+
 # Interval at which a waiting thread checks its stop event.
 POLL_SECONDS = 0.2
+# Interval at which a thread that does the steps of many requests looks at what is not a socket.
+SHORT_SECONDS = 0.004
 # Longest duration of a response as a multiple of the timeout, and the bytes per second that extend the timeout.
 PATIENCE, RATE = 5, 16_384
 _NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -85,69 +93,126 @@ class RequestLimits:
             raise FloodError(f"its answer exceeds the limit of {self.budget:,} bytes")
 
 
+class Wait(NamedTuple):
+    """What the steps of a request wait for: a socket, or something else that is looked at again after some seconds."""
+
+    seconds: float
+    """Time after which the steps go on, whatever happened."""
+    sock: Any = None
+    is_write: bool = False
+    """Whether the socket must be ready for writing instead of reading."""
+    block: Callable[[float], object] = time.sleep
+    """Function that waits for at most a number of seconds if there is no socket."""
+    is_queue: bool = False
+    """Whether other requests have to end first, so that further requests would wait as well."""
+
+
+Steps = Generator[Wait, None, Result]
+"""A function that yields whenever it waits, so that one thread can do the steps of many requests."""
+
+
+def run(steps: Steps[Result]) -> Result:
+    """Do all steps in this thread, and return their result."""
+    try:
+        while True:
+            wait = next(steps)
+            if wait.sock is None:
+                wait.block(wait.seconds)
+            else:
+                wait_until_ready(wait.sock, wait.seconds, is_write=wait.is_write)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    finally:
+        steps.close()  # if it was interrupted
+
+
 class _LimitedSocket:
-    """A socket that does not block, whose calls wait until the deadline of its limits."""
+    """A socket that does not block, whose steps end at the deadline of its limits."""
 
     limits: RequestLimits
     _is_idle = True
     """Whether nothing was received since the last request was sent: then the first call would not succeed."""
 
-    def recv(self: Any, size: int, flags: int = 0) -> bytes:
+    def recv_steps(self: Any, size: int) -> Steps[bytes]:
         seconds = self.limits.wait_seconds()
         if self._is_idle:
             self._is_idle = False
-            wait_until_ready(self, seconds)
+            yield Wait(seconds, self)
         while True:
             try:
-                found: bytes = super().recv(size, flags)  # type: ignore[misc]
+                found: bytes = super().recv(size)  # type: ignore[misc]
             except _NOT_READY as error:
-                self._wait(error, is_write=False)
+                yield self._wait(error)
             else:
                 self.limits.note(len(found))
                 return found
 
-    def sendall(self: Any, data: Any, flags: int = 0) -> None:
+    def send_steps(self: Any, data: bytes) -> Steps[None]:
         view = memoryview(data).cast("B")
         self._is_idle = True
         while view:
             self.limits.wait_seconds()
             try:
-                view = view[super().send(view, flags) :]  # type: ignore[misc]
+                view = view[super().send(view) :]  # type: ignore[misc]
             except _NOT_READY as error:
-                self._wait(error, is_write=True)
+                yield self._wait(error, is_write=True)
 
-    def _wait(self: Any, error: Exception, *, is_write: bool) -> None:
+    def _wait(self: Any, error: Exception, *, is_write: bool = False) -> Wait:
         # TLS may have to send before it can receive, and the reverse.
         if isinstance(error, ssl.SSLError):
             is_write = isinstance(error, ssl.SSLWantWriteError)
-        wait_until_ready(self, self.limits.wait_seconds(), is_write=is_write)
+        return Wait(self.limits.wait_seconds(), self, is_write)
+
+    # TLS through a TLS proxy calls these.
+    def recv(self: Any, size: int, flags: int = 0) -> bytes:
+        found: bytes = run(self.recv_steps(size))
+        return found
+
+    def sendall(self: Any, data: Any, flags: int = 0) -> None:
+        run(self.send_steps(data))
 
 
 class _Socket(_LimitedSocket, socket.socket):
-    def connect_within_limits(self, address: tuple[Any, ...]) -> None:
+    def connect_within_limits(self, address: tuple[Any, ...]) -> Steps[None]:
         self.setblocking(False)
         code = self.connect_ex(address)
         while code in _IN_PROGRESS:
-            if wait_until_ready(self, self.limits.wait_seconds(), is_write=True):
+            yield Wait(self.limits.wait_seconds(), self, is_write=True)
+            if wait_until_ready(self, 0, is_write=True):
                 code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
 
 
 class _TLSSocket(_LimitedSocket, ssl.SSLSocket):  # type: ignore[misc]
-    def do_handshake(self, block: bool = False) -> None:
+    def handshake(self) -> Steps[None]:
         while True:
             try:
-                super().do_handshake()
+                self.do_handshake()
             except _NOT_READY as error:
-                self._wait(error, is_write=False)
+                yield self._wait(error)
             else:
                 return
 
 
-def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
+def receive(sock: Any, size: int) -> Steps[bytes]:
+    """Return received bytes; empty at the end of the connection."""
+    found: bytes = (yield from sock.recv_steps(size)) if isinstance(sock, _LimitedSocket) else sock.recv(size)
+    return found
+
+
+def send(sock: Any, data: bytes) -> Steps[None]:
+    """Send all bytes."""
+    if isinstance(sock, _LimitedSocket):
+        yield from sock.send_steps(data)
+    else:
+        sock.sendall(data)
+
+
+def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Steps[Any]:
     """Return a socket connected to a host; unless local addresses are allowed, its addresses are checked first."""
-    found = resolve(host, port, limits)
+    found = yield from resolve(host, port, limits)
     if not local:
         ip_filter.check_candidates(host, found)
     problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
@@ -156,7 +221,7 @@ def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Any:
         sock.limits = limits
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.connect_within_limits(candidate.address)
+            yield from sock.connect_within_limits(candidate.address)
         except BaseException as error:
             sock.close()
             if not isinstance(error, OSError):
@@ -184,7 +249,7 @@ def _reset_after_fork() -> None:
     _lookups = _Lookups()  # the child does not have the threads that look up
 
 
-def resolve(host: str, port: int, limits: RequestLimits) -> list[ip_filter.Candidate]:
+def resolve(host: str, port: int, limits: RequestLimits) -> Steps[list[ip_filter.Candidate]]:
     """Return the addresses of a host within the limits of a request."""
     if ip_filter.is_numeric(host):
         return ip_filter.resolve(host, port)
@@ -197,7 +262,8 @@ def resolve(host: str, port: int, limits: RequestLimits) -> list[ip_filter.Candi
             work, name = partial(_look_up, lookups, found, host, port), "imageryxr-resolve"
             threading.Thread(target=work, daemon=True, name=name).start()
     while not found.done():
-        wait([found], limits.wait_seconds())
+        limits.wait_seconds()
+        yield Wait(SHORT_SECONDS, block=lambda _: wait([found], POLL_SECONDS))
     return found.result()
 
 
@@ -217,7 +283,7 @@ def _look_up(lookups: _Lookups, found: Future[list[ip_filter.Candidate]], host: 
         found.set_result(outcome.result())
 
 
-def secure(sock: Any, host: str, limits: RequestLimits) -> Any:
+def secure(sock: Any, host: str, limits: RequestLimits) -> Steps[Any]:
     """Return a TLS socket over a connected socket, after verifying the certificate of the host."""
     context = _tls_context(_certificates())
     try:
@@ -229,7 +295,7 @@ def secure(sock: Any, host: str, limits: RequestLimits) -> Any:
         found: Any = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
         sock = found
         found.limits = limits
-        found.do_handshake()
+        yield from found.handshake()
     except BaseException:
         sock.close()
         raise

@@ -20,7 +20,17 @@ from urllib.parse import unquote
 from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.http_response import OVERHEAD, Answer, BodyLimit, read_response, read_status
-from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, connect, is_idle, resolve, secure, set_limits
+from imageryxr.sources.fetch.sockets import (
+    ProtocolError,
+    RequestLimits,
+    Steps,
+    connect,
+    is_idle,
+    resolve,
+    secure,
+    send,
+    set_limits,
+)
 from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
 
 # Largest number of idle connections to a server, of servers, and of idle connections: each is an open file, of which
@@ -90,7 +100,7 @@ def exchange(
     body_limit: BodyLimit,
     *,
     local: bool,
-) -> Answer:
+) -> Steps[Answer]:
     """Return the response to one request, of any status.
 
     `body_limit` is that of `read_response`. `local` is whether the connection may go to addresses that are not public.
@@ -102,14 +112,14 @@ def exchange(
     OSError, TooLargeError
         If there was no valid response within the limits.
     """
-    proxy = _proxy_of(url)
+    proxy = proxy_of(url)
     key = (url.origin, proxy, local)
     limits.budget = limits.received + OVERHEAD
-    connection = pool.take(key) or _open_connection(url, proxy, limits, local=local)
+    connection = pool.take(key) or (yield from _open_connection(url, proxy, limits, local=local))
     set_limits(connection.sock, limits)
     try:
-        connection.sock.sendall(_message(connection, method, url, headers, body))
-        answer, is_reusable = read_response(connection.sock, method, limits, body_limit)
+        yield from send(connection.sock, _message(connection, method, url, headers, body))
+        answer, is_reusable = yield from read_response(connection.sock, method, limits, body_limit)
     except BaseException:
         connection.sock.close()
         raise
@@ -153,34 +163,37 @@ def _request_target(url: WebURL) -> str:
 # new connections
 
 
-def _open_connection(url: WebURL, proxy: str, limits: RequestLimits, *, local: bool) -> _PooledConnection:
+def _open_connection(url: WebURL, proxy: str, limits: RequestLimits, *, local: bool) -> Steps[_PooledConnection]:
     if not proxy:
-        sock = connect(url.host, url.port, limits, local=local)
+        sock = yield from connect(url.host, url.port, limits, local=local)
         is_public = ip_filter.is_public(str(sock.getpeername()[0]))
-        return _PooledConnection(secure(sock, url.host, limits) if url.scheme == "https" else sock, is_public=is_public)
+        if url.scheme == "https":
+            sock = yield from secure(sock, url.host, limits)
+        return _PooledConnection(sock, is_public=is_public)
     if not local:
-        _check_behind_proxy(url, limits)
+        yield from _check_behind_proxy(url, limits)
     to = parse_web_url(proxy if "://" in proxy else f"http://{proxy}")
     secret = ""
     if to.userinfo:
         secret = f"Proxy-Authorization: Basic {base64.b64encode(unquote(to.userinfo).encode()).decode()}\r\n"
     # The user configured the proxy, so its address may be local.
-    between: Any = connect(to.host, to.port, limits, local=True)
+    between = yield from connect(to.host, to.port, limits, local=True)
     if to.scheme == "https":
-        between = secure(between, to.host, limits)
+        between = yield from secure(between, to.host, limits)
     # Behind a proxy only the name of the server is known.
     is_public = not is_local_host(url.host)
     if url.scheme == "http":
         return _PooledConnection(between, f"http://{url.netloc}", secret, is_public)
-    _tunnel(between, url, secret)
-    return _PooledConnection(secure(between, url.host, limits), is_public=is_public)
+    yield from _tunnel(between, url, secret)
+    sock = yield from secure(between, url.host, limits)
+    return _PooledConnection(sock, is_public=is_public)
 
 
-def _check_behind_proxy(url: WebURL, limits: RequestLimits) -> None:
+def _check_behind_proxy(url: WebURL, limits: RequestLimits) -> Steps[None]:
     # The proxy resolves the name. The addresses are checked only if this machine can resolve the name.
     ip_filter.check_host_name(url.host)
     try:
-        found = resolve(url.host, url.port, limits)
+        found = yield from resolve(url.host, url.port, limits)
     except OSError:
         return
     ip_filter.check_candidates(url.host, found)
@@ -189,7 +202,8 @@ def _check_behind_proxy(url: WebURL, limits: RequestLimits) -> None:
 _PROXY_SECONDS = 10
 
 
-def _proxy_of(url: WebURL) -> str:
+def proxy_of(url: WebURL) -> str:
+    """Return the proxy for requests to a URL that the environment or the system names, or an empty string."""
     own, get = f"{url.scheme}_proxy", os.environ.get
     variables = [get(own), get(own.upper())]
     if any(variables):
@@ -206,12 +220,12 @@ def _find_proxy(scheme: str, host: str, variables: tuple[str | None, ...], momen
     return "" if not proxy or proxy_bypass(host) else proxy
 
 
-def _tunnel(sock: Any, url: WebURL, secret: str) -> None:
+def _tunnel(sock: Any, url: WebURL, secret: str) -> Steps[None]:
     host = f"[{url.host}]" if ":" in url.host else url.host
     place = f"{host}:{url.port}"
     try:
-        sock.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{secret}\r\n".encode("ascii"))
-        status = read_status(sock)
+        yield from send(sock, f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{secret}\r\n".encode("ascii"))
+        status = yield from read_status(sock)
         if status // 100 != 2:
             raise ProtocolError(f"the proxy denied the connection (HTTP {status})")
     except BaseException:

@@ -33,6 +33,7 @@ from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.index_cache import Index, Key, get_indexes
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError
+from imageryxr.sources.fetch.sockets import Steps, run
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata, decompress_bounded
 from imageryxr.sources.omezarr.codec_metadata import BOUNDED
 from imageryxr.sources.omezarr.object_check import DamagedObjectError, ObjectFormat, check_object, object_format
@@ -140,14 +141,25 @@ class _Guarded:
     def __init__(self, store: ObjectStore, absent: dict[str, bool]) -> None:
         self.store, self.absent = store, absent
         self.identity, self.disk_place, self.width = store.identity, store.disk_place, store.width
+        self.can_interleave = bool(getattr(store, "can_interleave", False))
 
     def get(
         self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored | None = None
     ) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
+        return run(self.steps(key, part, limit, stop, known))
+
+    def steps(
+        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored | None = None
+    ) -> Steps[Stored | None]:
+        """Return the steps of `get`, which may wait."""
         store: Any = self.store
+        more = [] if known is None else [known]
         try:
-            found: Stored | None = store.get(key, part, limit, stop, *([] if known is None else [known]))
+            if self.can_interleave:
+                found: Stored | None = yield from store.steps(key, part, limit, stop, *more)
+            else:
+                found = store.get(key, part, limit, stop, *more)
         except ForbiddenObjectError:
             # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
             self.absent[key] = True

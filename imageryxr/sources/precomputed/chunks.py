@@ -35,6 +35,7 @@ from imageryxr.sources.fetch.object_stores import (
     checksum_problem,
 )
 from imageryxr.sources.fetch.policy import Access
+from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 from imageryxr.sources.precomputed.chunk_grid import StoredChunk, stored_chunks
@@ -256,12 +257,12 @@ class LayerBucket(BucketFolder):
 class LayerFolder(WebFolder):
     """A folder on a web server, where a bucket may also answer 403 for a missing chunk."""
 
-    def get(
+    def steps(
         self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
-    ) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
+    ) -> Steps[Stored | None]:
+        """Return the steps of `get`, which may wait."""
         try:
-            return super().get(key, part, limit, stop, known)
+            return (yield from super().steps(key, part, limit, stop, known))
         except ForbiddenObjectError:
             if self.is_service:  # servers that check tokens do not answer 403 for missing objects
                 raise

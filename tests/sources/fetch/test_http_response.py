@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from imageryxr.sources.fetch.http_response import read_response
-from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, _Socket
+from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, _Socket, run
 
 LIMIT = 1000
 
@@ -40,7 +40,7 @@ def sent(*pieces: bytes, close: bool = True):
 
 def read(*pieces: bytes, method: str = "GET", close: bool = True):
     with sent(*pieces, close=close) as sock:
-        return read_response(sock, method, sock.limits, lambda status, headers: (LIMIT, False))
+        return run(read_response(sock, method, sock.limits, lambda status, headers: (LIMIT, False)))
 
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -1,0 +1,171 @@
+"""Many requests in one thread, which does the next step of each when its socket is ready.
+
+64 threads with a request each wake up at the same time and compete for the interpreter at every system call, which
+takes longer than the requests. Here a few threads take turns: one waits for the sockets until a request has ended, and
+then passes its result on while another waits.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from imageryxr.sources.fetch.sockets import POLL_SECONDS, SHORT_SECONDS, Steps, StoppedError, Wait
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+IS_SUPPORTED = hasattr(select, "poll")
+
+
+@dataclass(slots=True)
+class _Task(Generic[Job, Result]):
+    job: Job
+    steps: Steps[Result]
+    is_queued: bool = False
+    """Whether it waits for other requests to end."""
+    wake: float = 0.0
+    """Time at which it goes on."""
+    fd: int = -1
+    """Socket that it waits for."""
+
+
+class Lanes(Generic[Job, Result]):
+    """Requests of which a number runs at once; `work` runs in a few threads.
+
+    Parameters
+    ----------
+    jobs : iterable
+        What each request is for.
+    width : int
+        Largest number of requests at once.
+    admit : callable
+        Returns whether there is memory for a job, and reserves it. It is called again if there was none.
+    release : callable
+        Releases the memory of a job.
+    start : callable
+        Returns the steps of the request of a job.
+    finish : callable
+        Receives a job and the result of its request.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        width: int,
+        *,
+        admit: Callable[[Job], bool],
+        release: Callable[[Job], None],
+        start: Callable[[Job, threading.Event], Steps[Result]],
+        finish: Callable[[Job, Result], None],
+    ) -> None:
+        self._jobs, self._width = deque(jobs), width
+        self._admit, self._release, self._start, self._finish = admit, release, start, finish
+        self._turn = threading.Lock()
+        self._poll = select.poll()
+        self._on_socket: dict[int, _Task[Job, Result]] = {}
+        self._asleep: list[_Task[Job, Result]] = []
+        self._ended: deque[tuple[Job, Callable[[], Result]]] = deque()
+        self._looked_at = time.monotonic()
+        self._lacks_memory = False
+
+    def work(self, _: object, stop: threading.Event) -> None:
+        """Do the steps of requests, and finish those that have ended, until there are none."""
+        try:
+            while True:
+                with self._turn:
+                    ended = self._next_ended(stop)
+                if ended is None:
+                    return
+                job, result = ended
+                try:
+                    self._finish(job, result())
+                finally:
+                    self._release(job)
+        except BaseException:
+            # A thread that waits for the sockets closes them when it is stopped.
+            if self._turn.acquire(blocking=False):
+                self._close()
+                self._turn.release()
+            raise
+
+    def _next_ended(self, stop: threading.Event) -> tuple[Job, Callable[[], Result]] | None:
+        while True:
+            if stop.is_set():
+                self._close()
+                raise StoppedError("stopped")
+            self._start_jobs(stop)
+            if not (self._jobs or self._on_socket or self._asleep):
+                return self._ended.popleft() if self._ended else None
+            self._wait(0.0 if self._ended else SHORT_SECONDS if self._asleep or self._lacks_memory else POLL_SECONDS)
+            if self._ended:
+                return self._ended.popleft()
+
+    def _start_jobs(self, stop: threading.Event) -> None:
+        self._lacks_memory = False
+        while self._jobs and len(self._on_socket) + len(self._asleep) < self._width:
+            if any(task.is_queued for task in self._asleep):
+                return
+            if not self._admit(self._jobs[0]):
+                self._lacks_memory = True
+                return
+            job = self._jobs.popleft()
+            self._advance(_Task(job, self._start(job, stop)))
+
+    def _wait(self, seconds: float) -> None:
+        """Do the next steps of the requests whose sockets are ready, or whose time has come."""
+        for fd, _ in self._poll.poll(seconds * 1000):
+            self._poll.unregister(fd)
+            self._advance(self._on_socket.pop(fd))
+        now = time.monotonic()
+        for task in [task for task in self._asleep if task.wake <= now]:
+            self._asleep.remove(task)
+            self._advance(task)
+        if now - self._looked_at > POLL_SECONDS / 2:  # each checks its deadline
+            self._looked_at = now
+            for task in [task for task in self._on_socket.values() if task.wake <= now]:
+                self._poll.unregister(task.fd)
+                del self._on_socket[task.fd]
+                self._advance(task)
+
+    def _advance(self, task: _Task[Job, Result]) -> None:
+        try:
+            wait = next(task.steps)
+        except StopIteration as end:
+            self._ended.append((task.job, partial(_identity, end.value)))
+        except BaseException as error:
+            self._ended.append((task.job, partial(_raise, error)))
+        else:
+            self._suspend(task, wait)
+
+    def _suspend(self, task: _Task[Job, Result], wait: Wait) -> None:
+        task.wake, task.is_queued = time.monotonic() + wait.seconds, wait.is_queue
+        if wait.sock is None:
+            self._asleep.append(task)
+            return
+        task.fd = wait.sock.fileno()
+        self._poll.register(task.fd, select.POLLOUT if wait.is_write else select.POLLIN)
+        self._on_socket[task.fd] = task
+
+    def _close(self) -> None:
+        tasks = [*self._on_socket.values(), *self._asleep]
+        left = [task.job for task in tasks] + [job for job, _ in self._ended]
+        for group in (self._on_socket, self._asleep, self._ended, self._jobs):
+            group.clear()
+        for task in tasks:
+            task.steps.close()
+        for job in left:
+            self._release(job)
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
