@@ -15,6 +15,7 @@ import xarray as xr
 from imageryxr.errors import (
     AddressError,
     AuthError,
+    ImageryError,
     LayerError,
     OptionError,
     SourceError,
@@ -154,7 +155,13 @@ def _open_address(
         ask_group: Any = partial(request_group, address, plain_token, connection)
         ask_info, ask_group = run_all([ask_info, ask_group])
         ask_zarr = partial(ask_zarr, group=ask_group())
-    info = ask_info()
+    try:
+        info = ask_info()
+    except AuthError:
+        with suppress(ImageryError):  # some servers send a page for files that do not exist
+            if can_be_zarr:
+                return cast(Source, ask_zarr())
+        raise
     if info is not None and "graph" in info.content:
         _check_graph(address, token, connection.access)
         return _open_graphene(address, missing, token, choices, graph_options, connection)
@@ -167,6 +174,10 @@ def _open_address(
     if can_be_zarr:
         with suppress(SourceNotFoundError):
             return cast(Source, ask_zarr())
+    raise _not_found_error(address)
+
+
+def _not_found_error(address: Address) -> SourceNotFoundError:
     path = address.local_path
     where = "there is no such folder" if path is not None and not path.exists() else (
         f"none of {address.public}/info (precomputed), {address.public}/zarr.json and {address.public}/.zattrs "
@@ -178,7 +189,7 @@ def _open_address(
         if below
         else "check the path"
     )
-    raise SourceNotFoundError(f"there is no volume at {address.public}: {where}; {advice}")
+    return SourceNotFoundError(f"there is no volume at {address.public}: {where}; {advice}")
 
 
 def _child_volumes(path: Path | None) -> list[str]:

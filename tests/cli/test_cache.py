@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from imageryxr.sources.fetch.disk_cache import VARIABLE, DiskCache, entry_name
+from imageryxr.sources.fetch.disk_cache import VARIABLE, DiskCache
+from imageryxr.sources.fetch.disk_entry import entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.validators import Validator
 from tests.support.command_line import run

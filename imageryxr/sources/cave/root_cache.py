@@ -17,7 +17,8 @@ import numpy.typing as npt
 from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
+from imageryxr.sources.fetch.disk_cache import DiskCache, open_cache
+from imageryxr.sources.fetch.disk_entry import entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.validators import Validator

@@ -29,8 +29,9 @@ class Connection:
         time is an error without a retry; a request to a silent server is retried.
     concurrency : int, optional
         Simultaneous requests to one server, or to one bucket of a store, from all threads of a process; every worker
-        process has its own limit. Default: 64 for object stores and file servers, 8 for CAVE services. If one throttles
-        (429, 503), its number halves and recovers gradually.
+        process has its own limit. Default: 64 for object stores and file servers, 8 for CAVE services. A process makes
+        at most 512 requests at once to all servers, whatever the concurrency. If one throttles (429, 503), its number
+        halves and recovers gradually.
     retries : int, default 5
         Largest number of retries after transient errors: 429, 5xx, timeouts, dropped connections and truncated bodies.
         401, 403 and 404 are final. Each retry is logged at level INFO by the loggers under ``imageryxr``.

@@ -1,8 +1,8 @@
 """Encoded chunks in a folder on a disk that many processes share.
 
-Each entry is a file whose name is a digest of its key. The file contains a checksum of everything after it, a header
-in JSON, and the bytes as the server sent them. Files are written under another name and renamed, so a reader sees a
-whole entry or none. Readers take no lock. One process at a time drops the least recently used entries.
+Each entry is a file (see `disk_entry`) whose name is a digest of its key. Files are written under another name and
+renamed, so a reader sees a whole entry or none. Readers take no lock. One process at a time drops the least recently
+used entries.
 
 Libraries were considered: diskcache and others keep an SQLite index that every read locks and writes, and their
 entries have no checksums; CloudVolume's cache has neither checksums nor a limit.
@@ -11,14 +11,11 @@ entries have no checksums; CloudVolume's cache has neither checksums nor a limit
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import random
 import re
 import secrets
 import stat
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -27,14 +24,10 @@ from typing import Any, NamedTuple
 
 from imageryxr.core.fork import run_after_fork
 from imageryxr.errors import CacheWarning, OptionError, warn
+from imageryxr.sources.fetch.disk_entry import FORMAT, make_entry, read_entry
 from imageryxr.sources.fetch.memory_cache import Stored
-from imageryxr.sources.fetch.validators import Validator
 
 VARIABLE = "IMAGERYXR_DISK_CACHE"
-_FORMAT = "imageryxr-chunks-1"
-"""Folder of the entries in the folder that the user named, and the first bytes of each entry."""
-_MAGIC = _FORMAT.encode() + b"\n"
-_DIGEST, _HEADER_LIMIT = 32, 4096
 _NAME = re.compile("[0-9a-f]{40}")
 _TEMPORARY = re.compile("[0-9a-f]{40}-[0-9a-f]{16}")
 _SUBFOLDER = re.compile("[0-9a-f]{2}")
@@ -76,7 +69,7 @@ class DiskCache:
 
     def __init__(self, folder: str, *, create: bool = True) -> None:
         self.folder = folder
-        self._place = os.path.join(os.path.realpath(folder), _FORMAT)
+        self._place = os.path.join(os.path.realpath(folder), FORMAT)
         self._lock = threading.Lock()
         self._unchecked: float = float("inf")
         self._checking = threading.Lock()
@@ -115,7 +108,7 @@ class DiskCache:
             self.remove(name)
             return None
         try:
-            found = _read_entry(file, name, limit)
+            found = read_entry(file, name, limit)
             if found is not None:
                 with suppress(OSError):
                     os.utime(path)  # the time of last use
@@ -130,7 +123,7 @@ class DiskCache:
 
         If it cannot be written, a warning is issued and this process writes no further entries.
         """
-        content = _entry(name, stored)
+        content = make_entry(name, stored)
         if not self._is_writable or content is None or sum(map(len, content)) > limit * _LARGEST:
             return
         try:
@@ -263,11 +256,6 @@ def open_cache(folder: str) -> DiskCache:
         return _caches[folder]
 
 
-def entry_name(*key: object) -> str:
-    """Return the name of the entry for a key without secrets, which can be represented as JSON."""
-    return hashlib.blake2b(json.dumps(key).encode(), digest_size=20).hexdigest()
-
-
 def absolute_folder(value: Any) -> str:
     """Return the absolute path of a folder that a user named.
 
@@ -289,39 +277,7 @@ def _reset_after_fork() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# entries
-
-
-def _entry(name: str, stored: Stored) -> list[bytes | memoryview] | None:
-    if stored.validator is None:
-        return None
-    header = {"name": name, "encoding": stored.encoding, **stored.validator._asdict()}
-    text = json.dumps(header).encode()
-    if len(text) > _HEADER_LIMIT:
-        return None
-    start = struct.pack("<IQ", len(text), len(stored.body)) + text
-    digest = hashlib.blake2b(start, digest_size=_DIGEST)
-    digest.update(stored.body)
-    return [_MAGIC + digest.digest() + start, stored.body]
-
-
-def _read_entry(file: int, name: str, limit: int) -> Stored | None:
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > limit + _HEADER_LIMIT + 128:
-        return None
-    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-        return None
-    with os.fdopen(os.dup(file), "rb") as opened:
-        whole = memoryview(opened.read(found.st_size + 1))
-    digest, start = len(_MAGIC), len(_MAGIC) + _DIGEST
-    content = whole[start:]
-    if whole[:digest] != _MAGIC or hashlib.blake2b(content, digest_size=_DIGEST).digest() != whole[digest:start]:
-        return None
-    size, length = struct.unpack_from("<IQ", content)
-    header, body = json.loads(bytes(content[12 : 12 + size])), content[12 + size :]
-    if header.pop("name") != name or len(body) != length or length > limit:
-        return None
-    return Stored(bytes(body), header.pop("encoding"), validator=Validator(**header))
+# files
 
 
 def _write_all(file: Any, data: bytes | memoryview) -> None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name, open_cache
+from imageryxr.sources.fetch.disk_cache import DiskCache, open_cache
+from imageryxr.sources.fetch.disk_entry import entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import StoppedError
 from imageryxr.sources.fetch.stamps import stable_version

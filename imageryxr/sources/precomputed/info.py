@@ -22,7 +22,6 @@ from imageryxr.sources.base import Level
 CODECS = {
     "jpeg": ("simplejpeg", "simplejpeg"),
     "png": ("pyspng", "pyspng-seunglab"),
-    "compressed_segmentation": ("compressed_segmentation", "compressed-segmentation"),
     "compresso": ("compresso", "compresso"),
     "crackle": ("crackle", "crackle-codec"),
     "fpzip": ("fpzip", "fpzip"),
@@ -31,7 +30,7 @@ CODECS = {
     "jxl": ("imagecodecs", "imagecodecs"),
     "jpegxl": ("imagecodecs", "imagecodecs"),
 }
-ENCODINGS = ("raw", *CODECS)
+ENCODINGS = ("raw", *CODECS, "compressed_segmentation")
 _IDS = ("uint8", "uint16", "uint32", "uint64")
 # The data types and numbers of channels (empty for any) of each encoding except raw, which supports all.
 _HOLDS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {

@@ -19,7 +19,8 @@ import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.errors import CacheWarning, OptionError
 from imageryxr.sources.fetch import disk_cache, index_cache, memory_cache
-from imageryxr.sources.fetch.disk_cache import DiskCache, entry_name
+from imageryxr.sources.fetch.disk_cache import DiskCache
+from imageryxr.sources.fetch.disk_entry import entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.traffic import Traffic, traffic
 from imageryxr.sources.fetch.validators import Validator, validator_of

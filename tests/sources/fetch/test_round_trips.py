@@ -68,8 +68,11 @@ def test_a_zarr_opens_if_the_server_sends_a_page_for_files_that_do_not_exist(tmp
 
     with recording() as server:
         server.answer = page
-        tree = ix.open_multiscale(f"zarr://{server.url()}", connection=ix.Connection(retries=1))
-        assert len(tree.children) == 2
+        for scheme in ("zarr://", ""):
+            if not scheme and status == 503:
+                continue  # the info may exist
+            tree = ix.open_multiscale(f"{scheme}{server.url()}", connection=ix.Connection(retries=1, backoff=0))
+            assert len(tree.children) == 2
 
 
 def test_few_simultaneous_requests_are_used_for_the_metadata_that_are_needed(layers):
