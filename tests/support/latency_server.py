@@ -7,37 +7,82 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import urllib.request
+from collections import deque
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from tests.support.http_server import HttpConnection, ServerProcess, byte_range, serve
+from tests.support.http_server import ServerProcess, byte_range, serve
 
 _PIECE = 1 << 18
 
 
-class _Files(HttpConnection):
-    def __init__(self, server: _Server) -> None:
-        super().__init__()
-        self.server = server
+class _Files(asyncio.Protocol):
+    """One connection of a client. It has no task, because the server shares the cores with the clients it measures."""
 
-    async def respond(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
-        status, more, content = await self.server.answer(unquote(path.partition("?")[0]), headers)
-        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", "Accept-Ranges: bytes", *more]
-        self.transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        for start in range(0, len(content) if method != "HEAD" else 0, _PIECE):
-            piece = content[start : start + _PIECE]
-            await self.server.wait_for_bandwidth(len(piece))
-            await self.can_write.wait()
-            self.transport.write(piece)
+    def __init__(self, server: _Server) -> None:
+        self.server, self.loop = server, asyncio.get_running_loop()
+        self.received, self.waiting = b"", deque[memoryview]()
+        self.is_paused = self.is_sending = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        while (end := self.received.find(b"\r\n\r\n")) >= 0:
+            head, self.received = self.received[:end].decode("latin-1"), self.received[end + 4 :]
+            first, *lines = head.split("\r\n")
+            method, path, _ = first.split(" ", 2)
+            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+            path = unquote(path.partition("?")[0])
+            if path == "/__counts__":
+                self._answer(method, "200 OK", [], self.server.take_counts())
+                continue
+            self.server.begin(path)
+            self.loop.call_later(self.server.latency, self._reply, method, path, headers)
+
+    def _reply(self, method: str, path: str, headers: dict[str, str]) -> None:
+        self._answer(method, *self.server.answer(path, headers))
+
+    def _answer(self, method: str, status: str, more: list[str], content: bytes) -> None:
+        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", "Accept-Ranges: bytes", *more, "", ""]
+        self.waiting.append(memoryview("\r\n".join(lines).encode()))
+        body = memoryview(content if method != "HEAD" else b"")
+        self.waiting.extend(body[start : start + _PIECE] for start in range(0, len(body), _PIECE))
+        self._send()
+
+    def _send(self) -> None:
+        while self.waiting and not (self.is_paused or self.is_sending):
+            piece = self.waiting.popleft()
+            seconds = self.server.seconds_until_sent(len(piece))
+            if seconds > 2e-3:  # shorter timers are not exact
+                self.is_sending = True
+                self.loop.call_later(seconds, self._send_late, piece)
+            else:
+                self.transport.write(piece)
+
+    def _send_late(self, piece: memoryview) -> None:
+        self.is_sending = False
+        self.transport.write(piece)
+        self._send()
 
 
 class _Server:
     def __init__(self, root: Path, latency: float, bandwidth: float) -> None:
-        self.root, self.latency, self.bandwidth = root, latency, bandwidth
+        self.root, self.latency, self.bandwidth = str(root), latency, bandwidth
         self.free_at = 0.0
         self.reset()
 
@@ -45,42 +90,45 @@ class _Server:
         self.counts: dict[str, int] = {}
         self.sent = self.running = self.peak = 0
 
-    async def answer(self, path: str, headers: dict[str, str]) -> tuple[str, list[str], bytes]:
-        if path == "/__counts__":
-            found = {"requests": sum(self.counts.values()), "paths": self.counts, "bytes": self.sent, "peak": self.peak}
-            self.reset()
-            return "200 OK", [], json.dumps(found).encode()
+    def take_counts(self) -> bytes:
+        found = {"requests": sum(self.counts.values()), "paths": self.counts, "bytes": self.sent, "peak": self.peak}
+        self.reset()
+        return json.dumps(found).encode()
+
+    def begin(self, path: str) -> None:
         self.counts[path] = self.counts.get(path, 0) + 1
         self.running += 1
         self.peak = max(self.peak, self.running)
-        await asyncio.sleep(self.latency)
+
+    def answer(self, path: str, headers: dict[str, str]) -> tuple[str, list[str], bytes]:
         self.running -= 1
-        file, more = self.root / path.lstrip("/"), []
-        if not file.is_file() and Path(f"{file}.gz").is_file():
-            file, more = Path(f"{file}.gz"), ["Content-Encoding: gzip"]
-        if not file.is_file():
-            return "404 Not Found", [], b""
-        whole = file.read_bytes()
-        etag = f'"{file.stat().st_mtime_ns:x}-{len(whole):x}"'
-        more.append(f"ETag: {etag}")
+        for name, more in ((path, []), (f"{path}.gz", ["Content-Encoding: gzip"])):
+            with suppress(OSError), open(f"{self.root}{name}", "rb", buffering=0) as file:
+                return self._answer_file(file, more, headers)
+        return "404 Not Found", [], b""
+
+    def _answer_file(self, file: FileIO, more: list[str], headers: dict[str, str]) -> tuple[str, list[str], bytes]:
+        found = os.fstat(file.fileno())
+        size, etag = found.st_size, f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
+        more = [*more, f"ETag: {etag}"]
         if headers.get("if-none-match") == etag:
             return "304 Not Modified", more, b""
         asked = headers.get("range", "")
+        start, stop = byte_range(asked, size) if asked.startswith("bytes=") else (0, size)
+        if start >= stop and asked:
+            return "416 Range Not Satisfiable", [f"Content-Range: bytes */{size}"], b""
+        file.seek(start)
+        content = file.read(stop - start)
+        self.sent += len(content)
         if not asked.startswith("bytes="):
-            self.sent += len(whole)
-            return "200 OK", more, whole
-        start, stop = byte_range(asked, len(whole))
-        if start >= stop:
-            return "416 Range Not Satisfiable", [f"Content-Range: bytes */{len(whole)}"], b""
-        self.sent += stop - start
-        more.append(f"Content-Range: bytes {start}-{stop - 1}/{len(whole)}")
-        return "206 Partial Content", more, whole[start:stop]
+            return "200 OK", more, content
+        more.append(f"Content-Range: bytes {start}-{stop - 1}/{size}")
+        return "206 Partial Content", more, content
 
-    async def wait_for_bandwidth(self, count: int) -> None:
+    def seconds_until_sent(self, count: int) -> float:
         now = asyncio.get_running_loop().time()
         self.free_at = max(now, self.free_at) + count / self.bandwidth
-        if self.free_at - now > 2e-3:  # shorter sleeps are not exact
-            await asyncio.sleep(self.free_at - now)
+        return self.free_at - now
 
 
 class LatencyServer(ServerProcess):
