@@ -224,6 +224,7 @@ def test_the_demo_compiles_the_kernels_that_it_uses():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["stack/z{z:04d}.png", "a.ome.zarr"])
 def test_the_progress_bar_of_the_demo_includes_its_exports(sample, tmp_path, target):
     picture = ix.open_image(sample.image).isel(z=slice(0, 24)).imagery.to_rgba()

@@ -134,6 +134,7 @@ def test_decompression_gives_what_was_compressed(encoding, size):
             decompress(packed[:cut], encoding, size)
 
 
+@pytest.mark.slow
 def test_concatenated_streams_are_joined():
     assert decompress(gzip.compress(b"a") + gzip.compress(b"b") + b"\0" * 10, "gzip", 2) == b"ab"
     assert decompress(zstandard.compress(b"a") + zstandard.compress(b"b"), "zstd", 2) == b"ab"
@@ -165,6 +166,7 @@ def test_an_unknown_content_encoding_is_an_error(encoding):
         decompress(b"abc", encoding, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", PACK)
 def test_a_bomb_takes_no_memory(encoding):
     bomb = PACK[encoding](b"\0" * (200 << 20))

@@ -18,6 +18,7 @@ from imageryxr.neuroglancer.state import parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.base import clean_message
+from tests.support.slow import slow_except
 
 SIZE = 400_000
 SECONDS = 30  # a quadratic scanner takes many minutes
@@ -55,7 +56,7 @@ def bounded():
     assert time.monotonic() - start < SECONDS
 
 
-@pytest.mark.parametrize("end", ["", ");", ");\nvoid main() { emitGrayscale(a()); }"])
+@pytest.mark.parametrize("end", slow_except(["", ");", ");\nvoid main() { emitGrayscale(a()); }"], ""))
 @pytest.mark.parametrize("case", SHADERS)
 def test_a_shader_is_scanned_in_linear_time(case, end):
     shader = repeated(SHADERS[case]) + end

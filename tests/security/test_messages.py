@@ -11,6 +11,7 @@ import pytest
 
 import imageryxr as ix
 from tests.security.conftest import TOKEN, graph_info
+from tests.support.slow import slow_except
 from tests.support.source_suite import dead_url
 
 SECRET = "".join(["hunter", "2"])  # tracebacks show lines of this file, which must not hold it
@@ -85,7 +86,7 @@ def with_password(url: str) -> str:
     return url.replace("://", f"://me:{SECRET}@")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_except(WAYS, "state", "zarr", "graphene", "datastack"))
 @pytest.mark.usefixtures("hasty_links")
 def test_errors_of_servers_show_no_secret(secrets, stranger, way, caplog):
     for answer in ANSWERS.values():

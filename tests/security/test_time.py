@@ -12,6 +12,7 @@ import imageryxr as ix
 from imageryxr.sources.fetch import client
 from imageryxr.sources.fetch.sockets import StoppedError
 from tests.support.hostile import HostileServer, reply
+from tests.support.slow import slow_except
 
 ONCE = ix.Connection(timeout=1, retries=0)
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -103,7 +104,7 @@ def redirects(server, sock, head):
 WAYS = [value for value in list(globals().values()) if getattr(value, "__module__", "") == __name__]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", slow_except(WAYS, slow_headers, slow_body, silence), ids=lambda way: way.__name__)
 def test_an_answer_ends_at_its_deadline(way):
     with HostileServer(lambda sock, head: way(server, sock, head)) as server:
         began = time.monotonic()

@@ -336,6 +336,7 @@ def test_persisted_arrays_are_exported(tmp_path, cluster, how, monkeypatch):
     assert cluster.scheduler_info()["workers"]
 
 
+@pytest.mark.slow
 def test_lost_blocks_of_a_cluster_are_an_error_at_the_start(tmp_path):
     with cluster_of(1) as client:
         array = picture().persist()

@@ -331,6 +331,7 @@ def nameless(pid, folder):
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [0, 2])
 def test_an_export_killed_while_reading_is_continued(tmp_path, done):
     scratch = tmp_path / "scratch"

@@ -113,6 +113,7 @@ def test_workers_continue_slices_that_another_pattern_replaced(bucket, forked_wo
     assert [bucket.read(f"s/{name}") for name in names] == [bucket.read(f"other/{name}") for name in names]
 
 
+@pytest.mark.slow
 def test_tasks_on_workers_check_the_manifest(bucket):
     """Tasks in the main process check the lease."""
     url = bucket.url("x")

@@ -68,6 +68,7 @@ def test_a_worker_without_the_package_that_comes_later_is_named(tmp_path):
         ix.export(IMAGE, tmp_path / "out.zarr", client=client)
 
 
+@pytest.mark.slow
 def test_query_planning_of_dask_is_refused():
     code = """
 import numpy as np, imageryxr as ix

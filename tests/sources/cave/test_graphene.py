@@ -35,6 +35,7 @@ from tests.support.cave_server import (
     VIEWER,
     tiles,
 )
+from tests.support.slow import slow_except
 from tests.support.source_suite import SourceSuite, padded
 
 
@@ -410,7 +411,9 @@ class TestIds:
         return out
 
     @pytest.mark.parametrize("when", [MERGE - 1, MERGE + 1, NOW])
-    @pytest.mark.parametrize("which", ["merged", "one", "both", "all", "with a successor", "a half of it"])
+    @pytest.mark.parametrize(
+        "which", slow_except(["merged", "one", "both", "all", "with a successor", "a half of it"], "a half of it")
+    )
     def test_stale_keep_draws_old_roots_as_they_were(self, cave, which, when):
         graph = cave.graph
         (a, b), (c, d), other = graph.merged_from, graph.split_into, int(graph.state(NOW)[0])

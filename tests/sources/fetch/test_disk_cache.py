@@ -31,6 +31,7 @@ from tests.support.precomputed import write_layer
 from tests.support.processes import python
 from tests.support.recorder import Recorder, recording
 from tests.support.s3_server import SECRET
+from tests.support.slow import slow_except
 from tests.support.source_suite import noise
 
 GRID = Grid((16, 32, 32), (8, 8, 40), (0, 0, 0))
@@ -324,7 +325,7 @@ def test_objects_read_with_a_password_are_validated_in_spite_of_max_age(served, 
         ix.open_image(url, connection=connection).compute()
 
 
-@pytest.mark.parametrize("kind", ["precomputed", "zarr", "zarr shards"])
+@pytest.mark.parametrize("kind", slow_except(["precomputed", "zarr", "zarr shards"], "zarr"))
 def test_objects_in_a_bucket_with_credentials_are_validated(bucket, tmp_path, kind):
     values = layer(tmp_path / "layer", kind)
 

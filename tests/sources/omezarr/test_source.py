@@ -36,6 +36,7 @@ from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.resolve import resolve_source
 from tests.support.omezarr import SHAPE, axes_of, level, one_level, opened, write_ome
+from tests.support.slow import slow_except
 from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
 
 
@@ -723,7 +724,7 @@ FORMS = [("0.4", False), ("0.5", False), ("0.5", True)]
 
 
 @pytest.mark.parametrize(("version", "shards"), FORMS)
-@pytest.mark.parametrize("codec", ["blosc", "zstd", "gzip", "raw"])
+@pytest.mark.parametrize("codec", slow_except(["blosc", "zstd", "gzip", "raw"], "zstd"))
 class TestDamage:
     @pytest.mark.parametrize("missing", ["raise", "fill"])
     @pytest.mark.parametrize("left", [0, 1, 15, 20, -1, -40])
