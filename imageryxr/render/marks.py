@@ -13,7 +13,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.evaluate import TableExpr
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.render.mark_labels import Label, LabelStyle, draw_labels, place_labels, warn_left_out
-from imageryxr.render.mark_shapes import MarkTable, Shapes, slice_shapes
+from imageryxr.render.mark_shapes import MarkTable, slice_shapes
 from imageryxr.render.paint import RgbaExpr
 
 Floats = npt.NDArray[np.float64]
@@ -127,10 +127,6 @@ class Marks(MarkTable):
             self.cache[number] = placed
         return self.cache[number]
 
-    def shapes(self, number: int) -> Shapes:
-        """Return the shapes to draw in a slice."""
-        return slice_shapes(self, number)[0]
-
 
 @dataclass(frozen=True, eq=False)
 class Annotated(TableExpr, RgbaExpr):
@@ -162,8 +158,8 @@ class Annotated(TableExpr, RgbaExpr):
         out = np.array(arrays[0], order="C")
         slices = np.moveaxis(out, self.axis, 0)
         for number in range(low[0], high[0]):
-            shapes = part.take(part.rows_in(np.array([number, -1e300, -1e300]), np.array([number + 1, 1e300, 1e300])))
-            found = shapes.shapes(number)
+            rows = part.rows_in(np.array([number, -1e300, -1e300]), np.array([number + 1, 1e300, 1e300]))
+            found, _ = slice_shapes(part.take(rows), number)
             labels = [label for label in part.placed or () if label.slice == number]
             if not len(found.kinds) and not labels:
                 continue

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
-from imageryxr.sources.base import Level, clean_message, is_html_page
+from imageryxr.sources.base import LayerType, Level, Missing, clean_message, is_html_page
 from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk, decode_segmentation
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
@@ -39,6 +42,7 @@ from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 from imageryxr.sources.precomputed.chunk_grid import StoredChunk, stored_chunks
+from imageryxr.sources.precomputed.info import info_level
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
 
@@ -53,48 +57,48 @@ _BLOCK, _BLOCK_SHAPE = "compressed_segmentation_block_size", (8, 8, 8)
 HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
-class StoredLayer(Protocol):
-    """The properties of a precomputed layer that reading its chunks requires."""
+@dataclass(frozen=True)
+class StoredLayer:
+    """The address and the metadata of a precomputed layer."""
 
-    @property
-    def name(self) -> str:
-        """Name in messages."""
+    url: str = field(repr=False)
+    """Location ``protocol://…``; a web address may contain a password."""
+    name: str
+    """Address without secrets."""
+    info_text: str = field(repr=False)
+    """The ``info`` file as canonical JSON, which is cheap to hash, compare and pickle."""
+    missing: Missing = None
+    """Policy for missing chunks; None raises, like "raise"."""
+    channel: int = 0
+    """Index of the channel to read."""
+    layer_type: LayerType = "image"
+    """Kind of layer that it is opened as."""
+    token: Token | None = field(default=None, compare=False)
+    """Token for ``middleauth`` servers."""
+    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    """Options of requests to web servers."""
+    stamp: str = field(default="", compare=False, repr=False)
+    """Text that changes when the ``info`` file is written; part of the keys of cached chunks."""
 
-    @property
-    def url(self) -> str:
-        """Location of the layer."""
-
-    @property
+    @cached_property
     def info(self) -> dict[str, Any]:
         """Content of the ``info`` file."""
+        parsed: dict[str, Any] = json.loads(self.info_text)
+        return parsed
 
-    @property
-    def info_text(self) -> str:
-        """Content of the ``info`` file as JSON text."""
-
-    @property
-    def stamp(self) -> str:
-        """Text that changes when the ``info`` file is written; see `opening_stamp`."""
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """All levels."""
-
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the voxels."""
+        dtype: np.dtype[Any] = np.dtype(self.info["data_type"])
+        return dtype
 
-    @property
-    def channel(self) -> int:
-        """Index of the channel to read."""
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """All scales of the ``info``."""
+        return tuple(info_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
 
-    @property
-    def token(self) -> Token | None:
-        """Token for ``middleauth`` servers."""
-
-    @property
-    def connection(self) -> Connection:
-        """Options of requests."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # cached properties are computed again
 
 
 def place_of(url: str, connection: Connection, token: Token | None) -> WebPlace | None:

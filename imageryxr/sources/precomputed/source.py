@@ -8,12 +8,10 @@ chunks, and CloudVolume's codecs decode them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
@@ -33,7 +31,6 @@ from imageryxr.errors import (
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import (
     LayerType,
-    Level,
     Missing,
     Source,
     clean_message,
@@ -57,39 +54,13 @@ from imageryxr.sources.precomputed.info import (
     CODECS,
     ENCODINGS,
     complete_info,
-    info_level,
     info_problem,
 )
 
 
 @dataclass(frozen=True)
-class PrecomputedSource:
+class PrecomputedSource(chunks.StoredLayer):
     """A precomputed layer, including its ``info``."""
-
-    url: str = field(repr=False)
-    """Location ``protocol://…``; a web address may contain a password."""
-    name: str
-    """Address without secrets."""
-    info_text: str = field(repr=False)
-    """The ``info`` file as canonical JSON, which is cheap to hash, compare and pickle."""
-    missing: Missing = None
-    """Policy for missing chunks; None raises, like "raise"."""
-    channel: int = 0
-    """Index of the channel to read."""
-    layer_type: LayerType = "image"
-    """Kind of layer that it is opened as."""
-    token: Token | None = field(default=None, compare=False)
-    """Token for ``middleauth`` servers."""
-    connection: Connection = field(default=Connection(), compare=False, repr=False)
-    """Options of requests to web servers."""
-    stamp: str = field(default="", compare=False, repr=False)
-    """Text that changes when the ``info`` file is written; part of the keys of cached chunks."""
-
-    @cached_property
-    def info(self) -> dict[str, Any]:
-        """Content of the ``info`` file."""
-        parsed: dict[str, Any] = json.loads(self.info_text)
-        return parsed
 
     @property
     def declared_type(self) -> str | None:
@@ -97,21 +68,10 @@ class PrecomputedSource:
         kind = self.info.get("type")
         return None if kind is None else str(kind)
 
-    @cached_property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the voxels."""
-        dtype: np.dtype[Any] = np.dtype(self.info["data_type"])
-        return dtype
-
     @property
     def attrs(self) -> dict[str, Any]:
         """Empty: the format has no contrast limits or colours."""
         return {}
-
-    @cached_property
-    def levels(self) -> tuple[Level, ...]:
-        """All scales of the ``info``."""
-        return tuple(info_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
 
     def check(self, mip: int) -> None:
         """Raise `CodecError` if the encoding of a level is unknown, or its package is not installed."""
@@ -190,9 +150,6 @@ class PrecomputedSource:
             raise chunks.access_denied_error(self.name, "403")
         report_missing_chunks(self, mip, boxes, "background")
         return out
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # cached properties are computed again
 
     def __dask_tokenize__(self) -> object:
         return ("imageryxr.precomputed", self.url, self.info_text, self.missing, self.channel, self.layer_type)
