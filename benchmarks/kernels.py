@@ -139,16 +139,6 @@ class Select(Kernel):
         return isin.select(self.labels, self.ids)
 
 
-class Remap(Kernel):
-    title = "relabel 300 ids"
-
-    def prepare(self) -> None:
-        self.ids = np.unique(self.labels)
-
-    def ours(self) -> Any:
-        return isin.remap(self.labels, self.ids, self.ids[::-1])
-
-
 class Contrast(Kernel):
     title = "contrast of a uint16 image"
     peer_name = "numpy.copyto of the image"

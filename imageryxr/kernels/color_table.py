@@ -8,7 +8,7 @@ becomes 2**64 - 1 for every width. Bools are 0 and 1.
 from __future__ import annotations
 
 from operator import index
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,25 +70,11 @@ def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
 
 @compile_kernel
 def _splitmix64(value: np.uint64) -> np.uint64:
+    """Return the hash of `imageryxr.core.colors.ids.splitmix64` (compiled)."""
     z = value + _GAMMA
     z = (z ^ (z >> _SHIFT_1)) * _MIX_1
     z = (z ^ (z >> _SHIFT_2)) * _MIX_2
     return z ^ (z >> _SHIFT_3)
-
-
-def hash_ids(ids: ArrayLike) -> NDArray[np.uint64]:
-    """Return the SplitMix64 hash of each id: uint64 of the shape of `ids`.
-
-    The hash is the first output of Vigna's ``splitmix64.c`` seeded with the id: one step of the generator of Steele,
-    Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
-
-    >>> [hex(h) for h in hash_ids([0, 1]).tolist()]
-    ['0xe220a8397b1dcdaf', '0x910a2dec89025cc1']
-    """
-    z = as_ids(ids) + _GAMMA
-    z = (z ^ (z >> _SHIFT_1)) * _MIX_1
-    z = (z ^ (z >> _SHIFT_2)) * _MIX_2
-    return cast("NDArray[np.uint64]", (z ^ (z >> _SHIFT_3)).reshape(np.shape(ids)))
 
 
 @compile_kernel
@@ -185,8 +171,8 @@ def build_hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArr
 class ColorTable(NamedTuple):
     """The colours of ids: explicit colours, and a fallback palette for all other ids.
 
-    0 is not drawn. An explicit id has its own row of `rgba`. Any other id has row ``n + hash_ids(id) % n_fallback``, or
-    is not drawn if there is no fallback. `keys` (uint64[capacity]) is an open-addressing hash table with linear
+    0 is not drawn. An explicit id has its own row of `rgba`. Any other id has row ``n + hash % n_fallback``, or is not
+    drawn if there is no fallback. `keys` (uint64[capacity]) is an open-addressing hash table with linear
     probing; capacity is a power of two, and 0 marks an empty slot. `slots` (int32[capacity]) has the row of each key.
     `rgba` (uint8[n + n_fallback, 4], straight alpha) has n explicit colours, then the fallback palette.
     """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imageryxr.errors import GridMismatchError, OptionError
 from imageryxr.kernels.color_table import as_ids, as_labels, build_hash_table, find_slot
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import (
@@ -124,57 +123,3 @@ def is_present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_
     out = np.zeros(int(wanted.order.max(initial=-1)) + 1, np.bool_)
     _is_present(flat.reshape(-1), as_kernel_input(wanted.keys), as_kernel_input(wanted.slots), wanted.zero, out)
     return out[wanted.order]
-
-
-@compile_kernel
-def _remap(
-    flat: NDArray[Any],
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    zero: int,
-    values: NDArray[np.uint64],
-    keep: bool,
-    out: NDArray[np.uint64],
-) -> None:
-    buffers = make_run_buffers(PIECE)
-    for start in range(0, flat.size, PIECE):
-        piece = flat[start : start + PIECE]
-        begin = 0
-        for k in range(run_ends(piece, buffers)):
-            end = buffers.ends[k]
-            value = np.uint64(piece[begin])
-            slot = find_slot(keys, slots, zero, 0, 0, value)
-            if slot >= 0:
-                value = values[slot]
-            elif not keep:
-                value = np.uint64(0)
-            fill_run(out, start + begin, start + end, value)
-            begin = end
-
-
-def remap(
-    labels: NDArray[Any], ids: ArrayLike, values: ArrayLike, *, missing: Literal["zero", "keep"] = "zero"
-) -> NDArray[np.uint64]:
-    """Replace each id by its value; return uint64 of the shape of `labels`.
-
-    `ids` and `values` may contain 0; the last of equal ids takes precedence. A label that is not in `ids` becomes 0, or
-    keeps its value if `missing` is "keep".
-    """
-    if missing not in ("zero", "keep"):
-        raise OptionError(f'missing must be "zero" or "keep", got {missing!r}')
-    old, new = as_ids(ids), as_ids(values)
-    if len(old) != len(new):
-        raise GridMismatchError(f"{len(old)} ids need as many values, got {len(new)}")
-    flat = as_labels(labels)
-    keys, slots, zero = build_hash_table(old)
-    out = make_padded(flat.size, np.uint64)
-    _remap(
-        flat.reshape(-1),
-        as_kernel_input(keys),
-        as_kernel_input(slots),
-        zero,
-        as_kernel_input(new),
-        missing == "keep",
-        out,
-    )
-    return out[: flat.size].reshape(flat.shape)

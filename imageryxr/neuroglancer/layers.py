@@ -306,10 +306,11 @@ def _join_equivalent_ids(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr
 
 
 def _relabel(labels: Array, packed: tuple[bytes, bytes]) -> Array:
-    from imageryxr.kernels import isin
+    import fastremap
 
-    ids, values = (np.frombuffer(p, np.uint64) for p in packed)
-    return isin.remap(labels, ids, values, missing="keep")
+    table = dict(zip(*(np.frombuffer(p, np.uint64).tolist() for p in packed), strict=True))
+    found: Array = fastremap.remap(labels.astype(np.uint64), table, preserve_missing_labels=True)
+    return found
 
 
 def _display_attrs(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from imageryxr.errors import GridMismatchError, LayerError, OptionError
+from imageryxr.errors import LayerError, OptionError
 from imageryxr.kernels import color_table as lk
 from imageryxr.kernels import isin
 from tests.support.color_rows import find_rows
@@ -46,12 +46,6 @@ def splitmix64(value):
     return z ^ (z >> 31)
 
 
-def test_hash_ids_equals_splitmix64_in_python_integers():
-    assert lk.hash_ids(BIG).tolist() == [splitmix64(i) for i in BIG]
-    assert int(lk.hash_ids(0)) == 0xE220A8397B1DCDAF
-    assert lk.hash_ids(np.arange(6).reshape(2, 3)).shape == (2, 3)
-
-
 @given(label_arrays(), IDS, st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_find_rows_equals_a_dict_lookup(labels, ids, m):
@@ -85,18 +79,6 @@ def test_select_masks_and_is_present_equal_numpy(labels, ids):
     assert isin.is_present(labels, ids).tolist() == [bool(m.any()) for m in each]
 
 
-@given(label_arrays(), IDS, st.data())
-@settings(max_examples=40, deadline=None)
-def test_remap_equals_a_dict_lookup(labels, ids, data):
-    values = data.draw(st.lists(st.sampled_from(BIG), min_size=len(ids), max_size=len(ids)))
-    to = dict(zip(ids, values, strict=True))
-    for missing in ("zero", "keep"):
-        want = [to.get(i, i if missing == "keep" else 0) for i in as_python_ints(labels).ravel()]
-        got = isin.remap(labels, ids, values, missing=missing)
-        assert got.dtype == np.uint64
-        assert got.ravel().tolist() == want
-
-
 def test_tables_of_many_ids_find_every_row_and_stay_small():
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 2**63, 5000).astype(np.uint64)
@@ -111,7 +93,6 @@ def test_the_last_of_repeated_ids_takes_precedence():
     labels = np.array([[[1, 2, 0]]])
     assert (isin.masks(labels, [2, 2, 1])[:, 0, 0] * 1).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
     assert isin.is_present(labels, [2, 5, 2]).tolist() == [True, False, True]
-    assert isin.remap(labels, [1, 1], [4, 5]).tolist() == [[[5, 0, 0]]]
     table = lk.build_color_table([1, 1], np.zeros((2, 4), np.uint8))
     assert find_rows(labels, table).tolist() == [[[1, -1, -1]]]
 
@@ -162,10 +143,6 @@ def test_invalid_ids_and_colours_raise():
         lk.build_color_table([1, 2], np.zeros((1, 4), np.uint8))
     with pytest.raises(OptionError, match="float64"):
         lk.build_color_table([1], np.zeros((1, 4)))
-    with pytest.raises(OptionError, match="drop"):
-        isin.remap(np.zeros((1, 1, 1), int), [1], [1], missing="drop")
-    with pytest.raises(GridMismatchError, match="2 ids"):
-        isin.remap(np.zeros((1, 1, 1), int), [1, 2], [1])
 
 
 @pytest.mark.parametrize("low", [0, 16, 32, 40, 48])
