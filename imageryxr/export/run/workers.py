@@ -170,13 +170,13 @@ def _run_on_workers(client: Any, opened: Any, function: Callable[..., Any], *arg
 
     def collect_answers() -> None:
         with suppress(Exception):  # workers that do not answer are left out
-            asked, owned = (opened, False) if opened.status == "running" else open_client(client)
+            queried, owned = (opened, False) if opened.status == "running" else open_client(client)
             try:
-                some = list(asked.nthreads())[:MAX_QUERIED_WORKERS]
-                answers.update(asked.run(function, *arguments, workers=some, on_error="return"))
+                some = list(queried.nthreads())[:MAX_QUERIED_WORKERS]
+                answers.update(queried.run(function, *arguments, workers=some, on_error="return"))
             finally:
                 if owned:
-                    asked.close()
+                    queried.close()
 
     # a daemon thread, because a worker that hangs never answers
     thread = threading.Thread(target=collect_answers, daemon=True)

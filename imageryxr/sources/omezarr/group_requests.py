@@ -23,8 +23,9 @@ USUAL_LEVELS = ("0", "1", "2", "s0", "s1", "s2")
 """Names of arrays that are requested before the group names them."""
 _ARRAY_KEYS = ("zarr.json", ".zarray")
 
-Ask = Callable[[], MetadataFile | None]
-GroupFiles = Sequence[Ask]
+PendingFile = Callable[[], MetadataFile | None]
+"""Function that waits for a requested file; returns None if it does not exist, and raises the error of the request."""
+GroupFiles = Sequence[PendingFile]
 """Functions that return the ``zarr.json`` and the ``.zattrs`` of a group, None if it does not exist."""
 
 
@@ -33,7 +34,7 @@ class Requested(NamedTuple):
 
     group: GroupFiles | None
     """None for a local group, whose files are read one by one."""
-    arrays: Mapping[str, Ask]
+    arrays: Mapping[str, PendingFile]
     """Functions that return the metadata of arrays by key, None if they do not exist."""
 
 
@@ -64,5 +65,5 @@ def requested_metadata(
     if (connection.concurrency or FILE_REQUESTS) < len(GROUP_KEYS) + len(arrays):
         arrays = []  # they would delay the requests that are needed
     calls = [partial(fetch_json_file, address, token, key, connection) for key in (*GROUP_KEYS, *arrays)]
-    with start_all(calls) as asked:
-        yield Requested(asked[: len(GROUP_KEYS)], dict(zip(arrays, asked[len(GROUP_KEYS) :], strict=True)))
+    with start_all(calls) as files:
+        yield Requested(files[: len(GROUP_KEYS)], dict(zip(arrays, files[len(GROUP_KEYS) :], strict=True)))

@@ -28,7 +28,13 @@ from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.omezarr import groups
 from imageryxr.sources.omezarr import metadata as ngff
 from imageryxr.sources.omezarr.array_metadata import Layout, layout_of
-from imageryxr.sources.omezarr.group_requests import GROUP_KEYS, Ask, GroupFiles, request_group, requested_metadata
+from imageryxr.sources.omezarr.group_requests import (
+    GROUP_KEYS,
+    GroupFiles,
+    PendingFile,
+    request_group,
+    requested_metadata,
+)
 from imageryxr.sources.omezarr.source import OmeZarrSource, ZarrLevel
 from imageryxr.sources.omezarr.stores import (
     fetch_json,
@@ -88,11 +94,11 @@ def open_omezarr(
         raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
     connection = to_connection(connection)
     picks = {"c": channel, "t": time}
-    with requested_metadata(address, token, connection, group) as asked:
-        ome, version, stamp = _ome_metadata(address, token, connection, asked.group)
+    with requested_metadata(address, token, connection, group) as requested:
+        ome, version, stamp = _ome_metadata(address, token, connection, requested.group)
         file = MetadataFile(ome, stamp)
         try:
-            return _build_source(address, file, version, missing, token, picks, assume, connection, asked.arrays)
+            return _build_source(address, file, version, missing, token, picks, assume, connection, requested.arrays)
         except ImageryError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
@@ -110,9 +116,9 @@ def _ome_metadata(
     denied: AuthError | None = None
     if path is not None:  # the second file is read only if it is needed
         group = [partial(fetch_json_file, address, token, key, connection) for key in GROUP_KEYS]
-    for version, ask in zip((3, 2), group or request_group(address, token, connection), strict=True):
+    for version, pending in zip((3, 2), group or request_group(address, token, connection), strict=True):
         try:
-            file = ask()
+            file = pending()
         except AuthError as error:  # some servers send a page for a file that does not exist
             denied, file = denied or error, None
         if file is None:
@@ -172,10 +178,10 @@ def _build_source(
     version: int,
     missing: Missing,
     token: str | None,
-    requested: dict[str, int | None],
+    chosen: dict[str, int | None],
     assume: str,
     connection: Connection,
-    asked: Mapping[str, Ask],
+    requested: Mapping[str, PendingFile],
 ) -> OmeZarrSource:
     name, ome = address.zarr_name, group.content
     multiscale = ngff.first_multiscale(name, ome)
@@ -185,12 +191,12 @@ def _build_source(
     )
     axes = ngff.axes_of(name, multiscale)
     arrays = run_in_parallel(
-        lambda path, stop: _array_layout(address, token, path, (version, len(axes.names)), connection, asked),
+        lambda path, stop: _array_layout(address, token, path, (version, len(axes.names)), connection, requested),
         paths,
         len(paths),
     )
     layouts = [layout for layout, _ in arrays]
-    picks = ngff.picks_of(name, axes.names, layouts[0].shape, requested)
+    picks = ngff.picks_of(name, axes.names, layouts[0].shape, chosen)
     grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
     if "z" not in axes.names:  # a single slice has the same thickness at all levels
         thickness = min(grid.resolution[2] for grid in grids)
@@ -233,12 +239,12 @@ def _array_layout(
     path: str,
     form: tuple[int, int],
     connection: Connection,
-    asked: Mapping[str, Ask],
+    requested: Mapping[str, PendingFile],
 ) -> tuple[Layout, str]:
     """Return the layout of the array of a level, and the stamp of its metadata."""
     version, count = form
     name, key = address.zarr_name, f"{path}/{'zarr.json' if version == 3 else '.zarray'}".lstrip("/")
-    found = asked[key]() if key in asked else fetch_json_file(address, token, key, connection)
+    found = requested[key]() if key in requested else fetch_json_file(address, token, key, connection)
     if found is None:
         raise SourceError(f"{name} lists the level {path!r}, but there is no {address.public}/{key}")
     layout = layout_of(f"{name}/{path}", found.content, version)
