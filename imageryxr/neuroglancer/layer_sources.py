@@ -85,7 +85,7 @@ def _displayed_index(
     """Return the index of the channel or time that the link shows; the middle one by default."""
     place = places[axis]
     if place.name.endswith("^"):
-        return _check_index(layer.channel, count, layer, place.name)
+        return _check_index(layer.channel, count, place.name)
     own = place.name.endswith("'")
     dims: Dimensions = layer.local_dimensions if own else state.dimensions
     step, start = own_scale
@@ -96,10 +96,10 @@ def _displayed_index(
         found = {name: found[f"{i}'"] for i, name in enumerate(local) if f"{i}'" in found}
     if place.name not in found:
         return count // 2
-    return _check_index(place.index(found[place.name], scale, step, start), count, layer, place.name)
+    return _check_index(place.index(found[place.name], scale, step, start), count, place.name)
 
 
-def _check_index(index: int, count: int, layer: LinkLayer, name: str) -> int:
+def _check_index(index: int, count: int, name: str) -> int:
     if not 0 <= index < count:
         raise LayerError(f"the link shows {name} = {index}, but the data have 0 to {count - 1}")
     return index

@@ -153,7 +153,7 @@ def crop_array(array: xr.DataArray, bbox: BBox, *, outside_ok: bool = False) -> 
 
 def cut_box(array: xr.DataArray, grid: Grid, box: IndexBox, chunks: Any = None) -> xr.DataArray:
     """Return a box of indexes of an array on a grid, filled with 0 where the box extends beyond the array."""
-    box = _keep_dropped_planes(box, grid, array)
+    box = _keep_dropped_planes(box, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:
         return _crop_with_isel(array, grid, box)
@@ -162,7 +162,7 @@ def cut_box(array: xr.DataArray, grid: Grid, box: IndexBox, chunks: Any = None) 
     return label_result(part.expr, part.grid, part, attrs=part.attrs, name=name, tail=tail, chunks=chunks)
 
 
-def _keep_dropped_planes(box: IndexBox, grid: Grid, array: xr.DataArray) -> IndexBox:
+def _keep_dropped_planes(box: IndexBox, array: xr.DataArray) -> IndexBox:
     # A dim that the caller has dropped has one plane, whatever the size of the box.
     ends = [(a, b) if d in array.dims else (0, 1) for d, a, b in zip(DIMS, box.start, box.stop, strict=True)]
     (z0, z1), (y0, y1), (x0, x1) = ends

@@ -159,7 +159,7 @@ def _grow(start: Floats, heading: Floats, rule: _GrowthRule, space: _FreeSpace, 
 def populate(size: Floats, rng: np.random.Generator) -> list[Chain]:
     """Fill the block with large cells first, then with neurites until no space is left."""
     space = _FreeSpace(size)
-    cells = _landmarks(size, rng) if min(size[1:]) > 5000 else []
+    cells = _landmarks(size) if min(size[1:]) > 5000 else []
     for cell in cells:
         space.add(cell)
     area = float(size[1] * size[2]) / 8192**2
@@ -189,7 +189,7 @@ def _find_seed(space: _FreeSpace, rng: np.random.Generator, tries: int) -> Float
     return spots[int(np.argmax(space.clearance(spots)))]
 
 
-def _landmarks(size: Floats, rng: np.random.Generator) -> list[Chain]:
+def _landmarks(size: Floats) -> list[Chain]:
     """Return a cell body in one corner, and a capillary with the cell around it in another corner."""
     body = np.array([0.45, 0.13, 0.86]) * size
     lobes = np.array([[0, 0, 0], [200, 500, -350], [-200, -300, 700], [100, 900, 500], [-300, 100, -900]])

@@ -225,7 +225,7 @@ class SliceTarget(Target):
         """Return the name of a slice's file."""
 
     @abstractmethod
-    def page(self, index: int, plane: Array) -> bytes:
+    def page(self, plane: Array) -> bytes:
         """Return the content of a slice's file."""
 
     def keys(self, stage: int, box: IndexBox) -> list[str]:
@@ -236,7 +236,7 @@ class SliceTarget(Target):
         """Iterate over the files of the slices."""
         first = box.start[self.axis]
         for i in range(first, box.stop[self.axis]):
-            yield self.key(i), self.page(i, np.take(values, i - first, axis=self.axis))
+            yield self.key(i), self.page(np.take(values, i - first, axis=self.axis))
 
 
 def shown_values(plane: Array) -> Array:

@@ -143,7 +143,7 @@ class PngStack(Stack):
         """Return the format and its options."""
         return {"format": "PNG", "pattern": self.pattern, "compress_level": self.compress_level}
 
-    def page(self, index: int, plane: Array) -> bytes:
+    def page(self, plane: Array) -> bytes:
         """Return the PNG, with the pixel size in pixels per metre if the format can represent it."""
         from imageryxr.render.figure import array_to_pil
 
@@ -193,7 +193,7 @@ class TiffStack(Stack):
         """Whether slices are uncompressed."""
         return self.compression is None
 
-    def page(self, index: int, plane: Array) -> bytes:
+    def page(self, plane: Array) -> bytes:
         """Return the TIFF, with the pixel size in the form that ImageJ reads."""
         import tifffile
 

@@ -106,7 +106,7 @@ class TiffFile(SingleFile):
         """Whether pages are uncompressed."""
         return self.compression is None
 
-    def page(self, index: int, plane: Array) -> bytes:
+    def page(self, plane: Array) -> bytes:
         """Return the pixels of a slice, compressed as in the file."""
         data = shown_values(plane).tobytes()
         return zlib.compress(data, 6) if self.compression else data
@@ -129,7 +129,7 @@ class TiffFile(SingleFile):
                 compression=self.compression,
                 # one strip per page, because each page is already compressed as a whole
                 rowsperstrip=self.picture_shape[0],
-                **self._tags(count),
+                **self._tags(),
                 **({} if self._imagej else narrow),
             )
 
@@ -137,7 +137,7 @@ class TiffFile(SingleFile):
     def _imagej(self) -> bool:
         return not self.ome and not self.bigtiff and is_imagej_type(self.layer)
 
-    def _tags(self, count: int) -> dict[str, Any]:
+    def _tags(self) -> dict[str, Any]:
         tags = tiff_page_tags(self.layer, self.pixel, imagej=self._imagej)
         width, height, depth = self.pixel
         if self.ome:

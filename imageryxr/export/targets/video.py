@@ -118,7 +118,7 @@ class Video(Film):
         frames = min(self.layer.grid.shape[self.axis], FRAMES + 3 * (os.cpu_count() or 1))
         return int(FRAME_BYTES * frames * rows * columns) + ENCODER_BYTES
 
-    def page(self, index: int, plane: Array) -> bytes:
+    def page(self, plane: Array) -> bytes:
         """Return the frame's colours as YUV."""
         frame = self.frame(plane)
         if not self.layer.channels:
@@ -206,7 +206,7 @@ class Gif(Film):
         """Return the format and its options."""
         return {"format": "gif", "axis": self.axis, "fps": self.fps}
 
-    def page(self, index: int, plane: Array) -> bytes:
+    def page(self, plane: Array) -> bytes:
         """Return the frame's grey values or colours."""
         return zlib.compress(np.ascontiguousarray(self.frame(plane)).tobytes(), 1)
 

@@ -75,7 +75,7 @@ def _number(version: Any) -> tuple[int, int] | None:
 def axes_of(name: str, multiscale: dict[str, Any]) -> Axes:
     """Return the axes of an image in stored order, with the nanometres per unit of spatial axes."""
     entries, system = _axis_entries(name, multiscale)
-    names = [_axis_name(entry, name) for entry in entries]
+    names = [_axis_name(entry) for entry in entries]
     space = [i for i, axis in enumerate(names) if axis in DIMS or axis == "space"]
     if "space" in names:  # spatial axes with other names: NGFF orders them z, y, x
         for i, dim in zip(reversed(space), reversed(DIMS), strict=False):
@@ -155,7 +155,7 @@ def _length(name: str, dim: str, unit: Any) -> Fraction:
         ) from None
 
 
-def _axis_name(entry: dict[str, Any], name: str) -> str:
+def _axis_name(entry: dict[str, Any]) -> str:
     given, kind = str(entry["name"]), entry.get("type")
     kind = kind.lower() if isinstance(kind, str) else None
     if given.lower() in DIMS and kind in (None, "", "space", "array"):
