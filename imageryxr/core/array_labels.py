@@ -21,13 +21,15 @@ from imageryxr.core.bbox import DIMS, SNAP, tidy
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.core.validate import to_number, to_numbers
-from imageryxr.errors import GridError, UnitError, Wording
+from imageryxr.errors import GridError, LayerError, UnitError, Wording
 
 ArrayOrDataset = TypeVar("ArrayOrDataset", xr.DataArray, xr.Dataset)
 
 
 def spatial_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
     """Return the variables of a Dataset that have z, y and x as dims or as scalar coordinates, by name."""
+    if not isinstance(dataset, xr.Dataset):
+        raise LayerError(f"an object of type {type(dataset).__name__} has no layers; give a DataArray or a Dataset")
     return {name: v for name, v in dataset.data_vars.items() if {*DIMS} <= {*v.dims, *v.coords}}
 
 
@@ -71,6 +73,8 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     >>> grid_of(array.isel(z=[2])).resolution
     (4.04, 4.04, 40.0)
     """
+    if not isinstance(da, xr.DataArray | xr.Dataset):
+        raise GridError(f"an object of type {type(da).__name__} has no grid; give a DataArray or a Dataset")
     coords, shape = da.coords.variables, da.sizes  # da[dim] would copy the coordinate and its attributes
     centers = {dim: _centers(coords, dim, shape) for dim in DIMS}
     offsets = dict(zip(DIMS, _triple_attr(da, "voxel_offset")[::-1], strict=True))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from numbers import Real
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -131,6 +133,13 @@ def check_flag(name: str, value: Any, expected: Part = "True or False") -> bool:
     if found is None:
         raise OptionError(param(name, value), " must be ", expected)
     return found
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return an argument that is the path of a file."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise OptionError(param(name, value), " must be the path of a file")
+    return Path(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any], *, expected: Part | None = None) -> Any:

@@ -29,7 +29,7 @@ from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.core.bbox import Index3, IndexBox, block_box, block_starts
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, format_value, param
 from imageryxr.graph.dask_inputs import DaskInputLayer, Splits, input_tasks
 from imageryxr.graph.evaluate import (
     SharedReads,
@@ -261,14 +261,31 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
     """
     exprs = [expr] if isinstance(expr, Expr) else list(expr)
     dtype = exprs[0].dtype
-    if chunks is not None and chunks != "auto" and not isinstance(chunks, Mapping):
-        return tuple(da.core.normalize_chunks(chunks, shape, dtype=dtype))
+    if chunks is not None and not (isinstance(chunks, str) and chunks == "auto") and not isinstance(chunks, Mapping):
+        return _normalize_chunks(chunks, chunks, shape, dtype)
     stored = [_chunk_sizes(exprs, axis, n) for axis, n in enumerate(shape)]
     chosen = _group_chunks(stored, shape, max(e.density for e in exprs)) if group else tuple(tuple(s) for s in stored)
     if not isinstance(chunks, Mapping):
         return chosen
     requested = [chunks.get(dim, own) for dim, own in zip(("z", "y", "x"), chosen, strict=True)]
-    return tuple(da.core.normalize_chunks(tuple(requested), shape, dtype=dtype))
+    unknown = [dim for dim in chunks if dim not in ("z", "y", "x")]
+    if unknown:
+        raise OptionError(
+            param("chunks", chunks), f" has the dim {format_value(unknown[0])}; the dims are 'z', 'y' and 'x'"
+        )
+    return _normalize_chunks(tuple(requested), chunks, shape, dtype)
+
+
+def _normalize_chunks(requested: Any, chunks: Any, shape: Index3, dtype: np.dtype[Any]) -> Splits:
+    """Return block sizes in dask's form, or raise `OptionError` for the argument ``chunks``."""
+    try:
+        return tuple(da.core.normalize_chunks(requested, shape, dtype=dtype))
+    except Exception as error:  # dask raises whatever fails first
+        raise OptionError(
+            param("chunks", chunks),
+            f" does not divide {shape} voxels (z, y, x) into blocks; give a size, three sizes (z, y, x), a dict of "
+            f"sizes by dim, or 'auto' ({str(error)[:100]})",
+        ) from None
 
 
 def _chunk_sizes(exprs: Sequence[Expr], axis: int, n: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -143,6 +144,9 @@ def align(
     if has_cutouts(image) and has_cutouts(segmentation) and bbox is None:
         return align_cutouts(image, segmentation, to, regrid)
     image_volume, labels = _image_volume(image), segmentation_volume(segmentation)
+    # A dim that one layer has dropped remains, with one voxel, if the other layer has it.
+    dropped = tuple(dim for dim in image_volume.dropped if dim in labels.dropped)
+    image_volume, labels = replace(image_volume, dropped=dropped), replace(labels, dropped=dropped)
     check_same_centers(image_volume, labels, "the image and the segmentation")
     warn_half_voxel(image_volume.grid, image_volume.attrs, labels.grid, labels.attrs)
     whole = _common_grid(image_volume.grid, labels.grid, to)
@@ -154,7 +158,7 @@ def align(
         indexes = whole.select(bbox)
         check_extent(indexes, bbox, whole, "the volume of both layers")
         grid = whole.crop(indexes)
-    grid = _keep_dropped_axes(grid, image_volume.grid, set(image_volume.dropped) & set(labels.dropped))
+    grid = _keep_dropped_axes(grid, image_volume.grid, set(dropped))
     exprs = {
         "image": _resample_expr(image_volume, grid, "linear"),
         "segmentation": _resample_expr(labels, grid, "nearest"),

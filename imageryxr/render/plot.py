@@ -12,6 +12,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_choice
+from imageryxr.graph.labelled import check_array
 from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil
 from imageryxr.render.figure.picture import squeeze_slice
@@ -105,6 +106,7 @@ def plot(
 
 
 def _to_picture(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.DataArray:
+    check_array(array)
     squeeze_slice(array if "rgba" in array.dims else array.astype(bool))  # checks the shape
     if "rgba" in array.dims or array.dtype == np.bool_:
         return array

@@ -91,13 +91,14 @@ def _coarsest_level(array: xr.DataArray, voxels_across: int = 1) -> xr.DataArray
         grid = grid_of(level)
         part = grid.select(box).clip(grid.box)
         if part.voxels and max(part.shape[1:]) >= min(voxels_across, max(grid_of(array).shape[1:])):
-            return level.isel(dict(zip(DIMS, part.slices(), strict=True)))
+            return level.isel(dict(zip(DIMS, part.slices(), strict=True)), missing_dims="ignore")
     return array
 
 
 def _sample_values(array: xr.DataArray) -> npt.NDArray[Any]:
     """Return voxels of the coarsest level, or of some of its slices if it has more than `MAX_VOXELS`."""
     level = _crop_center(_coarsest_level(array), int(MAX_VOXELS**0.5))
+    level = level.expand_dims([dim for dim in DIMS if dim not in level.dims])
     depth = max(1, MAX_VOXELS // (level.sizes["y"] * level.sizes["x"]))
     if level.sizes["z"] <= depth:
         return np.asarray(level.values)
@@ -108,7 +109,7 @@ def _sample_values(array: xr.DataArray) -> npt.NDArray[Any]:
 
 def _crop_center(array: xr.DataArray, most: int) -> xr.DataArray:
     """Return the centre of an array, at most ``most`` voxels wide and high."""
-    starts = {d: max(0, (array.sizes[d] - most) // 2) for d in ("y", "x")}
+    starts = {d: max(0, (array.sizes[d] - most) // 2) for d in ("y", "x") if d in array.dims}
     return array.isel({d: slice(start, start + most) for d, start in starts.items()})
 
 

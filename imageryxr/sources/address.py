@@ -97,6 +97,8 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     AddressError
         If a part is unknown or unsupported, the host is not valid, or there is a query.
     """
+    if not isinstance(text, str | bytes | os.PathLike):
+        raise AddressError(param("source", text), f" ({type(text).__name__}) is not an address; give a URL or a path")
     given = os.fspath(text)
     if not isinstance(given, str):
         raise AddressError(param("source", given), " is bytes; give the path as text")

@@ -243,6 +243,45 @@ def test_a_crop_needs_one_box(given):
 # --- signed ids --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("to", ["finest", (16, 16, 40)])
+@pytest.mark.parametrize("wrap", [lambda da: da, lambda da: da.chunk(x=3)])
+def test_a_section_and_a_volume_align_as_a_volume_of_one_section(wrap, to):
+    for image, labels, expected in [
+        (IMAGE.isel(z=2), LABELS, ix.align(IMAGE.isel(z=[2]), LABELS, to=to)),
+        (IMAGE, LABELS.isel(z=2), ix.align(IMAGE, LABELS.isel(z=[2]), to=to)),
+    ]:
+        aligned = ix.align(wrap(image), wrap(labels), to=to)
+        xr.testing.assert_equal(aligned, expected)
+        assert aligned.sizes["z"] == 1
+
+
+@pytest.mark.parametrize("chunks", ["x", (1, 2), [], 0, 1.5, {"Z": 4}, {"z": "x"}])
+def test_chunks_that_dask_does_not_take_are_an_error_that_names_the_argument(chunks):
+    with pytest.raises(ix.errors.OptionError, match="chunks="):
+        ix.open_image(IMAGE, chunks=chunks)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ix.grid_of(IMAGE.values),
+        lambda: ix.plane(IMAGE.values, (1, 1, 1), (4, 4)),
+        lambda: ix.thumbnail(IMAGE.values),
+        lambda: ix.plot(IMAGE.values),
+        lambda: ix.neuroglancer_link(IMAGE.values),
+        lambda: ix.open_annotations(3),
+        lambda: ix.open_skeletons(None, [1]),
+        lambda: ix.save_figure(ix.to_rgba(IMAGE.isel(z=0)), 3),
+        lambda: ix.save_palette([(1, "red")], "palette.json"),
+        lambda: ix.inset(ix.to_rgba(IMAGE.isel(z=0)), BOX, zoom="2"),
+        lambda: ix.inset(ix.to_rgba(IMAGE.isel(z=0)), BOX, line=1.5),
+    ],
+)
+def test_arguments_of_another_type_are_errors_of_this_package(call):
+    with pytest.raises(ix.ImageryError, match=r"give|must be|not a dict"):
+        call()
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int8])
 def test_unique_ids_of_a_signed_segmentation_select_its_segments(dtype):
     seg = volume(np.array([[[-5, 3], [0, 7]]], dtype), (8, 8, 40), (0, 0, 0), layer_type="segmentation")

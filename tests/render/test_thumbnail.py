@@ -84,6 +84,10 @@ def test_contrast_limits_are_percentiles_of_the_coarsest_level(sample, reads):
             ix.contrast_limits(wrong)
     with pytest.raises(ix.errors.LayerError, match="0 everywhere"):
         ix.contrast_limits(IMAGE * 0)
+    for dim in "zyx":
+        for layer in (IMAGE, IMAGE.chunk(), ix.open_image(IMAGE)):
+            one = IMAGE.isel({dim: 1}).values
+            assert ix.contrast_limits(layer.isel({dim: 1})) == tuple(np.percentile(one[one != 0], (1, 99)))
     flat = volume(np.full((1, 4, 4), 7.0, np.float32), layer_type="image")
     assert ix.contrast_limits(flat) == (6.5, 7.5)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from imageryxr.core.colors.ids import parse_key
 from imageryxr.core.colors.parse import RGB, RGBA, hex_color, parse_color
-from imageryxr.errors import ColorError, OptionError
+from imageryxr.core.validate import check_path
+from imageryxr.errors import ColorError, OptionError, format_value
 
 
 def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Path:
@@ -48,6 +49,8 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
       "5": "#005aff"
     }
     """
+    if not isinstance(colors, Mapping):
+        raise ColorError(f"colors={format_value(colors)} is not a dict id → colour")
     target, kind = _check_suffix(path)
     rows = [(str(parse_key(key)), hex_color(parse_color(color))) for key, color in colors.items()]
     if kind == ".json":
@@ -115,7 +118,7 @@ def load_palette(path: str | os.PathLike[str]) -> dict[int, RGB | RGBA]:
 
 
 def _check_suffix(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    target = Path(path)
+    target = check_path("path", path)
     kind = target.suffix.lower()
     if kind not in (".json", ".csv"):
         raise OptionError(f"the palette file {str(target)!r} must end in .json or .csv")

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.lazy_import import import_package
+from imageryxr.core.validate import check_flag, check_path
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.picture import as_picture, geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, text_points
@@ -81,6 +82,7 @@ def save_figure(
     300
     """
     target = check_suffix(path)
+    check_flag("overwrite", overwrite)
     step = None if nm_per_pixel is None else check_length("nm_per_pixel", nm_per_pixel)
     if step is None and isinstance(picture, xr.DataArray):
         with suppress(OptionError):  # an array without coordinates can also be saved
@@ -174,7 +176,7 @@ def _resample(picture: Image, width: int) -> Image:
 
 def check_suffix(path: str | os.PathLike[str]) -> Path:
     """Return the path of a picture, or raise `OptionError` if its format is not supported."""
-    target = Path(path)
+    target = check_path("path", path)
     if target.suffix.lower() not in (".png", ".tif", ".tiff", ".jpg", ".jpeg"):
         raise OptionError(
             param("path", str(target)),

@@ -10,6 +10,7 @@ import xarray as xr
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
+from imageryxr.core.validate import check_flag, check_whole
 from imageryxr.errors import OptionError, OutOfVolumeError, param, warn
 from imageryxr.render.figure.picture import Rect, attach_geometry, geometry_of, smallest_text, squeeze_slice, to_pil
 from imageryxr.render.figure.print_size import label_pixels
@@ -91,13 +92,15 @@ def inset(
     from PIL import Image as PilImage
 
     check_position(position)
+    check_whole("zoom", zoom)
+    check_flag("scale_bar", scale_bar)
     _check_array(picture)
     step = pixel_size(picture, None) / scale if scale_bar else None
     plain = to_pil(picture, scale=scale)
     whole = plain.convert("RGBA")
     left, top, right, bottom = (scale * n for n in _pixel_box(picture, bbox))
     width, height = (right - left) * zoom, (bottom - top) * zoom
-    line = max(2, min(whole.size) // 250) if line is None else line
+    line = max(2, min(whole.size) // 250) if line is None else check_whole("line", line, 1)
     margin = 2 * line
     if zoom < 1 or width + 2 * margin > whole.width or height + 2 * margin > whole.height:
         raise OptionError(
