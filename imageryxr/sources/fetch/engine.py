@@ -12,7 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
@@ -33,8 +33,7 @@ LARGEST_RANGE, LARGEST_GAP = 2 << 20, 64 << 10
 _VALIDATED = 16
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRequest:
+class ObjectRequest(NamedTuple):
     """An object, or a range of one, that is to be read."""
 
     key: str
@@ -139,12 +138,15 @@ def _read_in_lanes(reader: _Reader, bundles: list[list[ObjectRequest]]) -> None:
 
 def _use_decoded(identity: Hashable, requests: Sequence[ObjectRequest], use: Use) -> list[ObjectRequest]:
     """Pass on the objects whose voxels are in the memory cache; return the others."""
-    found = memory_cache.cache.get_decoded([(_key(identity, request), request.form) for request in requests])
+    found = memory_cache.cache.get_decoded([((identity, one.key, one.span), one.form) for one in requests])
+    missing = []
     for request, voxels in zip(requests, found, strict=True):
-        if voxels is not None:
+        if voxels is None:
+            missing.append(request)
+        else:
             use(request, voxels)
-    count(in_memory=sum(voxels is not None for voxels in found))
-    return [request for request, voxels in zip(requests, found, strict=True) if voxels is None]
+    count(in_memory=len(requests) - len(missing))
+    return missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,25 +33,27 @@ class _Entries:
     """Values by key, in the order of their last use, and the sum of their sizes in bytes."""
 
     def __init__(self) -> None:
-        self._values: OrderedDict[Hashable, tuple[Any, int, int]] = OrderedDict()
+        # The value, its size, and `used` at its last use.
+        self._values: OrderedDict[Hashable, list[Any]] = OrderedDict()
         self.size = 0
         self.used = 0
         """Number of bytes that were used so far: the clock that measures the age of entries."""
 
     def get(self, key: Hashable) -> Any:
         """Return a value, and make it the most recently used."""
-        if key not in self._values:
+        found = self._values.get(key)
+        if found is None:
             return None
-        value, size, _ = self._values.pop(key)
-        self.used += size
-        self._values[key] = (value, size, self.used)
-        return value
+        self._values.move_to_end(key)
+        self.used += found[1]
+        found[2] = self.used
+        return found[0]
 
     def put(self, key: Hashable, value: Any, size: int) -> None:
         """Add or replace a value."""
         self.size += size - self._values.pop(key, (None, 0, 0))[1]
         self.used += size
-        self._values[key] = (value, size, self.used)
+        self._values[key] = [value, size, self.used]
 
     def drop_until(self, limit: int, *, age: int | None = None) -> None:
         """Drop the least recently used values until at most ``limit`` bytes remain.

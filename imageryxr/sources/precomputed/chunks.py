@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -199,10 +199,19 @@ def _wanted_chunks(source: StoredLayer, mip: int, box: IndexBox) -> list[StoredC
 
 
 def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int, int] | None) -> ObjectRequest:
-    size = math.prod(chunk.shape) * int(source.info.get("num_channels", 1)) * source.dtype.itemsize
-    # The stored chunk and its voxels are in memory at the same time.
-    form = (source.channel, *chunk.slices)
-    return ObjectRequest(key, chunk_limit(chunk.shape, source), 2 * size, span, chunk, form)
+    limit, memory = _byte_limits(chunk.shape, int(source.info.get("num_channels", 1)) * source.dtype.itemsize)
+    return ObjectRequest(key, limit, memory, span, chunk, (source.channel, *chunk.slices))
+
+
+@lru_cache(maxsize=1024)
+def _byte_limits(shape: Index3, voxel_size: int) -> tuple[int, int]:
+    """Return the largest size in bytes of a stored chunk, compressed or not, and the memory that reading it takes.
+
+    The size is four times that of the voxels plus 1 MB, because encoded noise is larger than the voxels, in
+    compressed_segmentation up to three times. The stored chunk and its voxels are in memory at the same time.
+    """
+    size = math.prod(shape) * voxel_size
+    return 4 * size + (1 << 20), 2 * size
 
 
 def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectStore, use: Use) -> list[ObjectRequest]:
@@ -271,16 +280,6 @@ class LayerFolder(WebFolder):
             if self.is_service:  # servers that check tokens do not answer 403 for missing objects
                 raise
             return None
-
-
-def chunk_limit(shape: Index3, source: StoredLayer) -> int:
-    """Return the largest size in bytes of a stored chunk, compressed or not.
-
-    It is four times the size of the voxels plus 1 MB, because encoded noise is larger than the voxels, in
-    compressed_segmentation up to three times.
-    """
-    voxels = math.prod(shape) * int(source.info.get("num_channels", 1))
-    return 4 * voxels * source.dtype.itemsize + (1 << 20)
 
 
 def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
