@@ -124,15 +124,16 @@ def _read_in_lanes(reader: _Reader, bundles: list[list[ObjectRequest]]) -> None:
         for request, stored in _split(bundle, found):
             reader.pass_on(request, stored)
 
+    threads = min(len(bundles), cpu_count() + 1)
     requests = lanes.Lanes(
         bundles,
         store.width,
+        threads,
         admit=lambda bundle: memory.try_reserve(_bytes_in_memory(bundle)),
         release=lambda bundle: memory.release(_bytes_in_memory(bundle)),
         start=start,
         finish=finish,
     )
-    threads = min(len(bundles), cpu_count() + 1)
     run_in_parallel(requests.work, range(threads), threads)
 
 

@@ -44,6 +44,8 @@ class Lanes(Generic[Job, Result]):
         What each request is for.
     width : int
         Largest number of requests at once.
+    threads : int
+        Number of threads that call `work`. One of them always waits for the sockets.
     admit : callable
         Returns whether there is memory for a job, and reserves it. It is called again if there was none.
     release : callable
@@ -58,6 +60,7 @@ class Lanes(Generic[Job, Result]):
         self,
         jobs: Iterable[Job],
         width: int,
+        threads: int,
         *,
         admit: Callable[[Job], bool],
         release: Callable[[Job], None],
@@ -66,13 +69,14 @@ class Lanes(Generic[Job, Result]):
     ) -> None:
         self._jobs, self._width = deque(jobs), width
         self._admit, self._release, self._start, self._finish = admit, release, start, finish
-        self._turn = threading.Lock()
+        self._turn, self._count = threading.Lock(), threading.Lock()
         self._poll = select.poll()
         self._on_socket: dict[int, _Task[Job, Result]] = {}
         self._asleep: list[_Task[Job, Result]] = []
         self._ended: deque[tuple[Job, Callable[[], Result]]] = deque()
         self._looked_at = time.monotonic()
         self._lacks_memory = False
+        self._finishing, self._most_finishing = 0, max(1, threads - 1)
 
     def work(self, _: object, stop: threading.Event) -> None:
         """Do the steps of requests, and finish those that have ended, until there are none."""
@@ -87,6 +91,8 @@ class Lanes(Generic[Job, Result]):
                     self._finish(job, result())
                 finally:
                     self._release(job)
+                    with self._count:
+                        self._finishing -= 1
         except BaseException:
             # A thread that waits for the sockets closes them when it is stopped.
             if self._turn.acquire(blocking=False):
@@ -100,11 +106,16 @@ class Lanes(Generic[Job, Result]):
                 self._close()
                 raise StoppedError("stopped")
             self._start_jobs(stop)
-            if not (self._jobs or self._on_socket or self._asleep):
-                return self._ended.popleft() if self._ended else None
-            self._wait(0.0 if self._ended else SHORT_SECONDS if self._asleep or self._lacks_memory else POLL_SECONDS)
-            if self._ended:
+            is_free = self._finishing < self._most_finishing
+            if self._on_socket or self._asleep or self._jobs or not is_free:
+                looks = self._asleep or self._lacks_memory or self._ended
+                self._wait(0.0 if self._ended and is_free else SHORT_SECONDS if looks else POLL_SECONDS)
+            if self._ended and is_free:
+                with self._count:
+                    self._finishing += 1
                 return self._ended.popleft()
+            if not (self._jobs or self._on_socket or self._asleep or self._ended):
+                return None
 
     def _start_jobs(self, stop: threading.Event) -> None:
         self._lacks_memory = False

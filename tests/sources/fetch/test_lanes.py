@@ -24,7 +24,7 @@ class Work:
         self.memory, self.fail_at, self.threads = memory, fail_at, threads
         self.lock = threading.Lock()
         self.lanes = Lanes(
-            range(count), width, admit=self.admit, release=self.release, start=self.start, finish=self.finish
+            range(count), width, threads, admit=self.admit, release=self.release, start=self.start, finish=self.finish
         )
 
     def admit(self, job):
@@ -76,6 +76,24 @@ def test_jobs_wait_for_memory():
     work.run()
     assert sorted(work.finished) == list(range(50))
     assert work.most == 3
+
+
+def test_requests_go_on_while_results_are_decoded():
+    work, later = Work(20, 4, threads=3), threading.Event()
+    start, finish = work.start, work.finish
+
+    def note(job, stop):
+        if job == 15:
+            later.set()
+        return start(job, stop)
+
+    def decode(job, result):
+        assert job > 10 or later.wait(20)
+        finish(job, result)
+
+    work.lanes = Lanes(range(20), 4, 3, admit=work.admit, release=work.release, start=note, finish=decode)
+    work.run()
+    assert sorted(work.finished) == list(range(20))
 
 
 def test_an_error_closes_the_other_requests_and_releases_their_memory():
