@@ -428,7 +428,8 @@ def test_a_video_is_encoded_once(tmp_path, monkeypatch):
 
 def test_videos_of_equal_frames_have_all_frames(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        ix.export(picture(seed=seed), tmp_path / name / "film.mp4")
+        # lossless: x264 encodes the same frames differently now and then
+        ix.export(picture(seed=seed), tmp_path / name / "film.mp4", crf=0)
     first, same, other = (digest(tmp_path / name) for name in "abc")
     assert first == same != other
 
