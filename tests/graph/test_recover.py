@@ -14,6 +14,7 @@ from imageryxr.graph.expr import DaskLeaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array, volume_of
 from tests.conftest import no_compute
 from tests.support.counted_source import GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
+from tests.support.slow import slow_except
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,10 @@ IMAGE_VERBS = {
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *IMAGE_VERBS])
-@pytest.mark.parametrize("kind", ["opened in blocks", "chunked by xarray", "rechunked", "persisted", "own function"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_except(["opened in blocks", "chunked by xarray", "rechunked", "persisted", "own function"], "rechunked"),
+)
 def test_verbs_on_blocks_equal_verbs_on_numpy(verb, kind):
     layer_type = "image" if verb in IMAGE_VERBS else "segmentation"
     function = {**VERBS, **IMAGE_VERBS}[verb]
@@ -137,7 +141,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("how", CHUNKED_MOVES)
-@pytest.mark.parametrize("make", MADE)
+@pytest.mark.parametrize("make", slow_except(MADE, "opened in blocks"))
 def test_arrays_that_xarray_indexed_are_read_from_the_source(make, how):
     if make == "opened" and how not in MOVES:
         pytest.skip("xarray loads what it adds a dim to")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from tests.conftest import no_compute, volume
+from tests.support.slow import slow_except
 from tests.support.volumes import FINE, IDS, IMAGE, SEG, as_source
 
 VERBS = {
@@ -37,7 +38,9 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize(
+    "name", slow_except(VERBS, "overlay", "outline", "composite", "masks", "linear", "mean", "nearest", "mode", "chain")
+)
 @settings(max_examples=12)
 @given(chunks=st.tuples(st.integers(1, 3), st.integers(5, 41), st.integers(7, 53)))
 def test_a_verb_gives_equal_values_for_any_chunks_and_any_kind_of_array(name, chunks):

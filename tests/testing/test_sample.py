@@ -184,6 +184,7 @@ def test_cells_continue_from_slice_to_slice(block: Sample) -> None:
     assert (labels[-1] == labels[0]).mean() < 0.8
 
 
+@pytest.mark.slow
 def test_two_samples_are_byte_identical(block: Sample, tmp_path: Path) -> None:
     again = sample(tmp_path / "again", shape=SMALL)
     assert digest(again.path) == digest(block.path)
@@ -309,6 +310,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_progress_bar_is_shown_only_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sample(tmp_path / "quiet", shape=(4, 64, 64))
     assert capfd.readouterr() == ("", "")

@@ -18,7 +18,7 @@ from imageryxr.graph.expr import DaskLeaf
 from imageryxr.graph.labelled import as_dask, box_reader
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, cluster_of
-from tests.support.slow import slow_except
+from tests.support.slow import slow_except, slow_unless
 
 RESOLUTION = (8, 8, 40)
 SHAPE = (10, 30, 36)
@@ -360,7 +360,7 @@ BYTE_ORDERS = [
 
 @pytest.mark.parametrize(
     ("kind", "target", "dtype"),
-    [pytest.param(*case, marks=[] if case[2] in ("u2", "f4") else [pytest.mark.slow]) for case in BYTE_ORDERS],
+    slow_unless(lambda kind, target, dtype: dtype in ("u2", "f4"), BYTE_ORDERS),
 )
 def test_byte_orders_do_not_change_the_files(tmp_path, target, dtype, kind):
     """Arrays of either byte order give the same files, or both are refused."""

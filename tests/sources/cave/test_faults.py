@@ -12,6 +12,7 @@ import pytest
 import imageryxr as ix
 from tests.support.cave import NOW, utc, voxels
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
+from tests.support.slow import slow_except
 
 # Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.
 HASTY = ix.Connection(timeout=30, retries=2, backoff=0.001)
@@ -249,7 +250,7 @@ def stale(cave, connection):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("place", OPENING)
+@pytest.mark.parametrize("place", slow_except(OPENING, "info service", "image", "table"))
 def test_opening_with_a_fault_succeeds_or_raises_our_error(cave, place, fault):
     pattern, act = OPENING[place]
     cave.fault(pattern, **FAULTS[fault])

@@ -19,6 +19,7 @@ from imageryxr.errors import ChunkReadError, CodecError, SourceError
 from imageryxr.sources.codecs.images import picture_problem
 from imageryxr.sources.resolve import resolve_source
 from tests.support.encodings import CHUNK, OFFSET, SIZE, values, write
+from tests.support.slow import slow_except, slow_unless
 from tests.support.source_suite import serving
 
 BOXES = [IndexBox((0, 0, 0), SIZE[::-1]), IndexBox((4, 10, 12), (5, 11, 13)), IndexBox((1, 3, 5), (5, 9, 12))]
@@ -61,7 +62,9 @@ TENSORSTORE = [
 ]
 
 
-@pytest.mark.parametrize(("encoding", "dtype", "channels"), TENSORSTORE)
+@pytest.mark.parametrize(
+    ("encoding", "dtype", "channels"), slow_unless(lambda encoding, dtype, channels: channels == 3, TENSORSTORE)
+)
 def test_a_layer_written_by_tensorstore_is_read(tmp_path, encoding, dtype, channels):
     ts = pytest.importorskip("tensorstore")
     stored = values(dtype, channels, smooth=encoding == "jpeg", few=encoding == "compressed_segmentation")
@@ -83,7 +86,7 @@ def test_a_layer_written_by_tensorstore_is_read(tmp_path, encoding, dtype, chann
         compare(tmp_path, stored)
 
 
-@pytest.mark.parametrize("encoding", ["jxl", "JXL"])
+@pytest.mark.parametrize("encoding", slow_except(["jxl", "JXL"], "jxl"))
 @pytest.mark.parametrize("options", [{}, {"usecontainer": True}, {"lossless": False, "distance": 0.1}])
 @pytest.mark.parametrize(
     ("dtype", "channels"), [("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1), ("uint16", 3)]
@@ -150,7 +153,9 @@ CLOUDVOLUME = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("encoding", "dtype", "channels"), CLOUDVOLUME)
+@pytest.mark.parametrize(
+    ("encoding", "dtype", "channels"), slow_unless(lambda encoding, dtype, channels: channels == 1, CLOUDVOLUME)
+)
 def test_a_chunk_written_by_cloudvolume_is_read(tmp_path, encoding, dtype, channels):
     from cloudvolume import chunks
 
