@@ -221,12 +221,8 @@ def _run_export(array: xr.DataArray, target: str, run: RunOptions, options: dict
 
         for name in ("distributed", "distributed.client"):  # our own error already reports a lost scheduler
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with raise_on_sigterm():
-            report = ix.export(array, target, **call)
-    except (ImageryError, KeyboardInterrupt) as error:
-        _print_notes(error)
-        raise
+    with print_notes(), raise_on_sigterm():
+        report = ix.export(array, target, **call)
     failed = tuple(replace(f, error=command_text(f.error)) for f in report.failed)
     report = replace(report, failed=failed)
     print(json.dumps(report.to_dict(), indent=2) if job.json else report)
@@ -285,6 +281,12 @@ def print_error(kind: str, message: str, code: int, **plan: Any) -> None:
     print(json.dumps({**plan, "error": kind, "message": message, "exit_code": code}, indent=2))
 
 
-def _print_notes(error: BaseException) -> None:
-    for note in getattr(error, "__notes__", ()):
-        print(command_text(note), file=sys.stderr)
+@contextmanager
+def print_notes() -> Iterator[None]:
+    """Print the notes of an error of the block, such as what is kept of an interrupted export."""
+    try:
+        yield
+    except (ImageryError, KeyboardInterrupt) as error:
+        for note in getattr(error, "__notes__", ()):
+            print(command_text(note), file=sys.stderr)
+        raise

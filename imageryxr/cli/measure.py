@@ -11,8 +11,9 @@ from typing import Any
 import dask
 
 from imageryxr.cli.commands import option
-from imageryxr.cli.export import errors_as_json, raise_on_sigterm
+from imageryxr.cli.export import errors_as_json, print_notes, raise_on_sigterm
 from imageryxr.cli.options import PlaceOptions, SourceOptions, cut_layers, parse_numbers, split_names
+from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
 from imageryxr.export.report import progress_bar, update_bar
 from imageryxr.export.store.local import TargetLock
@@ -61,7 +62,7 @@ def measure(sources: SourceOptions, place: MeasurePlaceOptions, run: MeasureOpti
             raise OptionError("measure needs segments: give --segmentation SOURCE")
         levels = None
         if run.percentiles is not None:
-            levels = parse_numbers(run.percentiles, "--percentiles", tuple(range(1, 100)))
+            levels = parse_numbers(run.percentiles, "--percentiles", None)
         ids: Any = split_names(run.ids)
         image = layers.get("image")
         plan = plan_measurement(layers["segmentation"], run.output, image, ids=ids, percentiles=levels)
@@ -70,6 +71,8 @@ def measure(sources: SourceOptions, place: MeasurePlaceOptions, run: MeasureOpti
 
 def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
     """Print the plan, or measure and print what was written."""
+    if run.workers is not None:
+        check_whole("workers", run.workers, 1)
     if run.dry_run:
         print(json.dumps(plan.to_dict(), indent=2) if run.json else plan)
         return
@@ -79,6 +82,7 @@ def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
     done = len(plan.done) if run.resume else 0
     lock = TargetLock(str(plan.target.with_name(f".{plan.target.name}.lock")))
     with (
+        print_notes(),
         raise_on_sigterm(),
         lock.hold(),
         _dask_scheduler(run.scheduler, run.workers),

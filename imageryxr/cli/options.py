@@ -12,7 +12,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.cli.commands import option
 from imageryxr.core.validate import check_axis
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, format_value
 
 Opened = tuple[dict[str, xr.DataArray], xr.DataTree | None]
 
@@ -235,13 +235,18 @@ def split_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def parse_numbers(text: str, option: str, count: tuple[int, ...]) -> list[float]:
-    """Return the numbers of a comma-separated list; raise `OptionError` if their count is not allowed."""
+def parse_numbers(text: str, option: str, count: tuple[int, ...] | None) -> list[float]:
+    """Return the numbers of a comma-separated list; raise `OptionError` if their count is not allowed.
+
+    Any number of numbers is allowed if ``count`` is None.
+    """
     try:
         values = [float(part) if "." in part or "e" in part.lower() else int(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in count:
+    if count is None and not values:
+        raise OptionError(f"{option} {format_value(text)} is not a list of numbers, separated by commas")
+    if count is not None and len(values) not in count:
         shape = " or ".join(",".join("xyz"[:n]) for n in count)
         raise OptionError(f"{option} {text} is not {' or '.join(map(str, count))} numbers {shape}, separated by commas")
     return values

@@ -51,6 +51,29 @@ def is_missing(values: Any) -> npt.NDArray[np.bool_]:
     return np.isnan(plain) if plain.dtype.kind == "f" else np.zeros(len(plain), bool)
 
 
+def plain_values(values: Any) -> list[Any]:
+    """Return the values of a column as Python's, to be shown: None if missing, and times as text.
+
+    Numbers are ints if all of the column are whole, since a column of integers with missing values consists of floats.
+    """
+    plain = _plain_array(values)
+    absent = is_missing(plain)
+    if plain.dtype.kind in "mM":
+        absent, seconds = np.isnat(plain), plain.astype(f"{plain.dtype.kind}8[s]")
+        plain = (seconds if (seconds == plain)[~absent].all() else plain).astype(str)
+    present = plain[~absent]
+    is_float = plain.dtype.kind == "f" or (len(present) > 0 and all(isinstance(v, float) for v in present))
+    if is_float and (np.floor(present) == present).all() and (np.abs(present) < _EXACT_FLOAT).all():
+        plain = np.array([None if gone else int(v) for v, gone in zip(plain, absent, strict=True)], object)
+    shown: list[Any] = [None if gone else value for value, gone in zip(plain.tolist(), absent, strict=True)]
+    return [value.isoformat() if hasattr(value, "isoformat") else value for value in shown]
+
+
+def column_texts(values: Any) -> list[str]:
+    """Return the values of a column as texts, which are empty where a value is missing."""
+    return ["" if value is None else str(value) for value in plain_values(values)]
+
+
 def list_categories(values: Any, converted: npt.NDArray[Any]) -> list[str]:
     """Return the categories of a column of texts, in the order of a categorical dtype, otherwise sorted.
 
@@ -200,10 +223,11 @@ def _float_ids(values: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray
     return np.where(np.isfinite(values), values, 0).astype(np.uint64)
 
 
-def as_triples(values: Any) -> npt.NDArray[np.float64] | None:
+def as_triples(values: Any, *, bare: bool = False) -> npt.NDArray[np.float64] | None:
     """Return a column of triples, such as a list of lists or an array (n, 3), as float64 (n, 3); None if it is not one.
 
-    A missing triple becomes NaN. Triples may be texts, as CSV files store them: "[1, 2, 3]" or "(1 2 3)".
+    A missing triple becomes NaN. Triples may be texts, as CSV files store them: "[1, 2, 3]" or "(1 2 3)"; with `bare`
+    also "1, 2, 3", which in a column of unknown meaning may be something else.
     """
     try:
         array = np.asarray(values)
@@ -215,7 +239,7 @@ def as_triples(values: Any) -> npt.NDArray[np.float64] | None:
         return None
     out = np.full((len(array), 3), np.nan)
     absent = np.fromiter((_is_missing(row) or _is_blank(row) for row in array), bool, len(array))
-    rows = [_parse_triple(row) if isinstance(row, str) else row for row in array[~absent].tolist()]
+    rows = [_parse_triple(row, bare) if isinstance(row, str) else row for row in array[~absent].tolist()]
     if not rows or not all(isinstance(row, list | tuple | np.ndarray) and np.shape(row) == (3,) for row in rows):
         return None
     try:
@@ -225,8 +249,9 @@ def as_triples(values: Any) -> npt.NDArray[np.float64] | None:
     return out
 
 
-def _parse_triple(text: str) -> list[str] | None:
+def _parse_triple(text: str, bare: bool) -> list[str] | None:
     """Return the three numbers of a text such as "[1, 2, 3]", or None."""
-    found = re.fullmatch(r"\s*[\[(]\s*([^\[\]()]*?)\s*[\])]\s*", text)
+    mark = "?" if bare else ""
+    found = re.fullmatch(rf"\s*[\[(]{mark}\s*([^\[\]()]*?)\s*[\])]{mark}\s*", text)
     parts = re.split(r"\s*,\s*|\s+", found[1]) if found else []
     return parts if len(parts) == 3 else None

@@ -144,9 +144,10 @@ def annotation_type_of(annotations: Any) -> AnnotationType:
     return found
 
 
-def stack_axes(annotations: xr.Dataset, names: tuple[str, str, str]) -> npt.NDArray[np.float64]:
-    """Return three variables of a Dataset as float64 (n, 3), in the order of the names."""
-    return np.stack([np.asarray(annotations[name].values, np.float64) for name in names], axis=1)
+def stack_axes(annotations: xr.Dataset, names: tuple[str, str, str], rows: Any = None) -> npt.NDArray[np.float64]:
+    """Return three variables of a Dataset as float64 (n, 3), in the order of the names; with ``rows``, some rows."""
+    columns = [annotations.variables[name].values for name in names]
+    return np.stack([np.asarray(c if rows is None else c[rows], np.float64) for c in columns], axis=1)
 
 
 def _axis_variables(names: tuple[str, ...], triples: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def export(
 
         Cutouts: ``"boxes.zarr"``, a group with an array per variable, the columns of the table, and one chunk per
         cutout; ``"gallery/{cutout:05d}.png"`` or ``"gallery/{id}.png"``, a picture of the slice through each centre,
-        named by columns of the table; ``"gallery.html"``, one page with all pictures, which can be sorted by the
-        columns (``labels=`` names the column of the captions). They are written in one pass, each chunk
+        named by columns of the table (or ``.jpg``); ``"gallery.html"``, one page with all pictures, which can be sorted
+        by the columns (``labels=`` names the column of the captions). They are written in one pass, each chunk
         read once; ``client`` may also be a `distributed.Client`. In a bucket, ``overwrite=True`` deletes the previous
         group first; previous pictures are deleted first everywhere.
     overwrite : bool, default False
@@ -174,7 +174,8 @@ def export(
         ``.gz``, and only CloudVolume and imageryxr find them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default
         3: little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); for a single file
         also ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18;
-        smaller is better).
+        smaller is better). Cutouts: ``scale`` (pixels per voxel of pictures and pages, default 1), ``quality`` (of
+        JPEG; a page has PNG without it), ``labels``, and ``compressor`` of Zarr.
 
         Booleans become uint8: 0 and 255 in slices (PNG, TIFF, video), which are viewed; 0 and 1 in volumes (OME-Zarr,
         precomputed), which are counted. ``"memory://"`` keeps booleans.

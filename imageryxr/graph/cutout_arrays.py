@@ -20,12 +20,14 @@ from imageryxr.core.bbox import DIMS, SNAP, Triple
 from imageryxr.core.grid import Grid, check_same_grid
 from imageryxr.errors import GridMismatchError, LayerError
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import Volume
+from imageryxr.graph.labelled import Volume, is_lazy
 from imageryxr.graph.to_dask import check_query_planning
 
 CUTOUT = "cutout"
 PHASE = "cutout_phase"
 """Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
+BOUNDS = "cutout_bounds"
+"""Attr of cutouts: the lower and the upper corner (x, y, z) in nm of the array that they were cut out of, 6 numbers."""
 
 _CENTERS = tuple(f"center_{dim}" for dim in DIMS)
 _Points = npt.NDArray[np.float64]
@@ -50,6 +52,8 @@ def contains_cutouts(value: Any) -> bool:
     """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x)."""
     if isinstance(value, xr.DataArray):
         return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
+    if isinstance(value, xr.Dataset):  # a mapping, of which verbs of arrays accept no item by itself
+        return False
     if isinstance(value, Mapping):
         return any(map(contains_cutouts, value.values()))
     if isinstance(value, list | tuple):
@@ -123,6 +127,11 @@ def map_cutouts(
         token=name,
     )
     return found
+
+
+def as_blocks(array: xr.DataArray) -> Any:
+    """Return the dask or numpy array of cutouts; arrays that are not loaded become dask arrays."""
+    return array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from xarray.core import indexing
 from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, grid_of, plain_attrs
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ImageryError, LayerError
+from imageryxr.errors import ImageryError, LayerError, format_value
 from imageryxr.graph.dask_inputs import Splits, input_boxes
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import (
@@ -86,6 +87,12 @@ def check_array(given: Any) -> None:
         raise LayerError(
             f"a DataTree was given, but one array is needed; give one of its layers, such as "
             f"{layers[0] if layers else 'tree[…].image'}"
+        )
+    if isinstance(given, str | os.PathLike):
+        address = format_value(os.fspath(given))
+        raise LayerError(
+            f"{address} is an address, but an array is needed; open it first: imageryxr.open_image({address}) or "
+            f"imageryxr.open_segmentation({address})"
         )
     if not isinstance(given, xr.DataArray):
         raise LayerError(

@@ -7,18 +7,26 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, first_cutout, map_cutouts
+from imageryxr.graph.cutout_arrays import (
+    CUTOUT,
+    as_blocks,
+    check_same_cutouts,
+    contains_cutouts,
+    first_cutout,
+    map_cutouts,
+)
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.measure.groups import PairSums
 from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, prepare_measurement
 from imageryxr.ops.cutout_align import first_voxels
+from imageryxr.ops.cutout_columns import requested_columns, select_columns
 from imageryxr.ops.cutout_ids import CutoutIds
-from imageryxr.ops.cutout_verbs import as_blocks, requested_columns, select_columns
 
 _SEGMENT = "segment"
 
@@ -34,7 +42,7 @@ def measure_cutouts(
     selected, shared = select_columns(segmentation, ids, is_reported=False)
     own = requested_columns(segmentation, ids)
     segmentation, ids = selected, shared
-    arrays = _check_arrays(segmentation, image)
+    arrays = check_arrays(segmentation, image)
     firsts = first_voxels(arrays[0])
     volumes, task, requested = prepare_measurement(*map(first_cutout, arrays), ids=ids, percentiles=percentiles)
     box = volumes[0].box
@@ -49,16 +57,24 @@ def measure_cutouts(
     found = label_segments(
         _join(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1], stacklevel=4
     )
-    columns = {n: c.variable for n, c in segmentation.coords.items() if c.dims == (CUTOUT,)}
+    return add_columns(found, segmentation, rows, _SEGMENT)
+
+
+def add_columns(found: xr.Dataset, cutouts: xr.DataArray, rows: npt.NDArray[np.intp], dim: str) -> xr.Dataset:
+    """Return measurements of cutouts with the columns of the cutouts as coordinates along a dim.
+
+    ``rows`` has the cutout of each measurement.
+    """
+    columns = {n: c.variable for n, c in cutouts.coords.items() if c.dims == (CUTOUT,)}
     taken = sorted(str(n) for n in columns if n in found.variables or n in found.dims)
     if taken:
         raise OptionError(
             f"the column {taken[0]!r} of the cutouts has the name of a measurement; rename the column: "
             f"boxes.rename({taken[0]}='{taken[0]}_of_cutout')"
         )
-    numbers = np.arange(len(table)) if CUTOUT not in columns else columns.pop(CUTOUT).values
-    kept = {n: (_SEGMENT, v.values[rows], v.attrs) for n, v in columns.items()}
-    return found.assign_coords({CUTOUT: (_SEGMENT, numbers[rows]), **kept})
+    numbers = np.arange(cutouts.sizes[CUTOUT]) if CUTOUT not in columns else columns.pop(CUTOUT).values
+    kept = {n: (dim, v.values[rows], v.attrs) for n, v in columns.items()}
+    return found.assign_coords({CUTOUT: (dim, numbers[rows]), **kept})
 
 
 def _warn_missing_ids(own: CutoutIds, table: Array) -> None:
@@ -68,7 +84,8 @@ def _warn_missing_ids(own: CutoutIds, table: Array) -> None:
         warn(message, MissingIdsWarning)
 
 
-def _check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> list[xr.DataArray]:
+def check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> list[xr.DataArray]:
+    """Return cutouts of a segmentation and, if given, an image, with the dims in order, after checking them."""
     arrays = [segmentation] if image is None else [segmentation, image]
     for array in arrays:
         if not contains_cutouts(array):

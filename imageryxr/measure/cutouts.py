@@ -9,24 +9,21 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotation_values import as_triples
-from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
+from imageryxr.core.annotations import AXIS
 from imageryxr.core.array_labels import spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, format_triple, tidy
 from imageryxr.core.grid import Axis, Grid, check_extent
 from imageryxr.core.validate import check_counts
-from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
-from imageryxr.graph.cutout_arrays import PHASE, check_same_positions
+from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError, warn
+from imageryxr.graph.cutout_arrays import BOUNDS, CUTOUT, PHASE, check_same_positions
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
+from imageryxr.measure.centers import Points, is_table, read_centers
 from imageryxr.ops.align import align, layer_type_of
-from imageryxr.ops.annotations import convert_table, position_columns
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import layers_of
 
-CUTOUT = "cutout"
 CENTER = "center"
-Points = npt.NDArray[np.float64]
 
 
 @overload
@@ -73,8 +70,8 @@ def cutouts(
         `align` returns it; or a tree with an image and a segmentation, which are aligned first.
     centers : array_like of shape (n, 3), DataFrame, dict or Dataset
         Points (x, y, z) in units of ``resolution``; or a table with the columns ``x``, ``y`` and ``z``, or with one
-        column of triples, such as ``pt_position``; or a Dataset from `as_annotations` or a CAVE table, whose positions
-        are in nm. The centre of a line or a box is its middle.
+        column of triples, such as ``pt_position``, also as text; or a Dataset from `as_annotations` or a CAVE table,
+        whose positions are in nm. The centre of a line or a box is its middle.
     size : sequence of 2 or 3 int
         Voxels (x, y, z) of each cutout, in voxels of ``source``; 2 numbers (x, y) mean one slice.
     resolution : sequence of 3 numbers, default (1, 1, 1)
@@ -91,8 +88,9 @@ def cutouts(
         outside of ``source``, also if it is a part of a larger volume, as in `crop`. ``z``, ``y`` and ``x`` are offsets
         in nm from the middle of the voxel that contains the centre, from ``-(size // 2)`` voxels on. Coordinates along
         ``cutout``: the number of the row;
-        ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns of the table, a column of triples as three
-        coordinates with these endings, and several related segments of an annotation as ``post_0``, ``post_1``, …. A
+        ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns and the index of the table, a column of
+        triples as three coordinates with these endings, and several related segments of an annotation as ``post_0``,
+        ``post_1``, …. A
         Dataset also has ``center`` (cutout, axis), in nm. If ``source`` is in memory, so is the result.
 
     Raises
@@ -109,6 +107,11 @@ def cutouts(
         If a column of the table has the name of a dim or a variable of the result, or ``to`` is given for a source that
         is not a tree.
 
+    Warns
+    -----
+    ImageryWarning
+        If the size is larger than the volume, or seems to be in the order (z, y, x).
+
     Examples
     --------
     >>> import imageryxr as ix
@@ -123,7 +126,8 @@ def cutouts(
     """
     shape = _check_size(size)
     unit = check_resolution(resolution)
-    points, columns = _read_centers(centers, unit)
+    _check_order(source, centers)
+    points, columns = read_centers(centers, unit)
     if isinstance(source, xr.DataTree):
         source = _align_tree(source, to)
     elif not (isinstance(to, str) and to == "finest"):
@@ -138,6 +142,7 @@ def cutouts(
     grid = first.grid
     for name, volume in volumes.items():
         check_same_positions(volume, first, f"the variables {name!r} and {next(iter(volumes))!r}")
+    _warn_unusual_size(shape, grid)
     starts = _first_voxels(points, grid, shape)
     _check_inside(starts, points, unit, grid, shape, next(iter(arrays.values())).name)
     coords = _coordinates(points, columns, grid, shape, {str(a.name) for a in arrays.values()})
@@ -162,6 +167,7 @@ def _label_cutouts(
     tail = ("rgba",) if volume.expr.tail else ()
     attrs = attrs_on_grid(volume.attrs, volume.grid)
     attrs.pop("voxel_offset", None)  # The coordinates are offsets from the centres.
+    attrs[BOUNDS] = [*volume.grid.bbox.lo_nm, *volume.grid.bbox.hi_nm]
     phase = [_phase(axis.offset) for axis in reversed(volume.grid.axes)]
     if any(phase):
         attrs[PHASE] = phase
@@ -177,6 +183,34 @@ def _check_size(size: Any) -> Index3:
 
 # ---------------------------------------------------------------------------------------------------------
 # the source
+
+
+def _check_order(source: Any, centers: Any) -> None:
+    """Raise `LayerError` if the source is a table and the centres are an array."""
+    if is_table(source) and not is_table(centers):
+        raise LayerError(
+            f"source is a {type(source).__name__} and centers is a {type(centers).__name__}; give them the other way "
+            "round: cutouts(source, centers, size)"
+        )
+
+
+def _warn_unusual_size(shape: Index3, grid: Grid) -> None:
+    """Warn of a size that is larger than the volume, or looks as if it were in the order (z, y, x) or in nm."""
+    size, whole = shape[::-1], grid.shape[::-1]
+    x, y, z = grid.resolution
+    in_nm = [n / r for n, r in zip(size, grid.resolution, strict=True)]
+    advice = ""
+    if size != size[::-1] and all(n <= own for n, own in zip(size[::-1], whole, strict=True)):
+        advice = f"; if it is in the order (z, y, x), give size={size[::-1]}"
+    elif all(n == int(n) and n <= own for n, own in zip(in_nm, whole, strict=True)):
+        advice = f"; if it is in nm, give size={tuple(map(int, in_nm))}"
+    given = f"size={size} counts voxels (x, y, z)"
+    if any(n > own for n, own in zip(size, whole, strict=True)):
+        volume = f"which has {format_triple(whole)} voxels of {format_triple(grid.resolution)} nm"
+        warn(f"{given} and is larger than the volume, {volume}: all cutouts contain fill values{advice}")
+    elif size[0] < size[1] == size[2] and z >= 2 * max(x, y) and advice:
+        box = format_triple([tidy(n * r) for n, r in zip(size, grid.resolution, strict=True)])
+        warn(f"{given}: boxes of {box} nm{advice}")
 
 
 def _volume(array: xr.DataArray) -> Volume:
@@ -209,78 +243,6 @@ def _align_tree(tree: xr.DataTree, to: Any) -> xr.Dataset:
         found = {kind: coarsest_level_for(layer, target) for kind, layer in found.items()}
     dataset = align(found["image"], found["segmentation"], to=to)
     return dataset.assign_attrs({**tree.attrs, **dataset.attrs})
-
-
-# ---------------------------------------------------------------------------------------------------------
-# the table
-
-
-def _read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
-    """Return the centres (n, 3) as (x, y, z) in nm, and the other columns as variables along ``cutout``."""
-    is_annotations = _is_annotations(centers)
-    if is_annotations and unit != (1.0, 1.0, 1.0):
-        raise OptionError(
-            f"resolution={unit} was given, but the positions of annotations are in nm; omit resolution. If the "
-            "positions are not in nm, pass their unit to as_annotations(table, resolution=…)"
-        )
-    _check_position_columns(centers, unit)
-    table = convert_table(_single_point(centers), resolution=unit)
-    if not table.sizes[DIM]:
-        raise BoxError("centers has no rows; give at least one point (x, y, z)")
-    points = stack_axes(table, (DIMS[2], DIMS[1], DIMS[0]))
-    if table.attrs.get("annotation_type") in ("line", "box"):
-        points = (points + stack_axes(table, (ENDS[2], ENDS[1], ENDS[0]))) / 2
-    is_named = is_annotations or _has_ids(centers)
-    columns: dict[str, Any] = {}
-    for name, variable in table.variables.items():
-        if name in DIMS or DIM not in variable.dims or (name == "id" and not is_named):
-            continue
-        if variable.ndim == 1:
-            columns[str(name)] = (CUTOUT, variable.values, variable.attrs)
-        elif variable.ndim == 2:
-            values = variable.transpose(DIM, ...).values
-            labels = "xyz" if AXIS in variable.dims else range(values.shape[1])
-            columns |= {f"{name}_{label}": (CUTOUT, values[:, i], variable.attrs) for i, label in enumerate(labels)}
-    return points, columns
-
-
-def _is_annotations(centers: Any) -> bool:
-    return isinstance(centers, xr.Dataset) and DIM in centers.dims
-
-
-def _check_position_columns(centers: Any, unit: Triple) -> None:
-    """Raise `OptionError` for a table with several columns of positions, as `cutouts` has no argument to choose one."""
-    names = list(getattr(centers, "columns", centers if isinstance(centers, Mapping) else ()))
-    if not names or not {"x", "y", "z"} - {*names} or _is_annotations(centers):
-        return
-    found = position_columns(centers, names)
-    if len(found) > 1:
-        given = tuple(tidy(u) for u in unit)
-        raise OptionError(
-            f"centers has {len(found)} columns of positions, {', '.join(map(repr, found[:4]))}; select one: "
-            f"cutouts(…, ix.as_annotations(table, position={found[0]!r}, resolution={given}), …), without resolution"
-        )
-
-
-def _single_point(centers: Any) -> Any:
-    """Return an array (1, 3) for one point, and other centres unchanged."""
-    if isinstance(centers, xr.Dataset | Mapping) or hasattr(centers, "columns"):
-        return centers
-    try:
-        array = np.asarray(centers)
-    except ValueError:  # rows of different lengths
-        row = next((i for i, values in enumerate(centers) if np.shape(values) != (3,)), 0)
-        raise BoxError(
-            f"centers are not points of three numbers: row {row} is {str(centers[row])[:60]}; give (x, y, z) for each"
-        ) from None
-    if array.shape == (3,) and array.dtype.kind in "iuf":
-        return array[np.newaxis]
-    return centers if as_triples(centers) is None else np.asarray(as_triples(centers))
-
-
-def _has_ids(table: Any) -> bool:
-    names = getattr(table, "columns", table if isinstance(table, Mapping) else ())
-    return "id" in names or getattr(getattr(table, "index", None), "name", None) == "id"
 
 
 def _coordinates(

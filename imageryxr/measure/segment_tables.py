@@ -13,9 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.array_labels import plain_attrs
-from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, Wording, param
+from imageryxr.errors import LayerError, Message, MissingIdsWarning, OptionError, Wording, param, warn
 from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume, volume_of
@@ -65,15 +65,29 @@ def _image_volume(image: xr.DataArray) -> Volume:
 def _check_percentiles(percentiles: Sequence[float], images: list[Volume]) -> None:
     values = np.asarray(percentiles, object).ravel().tolist()
     if not all(isinstance(v, int | float) and 0 <= v <= 100 for v in values):
-        raise OptionError(f"percentiles={percentiles!r} are not numbers from 0 to 100; write e.g. percentiles=(5, 95)")
+        example = param("percentiles", (5, 95))
+        raise OptionError(param("percentiles", percentiles), " are not numbers from 0 to 100; write e.g. ", example)
+    if any(0 < v < 1 for v in values) and max(values) <= 1:
+        percents = tuple(tidy(round(100 * v, 9)) for v in values)
+        warn(
+            Message(
+                param("percentiles", percentiles),
+                " are percents from 0 to 100, and all of these are at most 1; if they are fractions, give ",
+                param("percentiles", percents),
+            )
+        )
     if not images:
         advice = Wording("give measure(segmentation, image, percentiles=…)", "give --image SOURCE")
         raise OptionError(param("percentiles", text="…"), " are those of the grey values of an image; ", advice)
     dtype = images[0].expr.dtype
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise OptionError(
-            f"percentiles come from exact histograms of uint8 or uint16 values, but the image has dtype {dtype}; "
-            "convert it with image.astype('uint16') if its values are integers from 0 to 65535"
+            param("percentiles"),
+            f" come from exact histograms of uint8 or uint16 values, but the image has dtype {dtype}; ",
+            Wording(
+                "convert it with image.astype('uint16') if its values are integers from 0 to 65535",
+                "give an image of 8 or 16 bits, or no --percentiles",
+            ),
         )
 
 

@@ -24,7 +24,7 @@ import xarray as xr
 from imageryxr.core.bbox import IndexBox, block_starts, format_triple
 from imageryxr.core.units import show_bytes
 from imageryxr.core.zarr_groups import write_group
-from imageryxr.errors import OptionError, TargetError, TargetExistsError, param
+from imageryxr.errors import ImageryError, Message, OptionError, TargetError, TargetExistsError, Wording, param
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.reduction import block_splits, group_shape, reduce_volumes
@@ -227,11 +227,28 @@ def run_measurement(
         plan.record.parent.mkdir(exist_ok=True)
         _replace(plan.record, lambda path: path.write_text(json.dumps(stored)))
         shutil.rmtree(plan.folder)
-    except OSError as error:
-        if isinstance(error, TargetError):
+    except BaseException as error:
+        if not isinstance(error, OSError) or isinstance(error, ImageryError):
+            error.add_note(_resume_note(plan, resume))
             raise
         raise TargetError(f"{plan.target} cannot be written: {error}") from error
     return result
+
+
+def _resume_note(plan: MeasurementPlan, resume: bool) -> Message:
+    """Return what is kept of a measurement that has stopped, and how to continue it."""
+    count, total = len(plan.done), len(plan.regions)
+    if not count:
+        return Message(f"none of {total:,} regions of {plan.target} was finished")
+    without = () if resume else (" without ", param("resume", False))
+    same = Wording("run the same call", "run the same command")
+    return Message(
+        f"{count:,} of {total:,} regions of {plan.target} are done and kept in {plan.folder}: ",
+        same,
+        " again",
+        *without,
+        " to continue",
+    )
 
 
 def _file_stamp(target: Path) -> list[int]:

@@ -116,7 +116,7 @@ def align(
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
         The target grid. "finest" and "coarsest" choose, along each axis, the layer with the smaller or larger voxels;
         use "finest" for figures and "coarsest" to read less. "image" and "segmentation" choose the grid of that layer.
-        Or a `Grid`, or a resolution in nm.
+        Or a `Grid`, or a resolution in nm; for cutouts no `Grid`.
     bbox : BBox, optional
         The box of the result. Default: the intersection of both layers.
 

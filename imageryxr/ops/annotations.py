@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def as_annotations(
         A table with a row per annotation; or an array of positions (x, y, z).
     position : three names, or a name, default ("x", "y", "z")
         The columns of the positions. A single name means a column of triples, as in CAVE tables
-        (``"pre_pt_position"``; also as text, "[1 2 3]", from a CSV file), or the prefix of three columns
+        (``"pre_pt_position"``; also as text, "[1 2 3]" or "1, 2, 3", from a CSV file), or the prefix of three columns
         (``pre_pt_position_x``, ``…_y`` and ``…_z``). If the table has no columns x, y and z, but one such column or
         prefix, the default means that.
     end : three names, a name, or array_like of shape (n, 3), optional
@@ -56,7 +57,8 @@ def as_annotations(
     Dataset
         Dim ``annotation``; variables ``z``, ``y``, ``x`` (float64, nm), for lines and boxes also ``z_end``, ``y_end``,
         ``x_end``, for ellipsoids ``z_radius``, ``y_radius``, ``x_radius``; the coordinate ``id`` (the column or index
-        of this name, otherwise 0 to n - 1); every other column as a variable. A column whose name is taken, such as
+        of this name, otherwise 0 to n - 1); every other column, and any other index of a DataFrame that is not 0 to
+        n - 1, as a variable. A column whose name is taken, such as
         ``x``, becomes ``x_column``. Columns of ids (``id``, ``…_id``) are uint64, also if the table stores them as
         objects, digits or nullable integers; a missing id or an empty text is 0. Other missing values are NaN, NaT or
         None. Columns of triples that are not the position keep their numbers, with dims (annotation, axis). The attr
@@ -100,7 +102,7 @@ def convert_table(
         annotation_type_of(table)
         return table
     unit = check_resolution(resolution)
-    columns, names = _columns(table)
+    columns, names = table_columns(table)
     used: set[Any] = set()
     if columns is None:
         places = table
@@ -116,9 +118,8 @@ def convert_table(
         "line" if end is not None else "point" if radius is None else "ellipsoid"
     )
     rest = {} if columns is None else {name: columns[name] for name in names if name not in used}
+    rest |= {name: values for name, values in _index_columns(table).items() if name not in names}
     ids = rest.pop("id", None)
-    if ids is None and getattr(getattr(table, "index", None), "name", None) == "id":
-        ids = table.index
     _check_ids(ids)
     attrs = _table_attrs(table)
     return make_annotations(kind, places, ends=ends, radii=radii, ids=ids, properties=rest, attrs=attrs, strict=True)
@@ -146,7 +147,7 @@ def _warn_equal_ids(ids: npt.NDArray[Any]) -> None:
         )
 
 
-def _columns(table: Any) -> tuple[Any, list[Any]]:
+def table_columns(table: Any) -> tuple[Any, list[Any]]:
     """Return a table as a mapping with its column names; (None, []) for an array of positions."""
     if isinstance(table, np.ndarray) and table.dtype.names:
         table = {name: table[name] for name in table.dtype.names}
@@ -170,6 +171,18 @@ def _columns(table: Any) -> tuple[Any, list[Any]]:
             )
         return table, names
     return None, []
+
+
+def _index_columns(table: Any) -> dict[Any, Any]:
+    """Return the levels of the index of a DataFrame as columns; none for the default index, 0 to n - 1."""
+    if not isinstance(table, pd.DataFrame):
+        return {}
+    index = table.index
+    if index.names == [None] and index.equals(pd.RangeIndex(len(index))):
+        return {}
+    names = ["index" if index.nlevels == 1 else f"level_{i}" for i in range(index.nlevels)]
+    levels = zip(names, index.names, strict=True)
+    return {default if name is None else name: index.get_level_values(i) for i, (default, name) in enumerate(levels)}
 
 
 def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: set[Any]) -> Any:
@@ -228,7 +241,7 @@ def _radii(columns: Any, names: list[Any], given: Any, count: int, unit: Triple,
 
 
 def _column_triples(values: Any, name: str, what: str) -> Any:
-    triples = as_triples(values)
+    triples = as_triples(values, bare=True)
     if triples is None and len(values):
         first = next(iter(np.asarray(values, dtype=object)), None)
         raise BoxError(
@@ -248,7 +261,7 @@ def _numbers(values: Any, name: Any, what: str) -> npt.NDArray[np.float64]:
 
 
 def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
-    triples = as_triples(values)
+    triples = as_triples(values, bare=True)
     if triples is None:
         try:
             shape = np.shape(values)
@@ -267,9 +280,20 @@ def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
 
 def position_columns(columns: Any, names: list[Any]) -> list[str]:
     """Return what may be given as ``position``: columns of triples, and prefixes of three columns."""
-    triples = [name for name in names if isinstance(name, str) and as_triples(columns[name]) is not None]
+    triples = [
+        name
+        for name in names
+        if isinstance(name, str) and as_triples(columns[name], bare=_is_position_name(name)) is not None
+    ]
     stems = [name[:-2] for name in names if isinstance(name, str) and name.endswith("_x")]
     return triples + [stem for stem in stems if not {f"{stem}_{axis}" for axis in "xyz"} - {*names}]
+
+
+def _is_position_name(name: str) -> bool:
+    return (
+        re.search(r"(^|_)(pos|position|point|pt|cent(er|re|roid)|coords?|coordinates?|xyz)(_|$)", name.lower())
+        is not None
+    )
 
 
 def _unknown_columns(absent: list[Any], names: list[Any], columns: Any, what: str) -> OptionError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
@@ -13,11 +13,13 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.array_labels import grid_of
-from imageryxr.core.bbox import DIMS, Index3, Triple
-from imageryxr.core.grid import Grid
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.core.bbox import DIMS, Index3, Triple, check_resolution
+from imageryxr.core.grid import Axis, Grid
+from imageryxr.errors import BoxError, LayerError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import (
+    BOUNDS,
     PHASE,
+    as_blocks,
     centers_of,
     central_voxels,
     check_same_cutouts,
@@ -41,20 +43,23 @@ def align_cutouts(
     ----------
     image, segmentation : DataArray
         Cutouts (cutout, z, y, x) around the same centres.
-    to : {"finest", "coarsest", "image", "segmentation"}
-        The layer whose voxels the result has, along each axis.
+    to : {"finest", "coarsest", "image", "segmentation"}, or three numbers
+        The layer whose voxels the result has, along each axis; or a resolution (x, y, z) in nm.
     regrid : callable
         The verb that resamples a cutout in memory.
     """
-    if to not in _TARGETS:
-        raise OptionError(f"to={to!r} cannot be used for cutouts; give one of {', '.join(map(repr, _TARGETS))}")
+    resolution = None if isinstance(to, str) and to in _TARGETS else _check_target(to)
     layers = {"image": image.transpose(CUTOUT, *DIMS), "segmentation": segmentation.transpose(CUTOUT, *DIMS)}
     places = {name: _Placement.of(array) for name, array in layers.items()}
     check_same_cutouts(layers["image"], layers["segmentation"], "the image and the segmentation", phases=False)
-    picked = [_pick_layer(places, axis, to) for axis in range(3)]
+    picked = [_pick_layer(places, axis, "finest" if resolution else to) for axis in range(3)]
     grid = Grid.from_axes([places[name].grid.axes[axis] for axis, name in enumerate(picked)])
-    firsts = np.stack([places[name].firsts[:, axis] for axis, name in enumerate(picked)], axis=1)
     phase = [float(_phase(layers[name])[2 - axis]) for axis, name in enumerate(picked)][::-1]
+    if resolution is None or resolution == grid.resolution:
+        firsts = np.stack([places[name].firsts[:, axis] for axis, name in enumerate(picked)], axis=1)
+    else:
+        grid, picked, phase = _resampled_axes(grid, resolution), [], []
+        firsts = central_voxels(places["image"].centers, resolution) - np.array(grid.shape) // 2
     coords: dict[Any, xr.Variable] = {n: c.variable for layer in layers.values() for n, c in layer.coords.items()}
     coords |= grid.coords()
     found = {}
@@ -65,15 +70,38 @@ def align_cutouts(
         else:
             method = "linear" if name == "image" and array.dtype.kind != "b" else "nearest"
             run = _Resampling(regrid, dict(array.attrs), own.grid.resolution, grid.shape, grid.resolution, method)
-            rows = np.concatenate([own.firsts, firsts], axis=1)
+            ranges = ranges_with_data(array)
+            if ranges is None:
+                ranges = np.tile([0, 0, 0, *own.grid.shape], (len(firsts), 1))
+            rows = np.concatenate([own.firsts, firsts, ranges], axis=1)
             if is_dask(array) or is_lazy(array):
-                blocks = array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
-                data = map_cutouts(run, [blocks], grid.shape, array.dtype, rows=rows, name=name)
+                data = map_cutouts(run, [as_blocks(array)], grid.shape, array.dtype, rows=rows, name=name)
             else:
                 data = run(array.values, rows)
         attrs = {n: v for n, v in attrs_on_grid(array.attrs, grid).items() if n != PHASE}
         found[name] = xr.Variable((CUTOUT, *DIMS), data, attrs | ({PHASE: phase} if any(phase) else {}))
     return xr.Dataset(found, coords)
+
+
+def _check_target(to: Any) -> Triple:
+    """Return a target resolution, or raise `OptionError`."""
+    try:
+        return check_resolution(to, "to")
+    except BoxError:
+        choices = ", ".join(map(repr, _TARGETS))
+        raise OptionError(
+            f"to={format_value(to)} cannot be used for cutouts; give {choices}, or a resolution (x, y, z) in nm, such "
+            "as (8, 8, 40)"
+        ) from None
+
+
+def _resampled_axes(grid: Grid, resolution: Triple) -> Grid:
+    """Return the offsets of cutouts of the same extent with other voxels."""
+    axes = []
+    for axis, new in zip(grid.axes, resolution[::-1], strict=True):
+        count = max(1, round(axis.size * axis.resolution / new))
+        axes.append(Axis(count, new, -(count // 2) - 0.5))
+    return Grid.from_axes(axes)
 
 
 def _pick_layer(places: dict[str, _Placement], axis: int, to: str) -> str:
@@ -91,6 +119,8 @@ class _Placement:
     """The grid of the offsets from the centres."""
     firsts: npt.NDArray[np.float64]
     """Index (z, y, x) of the first voxel of each cutout, counted from 0 nm."""
+    centers: npt.NDArray[np.float64]
+    """The centres (z, y, x) in nm."""
 
     @classmethod
     def of(cls, array: xr.DataArray) -> _Placement:
@@ -104,11 +134,28 @@ class _Placement:
         grid = grid_of(first_cutout(array))
         # The middle of the voxel that contains the centre has the offset 0.
         starts = [round(float(own.offset) + 0.5) for own in grid.axes]
-        return cls(grid, central_voxels(centers, grid.resolution) + np.array(starts) + _phase(array)[::-1])
+        firsts = central_voxels(centers, grid.resolution) + np.array(starts) + _phase(array)[::-1]
+        return cls(grid, firsts, centers)
 
 
 def _phase(array: xr.DataArray) -> npt.NDArray[np.float64]:
     return np.array(array.attrs.get(PHASE, (0, 0, 0)), np.float64)
+
+
+def ranges_with_data(array: xr.DataArray) -> npt.NDArray[np.int64] | None:
+    """Return the part of each cutout that its source covers: first voxel and end (z, y, x); None if it is unknown.
+
+    Voxels outside are fill values.
+    """
+    if BOUNDS not in array.attrs or centers_of(array.coords) is None:
+        return None
+    array = array.transpose(CUTOUT, *DIMS, ...)
+    place = _Placement.of(array)
+    spacing = np.array(place.grid.resolution)
+    ends = np.reshape(array.attrs[BOUNDS], (2, 3)) / spacing
+    # A voxel is inside if its centre is, as in a crop.
+    found = [np.ceil(np.round(end[::-1] - place.firsts - 0.5, 6)).clip(0, place.grid.shape) for end in ends]
+    return np.concatenate(found, axis=1).astype(np.int64)
 
 
 def first_voxels(array: xr.DataArray) -> npt.NDArray[np.float64]:
@@ -128,66 +175,87 @@ class _Resampling:
     method: str
 
     def __call__(self, block: Array, rows: npt.NDArray[np.float64]) -> Array:
-        """Return the resampled cutouts; ``rows`` has the first voxels before and after, each (z, y, x)."""
-        out = np.empty((len(block), *self.shape), block.dtype)
+        """Return the resampled cutouts.
+
+        ``rows`` has the first voxels before and after, and the first voxel and the end of the part with data, each
+        (z, y, x).
+        """
+        out = np.zeros((len(block), *self.shape), block.dtype)
         for i, (values, row) in enumerate(zip(block, rows, strict=True)):
-            z, y, x, new_z, new_y, new_x = (float(v) for v in row)
-            own = Grid(values.shape, self.resolution, (x, y, z))
-            array = xr.DataArray(values, own.coords(), DIMS, None, self.attrs)
-            out[i] = self.regrid(array, Grid(self.shape, self.target, (new_x, new_y, new_z)), method=self.method).values
+            before, after, start, stop = row.reshape(4, 3)
+            part = values[tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))]
+            if not part.size:
+                continue
+            own = _grid_at(part.shape, self.resolution, before + start)
+            array = xr.DataArray(part, own.coords(), DIMS, None, self.attrs)
+            out[i] = self.regrid(array, _grid_at(self.shape, self.target, after), method=self.method).values
         return out
 
 
-def accepts_placed_cutouts(verb: Callable[P, xr.DataArray]) -> Callable[P, xr.DataArray]:
-    """Return a verb of a picture that also draws cutouts of pictures, each at its position in the volume."""
+def accepts_single_cutouts(verb: Callable[P, xr.DataArray]) -> Callable[P, xr.DataArray]:
+    """Return a verb of pictures of cutouts that also draws one of them, without the dim ``cutout``."""
 
     @functools.wraps(verb)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> xr.DataArray:
         bound = inspect.signature(verb).bind(*args, **kwargs)
-        picture, *_ = bound.arguments.values()
-        options = dict(list(bound.arguments.items())[1:])
-        if isinstance(picture, xr.DataArray) and CUTOUT in picture.coords and {*DIMS} <= {*picture.dims}:
-            if CUTOUT not in picture.dims:
-                return _draw_placed(picture.expand_dims(CUTOUT), functools.partial(wrapper, **options)).isel(
-                    {CUTOUT: 0}
-                )
-        else:
+        name, picture = next(iter(bound.arguments.items()))
+        is_cutout = isinstance(picture, xr.DataArray) and CUTOUT in picture.coords and {*DIMS} <= {*picture.dims}
+        if not is_cutout or CUTOUT in picture.dims:
             return verb(*args, **kwargs)
-        return _draw_placed(picture, functools.partial(wrapper, **options))
+        bound.arguments[name] = picture.expand_dims(CUTOUT)
+        return verb(*bound.args, **bound.kwargs).isel({CUTOUT: 0})
 
     return wrapper
 
 
-def _draw_placed(picture: xr.DataArray, draw: Callable[[xr.DataArray], xr.DataArray]) -> xr.DataArray:
-    tail = tuple(str(dim) for dim in picture.dims if dim not in (CUTOUT, *DIMS))
-    array = picture.transpose(CUTOUT, *DIMS, *tail)
+def map_placed_cutouts(
+    array: xr.DataArray, draw: Callable[[Array, Grid], Array], tail: tuple[str, ...], name: str
+) -> xr.DataArray:
+    """Return cutouts that a function of the values and the grid in the volume has changed; lazy.
+
+    Parameters
+    ----------
+    array : DataArray
+        Cutouts.
+    draw : callable
+        Picklable function of the values (z, y, x, tail) of one cutout and their grid; returns values of this shape.
+    tail : tuple of str
+        Further dims of the array.
+    name : str
+        Prefix of the array's name, which dask's dashboard displays.
+    """
+    array = array.transpose(CUTOUT, *DIMS, *tail)
     place = _Placement.of(array)
-    run = _PlacedDrawing(draw, dict(array.attrs), place.grid.resolution, tail)
-    template = run.draw_one(np.zeros(array.shape[1:], array.dtype), place.firsts[0])
+    run = _PlacedDrawing(draw, place.grid.resolution)
     if is_dask(array) or is_lazy(array):
-        blocks = array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
-        data: Any = map_cutouts(run, [blocks], array.shape[1:], array.dtype, rows=place.firsts, name="annotate")
+        data: Any = map_cutouts(run, [as_blocks(array)], array.shape[1:], array.dtype, rows=place.firsts, name=name)
     else:
         data = run(array.values, place.firsts)
-    return array.copy(data=data).assign_attrs(template.attrs).rename(template.name)
+    return array.copy(data=data)
+
+
+def grids_in_volume(array: xr.DataArray) -> Iterator[Grid]:
+    """Iterate over the grids of cutouts (cutout, z, y, x) in their volume."""
+    place = _Placement.of(array.transpose(CUTOUT, *DIMS, ...))
+    yield from (_grid_at(place.grid.shape, place.grid.resolution, first) for first in place.firsts)
+
+
+def _grid_at(shape: Index3, resolution: Triple, first: npt.NDArray[np.float64]) -> Grid:
+    z, y, x = (float(v) for v in first)
+    return Grid(shape, resolution, (x, y, z))
 
 
 @dataclass(frozen=True)
 class _PlacedDrawing:
     """Function that draws on the pictures of a block, each at its own position."""
 
-    draw: Callable[[xr.DataArray], xr.DataArray]
-    attrs: dict[str, Any]
+    draw: Callable[[Array, Grid], Array]
     resolution: Triple
-    tail: tuple[str, ...]
 
     def __call__(self, block: Array, rows: npt.NDArray[np.float64]) -> Array:
         """Return the drawn pictures; ``rows`` has the first voxel (z, y, x) of each."""
-        return np.stack([self.draw_one(values, row).values for values, row in zip(block, rows, strict=True)])
-
-    def draw_one(self, values: Array, first: npt.NDArray[np.float64]) -> xr.DataArray:
-        """Return one drawn picture."""
-        z, y, x = (float(v) for v in first)
-        grid = Grid((values.shape[0], values.shape[1], values.shape[2]), self.resolution, (x, y, z))
-        array = xr.DataArray(values, grid.coords(), (*DIMS, *self.tail), None, self.attrs)
-        return self.draw(array.assign_coords(rgba=list("rgba")) if "rgba" in self.tail else array)
+        out = np.empty(block.shape, block.dtype)
+        for i, (values, first) in enumerate(zip(block, rows, strict=True)):
+            z, y, x = values.shape[:3]
+            out[i] = self.draw(values, _grid_at((z, y, x), self.resolution, first))
+        return out

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
-from dask.base import tokenize
 
-from imageryxr.core.annotation_values import is_missing
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.colors.ids import to_unsigned
-from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
-from imageryxr.errors import LayerError, OptionError
 from imageryxr.graph.cutout_arrays import (
     CUTOUT,
-    Places,
-    centers_of,
+    as_blocks,
     check_same_cutouts,
-    check_same_places,
     contains_cutouts,
     first_cutout,
     map_cutouts,
@@ -36,7 +27,8 @@ from imageryxr.graph.cutout_arrays import (
 )
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import is_dask, is_lazy
-from imageryxr.ops.cutout_ids import CutoutIds, record_cutouts
+from imageryxr.ops.cutout_align import ranges_with_data
+from imageryxr.ops.cutout_columns import apply_columns, name_colors
 from imageryxr.ops.segment_ids import record_ids
 
 P = ParamSpec("P")
@@ -60,14 +52,12 @@ def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Cal
 def apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool) -> xr.DataArray:
     """Return the result of a verb for each cutout; see `accepts_cutouts`."""
     bound = inspect.signature(verb).bind(*args, **kwargs)
-    options = _apply_ids(dict(bound.arguments))
+    options = apply_columns(dict(bound.arguments))
     arrays: list[xr.DataArray] = []
     call = _Call(verb, {name: _extract(value, arrays) for name, value in options.items()})
     found = _apply(call, arrays, slicewise and bound.arguments.get("axis", "z") == "z")
-    is_numbered = "ids" in bound.arguments and "ids" not in options and isinstance(options.get("colors"), dict)
-    if is_numbered and not isinstance(bound.arguments["colors"], dict):
-        ids = bound.arguments["ids"]
-        return _name_colors(found, [ids] if isinstance(ids, xr.DataArray) else list(ids))
+    if "ids" in bound.arguments and "ids" not in options and options.get("colors") is not bound.arguments.get("colors"):
+        return name_colors(found, bound.arguments["ids"], bound.arguments["segmentation"])
     return found
 
 
@@ -129,15 +119,18 @@ class _Labels:
     attrs: dict[str, Any]
     name: Any
     tail: tuple[str, ...]
+    holds_cells: bool
 
     @classmethod
     def of(cls, array: xr.DataArray) -> _Labels:
         """Return the labels of an array of cutouts."""
-        return cls(grid_of(first_cutout(array)), dict(array.attrs), array.name, tuple(map(str, array.dims[4:])))
+        tail = tuple(map(str, array.dims[4:]))
+        return cls(grid_of(first_cutout(array)), dict(array.attrs), array.name, tail, _holds_cells(array))
 
     def label(self, values: Array) -> xr.DataArray:
-        """Return values (z, y, x) with these labels; there may be more slices than in one cutout."""
-        grid = Grid((len(values), *self.grid.shape[1:]), self.grid.resolution, self.grid.voxel_offset)
+        """Return values (z, y, x) with these labels: a part of a cutout, or the slices of several."""
+        z, y, x = values.shape[:3]
+        grid = Grid((z, y, x), self.grid.resolution, self.grid.voxel_offset)
         array = xr.DataArray(values, grid.coords(), (*DIMS, *self.tail), self.name, dict(self.attrs))
         return array.assign_coords(rgba=list("rgba")) if "rgba" in self.tail else array
 
@@ -149,21 +142,38 @@ def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataAr
     labels = [_Labels.of(a) for a in arrays]
     zeros = [one.label(np.zeros(a.shape[1:], a.dtype)) for one, a in zip(labels, arrays, strict=True)]
     template = call(zeros)
-    run = _Block(call, tuple(labels), by_slice)
+    ranges = _ranges_to_draw(arrays) if template.shape[:3] == first.shape[1:4] else None
+    run = _Block(call, tuple(labels), by_slice, ranges is not None)
+    rows = [] if ranges is None else [ranges]
     if any(is_dask(a) or is_lazy(a) for a in arrays):
-        data: Any = map_cutouts(
-            run, [as_blocks(a) for a in arrays], template.shape, template.dtype, name=str(template.name or "cutouts")
-        )
+        name = str(template.name or "cutouts")
+        blocks = [as_blocks(a) for a in arrays]
+        data: Any = map_cutouts(run, blocks, template.shape, template.dtype, rows=ranges, name=name)
     else:
-        data = run(*(a.values for a in arrays))
-    rows = {n: c.variable for a in arrays for n, c in a.coords.items() if c.dims == (CUTOUT,)}
-    coords = {**{name: c.variable for name, c in template.coords.items()}, **rows}
+        data = run(*(a.values for a in arrays), *rows)
+    columns = {n: c.variable for a in arrays for n, c in a.coords.items() if c.dims == (CUTOUT,)}
+    coords = {**{name: c.variable for name, c in template.coords.items()}, **columns}
     return xr.DataArray(data, coords, (CUTOUT, *template.dims), template.name, template.attrs)
 
 
-def as_blocks(array: xr.DataArray) -> Any:
-    """Return the dask or numpy array of cutouts; arrays that are not loaded become dask arrays."""
-    return array.chunk({CUTOUT: 8}).data if is_lazy(array) else array.data
+def _ranges_to_draw(arrays: list[xr.DataArray]) -> npt.NDArray[np.int64] | None:
+    """Return the part of each cutout that the segmentations cover; None if that is all, or unknown.
+
+    The fill values around it are no cells, so that no outline is drawn where a segmentation ends.
+    """
+    found = [ranges_with_data(array) for array in arrays if _holds_cells(array)]
+    known = [ranges for ranges in found if ranges is not None]
+    if not known or len(known) < len(found) or not all(np.array_equal(known[0], other) for other in known):
+        return None
+    whole = [0, 0, 0, *arrays[0].shape[1:4]]
+    return known[0] if (known[0] != whole).any() else None
+
+
+def _holds_cells(array: xr.DataArray) -> bool:
+    if array.ndim > 4 or array.dtype.kind not in "iub":
+        return False
+    declared = array.attrs.get("layer_type", array.name)
+    return bool(declared == "segmentation" or (declared != "image" and array.dtype.itemsize > 2))
 
 
 @dataclass(frozen=True)
@@ -173,9 +183,27 @@ class _Block:
     call: _Call
     labels: tuple[_Labels, ...]
     by_slice: bool
+    has_ranges: bool
+    """Whether the last argument is the part of each cutout that the segmentations cover."""
 
     def __call__(self, *blocks: Array) -> Array:
         """Return the results of all cutouts of a block."""
+        if not self.has_ranges:
+            return self._run_all(blocks)
+        *arrays, ranges = blocks
+        found = self._run_all(arrays)
+        is_part = (ranges != [0, 0, 0, *arrays[0].shape[1:4]]).any(axis=1)
+        for i in np.flatnonzero(is_part):
+            start, stop = ranges[i].reshape(2, 3)
+            part = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+            values = [array[i] for array in arrays]
+            without = [v * 0 if one.holds_cells else v for one, v in zip(self.labels, values, strict=True)]
+            found[i] = self._run(without)
+            if (start < stop).all():
+                found[i][part] = self._run([v[part] for v in values])
+        return found
+
+    def _run_all(self, blocks: Sequence[Array]) -> Array:
         if self.by_slice:
             stacks = [b.reshape(-1, *b.shape[2:]) for b in blocks]
             found = self._run(stacks)
@@ -190,167 +218,3 @@ class _Block:
 def central_slices(array: xr.DataArray) -> xr.DataArray:
     """Return the slice of each cutout that contains the centre: the dims (cutout, y, x), and ``rgba`` if present."""
     return array.isel(z=array.sizes["z"] // 2) if "z" in array.dims else array
-
-
-def column_texts(values: npt.NDArray[Any]) -> list[str]:
-    """Return the values of a column as texts, which are empty where a value is missing."""
-    return ["" if missing else str(value) for value, missing in zip(values, is_missing(values), strict=True)]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# ids of each cutout
-
-
-def _apply_ids(arguments: dict[str, Any], *, is_reported: bool = True) -> dict[str, Any]:
-    """Return the arguments of a drawing verb with ids of each cutout applied to its segmentation.
-
-    With ``is_reported``, computing all cutouts warns about those that do not contain their ids.
-    """
-    ids = arguments.get("ids")
-    columns = [ids] if isinstance(ids, xr.DataArray) else list(ids) if isinstance(ids, list | tuple) else []
-    _check_series(ids, columns, arguments.get("segmentation"))
-    if not any(_is_column(column) for column in columns):
-        return arguments
-    segmentation = arguments["segmentation"]
-    if isinstance(segmentation, list | tuple) and len(segmentation) == 1:
-        (segmentation,) = segmentation
-    if not isinstance(segmentation, xr.DataArray) or not all(map(_is_column, columns)):
-        raise OptionError(
-            "ids of each cutout need one segmentation, and every item of ids must have the dim 'cutout'; give "
-            "overlay(boxes.image, boxes.segmentation, ids=[boxes.pre_id, boxes.post_id])"
-        )
-    if arguments.get("rest_alpha"):
-        raise OptionError(
-            "rest_alpha cannot be combined with ids of each cutout; draw the rest first: composite(overlay(image, "
-            "segmentation, alpha=…), overlay(None, segmentation, ids=…))"
-        )
-    colors = arguments.get("colors")
-    listed = list(colors) if isinstance(colors, list | tuple) and "neuroglancer" not in colors else None
-    if listed is not None and len(listed) != len(columns):
-        raise OptionError(f"colors has {len(listed)} colours for {len(columns)} columns of ids; give one for each")
-    kept = {n: v for n, v in arguments.items() if n != "ids"}
-    select = _SelectIds(_requested(columns, segmentation), listed is not None, is_reported)
-    kept["segmentation"] = _select_rows(segmentation, select)
-    if listed is not None:
-        kept["colors"] = dict(enumerate(listed, 1))
-    return kept
-
-
-def _check_series(ids: Any, columns: list[Any], segmentation: Any) -> None:
-    """Raise `OptionError` for columns of the table instead of columns of the cutouts, which are ids of each cutout."""
-    inside = [column for column in columns if isinstance(column, pd.Series)]
-    known = [str(n) for n, c in getattr(segmentation, "coords", {}).items() if c.dims == (CUTOUT,)]
-    names = [str(series.name) for series in inside]
-    advice = f"[{', '.join(f'boxes.{name}' for name in names)}]"
-    if isinstance(ids, pd.Series) and str(ids.name) in known:
-        names, advice = [str(ids.name)], f"boxes.{ids.name}, or ids=list(…) for these ids in all cutouts"
-    if names:
-        raise OptionError(
-            f"ids has the pandas Series {', '.join(map(repr, names))}; for ids of each cutout give columns of the "
-            f"cutouts: ids={advice}"
-        )
-
-
-def _name_colors(picture: xr.DataArray, columns: list[Any]) -> xr.DataArray:
-    """Return a picture that records the colours of columns by their names, instead of their numbers."""
-    layers = json.loads(picture.attrs.get(DRAWN_COLORS, "[]"))
-    names = _column_names(columns)
-    if layers:
-        ids = {names[int(number) - 1]: color for number, color in layers[-1]["ids"].items()}
-        layers[-1] = {**layers[-1], "ids": ids}
-    return picture.assign_attrs({DRAWN_COLORS: json.dumps(layers)})
-
-
-def _column_names(columns: list[Any]) -> list[str]:
-    return [str(column.name) if column.name is not None else f"ids {i}" for i, column in enumerate(columns, 1)]
-
-
-def select_columns(segmentation: xr.DataArray, ids: Any, *, is_reported: bool = True) -> tuple[xr.DataArray, Any]:
-    """Return cutouts of a segmentation with the ids of each cutout only, and None; or all ids, and ids of all cutouts.
-
-    Parameters
-    ----------
-    segmentation : DataArray
-        Ids (cutout, z, y, x).
-    ids : column, list of columns, iterable of int or None
-        Ids of each cutout, or of all of them.
-    is_reported : bool
-        Whether computing all cutouts warns about those that do not contain their ids.
-    """
-    found = _apply_ids({"segmentation": segmentation, "ids": ids}, is_reported=is_reported)
-    return found["segmentation"], found.get("ids")
-
-
-def requested_columns(segmentation: xr.DataArray, ids: Any) -> CutoutIds | None:
-    """Return the requested ids of each cutout, or None if ``ids`` are those of all cutouts."""
-    columns = [ids] if isinstance(ids, xr.DataArray) else list(ids) if isinstance(ids, list | tuple) else []
-    return _requested(columns, segmentation) if any(map(_is_column, columns)) else None
-
-
-def _requested(columns: list[Any], segmentation: xr.DataArray) -> CutoutIds:
-    values = np.stack([_column_values(column, segmentation) for column in columns], axis=1)
-    numbers = segmentation[CUTOUT].values if CUTOUT in segmentation.coords else range(len(values))
-    return CutoutIds(tuple(_column_names(columns)), tuple(map(str, numbers)), values)
-
-
-def _is_column(value: Any) -> bool:
-    return isinstance(value, xr.DataArray) and value.dims == (CUTOUT,)
-
-
-def _column_values(column: xr.DataArray, segmentation: xr.DataArray) -> npt.NDArray[np.uint64]:
-    if column.sizes[CUTOUT] != segmentation.sizes.get(CUTOUT):
-        raise OptionError(
-            f"ids {column.name!r} has {column.sizes[CUTOUT]:,} values for {segmentation.sizes.get(CUTOUT, 0):,} "
-            "cutouts; take it from the same array, such as boxes.pre_id"
-        )
-    places, centers = Places.of(segmentation), centers_of(column.coords)
-    if places is not None and centers is not None:
-        own = Places(centers, places.resolution, None)
-        check_same_places(own, places, f"ids {column.name!r} and the segmentation")
-    values = np.asarray(column.values)
-    if values.dtype.kind not in "iu":
-        raise LayerError(f"ids {column.name!r} has dtype {values.dtype}, but ids are integers; give uint64")
-    return to_unsigned(values).astype(np.uint64)
-
-
-@dataclass(frozen=True)
-class _SelectIds:
-    """Function of a block of a segmentation and its rows, which a task calls."""
-
-    requested: CutoutIds
-    as_numbers: bool
-    is_reported: bool
-    key: str = ""
-
-    def __call__(self, labels: Array, rows: Array) -> Array:
-        """Return the block with the ids of each cutout only: unchanged, or replaced by the number of their column.
-
-        Where two columns have the same id, the later one counts.
-        """
-        out = np.zeros(labels.shape, np.uint64)
-        unsigned, ids = to_unsigned(labels), self.requested.values[rows[:, 0]]
-        found = np.zeros(ids.shape, np.bool_)
-        for row, (values, wanted) in enumerate(zip(unsigned, ids, strict=True)):
-            for number, one in enumerate(wanted.tolist(), 1):
-                if one:
-                    is_one = values == np.uint64(one)
-                    out[row][is_one] = number if self.as_numbers else one
-                    found[row, number - 1] = is_one.any()
-        if self.is_reported:
-            record_cutouts(self.key, self.requested, rows[:, 0], found)
-        return out
-
-
-def _select_rows(segmentation: xr.DataArray, select: _SelectIds) -> xr.DataArray:
-    """Return the segmentation with the ids of each cutout only."""
-    array = segmentation.transpose(CUTOUT, *DIMS)
-    if array.dtype.kind not in "iu":
-        raise LayerError(f"{array.name!r} has dtype {array.dtype}, but a segmentation has integers")
-    rows = np.arange(array.sizes[CUTOUT])[:, np.newaxis]
-    if is_dask(array) or is_lazy(array):
-        blocks = as_blocks(array)
-        select = replace(select, key=tokenize(blocks.name, select.requested.values, select.as_numbers))
-        data: Any = map_cutouts(select, [blocks], array.shape[1:], np.uint64, rows=rows, name="select-ids")
-    else:
-        data = select(array.values, rows)
-    return array.copy(data=data)

@@ -18,7 +18,8 @@ from imageryxr.graph.cutout_arrays import route_cutouts
 from imageryxr.graph.expr import Array, Mapped
 from imageryxr.graph.labelled import label_result
 from imageryxr.graph.reduction import count_ids, find_ids
-from imageryxr.ops.cutout_verbs import apply_verb, select_columns
+from imageryxr.ops.cutout_columns import select_columns
+from imageryxr.ops.cutout_verbs import apply_verb
 from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, segmentation_volume
 
 

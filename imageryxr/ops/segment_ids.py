@@ -19,7 +19,7 @@ from imageryxr.core.bbox import IndexBox, is_covered_by
 from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.validate import to_id
-from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError, Wording, format_value, param
+from imageryxr.errors import LayerError, Message, MissingIdsWarning, SegmentError, Wording, format_value, param
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume, volume_of
 
@@ -29,6 +29,14 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
 
     Raises `LayerError` if the values are not integers, or the attrs declare the array an image.
     """
+    given: Any = seg
+    if isinstance(given, xr.Dataset):
+        found = [str(n) for n, v in given.data_vars.items() if v.attrs.get("layer_type", n) == "segmentation"]
+        advice = f"its segmentation, ds[{found[0]!r}]" if len(found) == 1 else "its variable with ids"
+        raise LayerError(
+            f"a Dataset with the variables {list(map(str, given.data_vars))} was given; give {advice}, or call "
+            "the method of the Dataset, such as ds.imagery.measure(), which passes both layers"
+        )
     volume = volume_of(seg)
     if volume.attrs.get("layer_type") == "image":
         raise LayerError(
@@ -78,8 +86,13 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
         number = to_id(value)
         if not number:
             raise SegmentError(
-                f"{what} contains {format_value(value)}, which is not a segment id: ids are integers from 1 to "
-                "2**64 - 1 (0 is background); floats cannot represent ids above 2**53, so give int, str or numpy.uint64"
+                param(what),
+                f" contains {format_value(value)}, which is not a segment id: ids are integers from 1 to 2**64 - 1 (0 "
+                "is background)",
+                Wording(
+                    "; floats cannot represent ids above 2**53, so give int, str or numpy.uint64",
+                    "; separate ids by commas",
+                ),
             )
         numbers.append(number)
     return numbers
@@ -163,12 +176,13 @@ class RequestedIds:
         if absent:
             warnings.warn(self.missing_message(absent), MissingIdsWarning, stacklevel=2)
 
-    def missing_message(self, absent: list[int]) -> str:
+    def missing_message(self, absent: list[int]) -> Message:
         """Return the warning about requested ids that do not occur in the data."""
         shown = ", ".join(map(str, absent[:10])) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-        return (
-            f"{len(absent)} of the {len(self.array)} requested ids are not in the data: {shown}; "
-            "imageryxr.unique_ids(segmentation) lists the ids that are"
+        return Message(
+            f"{len(absent)} of the {len(self.array)} requested ids are not in the data: {shown}; ",
+            Wording("imageryxr.unique_ids(segmentation)", "imageryxr measure"),
+            " lists the ids that are",
         )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.annotation_values import column_texts
 from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import parse_color
@@ -17,8 +21,11 @@ from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_axis, check_choice, check_number, check_whole, suggest_names
 from imageryxr.errors import LayerError, OptionError, format_value
+from imageryxr.graph.cutout_arrays import first_cutout, has_cutouts
+from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.ops.annotations import as_annotations
-from imageryxr.ops.cutout_align import accepts_placed_cutouts
+from imageryxr.ops.cutout_align import accepts_single_cutouts, grids_in_volume, map_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
@@ -29,10 +36,12 @@ from imageryxr.render.marks import Annotated, Marks
 from imageryxr.render.overlay import label_rgba, rgba_volume
 
 Floats = npt.NDArray[np.float64]
+# Cutouts of which one must contain an annotation; otherwise its unit is checked.
+_MOST_CHECKED = 100
 
 
 @accepts_pictures
-@accepts_placed_cutouts
+@accepts_single_cutouts
 def annotate(
     picture: Any,
     annotations: Any,
@@ -148,7 +157,8 @@ def annotate(
     >>> ix.annotate(slice_, points, color="red").values[0, 32, 32]
     array([255,   0,   0, 255], dtype=uint8)
     """
-    volume = rgba_volume(_check_picture(picture), "the picture")
+    is_many = has_cutouts(_check_picture(picture))
+    volume = rgba_volume(first_cutout(picture) if is_many else picture, "the picture")
     table = as_annotations(annotations)
     across = _slice_axis(picture, axis)
     opacity = check_number("alpha", alpha, 0, 1)
@@ -156,21 +166,74 @@ def annotate(
     stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
     look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
     style = look.style(_directions(picture, across), volume.grid, across)
-    rows = rows_near_picture(table, volume.grid, style, _turned_axes(across), sizes)
-    if rows is not None and not len(rows) and table.sizes[DIM]:
-        warn_other_unit(table, volume.grid, style, _turned_axes(across))
+    texts = _label_texts(table, labels)
+    label_style = LabelStyle(
+        check_whole("label_size", label_size, LEGIBLE, unit="pixels"),
+        None if label_color is None else parse_color(label_color),
+    )
+    drawing = _Drawing(table, style, across, sizes, texts, label_style)
+    rows = None
+    if is_many:
+        _warn_other_unit(drawing, islice(grids_in_volume(picture), _MOST_CHECKED))
+    else:
+        rows = drawing.rows_near(volume.grid)
+        _warn_other_unit(drawing, [volume.grid])
     made = mark_colors(table, picture, color, colors, cmap, limits, rows)
     rgba = made.rgba.copy()
     rgba[:, 3] = np.rint(rgba[:, 3] * opacity).astype(np.uint8)
-    if rows is not None:
-        table, sizes = table.isel({DIM: rows}), sizes if len(sizes) == 1 else sizes[rows]
-    marks = _place_marks(table, volume.grid, style, across, rgba, sizes)
-    marks = _add_labels(marks, table, labels, label_size, label_color)
     attrs = {**volume.attrs, **made.attrs}
     if made.record is not None:
         attrs[DRAWN_COLORS] = json.dumps([*json.loads(volume.attrs.get(DRAWN_COLORS, "[]")), made.record])
     name = str(picture.name) if picture.name is not None else "picture"
-    return label_rgba(Annotated(volume.expr, marks, across), [volume], attrs, name)
+    if is_many:
+        drawn = map_placed_cutouts(picture, partial(drawing.draw_cutout, rgba=rgba), ("rgba",), "annotate")
+        return drawn.assign_attrs(attrs).rename(name)
+    return label_rgba(Annotated(volume.expr, drawing.marks(volume.grid, rows, rgba), across), [volume], attrs, name)
+
+
+def _warn_other_unit(drawing: _Drawing, grids: Iterable[Grid]) -> None:
+    """Warn if no annotation lies on any of some pictures, but they do on the first one in another unit."""
+    first = None
+    for grid in grids if drawing.table.sizes[DIM] else ():
+        first = first or grid
+        rows = drawing.rows_near(grid)
+        if rows is None or len(rows):
+            return
+    if first is not None:
+        warn_other_unit(drawing.table, first, drawing.style, _turned_axes(drawing.across))
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Annotations with their look, to be drawn on pictures of one size and resolution."""
+
+    table: xr.Dataset
+    style: MarkStyle
+    across: int
+    sizes: npt.NDArray[np.float32]
+    texts: npt.NDArray[Any] | None
+    labels: LabelStyle
+
+    def rows_near(self, grid: Grid) -> npt.NDArray[np.int64] | None:
+        """Return the rows of annotations that a picture may show, or None for all."""
+        return rows_near_picture(self.table, grid, self.style, _turned_axes(self.across), self.sizes)
+
+    def marks(self, grid: Grid, rows: npt.NDArray[np.int64] | None, rgba: npt.NDArray[np.uint8]) -> Marks:
+        """Return the marks of some rows, or of all, on the grid of a picture; ``rgba`` has the colours of the rows."""
+        sizes, texts = self.sizes, self.texts
+        if rows is not None:
+            sizes = sizes if len(sizes) == 1 else sizes[rows]
+            texts = None if texts is None else texts[rows]
+        marks = _place_marks(self.table, rows, grid, self.style, self.across, rgba, sizes)
+        return marks if texts is None else replace(marks, texts=texts, labels=self.labels)
+
+    def draw_cutout(self, values: Array, grid: Grid, rgba: npt.NDArray[np.uint8]) -> Array:
+        """Return the picture of a cutout with its marks; ``rgba`` has the colours of all rows, or one."""
+        rows = self.rows_near(grid)
+        if rows is not None and not len(rows):
+            return values
+        marks = self.marks(grid, rows, rgba if rows is None or len(rgba) == 1 else rgba[rows])
+        return evaluate(Annotated(ArrayLeaf(values, tail=(4,)), marks, self.across), grid.box)
 
 
 @dataclass(frozen=True)
@@ -284,6 +347,7 @@ def _stroke_width(width: Any, kind: str, marker: Any, unit: Any, sizes: npt.NDAr
 
 def _place_marks(
     table: xr.Dataset,
+    rows: npt.NDArray[np.int64] | None,
     grid: Grid,
     style: MarkStyle,
     axis: int,
@@ -295,26 +359,20 @@ def _place_marks(
     turned = np.array(style.directions).T
 
     def places(names: tuple[str, str, str]) -> Floats:
-        return snap_places(stack_axes(table, (names[2], names[1], names[0])) @ turned / style.spacing - offset)
+        return snap_places(stack_axes(table, (names[2], names[1], names[0]), rows) @ turned / style.spacing - offset)
 
-    kind, start = annotation_type_of(table), places(("z", "y", "x"))
+    kind, start = table.attrs.get("annotation_type", "point"), places(("z", "y", "x"))
     extent = np.empty((0, 3))
     if kind == "line":
         extent = places(ENDS)
     elif kind == "box":
-        first, last = stack_axes(table, ("x", "y", "z")), stack_axes(table, ENDS[::-1])
+        first, last = stack_axes(table, ("x", "y", "z"), rows), stack_axes(table, ENDS[::-1], rows)
         extent = np.abs(last - first) / 2
         start = (first + last) / 2 @ turned / style.spacing - offset
     elif kind == "ellipsoid":
-        extent = stack_axes(table, RADII[::-1])
+        extent = stack_axes(table, RADII[::-1], rows)
     return Marks(kind, style, start, extent, rgba, sizes)
 
 
-def _add_labels(marks: Marks, table: xr.Dataset, labels: Any, size: Any, color: Any) -> Marks:
-    size = check_whole("label_size", size, LEGIBLE, unit="pixels")
-    if labels is None:
-        return marks
-    values = _column(table, labels, "labels")
-    texts = np.array(["" if v is None or v != v else str(v) for v in values.tolist()], dtype=object)
-    style = LabelStyle(size, None if color is None else parse_color(color))
-    return replace(marks, texts=texts, labels=style)
+def _label_texts(table: xr.Dataset, labels: Any) -> npt.NDArray[Any] | None:
+    return None if labels is None else np.array(column_texts(_column(table, labels, "labels")), dtype=object)

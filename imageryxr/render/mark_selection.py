@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
+from imageryxr.core.annotations import DIM, ENDS, RADII, stack_axes
 from imageryxr.core.bbox import DIMS, SNAP, Triple, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import Message, Part, Wording, warn
@@ -53,10 +53,10 @@ def rows_near_picture(
 
 def _interval(annotations: xr.Dataset, axis: int, rows: npt.NDArray[np.int64] | None) -> tuple[Floats, Floats]:
     """Return the least and the greatest coordinate of annotations along z, y or x."""
-    kind = annotation_type_of(annotations)
+    kind = annotations.attrs.get("annotation_type", "point")
 
     def column(name: str) -> Floats:
-        values = np.asarray(annotations[name].values, np.float64)
+        values = np.asarray(annotations.variables[name].values, np.float64)
         return values if rows is None else values[rows]
 
     start = column(DIMS[axis])

@@ -58,14 +58,14 @@ class Marks(MarkTable):
     @cached_property
     def _index(self) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
         """The rows in groups of neighbours, and the lower and upper corner of the box of each group."""
-        low, high = self._boxes(slice(None))
+        low, high = self.corners()
         order = np.argsort(_morton_codes(self.start), kind="stable")
         starts = np.arange(0, len(order), _GROUP)
         lows = np.minimum.reduceat(low[order], starts, axis=0)
         highs = np.maximum.reduceat(high[order], starts, axis=0)
         return order, lows, highs
 
-    def _boxes(self, rows: Any) -> tuple[Floats, Floats]:
+    def corners(self, rows: Any = slice(None)) -> tuple[Floats, Floats]:
         """Return the lower and upper corners of the boxes in which marks are drawn."""
         size = self.size if len(self.size) == 1 else self.size[rows]
         return self.style.boxes(self.kind, self.start[rows], self.extent[rows] if len(self.extent) else None, size)
@@ -81,7 +81,7 @@ class Marks(MarkTable):
             groups = np.flatnonzero((lows <= high).all(axis=1) & (highs >= low).all(axis=1))
             rows = (groups[:, np.newaxis] * _GROUP + np.arange(_GROUP)).ravel()
             rows = np.sort(order[rows[rows < len(order)]])
-        lo, hi = self._boxes(rows)
+        lo, hi = self.corners(rows)
         found: npt.NDArray[np.int64] = rows[(lo <= high).all(axis=1) & (hi >= low).all(axis=1)]
         return found
 
@@ -157,9 +157,9 @@ class Annotated(TableExpr, RgbaExpr):
             return arrays[0]
         out = np.array(arrays[0], order="C")
         slices = np.moveaxis(out, self.axis, 0)
+        bottom, top = (corner[:, 0] for corner in part.corners())
         for number in range(low[0], high[0]):
-            rows = part.rows_in(np.array([number, -1e300, -1e300]), np.array([number + 1, 1e300, 1e300]))
-            found, _ = slice_shapes(part.take(rows), number)
+            found, _ = slice_shapes(part.take(np.flatnonzero((bottom <= number + 1) & (top >= number))), number)
             labels = [label for label in part.placed or () if label.slice == number]
             if not len(found.kinds) and not labels:
                 continue

@@ -76,7 +76,8 @@ def overlay(
     ids : iterable of int, optional
         Only these segments are drawn. Default: those that ``colors`` lists, those selected in the layer's link, or
         all. For `cutouts`: also an array along ``cutout``, or a list of these, which draws the cells of each cutout,
-        such as ``ids=[boxes.pre_id, boxes.post_id]``; ``colors`` may then be a list with a colour for each.
+        such as ``ids=[boxes.pre_id, boxes.post_id]`` or, by their names, ``ids=["pre_id", "post_id"]``; ``colors``
+        may then be a list with a colour for each, a dict name → colour, or one colour.
     colors : optional
         None for the colours in the layer's attrs, or for colours that depend only on the id and are the same in every
         figure; a dict id → colour; the name of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the

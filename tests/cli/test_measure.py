@@ -10,6 +10,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.export.store.local import TargetLock
+from imageryxr.measure import tables
 from tests.support import command_line
 
 PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]
@@ -72,6 +73,30 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, sources):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_measurement_states_what_is_kept_and_continues(tmp_path, sources, monkeypatch):
+    target = tmp_path / "cells.csv"
+    command = [*sources[2:], "--output", target]
+    assert run(*command).returncode == 0
+    want = target.read_text()
+    target.unlink()
+    monkeypatch.setattr(tables, "_REGION_VOXELS", 1 << 20)
+    total = json.loads(run(*command, "--dry-run", "--json").stdout)["regions"]
+    save = tables._save
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_save", lambda *args: save(*args) if not list(tmp_path.rglob("*.npz")) else stop())
+        stopped = run(*command)
+    assert stopped.returncode == 130
+    kept = f"1 of {total} regions of {target} are done and kept in {target}.partial: run the same command again to"
+    assert stopped.stderr == f"{kept} continue\nstopped\n"
+    assert "of which 1 are done" in run(*command, "--dry-run").stdout
+    assert run(*command).returncode == 0
+    assert target.read_text() == want
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
 def test_two_measurements_to_one_target_at_once_are_refused(tmp_path, sources):
     command = [*sources, *PLACE, "--output", tmp_path / "cells.csv"]
     with TargetLock(str(tmp_path / ".cells.csv.lock")).hold():
@@ -91,6 +116,14 @@ def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, source
         ([*sources[2:], *PLACE, "--percentiles", 5, "--output", tmp_path / "new.csv"], 2, "image; give --image SOURCE"),
         ([*sources, *PLACE, "--output", tmp_path / "cells.txt"], 2, "ends in .parquet, .csv, .zarr"),
         ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--scheduler", "x"], 2, "tcp://host:8786"),
+        ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--workers", 0], 2, "--workers 0 must be"),
+        (
+            [*sources, *PLACE, "--output", tmp_path / "new.csv", "--percentiles", "a"],
+            2,
+            "--percentiles 'a' is not a list",
+        ),
+        ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--percentiles", 101], 2, "e.g. --percentiles 5,95"),
+        ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--ids", "a"], 2, "--ids contains 'a'"),
         ([*sources, *PLACE, "--output", "/dev/null/new.csv"], 1, "could not write /dev/null/.new.csv.lock"),
     ]
     for arguments, code, words in cases:

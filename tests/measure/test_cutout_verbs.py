@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pickle
 
-import dask
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.errors import GridMismatchError, LayerError, OptionError, SegmentError
+from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from tests.conftest import volume
 from tests.support import counted_source
 from tests.support.volumes import as_source
@@ -93,46 +91,6 @@ def test_pictures_of_images_and_composites_equal_those_of_each_cutout(kind):
 
 
 @lacks_ids
-@pytest.mark.parametrize("kind", ["dask", "in memory"])
-def test_each_cutout_shows_its_own_cells_in_the_colours_of_their_columns(kind):
-    ds = boxes(kind)
-    picture = ix.overlay(
-        ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors=["red", "cyan"], alpha=1, outline=False
-    ).values
-    for i in range(len(CENTERS)):
-        labels = ds.segmentation.values[i]
-        for id_, color in ((PRE[i], (255, 0, 0)), (POST[i], (0, 255, 255))):
-            where = labels == id_
-            if id_:
-                assert (picture[i][where][:, :3] == color).all()
-        rest = (labels != PRE[i]) & ((labels != POST[i]) | (POST[i] == 0))
-        grey = picture[i][rest]
-        assert (grey[:, 0] == ds.image.values[i][rest]).all()
-        assert (grey[:, 1] == grey[:, 2]).all()
-
-
-@lacks_ids
-def test_a_dataset_of_cutouts_draws_the_cells_of_each():
-    ds = boxes("in memory")
-    options = {"ids": [ds.pre_id, ds.post_id], "colors": ["red", "cyan"]}
-    overlaid = ix.overlay(ds.image, ds.segmentation, **options)
-    assert ds.imagery.overlay(**options).identical(overlaid)
-    assert ix.overlay(ds.image, [ds.segmentation], **options).identical(overlaid)
-    assert ds.imagery.outline(**options).identical(ix.outline(ds.segmentation, **options))
-    with pytest.raises(OptionError, match=r"overlay\(boxes.image, boxes.segmentation, ids="):
-        ix.overlay(ds.image, [ds.segmentation, ds.segmentation], **options)
-
-
-@lacks_ids
-def test_the_cell_of_each_cutout_has_the_colour_of_its_id():
-    ds = boxes("dask")
-    picture = ix.overlay(None, ds.segmentation, ids=ds.pre_id, alpha=1).values
-    for i, id_ in enumerate(PRE):
-        expected = ix.overlay(None, ds.segmentation.isel(cutout=i).compute(), ids=[id_], alpha=1)
-        np.testing.assert_array_equal(picture[i], expected.values)
-
-
-@lacks_ids
 def test_drawn_cutouts_read_each_chunk_once_and_keep_selections_cheap():
     ds = boxes("dask")
     picture = ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id)
@@ -143,12 +101,6 @@ def test_drawn_cutouts_read_each_chunk_once_and_keep_selections_cheap():
         ix.overlay(boxes("dask").image, boxes("dask").segmentation, ids=boxes("dask").pre_id).data.name for _ in "ab"
     ]
     assert names[0] == names[1]
-
-
-def test_ids_that_some_cutouts_lack_cause_no_warning(recwarn):
-    ds = boxes("dask")
-    dask.compute(ix.overlay(ds.image, ds.segmentation, ids=[int(IDS[0]), 12345]))
-    assert not [w for w in recwarn if "12345" in str(w.message)]
 
 
 def test_wrong_arguments_are_errors():
@@ -224,38 +176,28 @@ def test_aligned_cutouts_equal_crops_of_the_aligned_volume(kind, to):
             np.testing.assert_array_equal(ds[name].values[i][inner], expected[inner])
 
 
+@pytest.mark.parametrize("kind", ["lazy", "in memory"])
+@pytest.mark.parametrize("to", [(16, 16, 40), (20, 20, 50), (8, 8, 40)])
+def test_cutouts_aligned_at_a_resolution_equal_crops_of_the_volume_at_it(kind, to):
+    image, seg = (as_source(a) if kind == "lazy" else a for a in LAYERS.values())
+    centers = np.random.default_rng(5).uniform((200, 200, 160), (400, 350, 300), (9, 3))
+    ds = ix.align(ix.cutouts(image, centers, (40, 36, 5)), ix.cutouts(seg, centers, (24, 20, 5)), to=to)
+    assert ix.grid_of(ds.image.isel(cutout=0, drop=True)).resolution == to
+    want = ix.cutouts(ix.align(*LAYERS.values(), to=to), centers, ds.image.shape[:0:-1])
+    inner = (slice(None), slice(1, -1), slice(4, -4), slice(4, -4))
+    for name in ("image", "segmentation"):
+        np.testing.assert_array_equal(ds[name].values[inner], want[name].values[inner])
+    xr.testing.assert_equal(ds.x.variable, want.x.variable)
+    assert ix.measure(ds.segmentation, ds.image).sizes["segment"]
+
+
 def test_layers_cut_out_around_different_centres_cannot_be_aligned():
     one, other = (ix.cutouts(LAYERS["image"], c, (4, 4)) for c in ([(300, 300, 200)], [(310, 300, 200)]))
     with pytest.raises(GridMismatchError, match="around different centres"):
         ix.align(one, other)
-    with pytest.raises(OptionError, match="cannot be used for cutouts"):
-        ix.align(one, one, to=(8, 8, 40))
-
-
-@lacks_ids
-@pytest.mark.parametrize("kind", ["dask", "in memory"])
-def test_the_colours_of_columns_are_recorded_by_their_names(kind):
-    ds = boxes(kind)
-    columns = [ds.pre_id, ds.post_id]
-    picture = ix.overlay(ds.image, ds.segmentation, ids=columns, colors=["red", "cyan"])
-    assert ix.colors_of(picture) == {"pre_id": (255, 0, 0), "post_id": (0, 255, 255)}
-    lower = ix.composite(picture, ix.outline(ds.segmentation, ids=[ds.post_id], colors=["blue"]))
-    assert ix.colors_of(lower)["post_id"] == (0, 0, 255)
-    montage = ix.montage(picture, scale=8)
-    expected = ix.legend(montage, {"pre_id": "red", "post_id": "cyan"})
-    assert ix.legend(montage).tobytes() == expected.tobytes()
-
-
-def test_columns_of_the_table_are_errors_that_name_those_of_the_cutouts():
-    ds = boxes("in memory")
-    table = pd.DataFrame({"pre_id": PRE, "post_id": POST})
-    with pytest.raises(OptionError, match=r"Series 'pre_id', 'post_id'; .* ids=\[boxes.pre_id, boxes.post_id\]"):
-        ix.overlay(ds.image, ds.segmentation, ids=[table.pre_id, table.post_id], colors=["red", "cyan"])
-    with pytest.raises(OptionError, match=r"ids=boxes.post_id, or ids=list"):
-        ix.measure(ds.segmentation, ids=table.post_id)
-    with pytest.raises(SegmentError, match="contains a Series of 5 values, but one list"):
-        ix.outline(ds.segmentation.isel(cutout=0), ids=[table.pre_id])
-    assert ix.measure(ds.segmentation, ids=pd.Series(PRE, name="cells")).sizes["segment"]
+    for to in ("fine", ix.grid_of(LAYERS["image"]), (8, 8), (8, 8, 0)):
+        with pytest.raises(OptionError, match=r"cannot be used for cutouts; give .* or a resolution \(x, y, z\)"):
+            ix.align(one, one, to=to)
 
 
 def two_arrays(ds, other):

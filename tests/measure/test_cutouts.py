@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError
+from imageryxr.errors import BoxError, ImageryWarning, LayerError, OptionError, OutOfVolumeError
 from imageryxr.graph import cutout_reads
 from imageryxr.graph import cutouts as graph
 from imageryxr.graph.cutouts import cutout_layers
@@ -56,6 +56,7 @@ VOLUMES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:size=.*is larger than the volume")
 @pytest.mark.parametrize("size", [(6, 5, 3), (1, 1, 1), (7, 8), (30, 4, 2)])
 @pytest.mark.parametrize("name", VOLUMES)
 @pytest.mark.parametrize("source", ["in memory", "lazy", "dask"])
@@ -87,6 +88,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:size=.*is larger than the volume")
 @settings(max_examples=20)
 @given(
     part=st.sampled_from(list(PARTS)),
@@ -253,45 +255,6 @@ def test_pictures_are_cut_out_with_their_colours():
         np.testing.assert_array_equal(found[3, ..., channel], oracle(whole.isel(rgba=channel), centers[3], (8, 8, 1)))
 
 
-def test_columns_of_the_table_become_coordinates_with_exact_ids():
-    held = VOLUMES["negative offset"]
-    table = pd.DataFrame({"x": [0, 8], "y": [60, 70], "z": [0, 9], "pre_id": IDS[-2:], "kind": ["a", "b"]})
-    found = ix.cutouts(held, table, (4, 4, 1))
-    assert found.pre_id.values.tolist() == IDS[-2:].tolist()
-    assert found.pre_id.dtype == np.uint64
-    assert found.kind.dims == ("cutout",)
-    assert found.isel(cutout=1).kind.item() == "b"
-    triples = {"pt_position": [[0, 60, 0], [8, 70, 9]], "id": [5, 2**64 - 1]}
-    again = ix.cutouts(held, triples, (4, 4, 1))
-    np.testing.assert_array_equal(again, found)
-    assert again.id.values.tolist() == [5, 2**64 - 1]
-
-
-def test_annotations_are_centres_and_boxes_lie_around_their_middles():
-    held = VOLUMES["negative offset"]
-    points = ix.as_annotations({"x": [0, 8], "y": [60, 70], "z": [0, 9]})
-    np.testing.assert_array_equal(
-        ix.cutouts(held, points, (4, 4, 1)), ix.cutouts(held, [[0, 60, 0], [8, 70, 9]], (4, 4, 1))
-    )
-    boxes = ix.as_annotations(np.array([[0, 60, 0]]), end=np.array([[16, 80, 20]]), annotation_type="box")
-    np.testing.assert_array_equal(ix.cutouts(held, boxes, (4, 4, 1)), ix.cutouts(held, (8, 70, 10), (4, 4, 1)))
-    with pytest.raises(OptionError, match="leave resolution out"):
-        ix.cutouts(held, points, (4, 4, 1), resolution=(8, 8, 40))
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_related_segments_of_an_annotation_become_numbered_columns(count):
-    held = VOLUMES["negative offset"]
-    points = ix.as_annotations({"x": [0, 8], "y": [60, 70], "z": [0, 9]})
-    post = IDS[np.arange(1, 1 + 2 * count) % 6].reshape(2, count)
-    points["post"] = (("annotation", "post"), post)
-    found = ix.cutouts(held, points, (4, 4, 1))
-    np.testing.assert_array_equal(found, ix.cutouts(held, [[0, 60, 0], [8, 70, 9]], (4, 4, 1)))
-    for i in range(count):
-        assert found[f"post_{i}"].values.tolist() == post[:, i].tolist()
-    assert "post_x" not in found.coords
-
-
 def test_a_target_grid_is_an_option_of_trees_only():
     held = VOLUMES["negative offset"]
     for source in (held, xr.Dataset({"image": held})):
@@ -330,46 +293,38 @@ def test_centres_in_another_unit_are_an_error_that_states_the_resolution(centers
         ix.cutouts(VOLUMES["negative offset"], centers, (4, 4, 1), resolution=given)
 
 
-def test_several_columns_of_positions_are_an_error_that_works_as_advised():
-    held = VOLUMES["negative offset"]
-    table = {"id": [4], "pre_pt_position": [[9, 23, 1]], "post_pt_position": [[8, 22, 1]]}
-    with pytest.raises(OptionError, match=r"2 columns of positions, 'pre_pt_position', 'post_pt_position'") as caught:
-        ix.cutouts(held, table, (4, 4, 1), resolution=(8, 8, 40))
-    assert "ix.as_annotations(table, position='pre_pt_position', resolution=(8, 8, 40))" in str(caught.value)
-    points = ix.as_annotations(table, position="pre_pt_position", resolution=(8, 8, 40))
-    expected = ix.cutouts(held, [(9, 23, 1)], (4, 4, 1), resolution=(8, 8, 40))
-    np.testing.assert_array_equal(ix.cutouts(held, points, (4, 4, 1)).values, expected.values)
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [
+        ((64, 64, 40), r"is larger than the volume, .* if it is in nm, give size=\(8, 8, 1\)"),
+        ((3, 8, 20), r"is larger than the volume, .* order \(z, y, x\), give size=\(20, 8, 3\)"),
+        ((3, 7, 7), r"boxes of 24 × 56 × 280 nm; if it is in the order \(z, y, x\), give size=\(7, 7, 3\)"),
+    ],
+)
+def test_sizes_in_another_unit_or_order_are_reported(size, advice):
+    with pytest.warns(ImageryWarning, match=advice):
+        ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 3), (20, 6, 6), (8, 20), (1, 1, 1)])
+def test_usual_sizes_are_not_reported(size, recwarn):
+    ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
+    assert not recwarn
+
+
+def test_sources_that_are_no_volume_are_errors_that_state_the_call():
+    held, centers = VOLUMES["negative offset"], [(0, 60, 0)]
+    with pytest.raises(LayerError, match=r"open it first: imageryxr.open_image\('precomputed://x'\)"):
+        ix.cutouts("precomputed://x", centers, (4, 4, 1))
+    for table in (centers, {"x": [0], "y": [60], "z": [0]}, pd.DataFrame({"x": [0], "y": [60], "z": [0]})):
+        with pytest.raises(LayerError, match=r"the other way round: cutouts\(source, centers, size\)"):
+            ix.cutouts(table, held, (4, 4, 1))
 
 
 @pytest.mark.parametrize("size", [(4, 4.5, 1), 4, (0, 4, 4), (1, 2, 3, 4)])
 def test_sizes_are_positive_integers(size):
     with pytest.raises(BoxError, match="must be 2 or 3 positive integers"):
         ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
-
-
-@pytest.mark.parametrize(
-    ("centers", "says"),
-    [
-        ([[1, 2, 3], [1, 2]], r"row 1 is \[1, 2\]; give \(x, y, z\)"),
-        ({"x": 1, "y": 2, "z": 3}, "is the single value 1"),
-        ([[np.nan, 1, 2]], "not finite"),
-        (5, "not an array of numbers"),
-    ],
-)
-def test_centres_that_are_not_points_are_errors(centers, says):
-    with pytest.raises((BoxError, OptionError), match=says):
-        ix.cutouts(VOLUMES["negative offset"], centers, (4, 4, 1))
-
-
-def test_a_table_without_rows_is_an_error():
-    with pytest.raises(BoxError, match="has no rows"):
-        ix.cutouts(VOLUMES["negative offset"], np.empty((0, 3)), (4, 4, 1))
-
-
-def test_a_column_with_the_name_of_a_dim_is_an_error():
-    table = {"x": [0], "y": [60], "z": [0], "center": [3]}
-    with pytest.raises(OptionError, match="rename the column"):
-        ix.cutouts(VOLUMES["negative offset"], table, (4, 4, 1))
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 12, 1 << 30])

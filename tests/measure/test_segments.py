@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from skimage.measure import regionprops_table
 
 import imageryxr as ix
-from imageryxr.errors import GridMismatchError, LayerError, MissingIdsWarning, OptionError, SegmentError
+from imageryxr.errors import GridMismatchError, ImageryWarning, LayerError, MissingIdsWarning, OptionError, SegmentError
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.graph.reduction import reduce_blocks
@@ -283,3 +283,22 @@ def test_methods_of_arrays_and_datasets_equal_the_function():
 def test_to_dataframe_of_another_dataset_is_an_error():
     with pytest.raises(LayerError, match="needs the result of"):
         xr.Dataset({"a": ("x", [1])}).imagery.to_dataframe()
+
+
+def test_a_dataset_is_an_error_that_names_its_segmentation():
+    both = xr.Dataset({"image": volume(np.ones((2, 3, 4), np.uint8)), "segmentation": volume(np.ones((2, 3, 4), int))})
+    for verb in (ix.measure, ix.contacts, lambda ds: ix.overlaps(ds, ds)):
+        with pytest.raises(LayerError, match=r"give its segmentation, ds\['segmentation'\], or .* ds.imagery.measure"):
+            verb(both)
+    boxes = ix.cutouts(both, [(8, 8, 8)], (2, 2, 1))
+    for verb in (ix.measure, ix.to_rgba, ix.outline, lambda ds: ix.overlay(ds, ds)):
+        with pytest.raises(LayerError, match="a Dataset with the variables"):
+            verb(boxes)
+
+
+def test_fractions_as_percentiles_are_reported():
+    seg = volume(np.ones((2, 3, 4), int))
+    image = volume(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
+    with pytest.warns(ImageryWarning, match=r"percentiles=\(0.05, 0.5\) are percents .* give percentiles=\(5, 50\)"):
+        cells = ix.measure(seg, image, percentiles=(0.05, 0.5))
+    np.testing.assert_allclose(cells.percentiles[0], np.percentile(image, [0.05, 0.5]))

@@ -277,7 +277,7 @@ def test_triples_that_are_text_in_a_csv_file_are_positions(tmp_path, form):
         assert points.post.values[0].tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("text", ["[1 2]", "[1 2 3 4]", "[a b c]", "1 2 3", "[[1 2 3]]"])
+@pytest.mark.parametrize("text", ["[1 2]", "[1 2 3 4]", "[a b c]", "1 2", "1;2;3", "[[1 2 3]]"])
 def test_other_texts_are_no_triples(text):
     with pytest.raises(BoxError, match="does not hold triples"):
         ix.as_annotations({"p": [text, "[1 2 3]"]}, position="p")

@@ -21,15 +21,17 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.annotation_values import column_texts, plain_values
 from imageryxr.core.array_labels import plain_attrs
+from imageryxr.core.colors.record import colors_of
 from imageryxr.core.zarr_groups import write_group
-from imageryxr.errors import OptionError, TargetError, TargetExistsError, format_value, param
+from imageryxr.errors import ImageryError, OptionError, TargetError, TargetExistsError, format_value, param
 from imageryxr.export.cutouts.page import write_page
 from imageryxr.export.cutouts.places import HIDDEN, CutoutFolder, CutoutPlace, CutoutSite, split_place
-from imageryxr.export.cutouts.writers import ROOT, PictureWriter, RowWriter, ZarrWriter, chunk_key
+from imageryxr.export.cutouts.writers import ROOT, PictureFormat, PictureWriter, RowWriter, ZarrWriter, chunk_key
 from imageryxr.export.store.bucket import Bucket
+from imageryxr.export.targets.zarr_array import zarr_codec
 from imageryxr.graph.cutout_arrays import CUTOUT
-from imageryxr.ops.cutout_verbs import column_texts
 
 TOKEN = "imageryxr_cutouts"
 """The attr of a Zarr group that identifies its export."""
@@ -37,6 +39,8 @@ TOKEN_BYTES = 400
 """The first bytes of a page contain the token of its export."""
 # Pictures that are downloaded at once.
 _DOWNLOADS = 32
+# Entries of a legend.
+_MOST_NAMED = 24
 
 
 class Job(ABC):
@@ -159,7 +163,8 @@ class ZarrJob(Job):
         """The metadata of the group and its arrays, and the coordinates."""
         import zarr
 
-        encoding = {name: {"chunks": (1, *array.shape[1:])} for name, array in self.arrays.items()}
+        codec = {} if "compressor" not in self.options else {"compressors": zarr_codec(self.options["compressor"])}
+        encoding = {name: {"chunks": (1, *array.shape[1:]), **codec} for name, array in self.arrays.items()}
         lazy = {name: _empty_like(array) for name, array in self.arrays.items()}
         dataset = xr.Dataset(lazy, attrs={**plain_attrs(self.obj.attrs), TOKEN: self.site.token})
         dataset = dataset.assign_coords({n: _without_fixed_text(c.variable) for n, c in self.obj.coords.items()})
@@ -199,13 +204,14 @@ def _without_fixed_text(variable: xr.Variable) -> xr.Variable:
 
 
 class PicturesJob(Job):
-    """A PNG file per cutout."""
+    """A PNG or JPEG file per cutout."""
 
     def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:
         super().__init__(place, arrays, obj, options)
         name, array = next(iter(arrays.items()))
         self.files = file_names(self.site.name, self.columns, array.sizes[CUTOUT], place)
         self.keys = {(name, row): file for row, file in enumerate(self.files)}
+        self.format = PictureFormat.of(options, is_jpeg=not place.lower().endswith(".png"))
         self.data = self.site.open()
 
     def check_target(self, overwrite: bool) -> None:
@@ -237,7 +243,7 @@ class PicturesJob(Job):
 
     def writer(self, name: str, rows: npt.NDArray[np.int64]) -> RowWriter:
         """Return the writer of some pictures."""
-        return PictureWriter(name, rows, self.data, self.files, self.options.get("compress_level", 3))
+        return PictureWriter(name, rows, self.data, self.files, self.format)
 
     def publish(self) -> int:
         """Return the size of all pictures."""
@@ -254,13 +260,12 @@ def file_names(pattern: str, columns: Mapping[str, npt.NDArray[Any]], count: int
     if unknown:
         known = ", ".join(f"{{{name}}}" for name in sorted({*columns, CUTOUT}))
         raise OptionError(param("target", place), f" has the unknown field {{{unknown[0]}}}; the table has {known}")
-    values = {name: columns[name] for name in fields & {*columns}}
-    values.setdefault(CUTOUT, np.arange(count))
+    values: dict[str, list[Any]] = {name: plain_values(columns[name]) for name in fields & {*columns}}
+    values.setdefault(CUTOUT, list(range(count)))
     names = []
     for row in range(count):
         try:
-            filled = {n: v[row].item() if isinstance(v[row], np.generic) else v[row] for n, v in values.items()}
-            names.append(pattern.format(**{n: _safe_part(v) for n, v in filled.items()}))
+            names.append(pattern.format(**{n: _safe_part(n, v[row]) for n, v in values.items()}))
         except (ValueError, LookupError, AttributeError) as error:
             raise OptionError(param("target", place), f" cannot be filled for row {row}: {error}") from None
     if len(set(names)) < count:
@@ -269,8 +274,10 @@ def file_names(pattern: str, columns: Mapping[str, npt.NDArray[Any]], count: int
     return names
 
 
-def _safe_part(value: Any) -> Any:
-    """Return a value for a file name; raise `ValueError` for text that would name another folder."""
+def _safe_part(name: str, value: Any) -> Any:
+    """Return a value for a file name; raise `ValueError` if it is missing, or text that would name another folder."""
+    if value is None:
+        raise ValueError(f"it has no {name!r}; name the files by another column, or fill it")
     if isinstance(value, int | float):
         return value
     text = str(value)
@@ -285,7 +292,8 @@ class PageJob(Job):
     def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:
         super().__init__(place, arrays, obj, options)
         name, array = next(iter(arrays.items()))
-        self.files = [f"{row}.png" for row in range(array.sizes[CUTOUT])]
+        self.format = PictureFormat.of(options)
+        self.files = [f"{row}.{self.format.suffix}" for row in range(array.sizes[CUTOUT])]
         self.keys = {(name, row): file for row, file in enumerate(self.files)}
         self.table = {CUTOUT: np.arange(len(self.files)), **self.columns}
         self.labels = label_texts(self.table, options.get("labels"))
@@ -310,7 +318,7 @@ class PageJob(Job):
 
     def writer(self, name: str, rows: npt.NDArray[np.int64]) -> RowWriter:
         """Return the writer of some pictures."""
-        return PictureWriter(name, rows, self.data, self.files)
+        return PictureWriter(name, rows, self.data, self.files, self.format)
 
     def publish(self) -> int:
         """Write the page and remove the single pictures."""
@@ -327,7 +335,16 @@ class PageJob(Job):
         return size
 
     def _write(self, path: Path) -> int:
-        return write_page(path, self._read_pictures(), self.table, self.labels, path.stem, self.site.token)
+        (array,) = self.arrays.values()
+        return write_page(
+            path,
+            self._read_pictures(),
+            self.table,
+            self.labels,
+            title=path.stem,
+            token=self.site.token,
+            colors=_named_colors(array),
+        )
 
     def _read_pictures(self) -> Iterator[bytes]:
         """Read the pictures in the order of the cutouts, some at once."""
@@ -341,6 +358,15 @@ class PageJob(Job):
                             "continues, and writes it again"
                         )
                     yield data
+
+
+def _named_colors(picture: xr.DataArray) -> dict[str, tuple[int, int, int]]:
+    """Return the colours that a picture names, for a legend; none if it has more than a legend can show."""
+    try:
+        found = colors_of(picture)
+    except ImageryError:
+        return {}
+    return {str(name): color for name, color in found.items()} if len(found) <= _MOST_NAMED else {}
 
 
 def label_texts(columns: Mapping[str, npt.NDArray[Any]], name: str | None) -> Sequence[str]:

@@ -18,15 +18,25 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.errors import LayerError, OptionError
+from imageryxr.core.validate import check_whole
+from imageryxr.errors import LayerError, Message, OptionError, Wording
 from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
 from imageryxr.export.cutouts.formats import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
+from imageryxr.export.targets.omezarr import check_compressor
 from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.ops.cutout_verbs import central_slices
 
-_KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png' or 'gallery.html'"
+_KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png', 'gallery/{cutout:05d}.jpg' or 'gallery.html'"
+_JPEG = (".jpg", ".jpeg")
+_OPTIONS: dict[str, tuple[type[Job], set[str]]] = {
+    ".zarr": (ZarrJob, {"compressor"}),
+    ".html": (PageJob, {"labels", "quality", "scale"}),
+    ".png": (PicturesJob, {"compress_level", "scale"}),
+    **dict.fromkeys(_JPEG, (PicturesJob, {"quality", "scale"})),
+}
+"""The kinds of targets, by the ends of their names, and their options."""
 
 
 def export_cutouts(
@@ -41,6 +51,8 @@ def export_cutouts(
     **options: Any,
 ) -> ExportReport:
     """Write cutouts, those that an interrupted call has not written; see `imageryxr.export`."""
+    if workers is not None:
+        check_whole("workers", workers, 1)
     job = _make_job(obj, target, options)
     begin = time.monotonic()
     with job.site.locked():
@@ -68,9 +80,20 @@ def _run(
                 with lock:
                     context.run(update_bar, shown, shown.whole + count)
 
-            _store(job, {name: r for name, r in rows.items() if len(r)}, advance)
+            try:
+                _store(job, {name: r for name, r in rows.items() if len(r)}, advance)
+            except BaseException as error:
+                error.add_note(_resume_note(job, total))
+                raise
     size = job.publish()
     return ExportReport(job.place, left, size, time.monotonic() - begin, total - left, tasks=left)
+
+
+def _resume_note(job: Job, total: int) -> Message:
+    """Return what is kept of an export that has stopped, and how to continue it."""
+    job.is_begun = True
+    kept = f"{len(job.done()):,} of {total:,} cutouts of {job.place} are written and kept: run the same "
+    return Message(kept, Wording("call", "command"), " again to continue")
 
 
 def plan_cutout_export(
@@ -113,18 +136,25 @@ def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, An
     arrays = _arrays_of(obj)
     if not obj.sizes[CUTOUT]:
         raise LayerError(f"the array has no cutouts to write to {text!r}; select at least one")
-    kinds: dict[str, type[Job]] = {".zarr": ZarrJob, ".html": PageJob, ".png": PicturesJob}
-    if suffix not in kinds or ("{" in text) != (suffix == ".png"):
+    if suffix not in _OPTIONS or ("{" in text) != (_OPTIONS[suffix][0] is PicturesJob):
         raise OptionError(f"target={text!r} is not a format of cutouts; give {_KINDS}")
-    allowed = {".zarr": set(), ".html": {"labels"}, ".png": {"compress_level"}}[suffix]
+    if text.lower().endswith(".ome.zarr"):
+        plain = f"{text[:-9]}.zarr"
+        raise OptionError(
+            f"target={text!r} is the name of an OME-Zarr, whose images have no dim 'cutout'; give {plain!r}, a group "
+            "of arrays that xarray.open_zarr opens"
+        )
+    kind, allowed = _OPTIONS[suffix]
     unknown = sorted(n for n, v in options.items() if n not in allowed and v is not None)
     if unknown:
-        names = ", ".join(sorted(allowed)) or "none"
+        names = ", ".join(sorted(allowed))
         raise OptionError(f"{unknown[0]}=… is not an option of cutouts as {suffix}; its options: {names}")
+    if "compressor" in options:
+        options = {**options, "compressor": check_compressor(options["compressor"])}
     if suffix != ".zarr":
         arrays = {name: central_slices(array) for name, array in arrays.items()}
-        _check_pictures(arrays, text)
-    return kinds[suffix](text, arrays, obj, {n: v for n, v in options.items() if v is not None})
+        _check_pictures(arrays, text, is_jpeg=suffix in _JPEG or options.get("quality") is not None)
+    return kind(text, arrays, obj, {n: v for n, v in options.items() if v is not None})
 
 
 def _arrays_of(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
@@ -133,7 +163,7 @@ def _arrays_of(obj: xr.DataArray | xr.Dataset) -> dict[str, xr.DataArray]:
     return {str(n): v.transpose(CUTOUT, ...) for n, v in obj.data_vars.items() if CUTOUT in v.dims and v.ndim > 1}
 
 
-def _check_pictures(arrays: Mapping[str, xr.DataArray], text: str) -> None:
+def _check_pictures(arrays: Mapping[str, xr.DataArray], text: str, *, is_jpeg: bool) -> None:
     if len(arrays) != 1:
         raise LayerError(
             f"a Dataset with the variables {list(arrays)} is not a picture; draw it first: "
@@ -146,3 +176,5 @@ def _check_pictures(arrays: Mapping[str, xr.DataArray], text: str) -> None:
             f"{array.name!r} has dims {array.dims} and dtype {array.dtype}, which is not a picture; draw it first with "
             "overlay or to_rgba"
         )
+    if is_jpeg and array.dtype == np.uint16:
+        raise LayerError(f"{array.name!r} has dtype uint16, which JPEG cannot store; draw it first with to_rgba")

@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.annotation_values import column_texts, is_missing
 from imageryxr.export.store.local import replaced_file
-from imageryxr.ops.cutout_verbs import column_texts
 
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 0; background: #fff; color: #222 }
 header { position: sticky; top: 0; background: #fffd; padding: 8px 12px; border-bottom: 1px solid #ddd; z-index: 1 }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(var(--width), 1fr)); gap: 8px; padding: 12px }
+main { display: grid; gap: 8px; padding: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(max(var(--width), min(var(--caption), 100%)), 1fr)) }
 figure { margin: 0; text-align: center; overflow-wrap: anywhere }
 img { width: var(--width); height: var(--height); background: #eee; image-rendering: pixelated }
 figcaption { font-size: 12px; color: #555 }
+.color { white-space: nowrap; margin-left: 12px }
+.color i { display: inline-block; width: 10px; height: 10px; margin-right: 4px; border: 1px solid #8888 }
 @media (prefers-color-scheme: dark) { body, header { background: #111; color: #ddd } figcaption { color: #aaa } }
 """
 
@@ -31,7 +34,7 @@ _SCRIPT = """
 const table = JSON.parse(document.getElementById("table").textContent);
 const main = document.querySelector("main"), column = document.getElementById("column");
 const figures = [...main.children];
-const picture = i => "data:image/png;base64," + document.getElementById("p" + i).textContent;
+const picture = i => `data:image/${document.body.dataset.kind};base64,` + document.getElementById("p" + i).textContent;
 const observer = new IntersectionObserver(entries => {
   for (const entry of entries) {
     const image = entry.target, i = image.dataset.row;
@@ -58,8 +61,10 @@ def write_page(
     pictures: Iterable[bytes],
     columns: Mapping[str, npt.NDArray[Any]],
     labels: Sequence[str],
+    *,
     title: str,
     token: str,
+    colors: Mapping[str, tuple[int, int, int]],
 ) -> int:
     """Write the page of pictures atomically and return its size in bytes.
 
@@ -68,7 +73,7 @@ def write_page(
     path : Path
         The HTML file.
     pictures : iterable of bytes
-        The PNG file of each cutout, of equal sizes.
+        The PNG or JPEG file of each cutout, of equal sizes.
     columns : mapping of arrays of shape (n,)
         The columns of the table, by which the page can be sorted.
     labels : sequence of str
@@ -77,6 +82,8 @@ def write_page(
         Title of the page.
     token : str
         Identifies the export, in the head of the page.
+    colors : mapping of str to (r, g, b)
+        The legend of the pictures.
     """
     from PIL import Image
 
@@ -84,18 +91,23 @@ def write_page(
     head = next(remaining)
     with Image.open(io.BytesIO(head)) as first:
         width, height = first.size
+        kind = str(first.format).lower()
     scale = max(1, round(128 / width))
     ranks = {name: _ranks(values) for name, values in columns.items()}
     texts = {name: column_texts(values) for name, values in columns.items()}
     options = "".join(f"<option>{escape(name)}</option>" for name in ranks)
-    size = f"--width: {scale * width}px; --height: {scale * height}px"
+    size = f"--width: {scale * width}px; --height: {scale * height}px; --caption: {max(map(len, labels))}ch"
+    legend = "".join(
+        f'<span class="color"><i style="background: rgb{color}"></i>{escape(name)}</span>'
+        for name, color in colors.items()
+    )
     with replaced_file(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.write(
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="imageryxr-cutouts" content="{token}"><title>{escape(title)}</title>'
-            f'<style>{_STYLE}</style></head>\n<body style="{size}"><header>{escape(title)}: '
+            f'<style>{_STYLE}</style></head>\n<body style="{size}" data-kind="{kind}"><header>{escape(title)}: '
             f'{len(labels):,} cutouts. <label>Sort by <select id="column">{options}</select></label> '
-            '<label><input type="checkbox" id="descending"> descending</label></header>\n<main>\n'
+            f'<label><input type="checkbox" id="descending"> descending</label>{legend}</header>\n<main>\n'
         )
         for row, label in enumerate(labels):
             tip = "\n".join(f"{name}: {values[row]}" for name, values in texts.items())
@@ -115,12 +127,15 @@ def write_page(
 
 
 def _ranks(values: npt.NDArray[Any]) -> list[int]:
-    """Return the position of each value in ascending order; equal values have equal ranks.
+    """Return the position of each value in ascending order; equal values have equal ranks, and missing ones are last.
 
     Numbers in JavaScript are floats, which cannot represent ids beyond 2**53, so Python sorts.
     """
     array = np.asarray(values)
+    absent = is_missing(array) | (array != array)
     if array.dtype.kind == "O":
         array = np.array([str(v) for v in array])
-    ranks: list[int] = np.unique(array, return_inverse=True)[1].ravel().tolist()
-    return ranks
+    ranks = np.unique(array, return_inverse=True)[1].ravel()
+    ranks[absent] = len(array)
+    found: list[int] = ranks.tolist()
+    return found

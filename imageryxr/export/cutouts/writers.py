@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.validate import check_whole
+from imageryxr.errors import LayerError
 from imageryxr.export.cutouts.places import CutoutPlace
 from imageryxr.render.figure import array_to_pil
 
@@ -82,17 +84,59 @@ class ZarrWriter(RowWriter):
             yield f"{self.name}/{key}", files.pop(key).to_bytes()
 
 
+@dataclass(frozen=True)
+class PictureFormat:
+    """The files of pictures: PNG, or JPEG if there is a quality."""
+
+    scale: int = 1
+    """Pixels per voxel and side."""
+    compress_level: int = 3
+    """Of PNG."""
+    quality: int | None = None
+    """Of JPEG."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, is_jpeg: bool = False) -> PictureFormat:
+        """Return the format of the options of an export, after checking them."""
+        quality = options.get("quality", 85 if is_jpeg else None)
+        return cls(
+            check_whole("scale", options.get("scale", 1), 1, 100, unit="pixels per voxel"),
+            check_whole("compress_level", options.get("compress_level", 3), 0, 9),
+            None if quality is None else check_whole("quality", quality, 1, 100),
+        )
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name of a file."""
+        return "png" if self.quality is None else "jpeg"
+
+    def encode(self, plane: npt.NDArray[Any]) -> bytes:
+        """Return the file of a picture."""
+        if self.scale > 1:
+            plane = plane.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        data = io.BytesIO()
+        if self.quality is None:
+            array_to_pil(plane).save(data, "PNG", compress_level=self.compress_level)
+            return data.getvalue()
+        if plane.ndim == 3 and plane[..., 3].min() < 255:
+            raise LayerError(
+                "a picture of a cutout is transparent, which JPEG cannot store; export it as PNG, or draw it over an "
+                "image: overlay(boxes.image, …)"
+            )
+        picture = array_to_pil(plane)
+        picture.convert("L" if plane.ndim == 2 else "RGB").save(data, "JPEG", quality=self.quality)
+        return data.getvalue()
+
+
 @dataclass(frozen=True, eq=False)
 class PictureWriter(RowWriter):
-    """Writer of one PNG file per cutout."""
+    """Writer of one picture per cutout."""
 
     keys: list[str]
     """The file of each row."""
-    compress_level: int = 3
+    format: PictureFormat
 
     def encode(self, rows: list[int], block: npt.NDArray[Any]) -> Iterator[tuple[str, bytes]]:
-        """Iterate over PNG files."""
+        """Iterate over files."""
         for row, plane in zip(rows, block, strict=True):
-            data = io.BytesIO()
-            array_to_pil(plane).save(data, "PNG", compress_level=self.compress_level)
-            yield self.keys[row], data.getvalue()
+            yield self.keys[row], self.format.encode(plane)

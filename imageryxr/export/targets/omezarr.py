@@ -189,7 +189,7 @@ def ome_zarr(
     shard = None if shards is None else _shard_shape(check_voxels(shards, "shards"), requested, chunk, str(version))
     check_levels(levels)
     grids = tuple(pyramid(layer.grid, levels, max(chunk)))
-    return OmeZarr(place, target_root(place), layer, grids, chunk, shard, _compressor(compressor), str(version))
+    return OmeZarr(place, target_root(place), layer, grids, chunk, shard, check_compressor(compressor), str(version))
 
 
 def _shard_shape(shards: Index3, requested: Index3, chunk: Index3, version: str) -> Index3:
@@ -206,7 +206,8 @@ def _shard_shape(shards: Index3, requested: Index3, chunk: Index3, version: str)
     return z, y, x
 
 
-def _compressor(value: Any) -> str:
+def check_compressor(value: Any) -> str:
+    """Return the name and level of a compressor, such as "zstd:1", or "none"."""
     name, _, level = str(value if value is not None else "none").lower().partition(":")
     top = {"zstd": 22, "lz4": 9, "gzip": 9, "none": 0}.get(name)
     if top is None or not (level or "0").isdigit() or int(level or 0) > top:

@@ -65,8 +65,14 @@ class PageOptions(TypedDict, total=False):
     labels: str | None
 
 
+class PictureOptions(TypedDict, total=False):
+    """Options of pictures of cutouts, and of a page of them."""
+
+    scale: int
+
+
 class FormatOptions(
-    OmeZarrOptions, PrecomputedOptions, PngOptions, TiffOptions, VideoOptions, PageOptions, total=False
+    OmeZarrOptions, PrecomputedOptions, PngOptions, TiffOptions, VideoOptions, PageOptions, PictureOptions, total=False
 ):
     """The options of all formats; at run time, only those of the target's format are accepted."""
 

@@ -218,14 +218,15 @@ def _array_metadata(
     layout: dict[str, Any] = {"shards": shards, "dimension_names": names, "zarr_format": 3}
     if old:
         layout = {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}}
-    codec = _codec(compressor, old)
+    codec = zarr_codec(compressor, old)
     array = zarr.create_array(
         MemoryStore(), shape=shape, chunks=chunks, dtype=dtype, fill_value=0, compressors=codec, **layout
     )
     return array.metadata
 
 
-def _codec(compressor: str, old: bool) -> Any:
+def zarr_codec(compressor: str, old: bool = False) -> Any:
+    """Return the codec of a compressor such as "zstd:1", or None for "none"; `old` is the format 2 of Zarr."""
     name, _, level = compressor.partition(":")
     if name == "none":
         return None

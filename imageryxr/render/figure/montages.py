@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from dask.base import compute
 
+from imageryxr.core.annotation_values import column_texts
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
@@ -17,7 +18,7 @@ from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
 from imageryxr.graph.cutout_arrays import CUTOUT, has_cutouts
 from imageryxr.graph.labelled import as_dask, is_lazy
-from imageryxr.ops.cutout_verbs import central_slices, column_texts
+from imageryxr.ops.cutout_verbs import central_slices
 from imageryxr.render.figure.picture import (
     Geometry,
     attach_geometry,
@@ -254,7 +255,7 @@ def _label_texts(labels: Any, names: list[str]) -> list[str]:
             f"labels={labels!r} is not a list of texts; give one per tile, True for the slices' coordinates, or "
             "'slice' for their numbers"
         )
-    texts = [str(label) for label in labels]
+    texts = column_texts(list(labels))
     if len(texts) != len(names):
         raise OptionError(f"there are {len(texts)} labels for {len(names)} tiles; give one per tile, '' for none")
     return texts

@@ -35,9 +35,11 @@ def non_image_message(address: Address, ome: dict[str, Any], attributes: Attribu
     below = child_images(address, attributes)
     if below:
         return f"is a Zarr group without OME metadata of its own; it holds images, give one: {_addresses(name, below)}"
+    # The groups of a local folder are known not to be images.
+    image = "" if address.local_path is not None else f"give the group of an image, such as {name}/0; "
     return (
-        "is a Zarr group without OME metadata (no 'multiscales'); give the group of an image, such as "
-        f"{name}/0; what xarray wrote opens with xarray.open_zarr, coordinates included; or open one of its arrays: "
+        f"is a Zarr group without OME metadata (no 'multiscales'); {image}what xarray wrote, such as cutouts, opens "
+        f"with xarray.open_zarr, coordinates included; or open one of its arrays: "
         f"{array_advice(address, 'ARRAY', None)}"
     )
 
