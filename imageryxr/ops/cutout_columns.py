@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -188,6 +189,13 @@ class _SelectIds:
         if self.is_reported:
             record_cutouts(self.key, self.requested, rows[:, 0], found)
         return out
+
+
+def selections_of(array: da.Array) -> list[tuple[str, CutoutIds]]:
+    """Return the selections of ids of each cutout in a dask array: the key that blocks record, and the ids."""
+    tasks = [getattr(layer, "task", None) for layer in array.dask.layers.values()]
+    found = [getattr(task, "func", None) for task in tasks]
+    return [(f.key, f.requested) for f in found if isinstance(f, _SelectIds) and f.is_reported]
 
 
 def _select_rows(segmentation: xr.DataArray, select: _SelectIds) -> xr.DataArray:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +17,7 @@ from imageryxr.ops.segment_ids import is_recording_ids
 
 Ids = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+_TOPIC = "imageryxr-cutout-ids"
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,41 @@ run_after_fork(_TALLIES.forget)
 def record_cutouts(key: str, requested: CutoutIds, rows: npt.NDArray[np.int64], found: Flags) -> None:
     """Record which cutouts of a block contain their ids; warn when this process has computed all cutouts.
 
-    ``key`` identifies the selection. Within `record_ids` nothing is recorded.
+    ``key`` identifies the selection. Within `record_ids` nothing is recorded. A worker of a cluster reports to the
+    scheduler; see `warn_of_cluster`.
     """
     if is_recording_ids():
+        return
+    worker = _current_worker()
+    if worker is not None:
+        worker.log_event(_TOPIC, {"key": key, "rows": rows.tolist(), "found": found.tolist()})
         return
     flags = _TALLIES.add(key, requested.values.shape, rows, found)
     message = None if flags is None else requested.missing_message(flags)
     if message is not None:
         warn(message, MissingIdsWarning)
+
+
+def warn_of_cluster(client: Any, selections: Iterable[tuple[str, CutoutIds]]) -> None:
+    """Warn about cutouts without their ids that the workers of a `distributed.Client` have computed.
+
+    Each selection is its key and its ids. Cutouts that no worker has reported are not mentioned.
+    """
+    events = [message for _, message in client.get_events(_TOPIC)]
+    for key, requested in selections:
+        flags = np.ones(requested.values.shape, np.bool_)
+        for event in events:
+            if event["key"] == key:
+                flags[list(event["rows"])] = event["found"]
+        message = requested.missing_message(flags)
+        if message is not None:
+            warn(message, MissingIdsWarning)
+
+
+def _current_worker() -> Any:
+    """Return the worker of a cluster that runs this task; None in any other thread."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return None if distributed is None else distributed.get_worker()
+    except ValueError:
+        return None

@@ -26,6 +26,8 @@ from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.omezarr import check_compressor
 from imageryxr.graph.cutout_arrays import CUTOUT
+from imageryxr.ops.cutout_columns import selections_of
+from imageryxr.ops.cutout_ids import warn_of_cluster
 from imageryxr.ops.cutout_verbs import central_slices
 
 _KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png', 'gallery/{cutout:05d}.jpg' or 'gallery.html'"
@@ -85,6 +87,9 @@ def _run(
             except BaseException as error:
                 error.add_note(_resume_note(job, total))
                 raise
+        if hasattr(client, "get_events"):
+            arrays = [a.variable._data for a in job.arrays.values()]
+            warn_of_cluster(client, [one for a in arrays if isinstance(a, da.Array) for one in selections_of(a)])
     size = job.publish()
     return ExportReport(job.place, left, size, time.monotonic() - begin, total - left, tasks=left)
 
