@@ -76,7 +76,7 @@ def test_annotations_are_centres_and_boxes_lie_around_their_middles():
     )
     boxes = ix.as_annotations(np.array([[0, 60, 0]]), end=np.array([[16, 80, 20]]), annotation_type="box")
     np.testing.assert_array_equal(ix.cutouts(VOLUME, boxes, (4, 4, 1)), ix.cutouts(VOLUME, (8, 70, 10), (4, 4, 1)))
-    with pytest.raises(OptionError, match="leave resolution out"):
+    with pytest.raises(OptionError, match="omit resolution"):
         ix.cutouts(VOLUME, points, (4, 4, 1), resolution=(8, 8, 40))
 
 
