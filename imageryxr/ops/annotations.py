@@ -118,7 +118,9 @@ def convert_table(
         "line" if end is not None else "point" if radius is None else "ellipsoid"
     )
     rest = {} if columns is None else {name: columns[name] for name in names if name not in used}
-    rest |= {name: values for name, values in _index_columns(table).items() if name not in names}
+    for name, values in _index_columns(table).items():
+        if name not in names or not np.array_equal(np.asarray(columns[name]), values):
+            rest[name if name not in names else f"{name}_index"] = values
     ids = rest.pop("id", None)
     _check_ids(ids)
     attrs = _table_attrs(table)

@@ -73,6 +73,8 @@ PYTHON_ONLY = {
     "masks.py",
     "annotations.py",
     "block_check.py",
+    "centers.py",
+    "cutout_columns.py",
     "cutout_verbs.py",
     "cutouts.py",
     "link.py",

@@ -39,7 +39,7 @@ def test_columns_of_the_table_become_coordinates_with_exact_ids():
             {"cell": ["a", "a"], "level_1": [1, 2]},
         ),
         (pd.RangeIndex(2), {}),
-        (pd.Index([4, 5], name="kind"), {"kind": ["u", "v"]}),
+        (pd.Index([4, 5], name="kind"), {"kind": ["u", "v"], "kind_index": [4, 5]}),
     ],
 )
 def test_the_index_of_a_table_is_a_column(index, expected):

@@ -9,7 +9,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.errors import ColorError, ImageryWarning, OptionError, SegmentError
-from tests.measure.test_cutout_verbs import CENTERS, IDS, POST, PRE, boxes, lacks_ids
+from tests.support.paired_cutouts import CENTERS, IDS, POST, PRE, boxes, lacks_ids
 
 
 @lacks_ids

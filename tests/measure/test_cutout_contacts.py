@@ -8,8 +8,8 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.errors import MissingIdsWarning, OptionError
-from tests.measure.test_cutout_verbs import CENTERS, SIZE, boxes, lacks_ids
 from tests.support import counted_source
+from tests.support.paired_cutouts import CENTERS, SIZE, boxes, lacks_ids
 
 
 @pytest.mark.parametrize("kind", ["dask", "in memory"])

@@ -12,20 +12,8 @@ import imageryxr as ix
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from tests.conftest import volume
 from tests.support import counted_source
+from tests.support.paired_cutouts import CENTERS, IDS, PRE, SIZE, boxes, lacks_ids
 from tests.support.volumes import as_source
-
-CENTERS = np.array([(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610), (60, 90, 320)])
-IDS = np.unique(counted_source.VALUES)[1:]
-PRE = IDS[[0, 1, 2, 3, 0]]
-POST = np.array([IDS[1], 0, IDS[0], IDS[4], IDS[1]], np.uint64)
-SIZE = (16, 12, 3)
-
-
-def boxes(kind):
-    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
-    table = {"x": CENTERS[:, 0], "y": CENTERS[:, 1], "z": CENTERS[:, 2], "pre_id": PRE, "post_id": POST}
-    found = ix.cutouts(ds, table, SIZE)
-    return found if kind == "dask" else found.compute()
 
 
 def one_by_one(found, verb, *arrays):
@@ -70,10 +58,6 @@ def test_an_overlay_of_cutouts_equals_overlays_of_each(kind, axis):
     one_by_one(found, draw, ds.image, ds.segmentation)
     assert found.pre_id.values.tolist() == PRE.tolist()
     assert found.rgba.values.tolist() == list("rgba")
-
-
-# The expected pictures of single cutouts warn about ids that the cutout lacks.
-lacks_ids = pytest.mark.filterwarnings("ignore::imageryxr.errors.MissingIdsWarning")
 
 
 @lacks_ids

@@ -88,7 +88,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:size=.*is larger than the volume")
+@pytest.mark.filterwarnings("ignore:size=")
 @settings(max_examples=20)
 @given(
     part=st.sampled_from(list(PARTS)),

@@ -201,6 +201,7 @@ def serving_page(text):
             server.shutdown()
 
 
+@pytest.mark.filterwarnings("ignore:size=.*is larger than the volume")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_sorts_the_page_exactly_and_loads_pictures_when_they_are_scrolled_into_view(tmp_path):
