@@ -228,11 +228,6 @@ def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
     return None
 
 
-def exprs_below(array: da.Array) -> list[Expr]:
-    """Return all expressions in the graph of a dask array; there may be none."""
-    return [expr for expr, _ in blocks_below(array)]
-
-
 def blocks_below(array: da.Array) -> list[tuple[Expr, Splits]]:
     """Return all expressions in the graph of a dask array, with the sizes (z, y, x) of their blocks."""
     deps = [d for layer in array.dask.layers.values() for d in getattr(layer, "io_deps", {}).values()]

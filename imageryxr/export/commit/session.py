@@ -218,14 +218,11 @@ class Workspace:
         self._began_here, self._before = True, before
         self.manifest.save(self.header)
         if direct:
-            self._replace_neighbours()
+            with self.overlapping.locked() as others:
+                self.overlapping.replace(others)
         self.site.remove_earlier(before)
         self.site.prepare(self.header)
         self.data.put(self.target.preamble().items())
-
-    def _replace_neighbours(self) -> None:
-        with self.overlapping.locked() as others:
-            self.overlapping.replace(others)
 
     @property
     def continued(self) -> bool:

@@ -28,7 +28,7 @@ from imageryxr.export.targets.stack import Stack
 from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
-from imageryxr.graph.to_dask import exprs_below
+from imageryxr.graph.to_dask import blocks_below
 from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_reader
 from imageryxr.sources.base import clean_message
@@ -287,8 +287,8 @@ def _source_names(expr: Expr, dask_inputs: dict[str, Any]) -> list[str]:
 
 
 def _dask_array_name(array: Any) -> str:
-    below = [] if array is None else exprs_below(array)
-    names = sorted({name for expr in below for name in _source_names(expr, {})})
+    below = [] if array is None else blocks_below(array)
+    names = sorted({name for expr, _ in below for name in _source_names(expr, {})})
     return f"a dask array of {' and '.join(names)}" if names else "a dask array"
 
 

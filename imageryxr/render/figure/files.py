@@ -16,7 +16,7 @@ from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_flag, check_path
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.picture import as_picture, geometry_of
-from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length, text_points
+from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length
 from imageryxr.render.figure.scale_bars import pixel_size
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _warn_of_few_pixels(name: str, width: int, dpi: float) -> None:
 
 def _warn_of_small_text(pixels: int, dpi: float, width_mm: float) -> None:
     """Warn if text of some pixels' height is too small in print."""
-    points = text_points(pixels, dpi)
+    points = pixels * 72 / dpi
     if points < LEAST_POINTS - 0.05:
         warn(
             Message(

@@ -11,8 +11,16 @@ from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.validate import check_flag, check_whole
-from imageryxr.errors import OptionError, OutOfVolumeError, param, warn
-from imageryxr.render.figure.picture import Rect, attach_geometry, geometry_of, smallest_text, squeeze_slice, to_pil
+from imageryxr.errors import OptionError, OutOfVolumeError, param
+from imageryxr.render.figure.picture import (
+    Rect,
+    attach_geometry,
+    choose_corner,
+    geometry_of,
+    smallest_text,
+    squeeze_slice,
+    to_pil,
+)
 from imageryxr.render.figure.print_size import label_pixels
 from imageryxr.render.figure.scale_bars import Position, check_position, draw_bar, pixel_size
 
@@ -111,19 +119,16 @@ def inset(
     part = whole.crop((left, top, right, bottom)) if detail is None else _crop_detail(detail, bbox)
     part = part.resize((width, height), PilImage.Resampling.NEAREST if detail is None else PilImage.Resampling.LANCZOS)
     places = _corner_origins(whole.size, (width, height), margin)
-    covered = {
-        at: _covered_pixels((left, top, right, bottom), (*place, width, height), line) for at, place in places.items()
-    }
-    corner = min(covered, key=covered.__getitem__) if position is None else position
-    if covered[corner]:
-        _warn_covered(corner, covered)
+    marked: Rect = (left, top, right, bottom)
+    framed = {at: (x - line, y - line, x + width + line, y + height + line) for at, (x, y) in places.items()}
+    warning = "the inset in the {corner} corner covers {pixels:,} pixels of the part that it magnifies"
+    corner = choose_corner(framed, [marked], position, warning, "no corner is free: make the part or the zoom smaller")
     size = label_pixels(label_size, label_pt, width_mm, whole.width)
     text: int | None = None
     if step is not None:
         _, _, text = draw_bar(part, step / zoom, None, None, None, label=True, text_size=size, taken=())
     x, y = places[corner]
     whole.paste(part, (x, y))
-    marked: Rect = (left, top, right, bottom)
     frames = [_draw_frame(whole, box, color, line) for box in (marked, (x, y, x + width, y + height))]
     if step is not None:
         _, bar, other = draw_bar(whole, step, None, None, None, label=True, text_size=size, taken=frames)
@@ -170,21 +175,6 @@ def _corner_origins(whole: tuple[int, int], size: tuple[int, int], margin: int) 
         "bottom right": (far_x, far_y),
         "bottom left": (near, far_y),
     }
-
-
-def _covered_pixels(part: tuple[int, int, int, int], place: tuple[int, int, int, int], line: int) -> int:
-    """Return the number of pixels of a part that an inset at (x, y, width, height) and its frame cover."""
-    left, top, right, bottom = part
-    x, y, width, height = place
-    across = min(right, x + width + line) - max(left, x - line)
-    down = min(bottom, y + height + line) - max(top, y - line)
-    return max(0, across) * max(0, down)
-
-
-def _warn_covered(corner: str, covered: dict[str, int]) -> None:
-    free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
-    advice = f"give {' or '.join(free)}" if free else "no corner is free: make the part or the zoom smaller"
-    warn(f"the inset in the {corner} corner covers {covered[corner]:,} pixels of the part that it magnifies; {advice}")
 
 
 def _pixel_box(picture: xr.DataArray, bbox: BBox) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import ImageryError, LayerError, OptionError
+from imageryxr.errors import ImageryError, LayerError, Message, OptionError, warn
 from imageryxr.graph.cutout_arrays import grid_in_volume
 
 if TYPE_CHECKING:
@@ -303,6 +303,34 @@ def overlap_area(a: Rect, b: Rect) -> int:
     """Return the number of pixels that two rectangles share."""
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(0, across) * max(0, down)
+
+
+def choose_corner(
+    places: Mapping[str, Rect], taken: Iterable[Rect], position: str | None, warning: str, otherwise: str
+) -> str:
+    """Return the given corner, or the first one in which a thing covers least of the taken areas; warn if it does.
+
+    Parameters
+    ----------
+    places : mapping
+        Rectangle of the thing in each corner.
+    taken : iterable of rectangles
+        Areas that it should not cover.
+    position : str or None
+        The given corner.
+    warning : str
+        Text with the fields ``corner`` and ``pixels``.
+    otherwise : str or Message
+        Advice if no corner is free.
+    """
+    areas = list(taken)
+    covered = {name: sum(overlap_area(box, area) for area in areas) for name, box in places.items()}
+    corner = min(covered, key=covered.__getitem__) if position is None else position
+    if covered[corner]:
+        free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
+        advice = f"give {' or '.join(free)}" if free else otherwise
+        warn(Message(warning.format(corner=corner, pixels=covered[corner]), "; ", advice))
+    return corner
 
 
 def _sample_pixels(picture: Image) -> bytes:

@@ -56,8 +56,3 @@ def check_legible(label_pt: float, pixels: int) -> int:
             )
         )
     return pixels
-
-
-def text_points(text: int, dpi: float) -> float:
-    """Return the height in points of text that is ``text`` pixels high."""
-    return text * 72 / dpi

@@ -16,8 +16,8 @@ from imageryxr.errors import GridError, Message, OptionError, param, warn
 from imageryxr.render.figure.picture import (
     Rect,
     attach_geometry,
+    choose_corner,
     geometry_of,
-    overlap_area,
     smallest_text,
     squeeze_slice,
     stale_pixel_size,
@@ -202,14 +202,10 @@ def _choose_corner(
         left = area[0] + margin if name.endswith("left") else area[2] - margin - size[0]
         top = area[3] - margin - size[1] if name.startswith("bottom") else area[1] + margin
         places[name] = (left, top, left + size[0], top + size[1])
-    covered = {name: sum(overlap_area(box, other) for other in taken) for name, box in places.items()}
-    chosen = min(covered, key=covered.__getitem__) if position is None else position
-    if covered[chosen]:
-        free = [f"position={name!r}" for name, pixels in covered.items() if not pixels]
-        enlarge = Message("no corner is free: enlarge the picture, with ", param("scale", 2))
-        advice = f"give {' or '.join(free)}" if free else enlarge
-        warn(Message(f"the scale bar in the {chosen} corner covers an inset, a legend or another bar; ", advice))
-    return chosen, places[chosen]
+    warning = "the scale bar in the {corner} corner covers an inset, a legend or another bar"
+    enlarge = Message("no corner is free: enlarge the picture, with ", param("scale", 2))
+    corner = choose_corner(places, taken, position, warning, enlarge)
+    return corner, places[corner]
 
 
 def _draw_strip(canvas: Image, at: tuple[int, int], size: tuple[int, int], ink: RGBA) -> None:
