@@ -201,7 +201,9 @@ class ExportPlan:
                 ".ome.zarr first and export that to slices"
             )
         else:
-            way = Message("give ", param("chunks", ...), " or ", param("shards", ...), " that divide its blocks")
+            way = Message(
+                "give ", param("chunks", ...), " or ", param("shards", ...), " that divide the sizes of its blocks"
+            )
         text = (
             f"each block of the dask array {again.source!r} is computed {again.requests / again.chunks:.1f} times, "
             f"{again.requests:,} computations of {again.chunks:,} blocks, because regions as large as its blocks do "
