@@ -106,16 +106,17 @@ class Lanes(Generic[Job, Result]):
                 self._close()
                 raise StoppedError("stopped")
             self._start_jobs(stop)
-            is_free = self._finishing < self._most_finishing
-            if self._on_socket or self._asleep or self._jobs or not is_free:
-                looks = self._asleep or self._lacks_memory or self._ended
-                self._wait(0.0 if self._ended and is_free else SHORT_SECONDS if looks else POLL_SECONDS)
-            if self._ended and is_free:
-                with self._count:
-                    self._finishing += 1
-                return self._ended.popleft()
             if not (self._jobs or self._on_socket or self._asleep or self._ended):
                 return None
+            is_free = self._finishing < self._most_finishing
+            if not (self._ended and is_free):
+                is_short = bool(self._asleep or self._ended or self._lacks_memory)
+                self._wait(SHORT_SECONDS if is_short else POLL_SECONDS)
+                continue
+            self._wait(0.0)  # further requests start before this one is finished
+            with self._count:
+                self._finishing += 1
+            return self._ended.popleft()
 
     def _start_jobs(self, stop: threading.Event) -> None:
         self._lacks_memory = False
