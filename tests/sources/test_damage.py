@@ -102,12 +102,12 @@ def test_every_chunk_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
     seen = []
     inner = chunk_decoder._chunk_problem
     monkeypatch.setattr(chunk_decoder, "_chunk_problem", lambda *a: seen.append(a[1]) or inner(*a))
-    values, _ = written(tmp_path / "a", "compressed_segmentation")
+    values, _ = written(tmp_path / "a", "png")
     np.testing.assert_array_equal(opened(tmp_path / "a").read(0, GRID.box), values)
     np.testing.assert_array_equal(opened(tmp_path / "a").read(0, IndexBox((1, 2, 3), (2, 3, 4))), values[1:2, 2:3, 3:4])
-    write_sharded(tmp_path / "b", values)
-    np.testing.assert_array_equal(opened(tmp_path / "b").read(0, GRID.box), values)
-    assert seen == ["compressed_segmentation"] * (2 + 8)
+    write_sharded(tmp_path / "b", ids(), "raw")
+    np.testing.assert_array_equal(opened(tmp_path / "b").read(0, GRID.box), ids())
+    assert seen == ["png"] * 2 + ["raw"] * 8
 
 
 def test_volumes_of_other_code_are_not_changed(tmp_path):

@@ -84,7 +84,7 @@ def info_problem(info: dict[str, Any]) -> str:
 
 def _is_number(value: Any) -> bool:
     """Return whether a member is a finite number, which computations with floats accept."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 <= value <= 1e300
 
 
 def _is_whole(*values: Any) -> bool:
