@@ -155,7 +155,7 @@ class Workspace:
     def opened(self, *, overwrite: bool, resume: bool) -> Iterator[None]:
         """Start or continue the export, and exclude other processes until the block ends."""
         with ExitStack() as kept:
-            with disk_errors(self.target.place):
+            with disk_errors(self.target.place, keeps_old=True):
                 kept.enter_context(self.manifest.locked())
                 self._begin_or_continue(overwrite, resume)
             yield
@@ -269,7 +269,7 @@ class Workspace:
 
     def note(self, entry: Entry) -> None:
         """Record a finished region, so that it is not made again."""
-        with disk_errors(self.target.place):
+        with disk_errors(self.target.place, keeps_old=True):
             self.manifest.append(self.header.run, entry)
         self.progress.note(entry)
 
@@ -277,7 +277,7 @@ class Workspace:
 
     def publish(self) -> int:
         """Publish the complete result; return the bytes that this wrote."""
-        with disk_errors(self.target.place):
+        with disk_errors(self.target.place, keeps_old=True):
             return self._publish_result()
 
     def _publish_result(self) -> int:

@@ -30,9 +30,14 @@ class CutoutFolder(Folder):
         with disk_errors(self.root):
             for key, data in files:
                 temporary, final = os.path.join(self.scratch, uuid.uuid4().hex), os.path.join(self.root, key)
-                Path(temporary).write_bytes(data)
-                os.makedirs(os.path.dirname(final), exist_ok=True)
-                os.replace(temporary, final)
+                try:
+                    Path(temporary).write_bytes(data)
+                    os.makedirs(os.path.dirname(final), exist_ok=True)
+                    os.replace(temporary, final)
+                except OSError:
+                    with suppress(OSError):  # a part of a file would take space of a full disk
+                        os.unlink(temporary)
+                    raise
                 records[key] = FileRecord.of(data)
         return records
 

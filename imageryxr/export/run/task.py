@@ -119,7 +119,7 @@ class Job:
                         yield from encoded
                         add_progress(piece.voxels / box.voxels)
 
-            with disk_errors(self.target.place):
+            with disk_errors(self.target.place, keeps_old=True):
                 return place.put(files())
 
     def _pieces(self, slab: IndexBox) -> Iterator[IndexBox]:
@@ -156,7 +156,7 @@ class Job:
         assert isinstance(target, Pyramid)
         assert place is not None
         BUFFERS.clear()  # the buffers of the finest level, which is complete, would add to the memory of this one
-        with disk_errors(target.place):
+        with disk_errors(target.place, keeps_old=True):
             return place.put(target.encode(stage, box, target.derive(stage, box, place)))
 
 

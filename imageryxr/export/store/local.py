@@ -74,8 +74,8 @@ class Place(Protocol):
 
 
 @contextmanager
-def disk_errors(place: str) -> Iterator[None]:
-    """Raise `TargetError` with advice in place of an `OSError`."""
+def disk_errors(place: str, *, keeps_old: bool = False) -> Iterator[None]:
+    """Raise `TargetError` with advice in place of an `OSError`; it may state that earlier files remain."""
     try:
         yield
     except ImageryError:
@@ -87,8 +87,8 @@ def disk_errors(place: str) -> Iterator[None]:
             errno.EACCES: "you have no permission to write there",
             errno.EROFS: "the file system is read-only",
         }.get(error.errno or 0, str(error))
-        message = f"could not write {place}: {advice}. What was at the target before is untouched"
-        raise TargetError(message, full=error.errno in FULL) from error
+        rest = ". What was at the target before is untouched" if keeps_old else ""
+        raise TargetError(f"could not write {place}: {advice}{rest}", full=error.errno in FULL) from error
 
 
 @contextmanager

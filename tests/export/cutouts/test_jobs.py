@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -12,6 +13,7 @@ import threading
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,6 +274,24 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(target):
     array = boxes().segmentation if target.endswith("zarr") else pictures()
     with pytest.raises(TargetError, match="could not write /dev/null/"):
         ix.export(array, f"/dev/null/{target}")
+
+
+def test_a_full_disk_keeps_no_part_of_a_file_and_no_picture_is_called_untouched(tmp_path, monkeypatch):
+    target = tmp_path / "g" / "{cutout}.png"
+    ix.export(pictures(), target)
+    write = Path.write_bytes
+
+    def write_part(path, data):
+        if not data.startswith(b"\x89PNG"):
+            return write(path, data)
+        write(path, data[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_part)
+    with pytest.raises(TargetError, match="disk is full") as caught:
+        ix.export(255 - pictures(), target, overwrite=True)
+    assert "untouched" not in str(caught.value)  # the previous pictures are deleted first
+    assert not [file for folder in tmp_path.rglob("new-*") for file in folder.iterdir()]
 
 
 @pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
