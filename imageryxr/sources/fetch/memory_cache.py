@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.fork import run_after_fork
@@ -49,6 +51,11 @@ class _Entries:
         found[2] = self.used
         return found[0]
 
+    def peek(self, key: Hashable) -> Any:
+        """Return a value without a change of its last use."""
+        found = self._values.get(key)
+        return None if found is None else found[0]
+
     def put(self, key: Hashable, value: Any, size: int) -> None:
         """Add or replace a value."""
         self.size += size - self._values.pop(key, (None, 0, 0))[1]
@@ -65,6 +72,13 @@ class _Entries:
             if age is not None and self._values[key][2] > self.used - age:
                 return
             self.size -= self._values.pop(key)[1]
+
+
+@dataclass(slots=True)
+class _EncodedChunk:
+    stored: Stored
+    views: dict[Hashable, npt.NDArray[Any]] = field(default_factory=dict)
+    """Decoded forms that are views of the bytes, as those of raw chunks: they take no memory of their own."""
 
 
 class MemoryCache:
@@ -88,16 +102,21 @@ class MemoryCache:
     def get(self, key: Hashable) -> Stored | None:
         """Return an encoded chunk, or None."""
         with self._lock:
-            found: Stored | None = self._encoded.get(key)
-            return found
+            found: _EncodedChunk | None = self._encoded.get(key)
+            return None if found is None else found.stored
 
     def get_decoded(self, keys: Sequence[tuple[Hashable, Hashable]]) -> list[npt.NDArray[Any] | None]:
         """Return the decoded forms of chunks by key and form, None for those that it has not; they are read-only."""
         with self._lock:
-            found = [self._decoded.get(key) for key in keys]
-            for (key, _), values in zip(keys, found, strict=True):
-                if values is not None:
+            found = []
+            for key, form in keys:
+                chunk = self._encoded.peek(key)
+                values = None if chunk is None else chunk.views.get(form)
+                if values is None:
+                    values = self._decoded.get((key, form))
+                if values is not None and chunk is not None:
                     self._encoded.get(key)  # the encoded chunk was used as well
+                found.append(values)
             return found
 
     def put(self, key: Hashable, value: Stored, limit: int) -> None:
@@ -108,7 +127,7 @@ class MemoryCache:
         with self._lock:
             self.limit = max(self.limit, limit)
             if len(body) <= self.limit:
-                self._encoded.put(key, value._replace(body=body), len(body))
+                self._encoded.put(key, _EncodedChunk(value._replace(body=body)), len(body))
                 self._encoded.drop_until(self.limit)
                 self._decoded.drop_until(self.limit - self._encoded.size)
 
@@ -117,6 +136,10 @@ class MemoryCache:
         size = values.nbytes if values.base is None else max(values.nbytes, getattr(values.base, "nbytes", 0))
         values.flags.writeable = False
         with self._lock:
+            chunk = self._encoded.peek(key)
+            if chunk is not None and _buffer_of(values) is chunk.stored.body:
+                chunk.views[form] = values
+                return
             self._encoded.drop_until(self.limit - self._decoded.size - size, age=self.limit)
             if size <= self.limit - self._encoded.size:
                 self._decoded.put((key, form), values, size)
@@ -126,6 +149,13 @@ class MemoryCache:
         """Drop all entries."""
         with self._lock:
             self._encoded, self._decoded = _Entries(), _Entries()
+
+
+def _buffer_of(values: Any) -> object:
+    """Return the object whose memory an array uses."""
+    while isinstance(values, np.ndarray):
+        values = values.base
+    return values
 
 
 cache = MemoryCache()

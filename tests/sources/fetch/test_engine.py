@@ -250,3 +250,19 @@ def test_chunks_in_memory_at_once_are_bounded(monkeypatch):
     assert engine._state.memory.peak <= 1000
     assert engine._state.memory.used == 0
     assert memory_cache.cache.size == 2 * 50  # encoded and decoded
+
+
+def test_voxels_that_are_views_of_the_encoded_bytes_take_no_memory_of_their_own():
+    cache, body = memory_cache.MemoryCache(), bytes(range(100))
+    cache.put("a", Stored(body), 150)
+    voxels = np.frombuffer(body, np.uint8).reshape(10, 10)[2:].T
+    cache.put_decoded("a", 0, voxels)
+    assert cache.size == 100
+    found = cache.get_decoded([("a", 0), ("a", 1)])
+    assert found[0] is voxels
+    assert found[1] is None
+    cache.put("b", Stored(bytes(100)), 150)  # drops both forms of a
+    assert cache.get_decoded([("a", 0)]) == [None]
+    copied = np.frombuffer(bytes(40), np.uint8)
+    cache.put_decoded("b", 0, copied)
+    assert cache.size == 140
