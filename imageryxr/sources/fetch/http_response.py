@@ -91,7 +91,7 @@ def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: Bod
     """
     source = _Incoming(sock)
     head = yield from _read_head(source)
-    while head.status == 100:
+    while 100 <= head.status < 200 and head.status != 101:  # such as 103 Early Hints
         head = yield from _read_head(source)
     length, is_chunked = _framing(method, head)
     most, is_cut = body_limit(head.status, head.headers)
@@ -195,7 +195,7 @@ def _read_body(source: _Incoming, length: int | None, most: int) -> Steps[bytes]
 
 def _read_chunks(source: _Incoming, most: int) -> Steps[bytes]:
     """Return a chunked body; at most one byte more than `most`."""
-    pieces, size = [], 0
+    body = bytearray()  # a list of many small pieces would take many times the memory of the body
     while True:
         found = _CHUNK_SIZE.fullmatch((yield from source.line()))
         if found is None:
@@ -204,13 +204,13 @@ def _read_chunks(source: _Incoming, most: int) -> Steps[bytes]:
         if not left:
             break
         while left:
-            piece = yield from source.take(min(left, most + 1 - size))
+            piece = yield from source.take(min(left, most + 1 - len(body)))
             if not piece:
                 raise ProtocolError("its chunked body was truncated")
-            pieces.append(piece)
-            left, size = left - len(piece), size + len(piece)
-            if size > most:
-                return b"".join(pieces)
+            body += piece
+            left -= len(piece)
+            if len(body) > most:
+                return bytes(body)
         if (yield from source.line()) not in (b"\r\n", b"\n"):
             raise ProtocolError("a chunk of its body is longer than its stated size")
     left = _HEAD
@@ -218,4 +218,4 @@ def _read_chunks(source: _Incoming, most: int) -> Steps[bytes]:
         left -= len(line)
         if left < 0:
             raise ProtocolError("its trailers are too long")
-    return b"".join(pieces)
+    return bytes(body)

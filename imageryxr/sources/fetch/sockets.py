@@ -260,7 +260,11 @@ def resolve(host: str, port: int, limits: RequestLimits) -> Steps[list[ip_filter
             found = lookups.running[host, port] = Future()
             # The system's resolver has no deadline, and the owner of a domain can delay it.
             work, name = partial(_look_up, lookups, found, host, port), "imageryxr-resolve"
-            threading.Thread(target=work, daemon=True, name=name).start()
+            try:
+                threading.Thread(target=work, daemon=True, name=name).start()
+            except BaseException:  # such as no further threads: a later connection looks the name up again
+                del lookups.running[host, port]
+                raise
     while not found.done():
         limits.wait_seconds()
         yield Wait(SHORT_SECONDS, block=lambda _: wait([found], POLL_SECONDS))
@@ -327,6 +331,10 @@ def set_limits(sock: Any, limits: RequestLimits) -> None:
 def is_idle(sock: Any) -> bool:
     """Return whether an idle connection is open and has no unread bytes."""
     if sock is None or sock.fileno() < 0:
+        return False
+    # TLS decrypts whole records, whose rest is no longer in the socket.
+    tls = getattr(sock, "sslobj", sock)
+    if hasattr(tls, "pending") and tls.pending():
         return False
     return not wait_until_ready(sock, 0)
 

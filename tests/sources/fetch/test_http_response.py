@@ -5,11 +5,20 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 
 from imageryxr.sources.fetch.http_response import read_response
-from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, _Socket, run
+from imageryxr.sources.fetch.sockets import (
+    ProtocolError,
+    RequestLimits,
+    _Socket,
+    is_idle,
+    resolve,
+    run,
+    wait_until_ready,
+)
 
 LIMIT = 1000
 
@@ -53,8 +62,8 @@ BODIES = {
     "closes": (OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nhello", False),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", False),
     "HTTP/1.0, kept": (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 5\r\n\r\nhello", True),
-    "more than the body": (OK + b"Content-Length: 5\r\n\r\nhelloHTTP/1.1", False),
     "a continue": (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 5\r\n\r\nhello", True),
+    "early hints": (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK + b"Content-Length: 5\r\n\r\nhello", True),
     "bare line feeds": (b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello", True),
 }
 
@@ -65,7 +74,18 @@ def test_a_response_is_the_same_however_it_is_cut_into_packets(name):
     for pieces in ([message], [bytes([byte]) for byte in message], [message[:20], message[20:]]):
         answer, reusable = read(*pieces)
         assert answer.body == (b"hello" if name not in ("no body", "not modified") else b"")
-        assert (answer.status, reusable) == (int(message.split()[1]) if name != "a continue" else 200, is_reusable)
+        assert (answer.status, reusable) == (304 if name == "not modified" else 200, is_reusable)
+
+
+@pytest.mark.parametrize("cut", [5, 10])
+def test_a_connection_with_more_than_the_body_is_not_used_again(cut):
+    head = OK + b"Content-Length: 5\r\n\r\n"
+    pieces = [head + b"hello HTTP"[:cut], b"hello HTTP"[cut:]]
+    with sent(*filter(None, pieces), close=False) as sock:
+        answer, reusable = run(read_response(sock, "GET", sock.limits, lambda status, headers: (LIMIT, False)))
+        assert answer.body == b"hello"
+        # The rest may arrive after the response was read.
+        assert not reusable or (wait_until_ready(sock, 5) and not is_idle(sock))
 
 
 def test_headers_are_merged_and_lower_case():
@@ -77,7 +97,7 @@ def test_headers_are_merged_and_lower_case():
 @pytest.mark.parametrize(
     "message",
     [
-        b"", b"HTTP/1.1 200", OK, b"HTTP/2 200 OK\r\n\r\n", b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"", b"HTTP/1.1 200", OK, b"HTTP/1.1 101 Switching\r\n\r\n", b"HTTP/1.1 099 No\r\n\r\n", b"HTTP/2 200 OK\r\n\r\n", b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n",
         b"<html>", OK + b"no colon\r\n\r\n", OK + b"name : value\r\n\r\n", OK + b": value\r\n\r\n",
         OK + b"name: a\rb\r\n\r\n", OK + b"name: a\0b\r\n\r\n", OK + b" folded: first\r\n\r\n",
         OK + b"Content-Length: 6\r\n\r\nhello",
@@ -97,3 +117,19 @@ def test_an_invalid_response_is_an_error(message):
 def test_a_body_of_a_request_for_headers_is_not_read():
     answer, reusable = read(OK + b"Content-Length: 5\r\n\r\n", method="HEAD", close=False)
     assert (answer.body, reusable) == (b"", True)
+
+
+def test_a_connection_with_decrypted_bytes_left_is_not_idle():
+    with sent(close=False) as sock:
+        assert is_idle(sock)
+        sock.pending = lambda: 1  # as that of a TLS socket
+        assert not is_idle(sock)
+
+
+def test_a_name_is_looked_up_again_after_no_thread_could_start(monkeypatch):
+    limits = RequestLimits(5, threading.Event())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="new thread"):
+            run(resolve("localhost", 80, limits))
+    assert run(resolve("localhost", 80, limits))
