@@ -102,6 +102,7 @@ def test_headers_are_merged_and_lower_case():
         OK + b"name: a\rb\r\n\r\n", OK + b"name: a\0b\r\n\r\n", OK + b" folded: first\r\n\r\n",
         OK + b"Content-Length: 6\r\n\r\nhello",
         OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhell\r\n0\r\n\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n5 5\r\nhello\r\n0\r\n\r\n",
