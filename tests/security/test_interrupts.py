@@ -213,18 +213,11 @@ def test_an_interrupt_ends_an_export_to_any_target(layers, tmp_path, target):
     assert interrupted(layers, tmp_path, target=target, fresh="yes") < SECONDS
 
 
-# Half of all combinations: each three values of different parameters occur together.
-COMBINATIONS = [
-    (kind, options, number, group)
-    for i, kind in enumerate(["em", "em.zarr"])
-    for j, options in enumerate(["", "client='processes', workers=2"])
-    for k, number in enumerate([signal.SIGINT, signal.SIGTERM])
-    for group in [["", "yes"][(i + j + k) % 2]]
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "options", "number", "group"), COMBINATIONS)
+@pytest.mark.parametrize("kind", ["em", "em.zarr"])
+@pytest.mark.parametrize("options", ["", "client='processes', workers=2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("group", ["", "yes"])
 def test_an_interrupt_ends_threads_and_processes(layers, tmp_path, kind, options, number, group):
     assert interrupted(layers, tmp_path, number=number, kind=kind, options=options, group=group) < SECONDS
 

@@ -96,7 +96,7 @@ def test_a_chunk_truncated_at_any_byte_is_damaged(encoding, dtype):
     stored = encoded(encoding, values)
     whole = decoded(stored, encoding, values)
     # Each truncated fpzip stream crashes the decoder, which is then restarted.
-    step = 197 if encoding in ("fpzip", "kempressed") else 1 if len(stored) < 400 else 7
+    step = 97 if encoding in ("fpzip", "kempressed") else 1 if len(stored) < 400 else 7
     lengths = sorted(
         {*range(0, 40, min(step, 9)), *range(40, len(stored), step), *range(len(stored) - 20, len(stored))}
     )
@@ -121,7 +121,7 @@ def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch
     stored = encoded(encoding, values)
     rng = np.random.default_rng(5)
     told = 0
-    for turn in range(24 if encoding in ("fpzip", "kempressed") else 60):
+    for turn in range(40 if encoding in ("fpzip", "kempressed") else 120):
         damaged = bytearray(stored)
         for _ in range(1 + turn % 4):
             place = int(rng.integers(len(damaged)))
@@ -179,7 +179,7 @@ def test_a_flipped_bit_in_crackle_never_returns_other_voxels(dtype, pins):
     begin = 29 + lengths["z_index"]
     codes = begin + lengths["labels"]
     # A checksum detects a changed label at no cost; a changed code often crashes the decoder, which is then restarted.
-    places = [*range(8 * 29, 8 * codes, 3), *range(8 * codes, 8 * len(stored), 127)]
+    places = [*range(8 * 29, 8 * codes, 3), *range(8 * codes, 8 * len(stored), 61)]
     told = 0
     for place in places:
         damaged = bytearray(stored)

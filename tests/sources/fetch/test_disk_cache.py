@@ -490,7 +490,7 @@ def test_killed_processes_leave_no_wrong_byte_in_a_shared_folder(served, tmp_pat
         return python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     running = [start() for _ in range(3)]
-    for kill in range(12):
+    for kill in range(30):
         victim = running[kill % 3]
         assert "right" in victim.stdout.readline()  # it reads and writes entries now
         time.sleep(rng.uniform(0, 0.1))
