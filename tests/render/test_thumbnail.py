@@ -80,7 +80,7 @@ def test_contrast_limits_are_percentiles_of_the_coarsest_level(sample, reads):
         with pytest.raises(ix.errors.OptionError, match="percentiles"):
             ix.contrast_limits(em, bad)
     for wrong in (None, "em", np.ones((2, 3, 4)), ix.align(em, seg)):
-        with pytest.raises(ix.errors.LayerError, match="give an xarray.DataArray|give one variable"):
+        with pytest.raises(ix.errors.LayerError, match="give an xarray.DataArray|give one variable|open it first"):
             ix.contrast_limits(wrong)
     with pytest.raises(ix.errors.LayerError, match="0 everywhere"):
         ix.contrast_limits(IMAGE * 0)
