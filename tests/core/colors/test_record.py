@@ -110,5 +110,5 @@ def test_palette_accepts_every_form_of_colors():
 
 
 def test_a_dataset_instead_of_an_array_raises_with_its_variables():
-    with pytest.raises(ix.errors.LayerError, match=r"variables \['image', 'segmentation'\].*such as ds\['image'\]"):
+    with pytest.raises(ix.errors.LayerError, match=r"variables \['image', 'segmentation'\].*ds\['segmentation'\]"):
         ix.unique_ids(xr.Dataset({"image": EM, "segmentation": SEG}))
