@@ -37,7 +37,7 @@ def spatial_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
 # grid
 
 
-def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
+def grid_of(da: xr.DataArray | xr.Dataset | xr.DataTree) -> Grid:
     """Return the grid that the coordinates of an array describe, without reading voxels.
 
     The ``units`` attribute of a coordinate may name any unit of length; the default is nanometres. The spacing of the
@@ -48,7 +48,7 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
 
     Parameters
     ----------
-    da : DataArray or Dataset
+    da : DataArray, Dataset or node of a DataTree
         With dims z, y and x and coordinates in units of length. Any of the dims may be a scalar coordinate.
 
     Returns
@@ -73,6 +73,8 @@ def grid_of(da: xr.DataArray | xr.Dataset) -> Grid:
     >>> grid_of(array.isel(z=[2])).resolution
     (4.04, 4.04, 40.0)
     """
+    if isinstance(da, xr.DataTree):
+        da = da.to_dataset()
     if not isinstance(da, xr.DataArray | xr.Dataset):
         raise GridError(f"an object of type {type(da).__name__} has no grid; give a DataArray or a Dataset")
     coords, shape = da.coords.variables, da.sizes  # da[dim] would copy the coordinate and its attributes
