@@ -226,8 +226,8 @@ def _float_ids(values: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray
 def as_triples(values: Any, *, bare: bool = False) -> npt.NDArray[np.float64] | None:
     """Return a column of triples, such as a list of lists or an array (n, 3), as float64 (n, 3); None if it is not one.
 
-    A missing triple becomes NaN. Triples may be texts, as CSV files store them: "[1, 2, 3]" or "(1 2 3)"; with `bare`
-    also "1, 2, 3", which in a column of unknown meaning may be something else.
+    A missing triple becomes NaN. Triples may be texts, as CSV files store them: "[1, 2, 3]" or "(1 2 3)". With `bare`,
+    "1, 2, 3" is a triple too; use it only for columns of positions, because elsewhere such a text may be a number.
     """
     try:
         array = np.asarray(values)

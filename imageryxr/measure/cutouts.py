@@ -189,8 +189,8 @@ def _check_order(source: Any, centers: Any) -> None:
     """Raise `LayerError` if the source is a table and the centres are an array."""
     if is_table(source) and not is_table(centers):
         raise LayerError(
-            f"source is a {type(source).__name__} and centers is a {type(centers).__name__}; give them the other way "
-            "round: cutouts(source, centers, size)"
+            f"source is a {type(source).__name__} and centers is a {type(centers).__name__}; swap the two "
+            "arguments: cutouts(source, centers, size)"
         )
 
 

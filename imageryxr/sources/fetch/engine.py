@@ -1,8 +1,8 @@
 """The engine that reads many objects of a store at once: every source of stored chunks reads through `read_objects`.
 
-Object stores answer a request after tens of milliseconds, so many requests run at once: those to web servers in a few
-threads (see `lanes`), others in one thread each. Each object is decoded when it has arrived, while other requests run.
-Neighbouring ranges of one object are fetched with one request.
+An object store answers a request after tens of milliseconds. Therefore many requests run at once. A few threads make
+all requests to web servers (see `lanes`); each request to another store has a thread of its own. An object is decoded
+as soon as it has arrived, while other requests run. Neighbouring ranges of one object are fetched with one request.
 """
 
 from __future__ import annotations
