@@ -57,6 +57,8 @@ class _Found(NamedTuple):
 
 def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: RequestedIds | None, has_own: bool) -> Array:
     """Return what is found in each cutout of a block, as an array of objects; ``rows`` has the ids of each."""
+    from imageryxr.kernels import isin
+
     out = np.empty(len(block), object)
     for i, (labels, ids) in enumerate(zip(block, rows, strict=True)):
         found = contacts_of_block(box, labels, whole=box, requested=shared, compact=False)
@@ -64,5 +66,5 @@ def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: Requeste
         if has_own:
             kept = np.isin(pairs.pairs, ids[ids != 0]).any(axis=1)
             pairs = PairSums(pairs.pairs[kept], pairs.sums[kept])
-        out[i] = _Found(pairs, np.isin(ids, labels.astype(np.uint64)), found.present)
+        out[i] = _Found(pairs, isin.is_present(labels, ids), found.present)
     return out

@@ -93,6 +93,7 @@ def read_entry(place: Archive, key: str) -> bytes:
     except KeyError:
         raise FileNotFoundError(name) from None
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
+        # zipfile raises RuntimeError for an encrypted entry and NotImplementedError for an unknown compression.
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{name} in the archive {place.file} cannot be read: {error}") from error
