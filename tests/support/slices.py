@@ -32,8 +32,8 @@ def export(target, **kwargs):
 
 
 def counting(page, pages):
-    def counted(self, index, plane):
-        pages.append(index)
-        return page(self, index, plane)
+    def counted(self, plane):
+        pages.append(plane.shape)
+        return page(self, plane)
 
     return counted

@@ -48,7 +48,7 @@ def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, repl
     whole = [name for name in bucket.names() if name.endswith(".png") and replacing == ("-work-" in name)]
     assert len(whole) == 10
     plan = ix.plan_export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
-    pages: list[int] = []
+    pages: list[tuple[int, ...]] = []
     monkeypatch.setattr(type(plan.target), "page", counting(type(plan.target).page, pages))
     report = ix.export(drawn(), url, **options)
     assert report.complete
