@@ -13,7 +13,7 @@ from typing import Any
 from imageryxr.core.colors.ids import parse_key
 from imageryxr.core.colors.parse import RGB, RGBA, hex_color, parse_color
 from imageryxr.core.validate import check_path
-from imageryxr.errors import ColorError, OptionError, format_value
+from imageryxr.errors import ColorError, OptionError, param
 
 
 def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Path:
@@ -50,7 +50,7 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
     }
     """
     if not isinstance(colors, Mapping):
-        raise ColorError(f"colors={format_value(colors)} is not a dict id → colour")
+        raise ColorError(param("colors", colors), " is not a dict of colours by id; give, e.g., {5: 'red'}")
     target, kind = _check_suffix(path)
     rows = [(str(parse_key(key)), hex_color(parse_color(color))) for key, color in colors.items()]
     if kind == ".json":
