@@ -66,7 +66,7 @@ class RequestBudget:
         """Wait until fewer requests run than the limit, and count one more; `stop` cancels it."""
         ticket = _Ticket(most)
         with self._lock:
-            if not self._waiting and self._has_room(most):
+            if not self._waiting and len(self._running) < self.limit(most):
                 self._running.append(stop)
                 return
             self._waiting.append(ticket)
@@ -106,32 +106,39 @@ class RequestBudget:
         """Whether there are running or waiting requests."""
         return bool(self._running or self._waiting)
 
-    def _has_room(self, most: int) -> bool:
-        limit = self.limit(most)
-        # A cancelled request may last until its timeout.
-        return len(self._running) < limit or sum(not stop.is_set() for stop in self._running) < limit
+    def _admissible(self) -> Iterator[_Ticket]:
+        """Yield the waiting requests that may run, each beside those before it.
 
-    def _next(self) -> _Ticket | None:
-        # A request that may not run because its own limit is small does not delay others.
-        return next((ticket for ticket in self._waiting if self._has_room(ticket.most)), None)
+        A place that is free is kept for the first, so that others can use further places before its thread looks.
+        """
+        count, is_exact = len(self._running), False
+        for ticket in self._waiting:
+            limit = self.limit(ticket.most)
+            if count >= limit and not is_exact:
+                # A cancelled request may last until its timeout.
+                count, is_exact = count - sum(stop.is_set() for stop in self._running), True
+            # A request that may not run because its own limit is small does not delay others.
+            if count < limit:
+                count += 1
+                yield ticket
 
     def _is_admitted(self, ticket: _Ticket, stop: threading.Event) -> bool:
         with self._lock:
-            if self._next() is not ticket:
+            if ticket not in self._admissible():
                 return False
             self._waiting.remove(ticket)
             self._running.append(stop)
             return True
 
     def _call_next(self) -> None:
-        ticket = self._next() if self._waiting else None
-        if ticket is not None and ticket.turn is not None:
-            ticket.turn.set()
+        for ticket in self._admissible():
+            if ticket.turn is not None:
+                ticket.turn.set()
 
     def _block(self, ticket: _Ticket, _: float) -> None:
         with self._lock:
             turn = ticket.turn = threading.Event()
-            if self._next() is ticket:
+            if ticket in self._admissible():
                 return
         turn.wait(POLL_SECONDS)
 

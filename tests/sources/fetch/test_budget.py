@@ -160,3 +160,19 @@ def test_a_chunk_above_the_limit_is_read_alone():
     with budget.reserve(500, GO):
         assert budget.used == 500
     assert budget.used == 0
+
+
+def test_a_request_whose_thread_is_busy_keeps_its_place_and_does_not_delay_others():
+    budget, stop = RequestBudget(), threading.Event()
+    for _ in range(2):
+        assert not list(budget.acquire(2, stop, "server"))  # both run at once
+    first, second, third = waiting = [budget.acquire(2, stop, "server") for _ in range(3)]
+    assert all(next(steps).is_queue for steps in waiting)
+    budget.release(stop)
+    budget.release(stop)
+    assert next(third, None).is_queue  # the two places are those of the requests before it
+    assert next(second, None) is None
+    assert next(third, None).is_queue
+    assert next(first, None) is None
+    budget.release(stop)
+    assert next(third, None) is None
