@@ -317,7 +317,7 @@ def test_sources_that_are_no_volume_are_errors_that_state_the_call():
     with pytest.raises(LayerError, match=r"open it first: imageryxr.open_image\('precomputed://x'\)"):
         ix.cutouts("precomputed://x", centers, (4, 4, 1))
     for table in (centers, {"x": [0], "y": [60], "z": [0]}, pd.DataFrame({"x": [0], "y": [60], "z": [0]})):
-        with pytest.raises(LayerError, match=r"the other way round: cutouts\(source, centers, size\)"):
+        with pytest.raises(LayerError, match=r"swap the two arguments: cutouts\(source, centers, size\)"):
             ix.cutouts(table, held, (4, 4, 1))
 
 
