@@ -47,6 +47,7 @@ def reduce_volumes(
     merge: Callable[[list[T]], T],
     *,
     box: IndexBox | None = None,
+    before: int = 0,
 ) -> T:
     """Return the reduction of volumes on one grid; computes.
 
@@ -63,16 +64,20 @@ def reduce_volumes(
         Returns the merged result of a list of partial results; associative, in any order.
     box : IndexBox, optional
         The part of the grid to reduce. Default: all of it.
+    before : int, default 0
+        Number of voxels before the box, along each axis, that ``one`` receives too if the arrays are in memory.
     """
     box = volumes[0].box if box is None else box
     if all(v.in_memory for v in volumes):
-        return _reduce_arrays([_values(v) for v in volumes], one, merge, box)
+        return _reduce_arrays([_values(v) for v in volumes], one, merge, box, before)
     one = partial(_at_offset, one, box.start) if any(box.start) else one
     found: T = reduce_blocks(block_arrays(volumes, box), one, merge).compute()
     return found
 
 
-def _reduce_arrays(arrays: Sequence[Array], one: Callable[..., T], merge: Callable[[list[T]], T], box: IndexBox) -> T:
+def _reduce_arrays(
+    arrays: Sequence[Array], one: Callable[..., T], merge: Callable[[list[T]], T], box: IndexBox, before: int
+) -> T:
     """Return the reduction of a box of arrays in memory, by threads unless dask is configured otherwise."""
     boxes = PlainBoxDep(_slabs(box.shape))
     counts = boxes.numblocks
@@ -82,7 +87,9 @@ def _reduce_arrays(arrays: Sequence[Array], one: Callable[..., T], merge: Callab
     for idx in product(*map(range, counts)):
         slab = boxes[idx].shift(box.start)
         # Views in the tasks; `dask.array.from_array` would copy the arrays.
-        tasks[("slab", *idx)] = (partial(one, slab, *(a[slab.slices()] for a in arrays)),)
+        low = [max(s - before, first) for s, first in zip(slab.start, box.start, strict=True)]
+        read = IndexBox((low[0], low[1], low[2]), slab.stop).slices()
+        tasks[("slab", *idx)] = (partial(one, slab, *(a[read] for a in arrays)),)
     tree, root = _merge_tree("slab", "merged", counts, merge, _FAN_IN_MEMORY)
     # A client of a cluster would send the values to its workers.
     chosen = dask.config.get("scheduler", None)

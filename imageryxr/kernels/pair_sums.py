@@ -22,30 +22,35 @@ PairTable = tuple[NDArray[np.uint64], NDArray[np.int64]]
 _ZERO = np.uint64(0)
 
 
-def sum_contacts(labels: NDArray[Any]) -> PairTable:
+def sum_contacts(labels: NDArray[Any], before: tuple[int, int] = (0, 0)) -> PairTable:
     """Return the faces between the voxels of different segments of a block (z, y, x), by pair of ids; 0 is background.
 
     The smaller id of a pair is first. The sums are int64[n, 12]: for faces across z, then y, then x, their number and
     the sums of the doubled positions (z, y, x) of their centres, in voxels from the corner of the block.
+
+    The first planes across z and y, 0 or 1 as `before` states, belong to the blocks before this one: of their faces,
+    only those that they share with this block count.
     """
-    pairs, sums = tally_rows(_sum_contacts(as_labels(labels), make_tally(12)))
+    pairs, sums = tally_rows(_sum_contacts(as_labels(labels), before[0], before[1], make_tally(12)))
     return pairs, sums
 
 
 @compile_kernel
-def _sum_contacts(labels: NDArray[Any], tally: Tally) -> Tally:
+def _sum_contacts(labels: NDArray[Any], first_z: int, first_y: int, tally: Tally) -> Tally:
     depth, height, width = labels.shape
     here, above, behind = make_run_buffers(width), make_run_buffers(width), make_run_buffers(width)
     runs = 0
-    for z in range(depth):
-        for y in range(height):
+    for z in range(first_z, depth):
+        if first_y > 0:
+            runs = run_ends(labels[z, first_y - 1], here)
+        for y in range(first_y, height):
             row = labels[z, y]
-            here, above, before = above, here, runs
+            here, above, count = above, here, runs
             runs = run_ends(row, here)
             tally = reserve_rows(tally, runs)
             _add_along_row(row, here.ends, runs, tally, z, y)
             if y > 0:
-                tally = reserve_rows(tally, runs + before)
+                tally = reserve_rows(tally, runs + count)
                 _add_between(labels[z, y - 1], above.ends, row, here.ends, tally, 4, 2 * z + 1, 2 * y)
             if z > 0:
                 count = run_ends(labels[z - 1, y], behind)

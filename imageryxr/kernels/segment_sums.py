@@ -27,6 +27,8 @@ class BlockSums(NamedTuple):
     first: NDArray[np.int64]
     last: NDArray[np.int64]
     """int64[k, 3], the smallest and the largest index."""
+    rows: NDArray[np.intp]
+    """The row of each segment in the hash table."""
 
 
 class GreySums(NamedTuple):
@@ -52,7 +54,7 @@ def sum_segments(labels: NDArray[Any], ids: NDArray[np.uint64] | None = None) ->
     order = order[sums[order, 0] > 0]
     found = sums[order]
     positions = np.stack([found[:, 3], found[:, 2], found[:, 1] // 2], axis=1)
-    return BlockSums(pairs[order, 0], found[:, 0], positions, found[:, [8, 6, 4]], found[:, [9, 7, 5]]), tally
+    return BlockSums(pairs[order, 0], found[:, 0], positions, found[:, [8, 6, 4]], found[:, [9, 7, 5]], order), tally
 
 
 @compile_kernel
@@ -102,7 +104,7 @@ def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tal
     """
     if labels.shape != image.shape:
         raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have the same shape")
-    block, rows = as_labels(labels), _rows_of(segments, tally)
+    block, rows = as_labels(labels), segments.rows
     dtype = image.dtype.newbyteorder("=")
     if dtype.kind == "b" or (dtype.kind in "iu" and dtype.itemsize <= 2):
         values = image.view(np.uint8) if dtype.kind == "b" else image
@@ -113,20 +115,13 @@ def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tal
     return GreySums(sums[:, 1], sums[:, 2], sums[:, 3].astype(dtype), sums[:, 4].astype(dtype))
 
 
-def _rows_of(segments: BlockSums, tally: Tally) -> NDArray[np.intp]:
-    """Return the row in the tally of each segment."""
-    pairs, _ = tally_rows(tally)
-    order = np.argsort(pairs[:, 0], kind="stable")
-    found: NDArray[np.intp] = order[np.searchsorted(pairs[order, 0], segments.ids)]
-    return found
-
-
 def _exact_sums(voxels: NDArray[np.int64], found: NDArray[np.int64], dtype: np.dtype[Any]) -> GreySums:
     total, squares = found[:, 0], found[:, 1]
-    # n·Σv² - (Σv)² may exceed int64, and as float64 it would cancel where the mean is large beside the deviation.
-    count = voxels.astype(object)
-    exact = count * squares.astype(object) - total.astype(object) ** 2
-    deviation = np.array(exact / count, np.float64) if len(count) else np.empty(0)
+    # Deviations from a whole number near the mean are summed as integers. Intermediate values may exceed int64 and
+    # wrap; the sum does not. What the rest of the mean takes away is at most half of the sum, so nothing cancels.
+    near = (2 * total + voxels) // (2 * voxels)
+    deviation = (squares - near * (2 * total - near * voxels)).astype(np.float64)
+    deviation -= (total - near * voxels).astype(np.float64) ** 2 / voxels
     return GreySums(total / voxels, deviation, found[:, 2].astype(dtype), found[:, 3].astype(dtype))
 
 

@@ -30,7 +30,6 @@ class _Runs(NamedTuple):
         return np.repeat(self.values, sizes).reshape(self.shape)
 
 
-_Plane = _Runs | Array
 _Border = tuple[int, Index3]
 """The axis across a border between two blocks, and its first voxel (z, y, x) on the upper side."""
 
@@ -40,33 +39,40 @@ class BlockContacts:
     """Contacts within a part of an array, and the planes at its borders with parts that are not merged yet."""
 
     pairs: PairSums
-    planes: dict[_Border, _Plane]
+    planes: dict[_Border, _Runs]
     present: npt.NDArray[np.bool_] | None
     """Whether each requested id occurs."""
 
 
 def contacts_of_block(
-    box: IndexBox, labels: Array, *, whole: IndexBox, requested: RequestedIds | None, compact: bool
+    box: IndexBox, labels: Array, *, whole: IndexBox | None, requested: RequestedIds | None
 ) -> BlockContacts:
-    """Return the contacts of a block, and its planes at borders with other blocks: compact, or views of the block."""
+    """Return the contacts of a block, and its planes at borders with other blocks of the `whole` array.
+
+    If `whole` is None, no planes are returned: `labels` begins with the planes before the block, if there are any.
+    """
     from imageryxr.kernels import isin, pair_sums
 
-    pairs, sums = pair_sums.sum_contacts(labels)
-    counts = sums[:, [0, 4, 8]]
-    # Doubled positions from the corner of the block become those from the corner of the array.
+    before = np.subtract(labels.shape, box.shape)
+    pairs, sums = pair_sums.sum_contacts(labels, (int(before[0]), int(before[1])))
+    # Doubled positions from the corner of the labels become those from the corner of the array.
+    shift = 2 * (np.array(box.start, np.int64) - before)
     for axis in range(3):
-        sums[:, 4 * axis + 1 : 4 * axis + 4] += 2 * np.array(box.start, np.int64) * counts[:, [axis]]
-    planes = {}
+        sums[:, 4 * axis + 1 : 4 * axis + 4] += shift * sums[:, [4 * axis]]
+    table = _keep_requested(merge_pairs([PairSums(pairs, sums)]), requested)
+    present = None if requested is None else isin.is_present(labels, requested.array)
+    return BlockContacts(table, {} if whole is None else _border_planes(box, labels, whole), present)
+
+
+def _border_planes(box: IndexBox, labels: Array, whole: IndexBox) -> dict[_Border, _Runs]:
+    planes: dict[_Border, _Runs] = {}
     for axis in range(3):
         for is_upper in (False, True):
             place = box.stop[axis] if is_upper else box.start[axis]
             if whole.start[axis] < place < whole.stop[axis]:
-                start = tuple(place if a == axis else s for a, s in enumerate(box.start))
-                plane = labels[(*[slice(None)] * axis, -1 if is_upper else 0)]
-                planes[axis, start] = _as_runs(plane) if compact else plane
-    table = _keep_requested(merge_pairs([PairSums(pairs, sums)]), requested)
-    present = None if requested is None else isin.is_present(labels, requested.array)
-    return BlockContacts(table, planes, present)  # type: ignore[arg-type]
+                z, y, x = (place if a == axis else s for a, s in enumerate(box.start))
+                planes[axis, (z, y, x)] = _as_runs(labels[(*[slice(None)] * axis, -1 if is_upper else 0)])
+    return planes
 
 
 def _as_runs(plane: Array) -> _Runs:
@@ -87,7 +93,7 @@ def merge_contacts(parts: list[BlockContacts], *, requested: RequestedIds | None
     if len(parts) == 1:
         return parts[0]
     tables = [part.pairs for part in parts]
-    waiting: dict[_Border, _Plane] = {}
+    waiting: dict[_Border, _Runs] = {}
     for part in parts:
         for border, plane in part.planes.items():
             other = waiting.pop(border, None)
@@ -99,15 +105,11 @@ def merge_contacts(parts: list[BlockContacts], *, requested: RequestedIds | None
     return BlockContacts(merge_pairs(tables), waiting, np.logical_or.reduce(seen) if seen else None)
 
 
-def _labels_of(plane: _Plane) -> Array:
-    return plane.labels() if isinstance(plane, _Runs) else plane
-
-
-def _border_contacts(border: _Border, one: _Plane, other: _Plane) -> PairSums:
+def _border_contacts(border: _Border, one: _Runs, other: _Runs) -> PairSums:
     from imageryxr.kernels import pair_sums
 
     axis, start = border
-    pairs, found = pair_sums.sum_plane_contacts(_labels_of(one), _labels_of(other))
+    pairs, found = pair_sums.sum_plane_contacts(one.labels(), other.labels())
     faces, sums = found[:, 0], np.zeros((len(pairs), 12), np.int64)
     along = iter(found[:, 1:].T)
     sums[:, 4 * axis] = faces

@@ -61,7 +61,7 @@ def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: Requeste
 
     out = np.empty(len(block), object)
     for i, (labels, ids) in enumerate(zip(block, rows, strict=True)):
-        found = contacts_of_block(box, labels, whole=box, requested=shared, compact=False)
+        found = contacts_of_block(box, labels, whole=None, requested=shared)
         pairs = found.pairs
         if has_own:
             kept = np.isin(pairs.pairs, ids[ids != 0]).any(axis=1)
