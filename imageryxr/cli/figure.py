@@ -24,11 +24,11 @@ from imageryxr.cli.options import (
     split_names,
 )
 from imageryxr.cli.points import PointOptions, draw_points
+from imageryxr.core.array_labels import layer_type_of
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError, warn
 from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
-from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_pixels
 from imageryxr.render.figure.files import check_suffix
 from imageryxr.render.figure.picture import geometry_of

@@ -1,4 +1,4 @@
-"""Labels of xarray objects: the grid that their coordinates describe, attributes, and other coordinates.
+"""Labels of xarray objects: layer type, the grid that the coordinates describe, attributes, other coordinates.
 
 Attributes are converted to types that netCDF and Zarr files can store; nested values become JSON text. Verbs keep
 coordinates such as a section name along z or a scalar time as xarray does.
@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.bbox import DIMS, SNAP, tidy
+from imageryxr.core.bbox import DIMS, SNAP
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.core.validate import to_number, to_numbers
@@ -31,6 +31,18 @@ def spatial_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
     if not isinstance(dataset, xr.Dataset):
         raise LayerError(f"an object of type {type(dataset).__name__} has no layers; give a DataArray or a Dataset")
     return {name: v for name, v in dataset.data_vars.items() if {*DIMS} <= {*v.dims, *v.coords}}
+
+
+def layer_type_of(array: xr.DataArray) -> Literal["image", "segmentation"]:
+    """Return the layer type of an array, from its attrs, its name or its dtype."""
+    declared = array.attrs.get("layer_type", array.name)
+    return declared if declared in ("image", "segmentation") else layer_type_of_dtype(array.dtype)
+
+
+def layer_type_of_dtype(dtype: np.dtype[Any]) -> Literal["image", "segmentation"]:
+    """Return the layer type of an array that does not state it."""
+    # Grey values have 8 or 16 bits or are floats, so wider integers are ids.
+    return "segmentation" if dtype.kind in "iu" and dtype.itemsize > 2 else "image"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -239,10 +251,12 @@ def _offset(first: float, resolution: float, offset: Any) -> int | float:
     # A float64 coordinate beyond 2**31 voxels is noisier than `SNAP`.
     noise = max(float(SNAP), 4 * float(np.spacing(abs(place))))
     if offset is not None and abs(place - float(offset)) < noise:
-        return int(offset) if float(offset).is_integer() else tidy(offset)
+        return int(offset) if float(offset).is_integer() else float(offset)
     # Downsampling by 3 gives offsets in thirds of a voxel; a small denominator within float noise is the exact value.
     simple = Fraction(place).limit_denominator(1000)
-    return tidy(simple) if abs(place - simple) < noise else place
+    if abs(place - simple) >= noise:
+        return place
+    return int(simple) if simple.denominator == 1 else float(simple)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Map the voxels of one axis to another in exact integer arithmetic; every resampling uses these maps."""
+"""Map the voxels of one grid to another in exact integer arithmetic; every resampling uses these maps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -10,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.bbox import SNAP, to_fraction
-from imageryxr.core.grid import Axis
+from imageryxr.core.bbox import SNAP, Index3, IndexBox, to_fraction
+from imageryxr.core.grid import Axis, Grid
 
 # The source index of a target voxel that lies outside the volume.
 OUTSIDE = -1
@@ -122,6 +123,10 @@ class AxisMap:
         """Return the half-open range of target voxels whose centre lies in source voxels ``start`` to ``stop``."""
         return self.first_voxel_at(start), self.first_voxel_at(stop)
 
+    def target_edges(self, edges: Iterable[int], start: int, stop: int) -> list[int]:
+        """Return the first target voxels at or above the edges of source voxels, of those between start and stop."""
+        return sorted({e for e in map(self.first_voxel_at, edges) if start < e < stop})
+
     def source_range(self, start: int, stop: int, method: str) -> tuple[int, int]:
         """Return the half-open range of source voxels that a method needs for target voxels ``start`` to ``stop``."""
         low = Fraction(self.a * start + self.b, self.c)
@@ -180,3 +185,37 @@ class AxisMap:
         k = k.astype(numerator.dtype)
         parts = np.minimum((k + 1) * c, numerator[of] + length) - np.maximum(k * c, numerator[of])
         return OverlapMap(first, offsets, np.maximum(1, (parts + unit // 2) // unit).astype(np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class GridMap:
+    """Positions of the voxels of a target grid on a source grid."""
+
+    axes: tuple[AxisMap, AxisMap, AxisMap]
+    """The maps of z, y and x."""
+
+    @classmethod
+    def from_grids(cls, target: Grid, source: Grid) -> GridMap:
+        """Return the map from a target grid to a source grid."""
+        z, y, x = (AxisMap.from_axes(t, s) for t, s in zip(target.axes, source.axes, strict=True))
+        return cls((z, y, x))
+
+    @property
+    def scale(self) -> float:
+        """Number of source voxels per target voxel."""
+        return float(math.prod(axis.scale for axis in self.axes))
+
+    def target_box(self, box: IndexBox) -> IndexBox:
+        """Return the target voxels whose centre lies in a box of source voxels."""
+        z, y, x = (m.target_range(a, b) for m, a, b in zip(self.axes, box.start, box.stop, strict=True))
+        return IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
+    def source_box(self, box: IndexBox, method: str) -> IndexBox:
+        """Return the source voxels that a method needs for a box of target voxels."""
+        z, y, x = (m.source_range(a, b, method) for m, a, b in zip(self.axes, box.start, box.stop, strict=True))
+        return IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
+    def relative_to(self, first: Index3) -> GridMap:
+        """Return the map to source indexes that are counted from voxel ``first``."""
+        z, y, x = (AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(self.axes, first, strict=True))
+        return GridMap((z, y, x))

@@ -72,7 +72,7 @@ class Axis:
 
     def crop(self, start: int, stop: int) -> Axis:
         """Return the axis of voxels ``start`` to ``stop`` of this one."""
-        return Axis(stop - start, self.resolution, tidy(self.offset + start))
+        return Axis(stop - start, self.resolution, self.offset + start)
 
     def shift_to(self, other: Axis) -> int | None:
         """Return the index in ``other`` of this axis's first voxel, or None if the voxels do not coincide."""

@@ -26,7 +26,6 @@ from imageryxr.graph.evaluate import (
     SharedReads,
     assemble_box,
     evaluate_shared,
-    has_tables,
     required_boxes,
     restrict_tables,
 )
@@ -237,7 +236,7 @@ def input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> I
                     pieces.append(_InputBlock(leaf, part))
                     keys.append(source_key)
         shared = [(name, *idx) for name in reads]
-        own = restrict_tables(expr, box) if has_tables(expr) else expr
+        own = restrict_tables(expr, box)
         yield (key, *lead, *idx, *tail), (_run_with_inputs, own, Opaque((box, tuple(pieces))), keys, shared)
 
 

@@ -38,15 +38,6 @@ def required_boxes(expr: Expr, box: IndexBox) -> dict[Leaf, list[IndexBox]]:
     return found
 
 
-def core_boxes(expr: Expr, box: IndexBox) -> dict[Leaf, IndexBox]:
-    """Return the box of each leaf at the position of a box of the expression, without halos."""
-    found = {expr: box} if isinstance(expr, Leaf) else {}
-    for child, core in zip(expr.inputs, expr.cores(box), strict=True):
-        for leaf, part in core_boxes(child, core).items():
-            found[leaf] = found[leaf].hull(part) if leaf in found else part
-    return found
-
-
 def _collect_boxes(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]]) -> None:
     box = box.clip(expr.bounds)
     if not box.voxels:
@@ -177,6 +168,8 @@ def has_tables(expr: Expr) -> bool:
 
 def restrict_tables(expr: Expr, box: IndexBox) -> Expr:
     """Return an expression whose tables have only the rows that a box needs."""
+    if not has_tables(expr):
+        return expr
     boxes: dict[Expr, IndexBox] = {}
     _collect_tables(expr, box, boxes)
     made: dict[Expr, Expr] = {}

@@ -11,7 +11,6 @@ one that is outside the array: its values are 0 outside ``bounds`` only. So a cr
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.sources.base import Source, dtype_of
 
@@ -80,6 +79,14 @@ class Expr(ABC):
     def cores(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of each input at the position of ``box``: `needs` without halos."""
         return self.needs(box)
+
+    def leaf_cores(self, box: IndexBox) -> dict[Leaf, IndexBox]:
+        """Return the box of each leaf at the position of ``box``, without halos."""
+        found = {self: box} if isinstance(self, Leaf) else {}
+        for child, core in zip(self.inputs, self.cores(box), strict=True):
+            for leaf, part in child.leaf_cores(core).items():
+                found[leaf] = found[leaf].hull(part) if leaf in found else part
+        return found
 
     @abstractmethod
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
@@ -293,8 +300,8 @@ class Resampled(Expr):
     """The child, resampled onto another grid."""
 
     child: Expr
-    maps: tuple[AxisMap, AxisMap, AxisMap]
-    """Maps from the indexes of this grid to those of the child's grid, for z, y and x."""
+    grid_map: GridMap
+    """Map from the indexes of this grid to those of the child's grid."""
     method: str
 
     @cached_property
@@ -304,26 +311,23 @@ class Resampled(Expr):
 
     def box_from_child(self, box: IndexBox) -> IndexBox:
         """Return the voxels whose centre lies within a box of the child."""
-        z, y, x = (m.target_range(a, b) for m, a, b in zip(self.maps, box.start, box.stop, strict=True))
-        return IndexBox((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+        return self.grid_map.target_box(box)
 
     @property
     def density(self) -> float:
         """The number of child voxels per voxel: downsampling reads all voxels within a new one."""
-        return max(1.0, self.child.density * float(math.prod(m.scale for m in self.maps)))
+        return max(1.0, self.child.density * self.grid_map.scale)
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the child's box that the method reads, within the child's bounds."""
-        reach = [m.source_range(a, b, self.method) for m, a, b in zip(self.maps, box.start, box.stop, strict=True)]
-        (z0, z1), (y0, y1), (x0, x1) = reach
-        return (IndexBox((z0, y0, x0), (z1, y1, x1)).clip(self.child.bounds),)
+        return (self.grid_map.source_box(box, self.method).clip(self.child.bounds),)
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the resampled values."""
         from imageryxr.kernels import downsample, interpolate
 
         (need,), bounds = self.needs(box), self.child.bounds
-        axes = zip(self.maps, box.start, box.stop, bounds.start, bounds.stop, need.start, strict=True)
+        axes = zip(self.grid_map.axes, box.start, box.stop, bounds.start, bounds.stop, need.start, strict=True)
         if self.method == "nearest":
             indexes = [m.nearest(a, b, (lo, hi)).relative_to(first).voxel for m, a, b, lo, hi, first in axes]
             return interpolate.resample_nearest(arrays[0], *indexes)
@@ -336,11 +340,9 @@ class Resampled(Expr):
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
         """Return the child's chunk edges, in the indexes of this grid."""
-        m = self.maps[axis]
-        found = self.child.edges(axis, *m.source_range(start, stop, "nearest"))
-        if found is None:
-            return None
-        return sorted({e for e in map(m.first_voxel_at, found) if start < e < stop})
+        along = self.grid_map.axes[axis]
+        found = self.child.edges(axis, *along.source_range(start, stop, "nearest"))
+        return None if found is None else along.target_edges(found, start, stop)
 
 
 def replace_leaves(expr: Expr, swap: Callable[[Leaf], Expr]) -> Expr:

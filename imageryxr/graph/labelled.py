@@ -68,11 +68,6 @@ class Volume:
     below_splits: Splits | None = None
     """The block sizes before the array was rechunked, in which it is read; None unless rechunking has cut blocks."""
 
-    @property
-    def box(self) -> IndexBox:
-        """All voxels of the array."""
-        return self.grid.box
-
 
 def check_array(given: Any) -> None:
     """Raise `LayerError` unless an argument is a DataArray."""
@@ -180,7 +175,7 @@ class _VolumeData:
 
 
 def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], tail: tuple[str, ...]) -> _VolumeData:
-    if is_lazy(array):
+    if not is_dask(array) and is_lazy(array):
         expr = None if tail else _lazy_expr(array)
         if expr is not None:
             return _VolumeData(expr)
@@ -339,13 +334,13 @@ def as_dask(array: xr.DataArray) -> xr.DataArray:
 
 def crop_volume(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes; its expression still contains the data beyond the box."""
-    expr = view_expr(volume.expr, volume.box, box)
+    expr = view_expr(volume.expr, volume.grid.box, box)
     return replace(volume, expr=expr, grid=volume.grid.crop(box), splits=None, below_splits=None)
 
 
 def clip_volume(volume: Volume) -> Volume:
     """Return a volume whose values outside of its array are 0; the expression of a crop has the data around it."""
-    return replace(volume, expr=clip_to_box(volume.expr, volume.box))
+    return replace(volume, expr=clip_to_box(volume.expr, volume.grid.box))
 
 
 @dataclass(frozen=True)

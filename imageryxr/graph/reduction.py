@@ -67,7 +67,7 @@ def reduce_volumes(
     before : int, default 0
         Number of voxels before the box, along each axis, that ``one`` receives too if the arrays are in memory.
     """
-    box = volumes[0].box if box is None else box
+    box = volumes[0].grid.box if box is None else box
     if all(v.in_memory for v in volumes):
         return _reduce_arrays([_values(v) for v in volumes], one, merge, box, before)
     one = partial(_at_offset, one, box.start) if any(box.start) else one
@@ -135,7 +135,7 @@ def block_splits(volumes: Sequence[Volume], box: IndexBox) -> Splits:
 
 def view_of_box(volume: Volume, box: IndexBox) -> Volume:
     """Return the volume of a box of indexes within a volume."""
-    if box == volume.box:
+    if box == volume.grid.box:
         return replace(volume, expr=widen_to(volume.expr, box))
     return crop_volume(volume, box)
 

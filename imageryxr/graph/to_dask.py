@@ -33,7 +33,6 @@ from imageryxr.errors import OptionError, format_value, param
 from imageryxr.graph.dask_inputs import DaskInputLayer, Splits, input_tasks
 from imageryxr.graph.evaluate import (
     SharedReads,
-    core_boxes,
     evaluate_shared,
     has_tables,
     restrict_tables,
@@ -132,7 +131,7 @@ def _shared_reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str,
         return {}
     middle: Index3 = tuple(n // 2 for n in shape)  # type: ignore[assignment]
     found = {}
-    for leaf, place in core_boxes(expr, IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
+    for leaf, place in expr.leaf_cores(IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
         if not isinstance(leaf, ArrayLeaf | DaskLeaf):
             # The source's box of one voxel identifies the position of the array in the source.
             name = f"reads-{tokenize(leaf, splits, place)}"

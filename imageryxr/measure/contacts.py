@@ -73,7 +73,7 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
         return contacts_of_cutouts(segmentation, ids)
     volume = segmentation_volume(segmentation)
     requested = None if ids is None else RequestedIds.of(ids)
-    task = partial(contacts_of_block, whole=None if volume.in_memory else volume.box, requested=requested)
+    task = partial(contacts_of_block, whole=None if volume.in_memory else volume.grid.box, requested=requested)
     found = reduce_volumes([volume], task, partial(merge_contacts, requested=requested), before=1)
     if requested is not None and found.present is not None and not found.present.all():
         absent = requested.array[~found.present].tolist()

@@ -30,7 +30,7 @@ def contacts_of_cutouts(segmentation: xr.DataArray, ids: Any) -> xr.Dataset:
     shared = None if own is not None or ids is None else RequestedIds.of(ids)
     volume = segmentation_volume(first_cutout(array))
     rows = np.zeros((array.sizes[CUTOUT], 0), np.uint64) if own is None else own.values
-    run = partial(_find_contacts, box=volume.box, shared=shared, has_own=own is not None)
+    run = partial(_find_contacts, box=volume.grid.box, shared=shared, has_own=own is not None)
     if is_dask(array) or is_lazy(array):
         table: Array = map_cutouts(run, [as_blocks(array)], (), object, rows=rows, name="contacts").compute()
     else:

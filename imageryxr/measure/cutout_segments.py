@@ -45,7 +45,7 @@ def measure_cutouts(
     arrays = check_arrays(segmentation, image)
     firsts = first_voxels(arrays[0])
     volumes, task, requested = prepare_measurement(*map(first_cutout, arrays), ids=ids, percentiles=percentiles)
-    box = volumes[0].box
+    box = volumes[0].grid.box
     run = partial(_sum_cutouts, task=task, box=box)
     if any(is_dask(a) or is_lazy(a) for a in arrays):
         table: Array = map_cutouts(run, [as_blocks(a) for a in arrays], (), object, name="measure").compute()

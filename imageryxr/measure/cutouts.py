@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotations import AXIS
-from imageryxr.core.array_labels import spatial_arrays
+from imageryxr.core.array_labels import layer_type_of, spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, format_triple, tidy
 from imageryxr.core.grid import Axis, Grid, check_extent
 from imageryxr.core.validate import check_counts
@@ -19,7 +19,7 @@ from imageryxr.graph.cutout_arrays import BOUNDS, CUTOUT, PHASE, check_same_posi
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.measure.centers import Points, is_table, read_centers
-from imageryxr.ops.align import align, layer_type_of
+from imageryxr.ops.align import align
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import layers_of
 

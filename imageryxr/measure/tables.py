@@ -63,7 +63,7 @@ class MeasurementPlan:
     @property
     def voxels(self) -> int:
         """Number of voxels to measure."""
-        return self.volumes[0].box.voxels
+        return self.volumes[0].grid.box.voxels
 
     @property
     def read_bytes(self) -> int:
@@ -172,7 +172,7 @@ def plan_measurement(
 
 def _regions(volumes: Sequence[Volume]) -> list[IndexBox]:
     """Return boxes of whole blocks, of about `_REGION_VOXELS` each, that cover the grid."""
-    whole = volumes[0].box
+    whole = volumes[0].grid.box
     starts = block_starts(block_splits(volumes, whole))
     counts = [len(s) - 1 for s in starts]
     largest = [max(b - a for a, b in pairwise(s)) for s in starts]

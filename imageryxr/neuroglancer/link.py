@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import list_from_attr, parse_json_attr, spatial_arrays
+from imageryxr.core.array_labels import layer_type_of, list_from_attr, parse_json_attr, spatial_arrays
 from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
@@ -33,7 +33,6 @@ from imageryxr.neuroglancer.linked_segments import restore_links
 from imageryxr.neuroglancer.local_annotations import annotation_specs
 from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options
 from imageryxr.neuroglancer.state_writer import saved_link, state_of_dataset, state_of_tree
-from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.tree import dimensions_of, layers_of
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch.policy import is_local_address

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of
-from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.array_labels import grid_of, layer_type_of
+from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
 from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error, warn_half_voxel
 from imageryxr.core.validate import check_choice, list_choices
@@ -23,7 +23,7 @@ from imageryxr.errors import (
     param,
 )
 from imageryxr.graph.cutout_arrays import check_same_centers, has_cutouts
-from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr, widen_to
+from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
 from imageryxr.ops.cutout_align import align_cutouts
@@ -184,15 +184,6 @@ def _merge_layers(layers: dict[str, xr.DataArray]) -> xr.Dataset:
     return dataset
 
 
-def layer_type_of(da: xr.DataArray) -> str:
-    """Return the layer type of an array, "image" or "segmentation": from its attrs, its name or its dtype."""
-    declared = da.attrs.get("layer_type", da.name)
-    if declared in METHODS:
-        return str(declared)
-    # Grey values have 8 or 16 bits or are floats, so wider integers are ids.
-    return "segmentation" if da.dtype.kind in "iu" and da.dtype.itemsize > 2 else "image"
-
-
 def _image_volume(image: xr.DataArray) -> Volume:
     volume = volume_of(image)
     if volume.attrs.get("layer_type") == "segmentation":
@@ -254,12 +245,12 @@ def _keep_dropped_axes(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
 def _resample_expr(volume: Volume, grid: Grid, method: Method) -> Expr:
     shift = grid.shift_to(volume.grid)
     if shift is not None:
-        return view_expr(volume.expr, volume.box, grid.box.shift(shift))
+        return view_expr(volume.expr, volume.grid.box, grid.box.shift(shift))
     if volume.expr.dtype.kind == "b" and method == "linear":
         method = "nearest"  # Booleans cannot be interpolated.
-    maps = tuple(AxisMap.from_axes(target, own) for target, own in zip(grid.axes, volume.grid.axes, strict=True))
-    expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
-    return widen_to(clip_to_array(expr, expr.box_from_child(volume.box), grid.box), grid.box)
+    grid_map = GridMap.from_grids(grid, volume.grid)
+    resampled = Resampled(volume.expr, grid_map, method)
+    return clip_to_array(resampled, grid_map.target_box(volume.grid.box), grid.box)
 
 
 def _common_grid(image: Grid, segmentation: Grid, to: Any) -> Grid:

@@ -15,7 +15,6 @@ from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_unique_ids
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import LayerError, OptionError, param, warn
-from imageryxr.graph.evaluate import core_boxes
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import volume_of
 from imageryxr.sources.cave.datastack import find_datastack
@@ -139,7 +138,7 @@ def _graph_source(tree: xr.DataTree) -> GrapheneSource | None:
         expr = volume_of(tree["segmentation"]["segmentation"])  # type: ignore[arg-type]
     except (KeyError, LayerError):
         return None
-    leaves = core_boxes(expr.expr, expr.box)
+    leaves = expr.expr.leaf_cores(expr.grid.box)
     sources = [leaf.source for leaf in leaves if isinstance(leaf, LevelLeaf)]
     return next((s for s in sources if isinstance(s, GrapheneSource)), None)
 

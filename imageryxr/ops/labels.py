@@ -120,7 +120,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     """
     volume, requested = segmentation_volume(seg), RequestedIds.of(ids)
     pick = partial(_select, requested=requested)
-    expr = _RequestedIdsMap(volume.expr, pick, str(volume.expr.dtype), requested=requested, whole=volume.box)
+    expr = _RequestedIdsMap(volume.expr, pick, str(volume.expr.dtype), requested=requested, whole=volume.grid.box)
     attrs = {**volume.attrs, "ids": requested.array.tolist()}
     return label_result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
 
@@ -164,7 +164,7 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
         raise SegmentError("split_masks needs at least one id, e.g. from imageryxr.unique_ids(seg)")
     split = partial(_masks, requested=requested)
     expr = _RequestedIdsMap(
-        volume.expr, split, "bool", lead=(len(requested.array),), requested=requested, whole=volume.box
+        volume.expr, split, "bool", lead=(len(requested.array),), requested=requested, whole=volume.grid.box
     )
     masks = label_result(expr, volume.grid, volume, attrs=volume.attrs, name="masks", lead="segment")
     return masks.assign_coords(segment=requested.array)

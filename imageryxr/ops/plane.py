@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import ArrayOrDataset, grid_of, plain_attrs, spatial_arrays
+from imageryxr.core.array_labels import ArrayOrDataset, grid_of, layer_type_of, plain_attrs, spatial_arrays
 from imageryxr.core.bbox import BBox, Index3, Triple, check_point, check_resolution, to_fraction
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, out_of_volume_error
@@ -21,7 +21,7 @@ from imageryxr.core.validate import check_choice, check_counts, check_number, li
 from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError
 from imageryxr.graph.labelled import clip_volume, label_result, volume_of
 from imageryxr.graph.oblique import Cut, plane_expr
-from imageryxr.ops.align import METHODS, Method, layer_type_of
+from imageryxr.ops.align import METHODS, Method
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree import dimensions_of, displayed_axes, layers_of, position_of
 from imageryxr.ops.tree_annotations import MARGIN, plane_annotations

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_axis
@@ -36,11 +36,11 @@ def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     grid = Grid.from_axes(axes)
     if grid == volume.grid:
         return read
-    maps = tuple(AxisMap.from_axes(new, old) for new, old in zip(axes, volume.grid.axes, strict=True))
+    grid_map = GridMap.from_grids(grid, volume.grid)
     method = "nearest" if layer_type == "segmentation" and not read.tail else "linear"
-    expr: Expr = Resampled(volume.expr, maps, method)  # type: ignore[arg-type]
+    expr: Expr = Resampled(volume.expr, grid_map, method)
     if read.tail:
-        expr = ResampledColors(volume.expr, maps, "linear", tail=read.tail)  # type: ignore[arg-type]
+        expr = ResampledColors(volume.expr, grid_map, "linear", tail=read.tail)
     return replace(read, volume=replace(volume, expr=expr, grid=grid, splits=None))
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of, list_from_attr, parse_json_attr, plain_attrs
+from imageryxr.core.array_labels import grid_of, layer_type_of, list_from_attr, parse_json_attr, plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, to_fraction
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
 from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.errors import LayerError, LinkWarning, OptionError, param
-from imageryxr.ops.align import layer_type_of, regrid
+from imageryxr.ops.align import regrid
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree_annotations import annotation_layers, view_annotations
 

@@ -7,10 +7,9 @@ from typing import Unpack
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import spatial_arrays
+from imageryxr.core.array_labels import layer_type_of, spatial_arrays
 from imageryxr.core.display import LAYER, LAYER_ORDER, OPACITY, VISIBLE
 from imageryxr.errors import LayerError
-from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.tree_annotations import annotations_of_view
 from imageryxr.render.annotate import annotate
 from imageryxr.render.overlay import OverlayOptions, composite, grey_volume, label_rgba, overlay

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of
+from imageryxr.core.array_labels import grid_of, layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_choice
 from imageryxr.graph.labelled import check_array
-from imageryxr.ops.align import layer_type_of
 from imageryxr.render.figure import array_to_pil
 from imageryxr.render.figure.picture import squeeze_slice
 from imageryxr.render.figure.scale_bars import format_length, largest_round_length

@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of, spatial_arrays
+from imageryxr.core.array_labels import grid_of, layer_type_of, spatial_arrays
 from imageryxr.core.bbox import DIMS, BBox, format_triple
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_pair, check_whole
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.labelled import check_array
-from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.multiscale import coarsest_level_for, levels_of
 from imageryxr.ops.tree import dimensions_of, layers_of, position_of, regrid_layer
 from imageryxr.render.figure import to_pil

@@ -243,14 +243,16 @@ def pick_index(name: str, what: Literal["channel", "time"], count: int, index: i
     raise ChoiceError(Message(f"{name} has no ", param(what, index), f": {have}; give ", choices), what, count)
 
 
+_MISSING = Message(
+    "'raise' (an error), 'fill' (background), 'warn' (background and a warning)",
+    Wording(", or None (", "; leave it out for the rule of the format ("),
+    "the fill value in Zarr, an error in precomputed)",
+)
+
+
 def check_missing(missing: Any) -> Missing:
     """Return the policy for missing chunks, or raise `OptionError`."""
-    expected = Message(
-        "'raise' (an error), 'fill' (background), 'warn' (background and a warning)",
-        Wording(", or None (", "; leave it out for the rule of the format ("),
-        "the fill value in Zarr, an error in precomputed)",
-    )
-    policy: Missing = check_choice("missing", missing, ("raise", "fill", "warn", None), expected=expected)
+    policy: Missing = check_choice("missing", missing, ("raise", "fill", "warn", None), expected=_MISSING)
     return policy
 
 

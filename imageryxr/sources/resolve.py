@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.array_labels import layer_type_of_dtype
 from imageryxr.errors import (
     AddressError,
     AuthError,
@@ -94,7 +95,9 @@ def resolve_source(
     elif hasattr(source, "dtype") and hasattr(source, "shape"):
         pick_index("the array", "channel", 1, channel)
         pick_index("the array", "time", 1, time)
-        found = memory.memory_source(source, _declared_layer_type(source) or layer_type or _guess_layer_type(source))
+        found = memory.memory_source(
+            source, _declared_layer_type(source) or layer_type or layer_type_of_dtype(source.dtype)
+        )
     else:
         layers = [n for n in ("image", "segmentation") if isinstance(getattr(source, n, None), str)]
         advice = f"give one of its layers, e.g. sample.{layers[0]}" if layers else (
@@ -122,10 +125,6 @@ def _declared_layer_type(array: Any) -> LayerType | None:
     return layer_type if layer_type in ("image", "segmentation") else None
 
 
-def _guess_layer_type(array: Any) -> LayerType:
-    return "segmentation" if array.dtype.kind in "iu" and array.dtype.itemsize > 2 else "image"
-
-
 def _open_address(
     address: Address,
     missing: Missing,
@@ -134,10 +133,13 @@ def _open_address(
     graph_options: dict[str, Any],
     connection: Connection,
 ) -> Source:
-    _check_file(address)
-    problem = format_problem(str(address.local_path or address.public))
-    if problem and (address.local_path is None or find_archive(address.local_path) is None):
-        raise SourceError(f"{address.local_path or address.public} {problem}")
+    path = address.local_path
+    if path is not None:
+        _check_path(path)
+    shown = str(path or address.public)
+    problem = format_problem(shown)
+    if problem and (path is None or find_archive(path) is None):
+        raise SourceError(f"{shown} {problem}")
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, graph_options, connection)
     # A server of a Zarr receives a token only if the caller gave it: never a stored CAVE token.
@@ -150,7 +152,7 @@ def _open_address(
     ask_info: Any = partial(precomputed.fetch_info_file, address, connection, login)
     ask_zarr: Any = partial(open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices)
     can_be_zarr = address.format != "precomputed" and address.protocol in ZARR_PROTOCOLS
-    if can_be_zarr and address.local_path is None:
+    if can_be_zarr and path is None:
         # A server answers the requests for both formats in the time of one.
         ask_group: Any = partial(request_group, address, plain_token, connection)
         ask_info, ask_group = run_all([ask_info, ask_group])
@@ -201,18 +203,16 @@ def _child_volumes(path: Path | None) -> list[str]:
     return [p.name for p in folders if any((p / name).is_file() for name in ("info", "zarr.json", ".zattrs"))]
 
 
-def _check_file(address: Address) -> None:
+def _check_path(path: Path) -> None:
     """Raise `AddressError` if the file system rejects a path, for example as too long or as a loop of links."""
-    if address.local_path is None:
-        return
     try:
-        os.stat(address.local_path)
+        os.stat(path)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         if isinstance(error, NotADirectoryError | PermissionError):
             return
-        shown = str(address.local_path)
+        shown = str(path)
         shown = shown if len(shown) <= 200 else shown[:200] + "…"
         reason = getattr(error, "strerror", None) or error
         raise AddressError(f"the path {shown!r} cannot be opened: {reason}; check the path") from None

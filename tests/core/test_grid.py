@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.core.axis_mapping import AxisMap
-from imageryxr.core.bbox import to_fraction
+from imageryxr.core.axis_mapping import AxisMap, GridMap
+from imageryxr.core.bbox import IndexBox, to_fraction
 from imageryxr.core.grid import Axis
 from tests.conftest import volume
 from tests.support.omezarr import axes_of, level, write_ome
@@ -115,6 +115,23 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
             assert [Fraction(int(w), int(weights.sum())) for w in weights] == [x / (b - a) for x in shares]
         lo, hi = m.source_range(start + k, start + k + 1, "nearest")
         assert (lo, hi) == (holds, holds + 1)
+
+
+def test_a_grid_map_finds_the_boxes_of_one_grid_in_another():
+    target = ix.Grid((40, 60, 50), (8, 8, 40), (3, 5, 0))
+    source = ix.Grid((20, 30, 25), (32, 16, 40), (1, 0, 2))
+    found = GridMap.from_grids(target, source)
+    assert found.scale == 1 / 8
+    box = IndexBox((1, 4, 3), (11, 22, 12))
+    part = found.target_box(box)
+    fine, coarse = (grid.coords() for grid in (target, source))
+    for axis, dim in enumerate("zyx"):
+        size = coarse[dim].attrs["resolution"]
+        edges = coarse[dim].values[[box.start[axis], box.stop[axis] - 1]] + [-size / 2, size / 2]
+        inside = np.flatnonzero((edges[0] <= fine[dim].values) & (fine[dim].values < edges[1]))
+        assert (part.start[axis], part.stop[axis]) == (inside[0], inside[-1] + 1)
+    assert found.source_box(part, "nearest") == box
+    assert found.relative_to(box.start).source_box(part, "nearest") == IndexBox.of_shape(box.shape)
 
 
 @pytest.mark.parametrize(

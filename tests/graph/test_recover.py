@@ -157,7 +157,7 @@ def test_arrays_that_xarray_indexed_are_read_from_the_source(make, how):
     full = expected.expand_dims(dropped).transpose("z", "y", "x").values
     from imageryxr.graph.evaluate import evaluate
 
-    np.testing.assert_array_equal(evaluate(volume.expr, volume.box), full)
+    np.testing.assert_array_equal(evaluate(volume.expr, volume.grid.box), full)
     np.testing.assert_array_equal(moved.values, expected.values)
     drawn = ix.overlay(None, moved, colors="glasbey")
     np.testing.assert_array_equal(drawn.values, ix.overlay(None, expected, colors="glasbey").values)

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 from dask.utils import key_split
 
+from imageryxr.core.array_labels import layer_type_of
 from imageryxr.core.bbox import DIMS, format_triple
 from imageryxr.core.validate import check_flag
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
@@ -29,7 +30,6 @@ from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import blocks_below
-from imageryxr.ops.align import layer_type_of
 from imageryxr.ops.square_pixels import square_reader
 from imageryxr.sources.base import clean_message
 

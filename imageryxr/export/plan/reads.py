@@ -204,12 +204,13 @@ def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, lea
     boxes: dict[LevelLeaf, list[IndexBox]] = {}
     for leaf, box in extents:
         boxes.setdefault(leaf, []).append(box)
-    inside = {leaf: reduce(IndexBox.hull, found).clip(grid.box) for leaf, found in boxes.items()}
+    whole = grid.box
+    inside = {leaf: reduce(IndexBox.hull, found).clip(whole) for leaf, found in boxes.items()}
     if not inside:
         return ""
     leaf, box = max(inside.items(), key=lambda pair: pair[1].voxels)
-    share = 100 * (1 - box.voxels / grid.box.voxels)
-    if box == grid.box or share < least_percent:
+    share = 100 * (1 - box.voxels / whole.voxels)
+    if box == whole or share < least_percent:
         return ""
     where = f"only {grid.crop(box).bbox} lies" if box.voxels else "nothing lies"
     return (

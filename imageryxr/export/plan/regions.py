@@ -110,10 +110,10 @@ def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
 
 def whole_chunks(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
     """Return the size of parts of a box: whole chunks, long along x, at most `voxels` unless a chunk is larger."""
-    size = list(chunk)
+    size, shape = list(chunk), box.shape
     for axis in (2, 1, 0):
         count = max(1, voxels // math.prod(size))
-        size[axis] *= min(count, -(-box.shape[axis] // chunk[axis]) + 1)
+        size[axis] *= min(count, -(-shape[axis] // chunk[axis]) + 1)
     return size[0], size[1], size[2]
 
 

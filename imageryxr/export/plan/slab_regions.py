@@ -154,14 +154,15 @@ class SlabPlanner:
     def _slices(self, box: IndexBox) -> int:
         """Return how many slices to draw at a time: more than fit into a brick if that avoids much drawing."""
         axis = self.target.axis
-        each = max(1, box.voxels // max(1, box.shape[axis]))
-        best = max(1, min(BRICK_VOXELS // each, box.shape[axis]))
+        count = box.shape[axis]
+        each = max(1, box.voxels // max(1, count))
+        best = max(1, min(BRICK_VOXELS // each, count))
 
-        def per_slice(count: int) -> float:
-            slab = first_slices(box, axis, count)
+        def per_slice(slices: int) -> float:
+            slab = first_slices(box, axis, slices)
             return drawing_bytes(self.expr, slab) / max(1, slab.shape[axis])
 
-        while best < min(16, box.shape[axis]) and per_slice(2 * best) < 0.8 * per_slice(best):
+        while best < min(16, count) and per_slice(2 * best) < 0.8 * per_slice(best):
             best *= 2
         return best
 

@@ -227,11 +227,11 @@ def bricks(box: IndexBox, granule: Index3 = (1, 1, 1), voxels: int | None = None
     unless a granule is larger.
     """
     voxels = BRICK_VOXELS if voxels is None else voxels
-    size = list(granule)
+    size, shape = list(granule), box.shape
     for axis in (2, 1, 0):
-        whole = -(-box.shape[axis] // granule[axis])
+        whole = -(-shape[axis] // granule[axis])
         size[axis] = min(whole, max(1, voxels // math.prod(size))) * granule[axis]
-        if size[axis] < box.shape[axis]:
+        if size[axis] < shape[axis]:
             break
     ranges = (range(a, b, s) for a, b, s in zip(box.start, box.stop, size, strict=True))
     for z, y, x in product(*ranges):

@@ -39,7 +39,8 @@ def _fully_read_nodes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBo
     if not box.voxels:
         return
     yield expr, box
-    if isinstance(expr, PlaneSlice | Strided) or (isinstance(expr, Resampled) and any(m.scale > 1 for m in expr.maps)):
+    skips = isinstance(expr, Resampled) and any(along.scale > 1 for along in expr.grid_map.axes)
+    if skips or isinstance(expr, PlaneSlice | Strided):
         return
     for child, need in zip(expr.inputs, expr.needs(box), strict=True):
         yield from _fully_read_nodes(child, need)

@@ -27,7 +27,7 @@ from imageryxr.export.store.local import FileRecord, Place, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
-from imageryxr.graph.evaluate import Readings, has_tables, required_boxes, restrict_tables
+from imageryxr.graph.evaluate import Readings, required_boxes, restrict_tables
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
 from imageryxr.graph.labelled import BoxReader
 from imageryxr.ops.segment_ids import record_ids, suspend_id_recording
@@ -176,7 +176,7 @@ def _unpack_input(read: Any, box: IndexBox) -> tuple[BoxReader, Readings]:
 def restrict_reader(read: BoxReader, box: IndexBox) -> Any:
     """Return a reader of one box that holds only the needed parts of arrays in memory and of dask graphs."""
     expr, dask_inputs = read.volume.expr, read.volume.dask_inputs
-    small = restrict_tables(expr, box) if has_tables(expr) else expr
+    small = restrict_tables(expr, box)
     small = _restrict_arrays(small, required_boxes(small, box)) if has_arrays(small) else small
     part = replace(read, volume=replace(read.volume, expr=small, dask_inputs={}))
     return RegionInput(part, input_boxes(expr, dask_inputs, box)) if dask_inputs else part

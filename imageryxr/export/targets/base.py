@@ -205,8 +205,10 @@ class SliceTarget(Target):
     @property
     def pixel(self) -> tuple[float, float, float]:
         """Width, height and distance of a picture's pixels in nm."""
-        rows, columns = (self.layer.grid.axes[a] for a in range(3) if a != self.axis)
-        return columns.resolution, rows.resolution, self.layer.grid.axes[self.axis].resolution
+        sizes = [axis.resolution for axis in self.layer.grid.axes]
+        distance = sizes.pop(self.axis)
+        rows, columns = sizes
+        return columns, rows, distance
 
     @property
     def picture_shape(self) -> tuple[int, int]:

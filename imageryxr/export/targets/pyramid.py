@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from imageryxr.core.axis_mapping import AxisMap
+from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_whole
@@ -197,16 +197,15 @@ class Derivation:
 
     def _shrink(self, box: IndexBox, load: Callable[[IndexBox], Array]) -> Array:
         """Return a box of the level, derived at once."""
-        maps = tuple(AxisMap.from_axes(t, s) for t, s in zip(self.grid.axes, self.finer.axes, strict=True))
-        ranges = [m.source_range(a, b, "mean") for m, a, b in zip(maps, box.start, box.stop, strict=True)]
-        need = IndexBox(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))  # type: ignore[arg-type]
+        grid_map = GridMap.from_grids(self.grid, self.finer)
+        need = grid_map.source_box(box, "mean")
         held = need.clip(self.finer.box)
         # Edge padding gives a partly covered voxel the value of its covered part.
         missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
         values, channels = load(held), self.layer.channels
         if any(map(any, missing)):
             values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
-        moved = tuple(AxisMap(m.a, m.b - o * m.c, m.c) for m, o in zip(maps, need.start, strict=True))
+        moved = grid_map.relative_to(need.start)
         if channels == 4 and values.dtype == np.uint8:
             return _shrink_rgba(values, moved, box)
         if channels:
@@ -214,21 +213,21 @@ class Derivation:
         return _shrink_channel(values, moved, box, "mode" if self.layer.layer_type == "segmentation" else "mean")
 
 
-def _shrink_channel(values: Array, maps: tuple[AxisMap, ...], box: IndexBox, method: str) -> Array:
+def _shrink_channel(values: Array, grid_map: GridMap, box: IndexBox, method: str) -> Array:
     if method == "mean" and values.dtype.kind == "f":
         unknown = np.isnan(values)
         if unknown.any():
-            known = _shrink_channel((~unknown).astype(np.float64), maps, box, method)
-            total = _shrink_channel(np.where(unknown, 0, values).astype(np.float64), maps, box, method)
+            known = _shrink_channel((~unknown).astype(np.float64), grid_map, box, method)
+            total = _shrink_channel(np.where(unknown, 0, values).astype(np.float64), grid_map, box, method)
             mean: Array = np.where(known > 0, total / np.where(known > 0, known, 1), np.nan).astype(values.dtype)
             return mean
     leaf: Expr = ArrayLeaf(np.ascontiguousarray(values))
-    return evaluate(Resampled(leaf, maps, method), box)  # type: ignore[arg-type]
+    return evaluate(Resampled(leaf, grid_map, method), box)
 
 
-def _shrink_rgba(values: Array, maps: tuple[AxisMap, ...], box: IndexBox) -> Array:
+def _shrink_rgba(values: Array, grid_map: GridMap, box: IndexBox) -> Array:
     from imageryxr.kernels.downsample_rgba import mean_rgba
 
-    axes = zip(maps, box.start, box.stop, values.shape[:3], strict=True)
+    axes = zip(grid_map.axes, box.start, box.stop, values.shape[:3], strict=True)
     z, y, x = (m.overlap(a, b, (0, n)).relative_to(0) for m, a, b, n in axes)
     return mean_rgba(values, (z, y, x))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_flag, check_path
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.picture import as_picture, geometry_of
@@ -187,11 +186,10 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
 
 
 def _save_options(kind: str, step: float | None) -> dict[str, Any]:
-    import_package("PIL")
-    from PIL.PngImagePlugin import PngInfo
+    from PIL import PngImagePlugin
 
     if kind == ".png":
-        texts = PngInfo()
+        texts = PngImagePlugin.PngInfo()
         if step is not None:
             texts.add_text("nm_per_pixel", f"{step:g}")
         return {"pnginfo": texts, "optimize": True}

@@ -19,7 +19,6 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.grid import Axis, Grid
-from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ImageryError, LayerError, Message, OptionError, warn
 from imageryxr.graph.cutout_arrays import grid_in_volume
@@ -334,10 +333,9 @@ def choose_corner(
 
 
 def _sample_pixels(picture: Image) -> bytes:
-    import_package("PIL")
-    from PIL.Image import Resampling
+    from PIL import Image as PilImage
 
-    small = picture.resize((_SAMPLES, _SAMPLES), Resampling.NEAREST)
+    small = picture.resize((_SAMPLES, _SAMPLES), PilImage.Resampling.NEAREST)
     return (small.convert("RGB") if small.mode in ("RGBA", "P") else small).convert("L").tobytes()
 
 

@@ -18,8 +18,8 @@ from imageryxr.sources.codecs.images import PICTURE_ENCODINGS, decode_picture, p
 from imageryxr.sources.codecs.isolated import ISOLATED_ENCODINGS, DecoderStartError, decode_in_process
 from imageryxr.sources.codecs.stream_lengths import stream_problem
 
-_EMPTY = "it is empty (0 bytes): it was truncated when written"
-_HTML = "it is HTML, such as a login page"
+EMPTY = "it is empty (0 bytes): it was truncated when written"
+HTML = "it is HTML, such as a login page"
 
 
 class DamagedChunkError(ValueError):
@@ -47,15 +47,17 @@ def decode_chunk(
     DecoderStartError
         If the decoder process cannot be started.
     """
-    if encoding == "compressed_segmentation":
-        parts = [decode_segmentation(stored, shape, dtype, block, c, (0, shape[2])).T for c in range(shape[3])]
-        return np.stack(parts, axis=-1)
     from cloudvolume import chunks
 
     named, problem = encoding, _chunk_problem(stored, encoding, shape, dtype)
     if problem:
         raise DamagedChunkError(problem)
     try:
+        if encoding == "compressed_segmentation":
+            from imageryxr.kernels.compressed_segmentation import decode_slices
+
+            parts = [decode_slices(stored, shape, dtype, block, c, (0, shape[2])).T for c in range(shape[3])]
+            return np.stack(parts, axis=-1)
         if encoding in ISOLATED_ENCODINGS:
             stored, encoding = _decode_isolated(stored, encoding, shape, dtype), "raw"
         elif encoding in PICTURE_ENCODINGS:
@@ -89,47 +91,11 @@ def _decode_isolated(
     return found.reshape(shape, order="F")
 
 
-def decode_segmentation(
-    stored: bytes,
-    shape: tuple[int, int, int, int],
-    dtype: np.dtype[Any],
-    block: Any,
-    channel: int,
-    slices: tuple[int, int],
-) -> npt.NDArray[Any]:
-    """Return slices (z, y, x) of one channel of a stored chunk of compressed_segmentation.
-
-    Parameters
-    ----------
-    stored, shape, dtype, block
-        See `decode_chunk`.
-    channel : int
-        Index of the channel.
-    slices : tuple of int
-        Index of the first slice, and of the one after the last. The whole chunk is checked.
-
-    Raises
-    ------
-    DamagedChunkError
-        If a check finds that the chunk contradicts the other arguments.
-    """
-    from imageryxr.kernels.compressed_segmentation import decode_slices
-
-    if dtype.name not in ("uint32", "uint64"):
-        raise DamagedChunkError(f"compressed_segmentation holds uint32 and uint64, not {dtype}")
-    x, y, z = (int(b) for b in block)
-    try:
-        return decode_slices(stored, shape, dtype, (x, y, z), channel, slices)
-    except ValueError as error:  # no HTML passes the check
-        problem = _EMPTY if not len(stored) else _HTML if is_html_page(stored) else str(error)
-        raise DamagedChunkError(problem) from None
-
-
 def _chunk_problem(stored: Any, encoding: str, shape: tuple[int, int, int, int], dtype: np.dtype[Any]) -> str:
     if len(stored) == 0:
-        return _EMPTY
+        return EMPTY
     if is_html_page(stored):
-        return _HTML
+        return HTML
     if encoding == "raw":
         expected = math.prod(shape) * dtype.itemsize
         return "" if len(stored) == expected else f"it holds {len(stored)} bytes instead of {expected}"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources.base import LayerType, Level, Missing, clean_message, is_html_page
-from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk, decode_segmentation
+from imageryxr.sources.codecs.chunk_decoder import EMPTY, HTML, DamagedChunkError, decode_chunk
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
 from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
@@ -42,7 +42,7 @@ from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 from imageryxr.sources.precomputed.chunk_grid import StoredChunk, stored_chunks
-from imageryxr.sources.precomputed.info import info_level
+from imageryxr.sources.precomputed.info import info_levels
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
 
@@ -95,7 +95,7 @@ class StoredLayer:
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """All scales of the ``info``."""
-        return tuple(info_level(mip, scale) for mip, scale in enumerate(self.info["scales"]))
+        return info_levels(self.info)
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # cached properties are computed again
@@ -150,10 +150,10 @@ def read_box(
 
     def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
         chunk: StoredChunk = request.tag
+        body = bytes(stored.body)
         try:
-            if not stored.body:
-                raise ValueError("it is empty (0 bytes): it was truncated when written")
-            body = bytes(stored.body)
+            if not body:
+                raise ValueError(EMPTY)
             if stored.encoding:
                 body = decompress(body, stored.encoding, request.limit)
             if sharding is not None:
@@ -163,7 +163,8 @@ def read_box(
             name, whole = chunk.name, chunk.box
             offset = [int(o) for o in source.levels[mip].grid.voxel_offset]
             lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in (whole.start, whole.stop))
-            raise DamagedChunkError(f"the stored chunk {name}, box {lo} to {hi}, is damaged: {error}") from error
+            problem = HTML if is_html_page(body) else error
+            raise DamagedChunkError(f"the stored chunk {name}, box {lo} to {hi}, is damaged: {problem}") from error
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         chunk: StoredChunk = request.tag
@@ -311,15 +312,17 @@ def access_denied_error(name: str, error: object) -> AuthError:
 
 
 def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, StoredChunk], npt.NDArray[Any]]:
-    """Return a function that decodes the bytes of a chunk to voxels (z, y, x), or raises `DamagedChunkError`."""
+    """Return a function that decodes the bytes of a chunk to voxels (z, y, x), or raises `ValueError`."""
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
-    encoding, block = source.levels[mip].encoding, scale.get(_BLOCK, _BLOCK_SHAPE)
+    encoding, block = source.levels[mip].encoding, tuple(scale.get(_BLOCK, _BLOCK_SHAPE))
 
     def decode(body: bytes, chunk: StoredChunk) -> npt.NDArray[Any]:
         z, y, x = chunk.shape
         whole = (x, y, z, channels)
         if encoding == SLICED:
-            return decode_segmentation(body, whole, source.dtype, block, source.channel, chunk.slices)
+            from imageryxr.kernels.compressed_segmentation import decode_slices
+
+            return decode_slices(body, whole, source.dtype, block, source.channel, chunk.slices)
         found = decode_chunk(body, encoding, whole, source.dtype)
         # The transpose of (x, y, z, channel) in Fortran order is in C order without a copy.
         return found.reshape(whole)[..., source.channel].T

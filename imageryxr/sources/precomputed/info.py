@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.grid import Grid
-from imageryxr.errors import ImageryError, format_value
+from imageryxr.errors import format_value
 from imageryxr.sources.base import Level
 
 # The module that decodes each encoding, and the package that contains the module.
@@ -100,7 +100,7 @@ def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
     encoding = scale.get("encoding", "raw")
     if not isinstance(encoding, str):
         return f"has the encoding {format_value(encoding)}, which is not a string"
-    problem = (
+    return (
         _key_problem(scale["key"])
         or _places_problem(scale, encoding.lower())
         or _resolution_problem(scale["resolution"])
@@ -108,13 +108,6 @@ def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
         or _encoding_problem(encoding.lower(), dtype, channels)
         or sharding_problem(scale.get("sharding"))
     )
-    if problem:
-        return problem
-    try:
-        info_level(0, _complete_scale(scale))
-    except ImageryError as error:
-        return f"has no valid grid: {error}"
-    return ""
 
 
 def _key_problem(key: Any) -> str:
@@ -241,14 +234,11 @@ def complete_sharding(sharding: dict[str, Any]) -> dict[str, Any]:
     return {"minishard_index_encoding": "raw", "data_encoding": "raw", **sharding, **bits}
 
 
-def is_placeholder(scale: dict[str, Any]) -> bool:
-    """Return whether the key of a scale marks a placeholder without voxels."""
-    return "placeholder" in str(scale.get("key", "")).lower()
-
-
-def info_level(mip: int, scale: dict[str, Any]) -> Level:
-    """Return the level that a completed scale describes."""
-    x, y, z = scale["size"]
-    cx, cy, cz = scale["chunk_sizes"][0]
-    grid = Grid((z, y, x), tuple(scale["resolution"]), tuple(scale["voxel_offset"]))
-    return Level(mip, grid, (cz, cy, cx), scale["encoding"], is_placeholder(scale))
+def info_levels(info: dict[str, Any]) -> tuple[Level, ...]:
+    """Return the levels that a completed ``info`` describes."""
+    found = []
+    for mip, scale in enumerate(info["scales"]):
+        (x, y, z), (cx, cy, cz), (rx, ry, rz) = scale["size"], scale["chunk_sizes"][0], scale["resolution"]
+        grid = Grid((z, y, x), (float(rx), float(ry), float(rz)), tuple(scale["voxel_offset"]))
+        found.append(Level(mip, grid, (cz, cy, cx), scale["encoding"], "placeholder" in scale["key"].lower()))
+    return tuple(found)

@@ -41,7 +41,7 @@ from imageryxr.sources.base import (
 )
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import METADATA_BYTES
-from imageryxr.sources.fetch.connection import Connection, to_connection
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.object_stores import DeniedError
@@ -165,10 +165,11 @@ def status_of(error: BaseException) -> int | None:
 
 
 _VOLUME = "neuroglancer_multiscale_volume"
+_DEFAULTS = Connection()
 
 
 def fetch_info(
-    address: Address, connection: Connection | None = None, token: Token | None = None
+    address: Address, connection: Connection = _DEFAULTS, token: Token | None = None
 ) -> dict[str, Any] | None:
     """Return the content of the ``info`` file at an address, or None if there is none; see `fetch_info_file`."""
     found = fetch_info_file(address, connection, token)
@@ -176,7 +177,7 @@ def fetch_info(
 
 
 def fetch_info_file(
-    address: Address, connection: Connection | None = None, token: Token | None = None
+    address: Address, connection: Connection = _DEFAULTS, token: Token | None = None
 ) -> MetadataFile | None:
     """Return the ``info`` file at an address, or None if there is none; makes one request.
 
@@ -193,7 +194,7 @@ def fetch_info_file(
     if path is not None and not path.is_dir():
         return None
     try:
-        info, stamp = _read_info(address, to_connection(connection), token)
+        info, stamp = _read_info(address, connection, token)
     except ImageryError as error:
         if not isinstance(error, ServerError):
             raise
@@ -242,7 +243,7 @@ def open_precomputed(
     channel: int | None = None,
     info: MetadataFile | None = None,
     token: Token | None = None,
-    connection: Connection | None = None,
+    connection: Connection = _DEFAULTS,
 ) -> PrecomputedSource:
     """Return the source of a precomputed layer; reads its ``info`` unless it is given, and no voxels.
 
@@ -253,7 +254,6 @@ def open_precomputed(
     SourceError
         If the ``info`` does not describe a volume.
     """
-    connection = to_connection(connection)
     file = fetch_info_file(address, connection, token) if info is None else info
     name = f"precomputed://{address.public}"
     if file is None:
