@@ -378,7 +378,7 @@ def view_expr(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:
     halos can read the data beyond ``own``; on the sides where it extends beyond ``own``, the data end with ``own``.
     """
     moved = shift_expr(clip_to_array(expr, own, box), box.start)
-    return widen_to(moved, IndexBox.of_shape(box.shape))
+    return widen_to(moved, box.shift(box.start, -1))
 
 
 def clip_to_array(expr: Expr, own: IndexBox, box: IndexBox) -> Expr:

@@ -91,13 +91,6 @@ def parse_key(key: Any) -> int:
     return found
 
 
-def make_read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a contiguous array with its write flag cleared."""
-    array = np.ascontiguousarray(array)
-    array.setflags(write=False)
-    return array
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Neuroglancer
 

@@ -15,7 +15,6 @@ from imageryxr.core.colors.ids import (
     UInt64Array,
     hash_rows,
     list_unique_ids,
-    make_read_only,
     neuroglancer_colors,
     neuroglancer_seed,
     parse_id,
@@ -65,7 +64,9 @@ class Colors:
             value = getattr(self, name)
             if value is not None:
                 # Copy the array: if the caller modified it later, the colours would change but the token would not.
-                object.__setattr__(self, name, make_read_only(np.array(value, dtype=dtype)))
+                array = np.array(value, dtype=dtype, order="C")
+                array.setflags(write=False)
+                object.__setattr__(self, name, array)
 
     @property
     def shows_all(self) -> bool:

@@ -14,7 +14,6 @@ from imageryxr.core.colors.ids import (
     UInt64Array,
     hash_rows,
     list_unique_ids,
-    make_read_only,
     neuroglancer_colors,
     neuroglancer_seed,
     parse_key,
@@ -276,6 +275,13 @@ def _hue_circle(name: str, count: int, hsl: HSL) -> UInt8Array:
     return (255 * np.clip(rgb, 0, 1)).astype(np.uint8)
 
 
+def _read_only(array: UInt8Array) -> UInt8Array:
+    """Return a contiguous array with its write flag cleared, because caches return it again."""
+    array = np.ascontiguousarray(array)
+    array.setflags(write=False)
+    return array
+
+
 @functools.lru_cache(maxsize=64)
 def colormap(name: str) -> tuple[UInt8Array, bool]:
     """Return the colours of a colormap, and whether they are qualitative (a list) rather than a ramp."""
@@ -284,18 +290,18 @@ def colormap(name: str) -> tuple[UInt8Array, bool]:
     from matplotlib.colors import ListedColormap
 
     if name == "colorblind":
-        return make_read_only(np.array([parse_color(color)[:3] for color in _OKABE_ITO], dtype=np.uint8)), True
+        return _read_only(np.array([parse_color(color)[:3] for color in _OKABE_ITO], dtype=np.uint8)), True
     plain = name.removeprefix("cet_")
     if plain == name and name in colormaps:
         cmap = colormaps[name]
         floats = cmap(np.arange(cmap.N))[:, :3]
         listed = isinstance(cmap, ListedColormap) and cmap.N < 256
-        return make_read_only(np.rint(255 * floats).astype(np.uint8)), listed
+        return _read_only(np.rint(255 * floats).astype(np.uint8)), listed
     forward = plain if plain in colorcet.palette else plain.removesuffix("_r")
     if forward not in colorcet.palette:
         raise ColorError(_unknown_palette(name, [*colormaps, *colorcet.palette]))
     table = np.array([parse_color(color)[:3] for color in colorcet.palette[forward]], dtype=np.uint8)
-    return make_read_only(table if forward == plain else table[::-1]), forward.startswith("glasbey")
+    return _read_only(table if forward == plain else table[::-1]), forward.startswith("glasbey")
 
 
 def _unknown_palette(name: str, maps: Iterable[str]) -> str:
@@ -327,7 +333,7 @@ def stable_table() -> UInt8Array:
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     rgb = lab_to_rgb(lab[(lightness >= 35) & (lightness <= 88) & (chroma >= 40)])
     visible = ((rgb >= 0) & (rgb <= 1)).all(axis=1)
-    return make_read_only(np.rint(255 * rgb[visible]).astype(np.uint8))
+    return _read_only(np.rint(255 * rgb[visible]).astype(np.uint8))
 
 
 def palette_table(name: str, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
