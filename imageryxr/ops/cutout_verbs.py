@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of
+from imageryxr.core.array_labels import grid_of, layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Grid
 from imageryxr.graph.cutout_arrays import (
@@ -170,10 +170,7 @@ def _ranges_to_draw(arrays: list[xr.DataArray]) -> npt.NDArray[np.int64] | None:
 
 
 def _holds_cells(array: xr.DataArray) -> bool:
-    if array.ndim > 4 or array.dtype.kind not in "iub":
-        return False
-    declared = array.attrs.get("layer_type", array.name)
-    return bool(declared == "segmentation" or (declared != "image" and array.dtype.itemsize > 2))
+    return array.ndim <= 4 and array.dtype.kind in "iub" and layer_type_of(array) == "segmentation"
 
 
 @dataclass(frozen=True)

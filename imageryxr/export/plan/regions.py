@@ -108,15 +108,6 @@ def tiles(box: IndexBox, size: Index3) -> Iterator[IndexBox]:
     return (cell.clip(box) for cell in box.cells(size))
 
 
-def whole_chunks(box: IndexBox, chunk: Index3, voxels: int) -> Index3:
-    """Return the size of parts of a box: whole chunks, long along x, at most `voxels` unless a chunk is larger."""
-    size, shape = list(chunk), box.shape
-    for axis in (2, 1, 0):
-        count = max(1, voxels // math.prod(size))
-        size[axis] *= min(count, -(-shape[axis] // chunk[axis]) + 1)
-    return size[0], size[1], size[2]
-
-
 @dataclass(frozen=True)
 class RegionLimits:
     """Limits of the size of regions."""

@@ -17,7 +17,6 @@ from typing import Any
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.export.plan.reads import is_array_in_memory
-from imageryxr.export.plan.regions import whole_chunks
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr, Leaf, LevelLeaf
 
@@ -181,8 +180,17 @@ def _volume_windows(needs: Needs) -> Iterator[Window]:
             yield Window(leaf, box, _tile(leaf, box, PART_BYTES) if on_disk and large else None)
 
 
-def _tile(leaf: Any, box: IndexBox, size: int) -> Index3:
-    return whole_chunks(box, leaf.source.levels[leaf.mip].chunks, size // leaf.dtype.itemsize)
+def _tile(leaf: Any, box: IndexBox, most: int) -> Index3:
+    """Return the size of the parts of a box that are read at a time: whole chunks, long along x.
+
+    A part has at most ``most`` bytes, unless a chunk is larger.
+    """
+    chunk, shape = leaf.source.levels[leaf.mip].chunks, box.shape
+    size = list(chunk)
+    for axis in (2, 1, 0):
+        count = max(1, most // leaf.dtype.itemsize // math.prod(size))
+        size[axis] *= min(count, -(-shape[axis] // chunk[axis]) + 1)
+    return size[0], size[1], size[2]
 
 
 def _cut_slabs(box: IndexBox, axis: int, step: int) -> Iterator[IndexBox]:

@@ -8,6 +8,7 @@ import os
 import re
 import string
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,16 @@ class Stack(SliceTarget):
 
     def key(self, index: int) -> str:
         """Return the name of a slice's file."""
-        return self._slice_name(index, self.layer.grid.axes[self.axis])
+        return fill_pattern(self.pattern, DIMS[self.axis], index, self._across)
 
-    def _slice_name(self, index: int, axis: Axis) -> str:
-        return fill_pattern(self.pattern, DIMS[self.axis], index, axis)
+    @cached_property
+    def _across(self) -> Axis:
+        """The axis across the slices."""
+        return self.layer.grid.axes[self.axis]
 
     def names(self) -> SliceNames:
         """Return the pattern, and the slices that it is filled in with."""
-        axis = self.layer.grid.axes[self.axis]
+        axis = self._across
         return SliceNames(self.pattern, DIMS[self.axis], axis.size, axis.resolution, axis.offset)
 
     def named(self, names: SliceNames) -> list[str]:
@@ -53,8 +56,7 @@ class Stack(SliceTarget):
 
     def occupied(self) -> list[str]:
         """Return the names of all files."""
-        axis = self.layer.grid.axes[self.axis]
-        return [self._slice_name(i, axis) for i in range(axis.size)]
+        return [self.key(i) for i in range(self._across.size)]
 
     def check_names(self) -> None:
         """Raise `OptionError` if the pattern cannot be filled in, or gives two slices the same name."""
