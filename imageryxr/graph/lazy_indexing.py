@@ -13,9 +13,9 @@ from xarray.core import indexing
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.evaluate import evaluate
-from imageryxr.graph.expr import Array, Expr, view_expr, widen_to
+from imageryxr.graph.expr import Array, Expr, shift_expr, widen_to
 from imageryxr.graph.selection import read_broadcast
-from imageryxr.graph.strides import Indexes, stride_expr
+from imageryxr.graph.strides import Indexes, Strided
 
 Ranges = tuple[range, ...]
 
@@ -194,13 +194,10 @@ def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
     """Return the expression of index ranges (z, y, x) of another, with the data beyond them; None if one descends."""
     if any(r.step < 1 or not len(r) for r in ranges):
         return None
-    start: Index3 = tuple(r.start for r in ranges)  # type: ignore[assignment]
-    shape = tuple(map(len, ranges))
-    if all(r.step == 1 for r in ranges):
-        box = IndexBox(start, tuple(r.stop for r in ranges))  # type: ignore[arg-type]
-        return view_expr(expr, box, box)
-    moved = stride_expr(expr, start, tuple(r.step for r in ranges))  # type: ignore[arg-type]
-    return widen_to(moved, IndexBox.of_shape(shape))
+    z, y, x = ranges
+    start, step = (z.start, y.start, x.start), (z.step, y.step, x.step)
+    moved = shift_expr(expr, start) if step == (1, 1, 1) else Strided(expr, start, step)
+    return widen_to(moved, IndexBox((0, 0, 0), (len(z), len(y), len(x))))
 
 
 @normalize_token.register(xr.Variable)  # type: ignore[untyped-decorator]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.expr import Expr, SameValues, shift_expr
+from imageryxr.graph.expr import Expr, SameValues
 
 Indexes = npt.NDArray[np.int64]
 
@@ -80,11 +80,6 @@ class Strided(SameValues):
 def _largest_gap(edges: list[int], first: int, last: int) -> int:
     cuts = [first, *edges, last]
     return max(b - a for a, b in pairwise(cuts))
-
-
-def stride_expr(expr: Expr, by: Index3, step: Index3) -> Expr:
-    """Return the expression of every ``step``-th voxel of an expression, starting with voxel ``by``."""
-    return shift_expr(expr, by) if step == (1, 1, 1) else Strided(expr, by, step)
 
 
 def chunk_runs(expr: Expr, axis: int, indexes: Indexes, most: int | None = None) -> list[tuple[int, int]]:
