@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imageryxr.sources.fetch import attempt
-from tests.support.recorder import Recorder, certificate, recording, resolve_here
+from tests.support.recorder import Recorder, certificate, own_connections, recording, resolve_here
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 NAMES = ("good.example", "evil.example", "other.example", "minnie.microns-daf.com", "global.daf-apis.com")
@@ -53,8 +52,7 @@ def tls(names: None, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     """Start an https server whose certificate is trusted."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(keys[0]))
-    monkeypatch.setattr(attempt, "_state", attempt._ProcessState())  # connections that trust these certificates
-    with recording(keys) as server:
+    with recording(keys) as server, own_connections(monkeypatch):
         yield server
 
 

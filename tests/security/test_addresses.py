@@ -142,11 +142,11 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
     names["rebinding.example"] = [["8.8.8.8"], ["127.0.0.1"]]
     dialled = []
 
-    def refuse(self, address):
-        dialled.append(address)
+    def refuse(candidate, limits):
+        dialled.append(candidate.address)
         raise ConnectionRefusedError(111, "refused")
 
-    monkeypatch.setattr("imageryxr.sources.fetch.sockets._Socket.connect_within_limits", refuse)
+    monkeypatch.setattr("imageryxr.sources.fetch.sockets._begin_connection", refuse)
     with pytest.raises(ix.errors.ServerError, match="refused"):
         ask(f"http://rebinding.example:{local.port}/")
     assert dialled == [("8.8.8.8", local.port)]

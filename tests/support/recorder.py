@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from imageryxr.sources.fetch import attempt
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -113,6 +115,19 @@ def recording(tls: tuple[Path, Path] | None = None) -> Iterator[Recorder]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def own_connections(monkeypatch: Any) -> Iterator[None]:
+    """Use new connections in a context, such as those that trust another certificate, and close them at its end."""
+    state = attempt._ProcessState()
+    monkeypatch.setattr(attempt, "_state", state)
+    try:
+        yield
+    finally:
+        # Requests that were stopped, but not joined, return their connections later.
+        state.connections.put = lambda key, connection: connection.sock.close()  # type: ignore[method-assign]
+        state.connections.close()
 
 
 def resolve_here(monkeypatch: Any, names: str = r".*\.(example|com|org)") -> None:

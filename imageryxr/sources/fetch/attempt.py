@@ -218,7 +218,6 @@ _state = _ProcessState()
 @run_after_fork
 def _reset_after_fork() -> None:
     global _state
-    _state.connections.close()
     _state = _ProcessState()
 
 

@@ -7,6 +7,7 @@ credentials, because it signs requests and supports the environment variables th
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from imageryxr.sources.fetch.google import find_google_credential
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import DeniedError, ForbiddenObjectError
 from imageryxr.sources.fetch.policy import Credential
+from imageryxr.sources.fetch.sockets import RequestLimits, resolve, run
 from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.url import parse_web_url
@@ -74,7 +76,7 @@ def web_place(url: str, connection: Connection) -> WebPlace | None:
         return _google_place(url, payer)
     if url.startswith("s3://") and (payer or ENDPOINTS & set(os.environ)):
         if not connection.access.allow_local:
-            _check_endpoints()
+            _check_endpoints(connection)
         return None
     folder = web_folder(url)
     return None if folder is None else WebPlace(folder, find_password(folder))
@@ -187,14 +189,15 @@ def _obstore_range(part: ByteRange) -> Any:
     return {"offset": part.start} if part.stop is None else (part.start, part.stop)
 
 
-def _check_endpoints() -> None:
+def _check_endpoints(connection: Connection) -> None:
     """Raise `ServerError` if the environment names a local server for buckets."""
     for text in (os.environ[name] for name in ENDPOINTS if os.environ.get(name)):
         server = parse_web_url(text if "://" in text else f"https://{text}")
         ip_filter.check_host_name(server.host)
         try:
-            found = ip_filter.resolve(server.host, server.port)
-        except OSError:
+            limits = RequestLimits(connection.timeout, threading.Event())
+            found = run(resolve(server.host, server.port, limits))
+        except socket.gaierror:
             continue  # an unknown host cannot be connected to
         ip_filter.check_candidates(server.host, found)  # raises a ServerError, which is an OSError
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ MOST_SERVICES = 256
 """Number of services whose limits are kept. A link or a redirect may name any number of buckets."""
 MOST_BYTES = 256 << 20
 """Largest number of bytes of chunks that are being fetched or decoded."""
+# A chunk is small if it takes at most this part of them.
+_SMALL = 8
 THROTTLED = (429, 503)
 # Servers of many buckets, which begin the path. The limits of a store are those of one bucket.
 _BUCKET_SERVERS = re.compile(r"storage\.googleapis\.com|s3([.-][a-z0-9-]+)?\.amazonaws\.com")
@@ -41,34 +44,37 @@ def service_of(url: WebURL) -> str:
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """A request that waits for others to end."""
+    """A request, or the bytes of a chunk, for which there may be no room yet."""
 
     most: int
+    """Limit of requests."""
+    size: int = 1
+    reader: object = None
+    """The read that the chunk belongs to."""
     turn: threading.Event | None = None
-    """Set when a waiting thread should look whether the request may run."""
+    """Set when a waiting thread should look whether there is room."""
 
 
-class RequestBudget:
-    """The running requests to one service, and how many it accepts; others wait in the order of their arrival."""
+class _Queue(ABC):
+    """What waits for room, in the order of its arrival."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: list[threading.Event] = []
         self._waiting: deque[_Ticket] = deque()
-        self._accepted = float("inf")
-        self._halved_at = 0.0
 
-    def limit(self, most: int) -> int:
-        """Return the number of requests that may run at once; it is less than ``most`` after throttling."""
-        return max(1, int(min(most, self._accepted)))
+    @abstractmethod
+    def _admissible(self) -> Iterator[_Ticket]:
+        """Yield the waiting tickets for which there is room, each beside those before it.
 
-    def acquire(self, most: int, stop: threading.Event, host: str) -> Steps[None]:
-        """Wait until fewer requests run than the limit, and count one more; `stop` cancels it."""
-        ticket = _Ticket(most)
+        Room is kept for the first, so that others can use further room before its thread looks.
+        """
+
+    @abstractmethod
+    def _take(self, ticket: _Ticket, stop: threading.Event) -> None:
+        """Count a ticket."""
+
+    def _enter(self, ticket: _Ticket, stop: threading.Event, host: str) -> Steps[None]:
         with self._lock:
-            if not self._waiting and len(self._running) < self.limit(most):
-                self._running.append(stop)
-                return
             self._waiting.append(ticket)
         try:
             while not self._is_admitted(ticket, stop):
@@ -80,6 +86,47 @@ class RequestBudget:
                 if ticket in self._waiting:
                     self._waiting.remove(ticket)
                 self._call_next()
+
+    def _is_admitted(self, ticket: _Ticket, stop: threading.Event) -> bool:
+        with self._lock:
+            if ticket not in self._admissible():
+                return False
+            self._waiting.remove(ticket)
+            self._take(ticket, stop)
+            return True
+
+    def _call_next(self) -> None:
+        for ticket in self._admissible():
+            if ticket.turn is not None:
+                ticket.turn.set()
+
+    def _block(self, ticket: _Ticket, _: float) -> None:
+        with self._lock:
+            turn = ticket.turn = threading.Event()
+            if ticket in self._admissible():
+                return
+        turn.wait(POLL_SECONDS)
+
+
+class RequestBudget(_Queue):
+    """The running requests to one service, and how many it accepts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: list[threading.Event] = []
+        self._accepted = float("inf")
+        self._halved_at = 0.0
+
+    def limit(self, most: int) -> int:
+        """Return the number of requests that may run at once; it is less than ``most`` after throttling."""
+        return max(1, int(min(most, self._accepted)))
+
+    def acquire(self, most: int, stop: threading.Event, host: str) -> Steps[None]:
+        """Wait until fewer requests run than the limit, and count one more; `stop` cancels it."""
+        yield from self._enter(_Ticket(most), stop, host)
+
+    def _take(self, ticket: _Ticket, stop: threading.Event) -> None:
+        self._running.append(stop)
 
     def release(self, stop: threading.Event) -> None:
         """Count one request less."""
@@ -107,10 +154,6 @@ class RequestBudget:
         return bool(self._running or self._waiting)
 
     def _admissible(self) -> Iterator[_Ticket]:
-        """Yield the waiting requests that may run, each beside those before it.
-
-        A place that is free is kept for the first, so that others can use further places before its thread looks.
-        """
         count, is_exact = len(self._running), False
         for ticket in self._waiting:
             limit = self.limit(ticket.most)
@@ -121,26 +164,6 @@ class RequestBudget:
             if count < limit:
                 count += 1
                 yield ticket
-
-    def _is_admitted(self, ticket: _Ticket, stop: threading.Event) -> bool:
-        with self._lock:
-            if ticket not in self._admissible():
-                return False
-            self._waiting.remove(ticket)
-            self._running.append(stop)
-            return True
-
-    def _call_next(self) -> None:
-        for ticket in self._admissible():
-            if ticket.turn is not None:
-                ticket.turn.set()
-
-    def _block(self, ticket: _Ticket, _: float) -> None:
-        with self._lock:
-            turn = ticket.turn = threading.Event()
-            if ticket in self._admissible():
-                return
-        turn.wait(POLL_SECONDS)
 
 
 class RequestBudgets:
@@ -198,38 +221,59 @@ class RequestBudgets:
             self.release(budget, stop)
 
 
-class ByteBudget:
-    """The bytes that chunks take while they are fetched and decoded."""
+class ByteBudget(_Queue):
+    """The bytes that chunks take while they are fetched and decoded.
+
+    One chunk of each read is not counted unless it is large, so that no read waits for the servers of others.
+    """
 
     def __init__(self, most: int = MOST_BYTES) -> None:
+        super().__init__()
         self.most, self.used, self.peak = most, 0, 0
-        self._free = threading.Condition()
+        self._uncounted: dict[object, _Ticket] = {}
 
-    def try_reserve(self, count: int) -> bool:
-        """Reserve a number of bytes if there is room for them, and return whether there was."""
-        with self._free:
-            if self.used and self.used + count > self.most:
-                return False
-            self.used += count
-            self.peak = max(self.peak, self.used)
-            return True
+    def acquire(self, size: int, reader: object, stop: threading.Event) -> Steps[_Ticket]:
+        """Wait until there is room for a number of bytes, and reserve it; above the limit, until none is reserved."""
+        ticket = _Ticket(0, size, reader)
+        yield from self._enter(ticket, stop, "memory")
+        return ticket
 
-    def release(self, count: int) -> None:
+    def _admissible(self) -> Iterator[_Ticket]:
+        used, is_next, readers = self.used, True, set[object]()
+        for ticket in self._waiting:
+            if self._is_uncounted(ticket) and ticket.reader not in readers:
+                readers.add(ticket.reader)
+                yield ticket
+            elif is_next and (not used or used + ticket.size <= self.most):
+                used += ticket.size
+                yield ticket
+            else:
+                is_next = False
+
+    def _is_uncounted(self, ticket: _Ticket) -> bool:
+        return ticket.size <= self.most // _SMALL and ticket.reader not in self._uncounted
+
+    def _take(self, ticket: _Ticket, stop: threading.Event) -> None:
+        if self._is_uncounted(ticket):
+            self._uncounted[ticket.reader] = ticket
+            return
+        self.used += ticket.size
+        self.peak = max(self.peak, self.used)
+
+    def release(self, ticket: _Ticket) -> None:
         """Release reserved bytes."""
-        with self._free:
-            self.used -= count
-            self._free.notify_all()
+        with self._lock:
+            if self._uncounted.get(ticket.reader) is ticket:
+                del self._uncounted[ticket.reader]
+            else:
+                self.used -= ticket.size
+            self._call_next()
 
     @contextmanager
-    def reserve(self, count: int, stop: threading.Event) -> Iterator[None]:
-        """Wait until there is room for a number of bytes; one above the limit waits until nothing else is reserved."""
-        while not self.try_reserve(count):
-            if stop.is_set():
-                raise StoppedError("stopped")
-            with self._free:
-                if self.used and self.used + count > self.most:
-                    self._free.wait(POLL_SECONDS)
+    def reserve(self, size: int, reader: object, stop: threading.Event) -> Iterator[None]:
+        """Reserve a number of bytes in a context; see `acquire`."""
+        ticket = run(self.acquire(size, reader, stop))
         try:
             yield
         finally:
-            self.release(count)
+            self.release(ticket)

@@ -113,26 +113,24 @@ def _read_in_lanes(reader: _Reader, bundles: list[list[ObjectRequest]]) -> None:
     store: Any = reader.store
     memory = _state.memory
 
-    def start(bundle: list[ObjectRequest], stop: threading.Event) -> Steps[Stored | None]:
-        found = reader.find_in_memory(bundle)
-        if found is not None or _is_empty(bundle):
-            return found or Stored(b"")
-        fetched: Stored | None = yield from store.steps(*_object_of(bundle), stop)
-        return fetched
+    def start(bundle: list[ObjectRequest], stop: threading.Event) -> Steps[tuple[Any, Stored | None]]:
+        reserved = yield from memory.acquire(_bytes_in_memory(bundle), reader, stop)
+        try:
+            found = reader.find_in_memory(bundle)
+            if found is None and not _is_empty(bundle):
+                return reserved, (yield from store.steps(*_object_of(bundle), stop))
+            return reserved, found or Stored(b"")
+        except BaseException:
+            memory.release(reserved)
+            raise
 
-    def finish(bundle: list[ObjectRequest], found: Stored | None) -> None:
-        for request, stored in _split(bundle, found):
+    def finish(bundle: list[ObjectRequest], found: tuple[Any, Stored | None]) -> None:
+        for request, stored in _split(bundle, found[1]):
             reader.pass_on(request, stored)
 
     threads = min(len(bundles), cpu_count() + 1)
     requests = lanes.Lanes(
-        bundles,
-        store.width,
-        threads,
-        admit=lambda bundle: memory.try_reserve(_bytes_in_memory(bundle)),
-        release=lambda bundle: memory.release(_bytes_in_memory(bundle)),
-        start=start,
-        finish=finish,
+        bundles, store.width, threads, start=start, finish=finish, discard=lambda found: memory.release(found[0])
     )
     run_in_parallel(requests.work, range(threads), threads)
 
@@ -150,7 +148,7 @@ def _use_decoded(identity: Hashable, requests: Sequence[ObjectRequest], use: Use
     return missing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Reader:
     """One call of `read_objects`."""
 
@@ -163,7 +161,7 @@ class _Reader:
 
     def work(self, bundle: list[ObjectRequest], stop: threading.Event) -> None:
         """Read the objects of a bundle: from memory, from the disk, and the others from the store."""
-        with _state.memory.reserve(_bytes_in_memory(bundle), stop):
+        with _state.memory.reserve(_bytes_in_memory(bundle), self, stop):
             found = self.find_in_memory(bundle)
             if found is not None:
                 self.pass_on(bundle[0], found)

@@ -32,11 +32,10 @@ class GoogleCredential:
         Where the credentials come from, without secrets.
     """
 
-    __slots__ = ("_credentials", "_lock", "identity")
+    __slots__ = ("_credentials", "identity")
 
     def __init__(self, credentials: Any, identity: str) -> None:
-        self._credentials, self._lock = credentials, threading.Lock()
-        self.identity = identity
+        self._credentials, self.identity = credentials, identity
         """Where the credentials come from; unlike the token, it does not change every hour."""
 
     def header_for(self, url: str, access: Access) -> str | None:
@@ -51,7 +50,7 @@ class GoogleCredential:
         """
         if not can_receive(url, access, given_for=[parse_web_url(STORAGE).origin], is_cave_token=False):
             return None
-        with self._lock:
+        with _refresh_lock(os.getpid()):
             if not self._credentials.valid:
                 self._refresh()
             return SecretText(f"Bearer {self._credentials.token}")
@@ -74,6 +73,11 @@ class GoogleCredential:
         return f"<Google credentials from {self.identity}>"
 
 
+@lru_cache(maxsize=1)
+def _refresh_lock(pid: int) -> threading.Lock:
+    return threading.Lock()  # a forked child needs its own: a thread that it does not have may hold that of its parent
+
+
 def find_google_credential(bucket: str, *, login: bool) -> GoogleCredential | None:
     """Return the credential for a bucket, or None if there is none.
 
@@ -93,12 +97,11 @@ def find_google_credential(bucket: str, *, login: bool) -> GoogleCredential | No
     if not where and not login:
         return None
     changed = os.stat(where).st_mtime_ns if where and os.path.isfile(where) else 0
-    return _load(path, where, changed, os.getpid())
+    return _load(path, where, changed)
 
 
 @lru_cache(maxsize=64)
-def _load(path: str | None, where: str, changed: int, pid: int) -> GoogleCredential | None:
-    # A forked child makes its own, because the lock may be held by a thread that the child does not have.
+def _load(path: str | None, where: str, changed: int) -> GoogleCredential | None:
     import google.auth
     from google.auth.exceptions import DefaultCredentialsError
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from imageryxr.sources.fetch.decompress import TooLargeError
-from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, Steps, receive
+from imageryxr.sources.fetch.sockets import ProtocolError, RequestLimits, Steps
 
 _RECEIVED, _PIECE = 1 << 16, 1 << 20
 # Largest size of the headers, of the line with the size of a chunk, and of trailers.
@@ -56,14 +56,15 @@ class _Incoming:
 
     def receive(self) -> Steps[bool]:
         """Receive more bytes; return False at the end of the connection."""
-        more = yield from receive(self.sock, _RECEIVED)
+        more = yield from self.sock.recv_steps(_RECEIVED)
         self.data, self.place = self.data[self.place :] + more, 0
         return bool(more)
 
     def take(self, most: int) -> Steps[bytes]:
         """Return the next bytes, at most a number; empty at the end of the connection."""
         if self.place == len(self.data):
-            return (yield from receive(self.sock, min(most, _PIECE)))
+            found: bytes = yield from self.sock.recv_steps(min(most, _PIECE))
+            return found
         piece = self.data[self.place : self.place + most]
         self.place += len(piece)
         return piece

@@ -13,8 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from imageryxr.sources.fetch.sockets import POLL_SECONDS, SHORT_SECONDS, Steps, StoppedError, Wait
 
@@ -46,14 +45,12 @@ class Lanes(Generic[Job, Result]):
         Largest number of requests at once.
     threads : int
         Number of threads that call `work`. One of them always waits for the sockets.
-    admit : callable
-        Returns whether there is memory for a job, and reserves it. It is called again if there was none.
-    release : callable
-        Releases the memory of a job.
     start : callable
         Returns the steps of the request of a job.
     finish : callable
         Receives a job and the result of its request.
+    discard : callable
+        Receives each result after `finish`, or if that is not called.
     """
 
     def __init__(
@@ -62,20 +59,19 @@ class Lanes(Generic[Job, Result]):
         width: int,
         threads: int,
         *,
-        admit: Callable[[Job], bool],
-        release: Callable[[Job], None],
         start: Callable[[Job, threading.Event], Steps[Result]],
         finish: Callable[[Job, Result], None],
+        discard: Callable[[Result], None],
     ) -> None:
         self._jobs, self._width = deque(jobs), width
-        self._admit, self._release, self._start, self._finish = admit, release, start, finish
+        self._start, self._finish, self._discard = start, finish, discard
         self._turn, self._count = threading.Lock(), threading.Lock()
         self._poll = select.poll()
         self._on_socket: dict[int, _Task[Job, Result]] = {}
         self._asleep: list[_Task[Job, Result]] = []
-        self._ended: deque[tuple[Job, Callable[[], Result]]] = deque()
+        self._ended: deque[tuple[Job, Result]] = deque()
+        self._failed: list[BaseException] = []
         self._looked_at = time.monotonic()
-        self._lacks_memory = False
         self._finishing, self._most_finishing = 0, max(1, threads - 1)
 
     def work(self, _: object, stop: threading.Event) -> None:
@@ -88,9 +84,9 @@ class Lanes(Generic[Job, Result]):
                     return
                 job, result = ended
                 try:
-                    self._finish(job, result())
+                    self._finish(job, result)
                 finally:
-                    self._release(job)
+                    self._discard(result)
                     with self._count:
                         self._finishing -= 1
         except BaseException:
@@ -100,17 +96,18 @@ class Lanes(Generic[Job, Result]):
                 self._turn.release()
             raise
 
-    def _next_ended(self, stop: threading.Event) -> tuple[Job, Callable[[], Result]] | None:
+    def _next_ended(self, stop: threading.Event) -> tuple[Job, Result] | None:
         while True:
             if stop.is_set():
-                self._close()
                 raise StoppedError("stopped")
+            if self._failed:
+                raise self._failed[0]
             self._start_jobs(stop)
             if not (self._jobs or self._on_socket or self._asleep or self._ended):
                 return None
             is_free = self._finishing < self._most_finishing
             if not (self._ended and is_free):
-                is_short = bool(self._asleep or self._ended or self._lacks_memory)
+                is_short = bool(self._asleep or self._ended)
                 self._wait(SHORT_SECONDS if is_short else POLL_SECONDS)
                 continue
             self._wait(0.0)  # further requests start before this one is finished
@@ -119,12 +116,8 @@ class Lanes(Generic[Job, Result]):
             return self._ended.popleft()
 
     def _start_jobs(self, stop: threading.Event) -> None:
-        self._lacks_memory = False
         while self._jobs and len(self._on_socket) + len(self._asleep) < self._width:
             if any(task.is_queued for task in self._asleep):
-                return
-            if not self._admit(self._jobs[0]):
-                self._lacks_memory = True
                 return
             job = self._jobs.popleft()
             self._advance(_Task(job, self._start(job, stop)))
@@ -149,9 +142,9 @@ class Lanes(Generic[Job, Result]):
         try:
             wait = next(task.steps)
         except StopIteration as end:
-            self._ended.append((task.job, partial(_identity, end.value)))
+            self._ended.append((task.job, end.value))
         except BaseException as error:
-            self._ended.append((task.job, partial(_raise, error)))
+            self._failed.append(error)
         else:
             self._suspend(task, wait)
 
@@ -166,18 +159,10 @@ class Lanes(Generic[Job, Result]):
 
     def _close(self) -> None:
         tasks = [*self._on_socket.values(), *self._asleep]
-        left = [task.job for task in tasks] + [job for job, _ in self._ended]
+        results = [result for _, result in self._ended]
         for group in (self._on_socket, self._asleep, self._ended, self._jobs):
             group.clear()
         for task in tasks:
             task.steps.close()
-        for job in left:
-            self._release(job)
-
-
-def _identity(value: Any) -> Any:
-    return value
-
-
-def _raise(error: BaseException) -> Any:
-    raise error
+        for result in results:
+            self._discard(result)

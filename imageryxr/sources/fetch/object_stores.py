@@ -15,7 +15,7 @@ import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from imageryxr.errors import ServerError
@@ -33,7 +33,6 @@ from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import Steps, run
 from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.traffic import count
-from imageryxr.sources.fetch.transport import proxy_of
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 
@@ -78,6 +77,8 @@ class WebFolder:
     """Accepted compressions of a whole object."""
     headers: tuple[tuple[str, str], ...] = ()
     """Further headers of each request."""
+    can_interleave: ClassVar = True
+    """Whether it has `steps`, none of which blocks."""
 
     @property
     def identity(self) -> Hashable:
@@ -94,11 +95,6 @@ class WebFolder:
         """Number of simultaneous requests."""
         is_service = self.is_service or _is_service(self.folder)
         return self.connection.concurrency or (SERVICE_REQUESTS if is_service else FILE_REQUESTS)
-
-    @property
-    def can_interleave(self) -> bool:
-        """Whether no step of `steps` blocks: TLS through a TLS proxy does."""
-        return not proxy_of(parse_web_url(self.folder))
 
     @cached_property
     def disk_place(self) -> DiskPlace | None:

@@ -21,11 +21,12 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from imageryxr.core.fork import run_after_fork
-from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import ServerError
 from imageryxr.sources.fetch import ip_filter
 
@@ -37,7 +38,9 @@ POLL_SECONDS = 0.2
 SHORT_SECONDS = 0.004
 # Longest duration of a response as a multiple of the timeout, and the bytes per second that extend the timeout.
 PATIENCE, RATE = 5, 16_384
-_NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+# Time after which the next address of a host is tried, and the largest number of addresses that are tried at once.
+ADDRESS_SECONDS, _MOST_RACING = 0.25, 6
+NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1))
 
 closing = threading.Event()
@@ -127,7 +130,7 @@ def run(steps: Steps[Result]) -> Result:
         steps.close()  # if it was interrupted
 
 
-class _LimitedSocket:
+class LimitedSocket:
     """A socket that does not block, whose steps end at the deadline of its limits."""
 
     limits: RequestLimits
@@ -135,6 +138,7 @@ class _LimitedSocket:
     """Whether nothing was received since the last request was sent: then the first call would not succeed."""
 
     def recv_steps(self: Any, size: int) -> Steps[bytes]:
+        """Return received bytes; empty at the end of the connection."""
         seconds = self.limits.wait_seconds()
         if self._is_idle:
             self._is_idle = False
@@ -142,94 +146,106 @@ class _LimitedSocket:
         while True:
             try:
                 found: bytes = super().recv(size)  # type: ignore[misc]
-            except _NOT_READY as error:
-                yield self._wait(error)
+            except NOT_READY as error:
+                yield self.wait_for(error)
             else:
                 self.limits.note(len(found))
                 return found
 
     def send_steps(self: Any, data: bytes) -> Steps[None]:
+        """Send all bytes."""
         view = memoryview(data).cast("B")
         self._is_idle = True
         while view:
             self.limits.wait_seconds()
             try:
                 view = view[super().send(view) :]  # type: ignore[misc]
-            except _NOT_READY as error:
-                yield self._wait(error, is_write=True)
+            except NOT_READY as error:
+                yield self.wait_for(error, is_write=True)
 
-    def _wait(self: Any, error: Exception, *, is_write: bool = False) -> Wait:
+    def wait_for(self: Any, error: Exception, *, is_write: bool = False) -> Wait:
+        """Return what a system call that would block waits for."""
         # TLS may have to send before it can receive, and the reverse.
         if isinstance(error, ssl.SSLError):
             is_write = isinstance(error, ssl.SSLWantWriteError)
         return Wait(self.limits.wait_seconds(), self, is_write)
 
-    # TLS through a TLS proxy calls these.
-    def recv(self: Any, size: int, flags: int = 0) -> bytes:
-        found: bytes = run(self.recv_steps(size))
-        return found
 
-    def sendall(self: Any, data: Any, flags: int = 0) -> None:
-        run(self.send_steps(data))
+class _Socket(LimitedSocket, socket.socket):
+    pass
 
 
-class _Socket(_LimitedSocket, socket.socket):
-    def connect_within_limits(self, address: tuple[Any, ...]) -> Steps[None]:
-        self.setblocking(False)
-        code = self.connect_ex(address)
-        while code in _IN_PROGRESS:
-            yield Wait(self.limits.wait_seconds(), self, is_write=True)
-            if wait_until_ready(self, 0, is_write=True):
-                code = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
+open_sockets: WeakSet[Any] = WeakSet()
+"""The connections of this process."""
 
 
-class _TLSSocket(_LimitedSocket, ssl.SSLSocket):  # type: ignore[misc]
-    def handshake(self) -> Steps[None]:
-        while True:
-            try:
-                self.do_handshake()
-            except _NOT_READY as error:
-                yield self._wait(error)
-            else:
-                return
-
-
-def receive(sock: Any, size: int) -> Steps[bytes]:
-    """Return received bytes; empty at the end of the connection."""
-    found: bytes = (yield from sock.recv_steps(size)) if isinstance(sock, _LimitedSocket) else sock.recv(size)
-    return found
-
-
-def send(sock: Any, data: bytes) -> Steps[None]:
-    """Send all bytes."""
-    if isinstance(sock, _LimitedSocket):
-        yield from sock.send_steps(data)
-    else:
-        sock.sendall(data)
+@run_after_fork
+def _close_after_fork() -> None:
+    # They belong to the parent. Its servers would not see that it closes them while the child has them open.
+    for sock in list(open_sockets):
+        sock.close()
 
 
 def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Steps[Any]:
-    """Return a socket connected to a host; unless local addresses are allowed, its addresses are checked first."""
+    """Return a socket connected to a host; unless local addresses are allowed, its addresses are checked first.
+
+    If an address does not answer at once, the next one is tried beside it, of the other family if there is one (RFC
+    8305): some networks discard packets to IPv6 addresses.
+    """
     found = yield from resolve(host, port, limits)
     if not local:
         ip_filter.check_candidates(host, found)
+    waiting, racing = _in_turn(found), list[_Socket]()
     problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
-    for candidate in found:
-        sock = _Socket(candidate.family, socket.SOCK_STREAM)
-        sock.limits = limits
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            yield from sock.connect_within_limits(candidate.address)
-        except BaseException as error:
+    due = 0.0
+    try:
+        while waiting or racing:
+            seconds = limits.wait_seconds()
+            if waiting and (not racing or time.monotonic() >= due) and len(racing) < _MOST_RACING:
+                due = time.monotonic() + ADDRESS_SECONDS
+                try:
+                    racing.append(_begin_connection(waiting.pop(0), limits))
+                except OSError as error:
+                    problem = error
+                    continue
+            if len(racing) == 1:
+                until_next = max(1e-3, due - time.monotonic()) if waiting else seconds
+                yield Wait(min(seconds, until_next), racing[0], is_write=True)
+            else:
+                yield Wait(SHORT_SECONDS)
+            for sock in [sock for sock in racing if wait_until_ready(sock, 0, is_write=True)]:
+                racing.remove(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not code:
+                    return sock
+                sock.close()
+                problem, due = OSError(code, os.strerror(code)), 0.0
+    finally:
+        for sock in racing:
             sock.close()
-            if not isinstance(error, OSError):
-                raise
-            problem = error
-        else:
-            return sock
     raise problem
+
+
+def _in_turn(found: list[ip_filter.Candidate]) -> list[ip_filter.Candidate]:
+    """Return addresses so that those of two families take turns."""
+    groups = [[one for one in found if (one.family == found[0].family) == same] for same in (True, False)]
+    return [one for pair in zip_longest(*groups) for one in pair if one is not None]
+
+
+def _begin_connection(candidate: ip_filter.Candidate, limits: RequestLimits) -> _Socket:
+    sock = _Socket(candidate.family, socket.SOCK_STREAM)
+    sock.limits = limits
+    open_sockets.add(sock)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        code = sock.connect_ex(candidate.address)
+        if code and code not in _IN_PROGRESS:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class _Lookups:
@@ -287,54 +303,12 @@ def _look_up(lookups: _Lookups, found: Future[list[ip_filter.Candidate]], host: 
         found.set_result(outcome.result())
 
 
-def secure(sock: Any, host: str, limits: RequestLimits) -> Steps[Any]:
-    """Return a TLS socket over a connected socket, after verifying the certificate of the host."""
-    context = _tls_context(_certificates())
-    try:
-        if isinstance(sock, ssl.SSLSocket):
-            import_package("urllib3")
-            from urllib3.util.ssltransport import SSLTransport
-
-            return SSLTransport(sock, context, server_hostname=host)
-        found: Any = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-        sock = found
-        found.limits = limits
-        yield from found.handshake()
-    except BaseException:
-        sock.close()
-        raise
-    return found
-
-
-@lru_cache(maxsize=4)
-def _tls_context(certificates: str) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=certificates)
-    context.sslsocket_class = _TLSSocket
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def _certificates() -> str:
-    import certifi
-
-    named = (os.environ.get(name) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
-    return next((path for path in named if path and os.path.isfile(path)), certifi.where())
-
-
-def set_limits(sock: Any, limits: RequestLimits) -> None:
-    """Set the limits of the next request on a reused connection."""
-    while sock is not None:  # TLS through a TLS proxy wraps one socket in another
-        sock.limits = limits
-        sock = getattr(sock, "socket", None)
-
-
 def is_idle(sock: Any) -> bool:
     """Return whether an idle connection is open and has no unread bytes."""
     if sock is None or sock.fileno() < 0:
         return False
     # TLS decrypts whole records, whose rest is no longer in the socket.
-    tls = getattr(sock, "sslobj", sock)
-    if hasattr(tls, "pending") and tls.pending():
+    if hasattr(sock, "pending") and sock.pending():
         return False
     return not wait_until_ready(sock, 0)
 

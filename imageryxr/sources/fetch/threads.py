@@ -39,7 +39,6 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def run() -> None:
-        _thread_state.stop = stop
         while not stop.is_set() and (number := next(numbers)) < len(jobs):
             try:
                 results[number] = work(jobs[number], stop)
@@ -50,13 +49,7 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
                 done.put(None)
 
     try:
-        for started in range(min(width, len(jobs))):
-            try:
-                _start_thread(run)
-            except ServerError:
-                if not started:
-                    raise
-                break
+        _start_threads(run, min(width, len(jobs)), stop)
         error = _next_message(done, outer) if jobs else None
         if error is not None:
             raise error
@@ -86,14 +79,14 @@ def start_all(calls: Sequence[Callable[[], Result]]) -> Iterator[list[Callable[[
 
     Those that still run at the end of the context are stopped, and not joined.
     """
-    stop, outer = threading.Event(), current_stop_event()
+    stop, outer, numbers = threading.Event(), current_stop_event(), count()
 
-    def run(call: Callable[[], Result], future: Future[Result]) -> None:
-        _thread_state.stop = stop
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
+    def run() -> None:
+        while not stop.is_set() and (number := next(numbers)) < len(calls):
+            try:
+                futures[number].set_result(calls[number]())
+            except BaseException as error:
+                futures[number].set_exception(error)
 
     def result(future: Future[Result]) -> Result:
         while not future.done():
@@ -104,25 +97,32 @@ def start_all(calls: Sequence[Callable[[], Result]]) -> Iterator[list[Callable[[
 
     futures: list[Future[Result]] = [Future() for _ in calls]
     try:
-        for call, future in zip(calls, futures, strict=True):
-            _start_thread(run, call, future)
+        _start_threads(run, len(calls), stop)
         yield [partial(result, future) for future in futures]
     finally:
         stop.set()
 
 
-def _start_thread(run: Callable[..., None], *arguments: Any) -> None:
-    """Start a daemon thread.
+def _start_threads(run: Callable[[], None], number: int, stop: threading.Event) -> None:
+    """Start daemon threads that `stop` stops, fewer if the system permits no more.
 
     Raises
     ------
     ServerError
-        If the system permits no more threads.
+        If it permits none.
     """
-    try:
-        threading.Thread(target=run, args=arguments, daemon=True, name="imageryxr-web").start()
-    except (RuntimeError, MemoryError) as error:
-        raise ServerError(f"no thread could be started ({error}): the limit of the system is reached") from error
+
+    def begin() -> None:
+        _thread_state.stop = stop
+        run()
+
+    for started in range(number):
+        try:
+            threading.Thread(target=begin, daemon=True, name="imageryxr-web").start()
+        except (RuntimeError, MemoryError) as error:
+            if started:
+                return
+            raise ServerError(f"no thread could be started ({error}): the limit of the system is reached") from error
 
 
 def _raise(error: Exception) -> Any:

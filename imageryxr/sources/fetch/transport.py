@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
+import ssl
 import threading
 import time
 from collections import OrderedDict
@@ -27,15 +29,13 @@ from imageryxr.sources.fetch.sockets import (
     connect,
     is_idle,
     resolve,
-    secure,
-    send,
-    set_limits,
 )
+from imageryxr.sources.fetch.tls import secure
 from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
 
 # Largest number of idle connections to a server, of servers, and of idle connections: each is an open file, of which
-# many systems permit 1024.
-_IDLE, _SERVERS, _MOST_IDLE = 64, 64, 256
+# some systems permit 256.
+_IDLE, _SERVERS, _MOST_IDLE = 64, 64, 128
 # Paths that need no encoding and have no "." or "..", such as those of most chunks.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)+")
 
@@ -84,10 +84,11 @@ class ConnectionPool:
             old.sock.close()
 
     def close(self) -> None:
-        """Close all idle connections, without the lock: in a forked child a missing thread may hold it."""
-        for connection in [connection for waiting in self._idle.values() for connection in waiting]:
+        """Close all idle connections."""
+        with self._lock:
+            idle, self._idle = self._idle, OrderedDict()
+        for connection in [connection for waiting in idle.values() for connection in waiting]:
             connection.sock.close()
-        self._idle.clear()
 
 
 def exchange(
@@ -115,14 +116,25 @@ def exchange(
     proxy = proxy_of(url)
     key = (url.origin, proxy, local)
     limits.budget = limits.received + OVERHEAD
-    connection = pool.take(key) or (yield from _open_connection(url, proxy, limits, local=local))
-    set_limits(connection.sock, limits)
-    try:
-        yield from send(connection.sock, _message(connection, method, url, headers, body))
-        answer, is_reusable = yield from read_response(connection.sock, method, limits, body_limit)
-    except BaseException:
-        connection.sock.close()
-        raise
+    while True:
+        used, received = pool.take(key), limits.received
+        try:
+            connection = used or (yield from _open_connection(url, proxy, limits, local=local))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                pool.close()  # so that a retry may open one
+            raise
+        connection.sock.limits = limits
+        try:
+            yield from connection.sock.send_steps(_message(connection, method, url, headers, body))
+            answer, is_reusable = yield from read_response(connection.sock, method, limits, body_limit)
+            break
+        except BaseException as error:
+            connection.sock.close()
+            # The server closed an idle connection when the request was sent (RFC 9112, 9.3.1).
+            was_closed = isinstance(error, ConnectionError | ProtocolError | ssl.SSLError)
+            if not (used and was_closed and method == "GET" and limits.received == received):
+                raise
     if is_reusable:
         pool.put(key, connection)
     else:
@@ -224,7 +236,7 @@ def _tunnel(sock: Any, url: WebURL, secret: str) -> Steps[None]:
     host = f"[{url.host}]" if ":" in url.host else url.host
     place = f"{host}:{url.port}"
     try:
-        yield from send(sock, f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{secret}\r\n".encode("ascii"))
+        yield from sock.send_steps(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{secret}\r\n".encode("ascii"))
         status = yield from read_status(sock)
         if status // 100 != 2:
             raise ProtocolError(f"the proxy denied the connection (HTTP {status})")

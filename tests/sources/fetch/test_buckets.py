@@ -16,12 +16,12 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.annotations.folder import open_folder
-from imageryxr.sources.fetch import attempt, buckets, google
+from imageryxr.sources.fetch import buckets, google
 from imageryxr.sources.fetch.memory_cache import cache
 from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.precomputed.source import fetch_info, open_precomputed
 from tests.support import omezarr, precomputed, shards
-from tests.support.recorder import certificate, recording
+from tests.support.recorder import certificate, own_connections, recording
 from tests.support.s3_server import fresh_bucket, serving_s3
 from tests.support.source_suite import noise
 
@@ -173,9 +173,8 @@ def storage(google_keys, monkeypatch):
     """Start a server at storage.googleapis.com."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(google_keys[0]))
-    monkeypatch.setattr(attempt, "_state", attempt._ProcessState())
     google._load.cache_clear()
-    with recording(google_keys) as server:
+    with recording(google_keys) as server, own_connections(monkeypatch):
         real = socket.getaddrinfo
 
         def getaddrinfo(host, port, *args, **options):

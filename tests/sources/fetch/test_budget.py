@@ -6,12 +6,12 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
 import imageryxr as ix
-from imageryxr.sources.fetch import attempt, client
+from imageryxr.sources.fetch import attempt, client, engine
 from imageryxr.sources.fetch.budget import (
     FILE_REQUESTS,
     LINK_REQUESTS,
@@ -23,9 +23,12 @@ from imageryxr.sources.fetch.budget import (
     RequestBudgets,
     service_of,
 )
+from imageryxr.sources.fetch.object_stores import WebFolder
 from imageryxr.sources.fetch.sockets import StoppedError
+from imageryxr.sources.fetch.threads import stop_on
 from imageryxr.sources.fetch.transport import ConnectionPool, _PooledConnection
 from imageryxr.sources.fetch.url import parse_web_url
+from tests.support.hostile import HostileServer, reply
 
 GO = threading.Event()
 
@@ -136,7 +139,7 @@ def test_idle_connections_to_all_servers_are_limited():
             pair = socket.socketpair()
             sockets += pair
             pool.put(server, _PooledConnection(pair[0]))
-    assert sum(sock.fileno() != -1 for sock in sockets[::2]) == 256
+    assert sum(sock.fileno() != -1 for sock in sockets[::2]) == 128
     pool.close()
     for sock in sockets:
         sock.close()
@@ -146,7 +149,7 @@ def test_bytes_in_memory_stay_below_the_limit():
     budget = ByteBudget(100)
 
     def work(size):
-        with budget.reserve(size, GO):
+        with budget.reserve(size, None, GO):
             time.sleep(1e-3)
 
     with ThreadPoolExecutor(8) as pool:
@@ -155,9 +158,100 @@ def test_bytes_in_memory_stay_below_the_limit():
     assert budget.used == 0
 
 
+def test_bytes_are_reserved_in_the_order_of_the_requests():
+    budget = ByteBudget(100)
+    first = next_ticket(budget.acquire(60, "reader", GO))
+    large, small = budget.acquire(90, "other", GO), budget.acquire(30, "third", GO)
+    assert next(large).is_queue
+    assert next(small).is_queue  # there is room, but the large one would never get any
+    budget.release(first)
+    second = next_ticket(large)
+    assert next(small).is_queue
+    budget.release(second)
+    budget.release(next_ticket(small))
+    assert budget.used == 0
+
+
+def test_each_read_has_memory_for_a_small_chunk_although_others_have_reserved_all():
+    budget = ByteBudget(100)
+    all_of_it = next_ticket(budget.acquire(100, "stalled", GO))
+    small, second, other = (budget.acquire(10, reader, GO) for reader in ("one", "one", "other"))
+    reserved = next_ticket(small)
+    assert next(second).is_queue
+    others = next_ticket(other)
+    budget.release(reserved)
+    budget.release(next_ticket(second))
+    budget.release(others)
+    budget.release(all_of_it)
+    assert (budget.used, budget.peak) == (0, 100)
+
+
+def test_a_stopped_read_gives_up_its_place_for_memory():
+    budget, stop = ByteBudget(100), threading.Event()
+    first = next_ticket(budget.acquire(60, "reader", GO))
+    large, small = budget.acquire(90, "other", stop), budget.acquire(30, "third", GO)
+    assert next(large).is_queue
+    assert next(small).is_queue
+    stop.set()
+    with pytest.raises(StoppedError):
+        next(large)
+    budget.release(next_ticket(small))
+    budget.release(first)
+    assert budget.used == 0
+
+
+def next_ticket(steps):
+    """Return what is reserved without a further wait."""
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    return end.value.value
+
+
+@pytest.mark.parametrize("is_throttled", [False, True])
+def test_a_service_that_stalls_or_throttles_does_not_stop_reads_of_another(monkeypatch, is_throttled):
+    monkeypatch.setattr(client, "LONGEST_WAIT", 30.0)
+    ended = threading.Event()
+
+    def stall(sock, head):
+        if is_throttled and not ended.is_set():
+            return reply(sock, status="429 Busy", Retry_After="30")
+        ended.wait(20)
+        return reply(sock, b"x")
+
+    connection = ix.Connection(timeout=30, retries=1, memory_cache=0)
+
+    def read(url, size):
+        requests = [engine.ObjectRequest(str(number), 10, size) for number in range(20)]
+        found = []
+        store = WebFolder(url, connection)
+        engine.read_objects(
+            store, requests, lambda _, stored: stored.body, lambda _, body: found.append(body), connection
+        )
+        return found
+
+    def read_stalled():
+        with suppress(StoppedError), stop_on(ended):
+            read(slow.url, engine._state.memory.most // 4)
+
+    with HostileServer(stall) as slow, HostileServer(lambda sock, head: reply(sock, b"y")) as good:
+        stalled = threading.Thread(target=read_stalled, daemon=True)
+        stalled.start()
+        while len(slow.requests) < 4:
+            time.sleep(1e-3)
+        assert engine._state.memory.used == engine._state.memory.most
+        assert read(good.url, 1 << 20) == [b"y"] * 20
+        ended.set()
+        stalled.join(20)
+    for _ in range(2000):  # its requests end after it
+        if not engine._state.memory.used:
+            return
+        time.sleep(0.01)
+    raise AssertionError
+
+
 def test_a_chunk_above_the_limit_is_read_alone():
     budget = ByteBudget(100)
-    with budget.reserve(500, GO):
+    with budget.reserve(500, None, GO):
         assert budget.used == 500
     assert budget.used == 0
 

@@ -23,11 +23,9 @@ class Work:
         self.closed, self.finished = 0, []
         self.memory, self.fail_at, self.threads = memory, fail_at, threads
         self.lock = threading.Lock()
-        self.lanes = Lanes(
-            range(count), width, threads, admit=self.admit, release=self.release, start=self.start, finish=self.finish
-        )
+        self.lanes = Lanes(range(count), width, threads, start=self.start, finish=self.finish, discard=self.release)
 
-    def admit(self, job):
+    def admit(self):
         with self.lock:
             if self.reserved >= self.memory:
                 return False
@@ -35,21 +33,26 @@ class Work:
             self.most = max(self.most, self.reserved)
             return True
 
-    def release(self, job):
+    def release(self, result):
         with self.lock:
             self.reserved -= 1
 
     def start(self, job, stop):
         self.running += 1
         self.peak = max(self.peak, self.running)
+        has_memory = False
         try:
+            while not (has_memory := self.admit()):
+                yield Wait(0.001, is_queue=True)
             for _ in range(job % 3):
                 yield Wait(0.001)
             if job == self.fail_at:
                 raise ValueError("a fault")
             return job * 2
-        except GeneratorExit:
-            self.closed += 1
+        except BaseException as error:
+            self.closed += isinstance(error, GeneratorExit)
+            if has_memory:
+                self.release(job)
             raise
         finally:
             self.running -= 1
@@ -91,7 +94,7 @@ def test_requests_go_on_while_results_are_decoded():
         assert job > 10 or later.wait(20)
         finish(job, result)
 
-    work.lanes = Lanes(range(20), 4, 3, admit=work.admit, release=work.release, start=note, finish=decode)
+    work.lanes = Lanes(range(20), 4, 3, start=note, finish=decode, discard=work.release)
     work.run()
     assert sorted(work.finished) == list(range(20))
 
