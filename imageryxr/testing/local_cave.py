@@ -33,6 +33,10 @@ _TABLE_PATH = "/segmentation/api/v1/table/cells"
 Ids = npt.NDArray[np.uint64]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a connection beyond it is tried again after a second
+
+
 class LocalCave:
     """Serve an image and its cells as the CAVE datastack ``"sample"``, and edit its graph.
 
@@ -82,7 +86,7 @@ class LocalCave:
         self._info = _write_layer(
             Path(self._folder.name, "supervoxels"), "segmentation", supervoxels, self._resolution, offset
         )
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_class(self))
+        self._server = _Server(("127.0.0.1", 0), _handler_class(self))
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         self.table = f"graphene://{self.address}/segmentation/table/cells"

@@ -196,6 +196,7 @@ class FileServer(ThreadingHTTPServer):
     """Serves a folder as object stores do, with exact lengths, ranges, ``NAME.gz`` as gzipped ``NAME``, and faults."""
 
     daemon_threads = True
+    request_queue_size = 128  # a connection beyond it is tried again after a second
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -37,6 +37,7 @@ class Between(ThreadingHTTPServer):
     """Hands requests on to a server, and can do so badly."""
 
     daemon_threads = True
+    request_queue_size = 128  # a connection beyond it is tried again after a second
 
     def __init__(self, server):
         super().__init__(("127.0.0.1", 0), Handing)
