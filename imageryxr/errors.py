@@ -49,12 +49,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# Longer messages contain a long text of the caller.
+_MOST_LETTERS = 1800
+
 
 def format_value(value: object, length: int = 100) -> str:
     """Return the repr of a value in one line for a message, cut to a length and without passwords of URLs."""
     try:
         text = repr(value)[: 4 * length]
-    except (ValueError, RecursionError):  # integers of thousands of digits; deeply nested lists
+    except Exception:  # integers of thousands of digits; deeply nested lists; a repr that fails
         text = f"a {type(value).__name__} that is too long to show"
     text = re.sub(r"//[^/\s@]+@", "//", re.sub(r"\s*\n\s*", " ", text))
     return text if len(text) <= length else text[:length] + "…"
@@ -139,6 +142,11 @@ def param(name: str, *value: Any, text: str | None = None) -> Param:
     return Param(name, value[0] if value else None, bool(value) or text is not None, text)
 
 
+def _shorten(text: str) -> str:
+    """Return a message without the middle of a very long value; its ends state the fault and the advice."""
+    return text if len(text) <= _MOST_LETTERS else f"{text[:1000]}…{text[-700:]}"
+
+
 class ImageryError(Exception):
     """Base class of all errors that imageryxr raises.
 
@@ -151,7 +159,8 @@ class ImageryError(Exception):
 
     def __init__(self, *parts: Part) -> None:
         is_text = len(parts) == 1 and isinstance(parts[0], str)
-        super().__init__(*(parts if is_text or not parts else (Message(*parts),)))
+        shown = tuple(_shorten(part) if type(part) is str else part for part in parts)
+        super().__init__(*(shown if is_text or not parts else (Message(*shown),)))
 
     @property
     def message(self) -> str:

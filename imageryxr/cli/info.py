@@ -53,13 +53,13 @@ def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: boo
 
 def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bool:
     """Print what the layers of a link are; return whether all of them can be opened and read."""
-    state = parse_state(load_state(link, allow_local=allow_local))
-    connection = Connection(access=Access(allow_local, from_link=True))
+    state = parse_state(load_state(link, access := Access(allow_local, from_link=True)))
+    connection = Connection(access=access)
     found: list[dict[str, Any]] = []
     is_whole, began = True, time.monotonic()
     for link_layer in state.layers:
         try:
-            check_source(link_layer, allow_local=allow_local, trusted_hosts=())
+            check_source(link_layer, access)
             with limit_time(began):
                 layer, choices = _open_first(link_layer.source, None, connection)
         except ImageryError as error:

@@ -233,6 +233,8 @@ def as_triples(values: Any, *, bare: bool = False) -> npt.NDArray[np.float64] | 
         array = np.asarray(values)
     except ValueError:  # a ragged list, which may have missing triples
         array = _plain_array(values)
+    except TypeError:  # a Dataset or a DataTree
+        return None
     if array.ndim == 2 and array.shape[1] == 3 and array.dtype.kind in "iuf":
         return array.astype(np.float64)
     if array.ndim != 1 or array.dtype.kind not in "OUST" or not len(array):

@@ -26,6 +26,7 @@ import xarray as xr
 from imageryxr.core.annotation_values import as_triples, is_id_name, list_categories, property_values
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS
+from imageryxr.core.validate import check_choice
 from imageryxr.errors import BoxError, LayerError, OptionError
 
 AnnotationType = Literal["point", "line", "box", "ellipsoid"]
@@ -84,11 +85,7 @@ def make_annotations(
     OptionError
         If the type is unknown, lacks its ends or radii, or a property has another length.
     """
-    if annotation_type not in get_args(AnnotationType):
-        raise OptionError(
-            f"annotation_type={annotation_type!r} is not a type of annotation; give 'point', 'line', 'box' or "
-            "'ellipsoid'"
-        )
+    check_choice("annotation_type", annotation_type, get_args(AnnotationType))
     places = _check_triples(positions, "positions")
     count = len(places)
     _refuse_unused(annotation_type, ends, radii)

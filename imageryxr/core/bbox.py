@@ -365,6 +365,8 @@ class BBox:
 
     def intersection(self, other: BBox) -> BBox | None:
         """Return the intersection with another box, in nm, or None if they do not overlap."""
+        if not isinstance(other, BBox):
+            raise BoxError(f"{format_value(other)} is not a BBox; write imageryxr.BBox(lo, hi, resolution=(x, y, z))")
         pairs = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(self.edges(), other.edges(), strict=True)]
         if any(b <= a for a, b in pairs):
             return None

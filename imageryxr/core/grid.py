@@ -30,7 +30,16 @@ from imageryxr.core.bbox import (
     tidy,
     to_fraction,
 )
-from imageryxr.errors import BoxError, GridError, GridMismatchError, Message, OutOfVolumeError, param, warn
+from imageryxr.errors import (
+    BoxError,
+    GridError,
+    GridMismatchError,
+    Message,
+    OutOfVolumeError,
+    format_value,
+    param,
+    warn,
+)
 
 # Resolutions between these need no further check.
 _LEAST_NM, _MOST_NM = 1e-6, 1e12
@@ -124,13 +133,13 @@ class Grid:
         except TypeError:
             shape = ()
         if len(shape) != 3 or min(shape) < 1:
-            raise GridError(f"shape={self.shape!r} is not three positive counts of voxels (z, y, x)")
+            raise GridError(f"shape={format_value(self.shape)} is not three positive counts of voxels (z, y, x)")
         try:
             offset = tuple(o if type(o) is int else tidy(o) for o in self.voxel_offset)
         except (TypeError, ValueError, OverflowError):
             offset = ()
         if len(offset) != 3 or not all(map(math.isfinite, offset)):
-            raise GridError(f"voxel_offset={self.voxel_offset!r} is not three finite numbers (x, y, z)")
+            raise GridError(f"voxel_offset={format_value(self.voxel_offset)} is not three finite numbers (x, y, z)")
         object.__setattr__(self, "shape", shape)
         if not _is_checked(self.resolution):
             object.__setattr__(self, "resolution", check_resolution(self.resolution))
@@ -139,8 +148,11 @@ class Grid:
     @classmethod
     def from_axes(cls, axes: Sequence[Axis]) -> Grid:
         """Return the grid of three axes (z, y, x)."""
-        z, y, x = axes
-        shape, resolution = (z.size, y.size, x.size), (x.resolution, y.resolution, z.resolution)
+        try:
+            z, y, x = axes
+            shape, resolution = (z.size, y.size, x.size), (x.resolution, y.resolution, z.resolution)
+        except (AttributeError, TypeError, ValueError):
+            raise GridError(f"{format_value(axes)} is not three axes (z, y, x), as Grid.axes returns them") from None
         return cls(shape, resolution, (x.offset, y.offset, z.offset))
 
     @property
@@ -182,11 +194,15 @@ class Grid:
 
     def crop(self, box: IndexBox) -> Grid:
         """Return the part of this grid that a box of indexes selects; the box may extend beyond the grid."""
+        if not isinstance(box, IndexBox):
+            raise BoxError(f"{format_value(box)} is not a box of indexes; crop takes what Grid.select(bbox) returns")
         ranges = zip(self.axes, box.start, box.stop, strict=True)
         return Grid.from_axes([axis.crop(a, b) for axis, a, b in ranges])
 
     def shift_to(self, other: Grid) -> Index3 | None:
         """Return the index in ``other`` of this grid's first voxel, or None if the voxels do not coincide."""
+        if not isinstance(other, Grid):
+            raise GridError(f"{format_value(other)} is not a Grid; imageryxr.grid_of(array) returns that of an array")
         z, y, x = (mine.shift_to(theirs) for mine, theirs in zip(self.axes, other.axes, strict=True))
         return None if z is None or y is None or x is None else (z, y, x)
 

@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -48,7 +48,7 @@ def to_whole(value: Any) -> int | None:
     """Return an integer, or None for any other value; floats are not integers, even without a fraction."""
     try:
         return None if isinstance(value, bool | np.bool_ | np.timedelta64) else operator.index(value)
-    except TypeError:
+    except (TypeError, np.ma.MaskError):
         return None
 
 
@@ -135,10 +135,10 @@ def check_flag(name: str, value: Any, expected: Part = "True or False") -> bool:
     return found
 
 
-def check_path(name: str, value: Any) -> Path:
-    """Return an argument that is the path of a file."""
-    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise OptionError(param(name, value), " must be the path of a file")
+def check_path(name: str, value: Any, kind: str = "a file") -> Path:
+    """Return an argument that is the path of a file, or of another kind for the message."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes) or "\0" in os.fspath(value):
+        raise OptionError(param(name, value), f" must be the path of {kind}")
     return Path(value)
 
 
@@ -213,6 +213,15 @@ def to_items(value: Any) -> list[Any]:
         return list(value)
     except TypeError:
         return []
+
+
+def check_texts(name: str, value: Any, expected: Part) -> list[str]:
+    """Return an argument that is a text, or a list or set of texts."""
+    is_listed = isinstance(value, Iterator | Set)
+    items = [value] if isinstance(value, str) else list(value) if is_listed else to_items(value)
+    if not all(isinstance(item, str) for item in items) or not (items or is_listed or isinstance(value, list | tuple)):
+        raise OptionError(param(name, value), " must be ", expected)
+    return items
 
 
 def to_numbers(value: Any) -> list[int | float]:

@@ -210,6 +210,8 @@ def export(
     check_tries(retries, on_error)
     check_flag("overwrite", overwrite)
     check_flag("resume", resume)
+    if progress is not None:
+        check_flag("progress", progress, "True, False or None")
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import export_cutouts
 

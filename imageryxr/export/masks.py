@@ -17,8 +17,8 @@ from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, palette, parse_color
 from imageryxr.core.grid import Axis
-from imageryxr.core.validate import to_whole
-from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError
+from imageryxr.core.validate import check_flag, to_whole
+from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError, format_value
 from imageryxr.export.store.local import replaced_file
 from imageryxr.export.targets.stack import fill_pattern
 from imageryxr.render.figure import array_to_pil
@@ -80,9 +80,12 @@ def save_masks(
     >>> files[1].name == f"1_{masks.segment.values[0]}.png"
     True
     """
+    check_flag("overwrite", overwrite)
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not str(text).lower().endswith((".png", ".tif", ".tiff")):
-        raise OptionError(f"path={path!r} has no picture format of masks; write 'out/{{z}}_{{id}}.png', or .tif")
+        raise OptionError(
+            f"path={format_value(path)} has no picture format of masks; write 'out/{{z}}_{{id}}.png', or .tif"
+        )
     fields = _fields(text)
     named = _masks_by_id(masks)
     axis = _axis_of(fields, [mask for _, mask in named])
@@ -227,7 +230,7 @@ def _mask_colors(names: list[Any], colors: Any) -> list[RGBA | None]:
     ids = [name for name in names if isinstance(name, int) and name > 0]
     if len(ids) < len(names):
         raise OptionError(
-            f"colors={colors!r} needs ids, but a mask has the name {names[0]!r}; give a dict name → colour"
+            f"colors={format_value(colors)} needs ids, but a mask has the name {names[0]!r}; give a dict name → colour"
         )
     found = palette(ids, colors)
     return [parse_color(found[i]) for i in names]

@@ -48,26 +48,34 @@ def first_cutout(array: xr.DataArray) -> xr.DataArray:
     return array.isel({CUTOUT: 0}, drop=True)
 
 
-def contains_cutouts(value: Any) -> bool:
-    """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x)."""
+def contains_cutouts(value: Any, *, singles: bool = False) -> bool:
+    """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x).
+
+    With ``singles``, also one of them (z, y, x), which has lost the dim ``cutout``.
+    """
     if isinstance(value, xr.DataArray):
-        return CUTOUT in value.dims and not set(DIMS) - {*value.dims}
+        return {*DIMS} <= {*value.dims} and CUTOUT in (value.coords if singles else value.dims)
     if isinstance(value, xr.Dataset):  # a mapping, of which verbs of arrays accept no item by itself
         return False
     if isinstance(value, Mapping):
-        return any(map(contains_cutouts, value.values()))
+        return any(contains_cutouts(one, singles=singles) for one in value.values())
     if isinstance(value, list | tuple):
-        return any(map(contains_cutouts, value))
-    return is_dataclass(value) and any(contains_cutouts(getattr(value, f.name)) for f in fields(value))
+        return any(contains_cutouts(one, singles=singles) for one in value)
+    return is_dataclass(value) and any(contains_cutouts(getattr(value, f.name), singles=singles) for f in fields(value))
 
 
-def route_cutouts(apply: Callable[[Any, Any, Any], Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Return a decorator that passes a verb, its args and its kwargs to ``apply`` if they contain cutouts."""
+def route_cutouts(
+    apply: Callable[[Any, Any, Any], Any], *, singles: bool = False
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Return a decorator that passes a verb, its args and its kwargs to ``apply`` if they contain cutouts.
+
+    With ``singles``, also if they contain one cutout without the dim ``cutout``.
+    """
 
     def decorate(verb: Callable[_P, _R]) -> Callable[_P, _R]:
         @wraps(verb)
         def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if any(contains_cutouts(value) for value in (*args, *kwargs.values())):
+            if any(contains_cutouts(value, singles=singles) for value in (*args, *kwargs.values())):
                 return cast("_R", apply(wrapper, args, kwargs))
             return verb(*args, **kwargs)
 

@@ -273,6 +273,8 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
 def _normalize_chunks(requested: Any, chunks: Any, shape: Index3, dtype: np.dtype[Any]) -> Splits:
     """Return block sizes in dask's form, or raise `OptionError` for the argument ``chunks``."""
     try:
+        if isinstance(chunks, bool) or chunks == "":
+            raise ValueError("not a size")
         return tuple(da.core.normalize_chunks(requested, shape, dtype=dtype))
     except Exception as error:  # dask raises whatever fails first
         raise OptionError(

@@ -14,7 +14,7 @@ from imageryxr.core.array_labels import layer_type_of, spatial_arrays
 from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, format_triple, tidy
 from imageryxr.core.grid import Axis, Grid, check_extent
 from imageryxr.core.validate import check_counts
-from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError, warn
+from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError, format_value, warn
 from imageryxr.graph.cutout_arrays import BOUNDS, CUTOUT, PHASE, check_same_positions
 from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
@@ -132,9 +132,9 @@ def cutouts(
         source = _align_tree(source, to)
     elif not (isinstance(to, str) and to == "finest"):
         raise OptionError(
-            f"to={to!r} is for a tree, whose layers are aligned first, but the source is a {type(source).__name__} on "
-            "one grid; resample it first: ix.cutouts(ix.align(image, segmentation, to=…), …) or "
-            "ix.cutouts(ix.regrid(array, …), …)"
+            f"to={format_value(to)} is for a tree, whose layers are aligned first, but the source is a "
+            f"{type(source).__name__} on one grid; resample it first: ix.cutouts(ix.align(image, segmentation, "
+            "to=…), …) or ix.cutouts(ix.regrid(array, …), …)"
         )
     arrays = {name: source[name] for name in _spatial_names(source)} if isinstance(source, xr.Dataset) else {"": source}
     volumes = {name: _volume(array) for name, array in arrays.items()}

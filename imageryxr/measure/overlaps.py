@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.validate import check_flag
 from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
@@ -63,6 +64,7 @@ def overlaps(a: xr.DataArray, b: xr.DataArray, *, background: bool = False) -> x
     >>> same.variation_of_information, bool((same.segment_a == same.segment_b).all())
     (0.0, True)
     """
+    check_flag("background", background)
     volumes = [segmentation_volume(a), segmentation_volume(b)]
     check_same_positions(volumes[0], volumes[1], "the segmentations")
     table = reduce_volumes(volumes, partial(_overlaps_of_block, background=background), merge_pairs)

@@ -15,6 +15,7 @@ import xarray as xr
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Grid
+from imageryxr.core.validate import to_number, to_numbers
 from imageryxr.errors import LayerError, Message, MissingIdsWarning, OptionError, Wording, param, warn
 from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array
@@ -63,8 +64,10 @@ def _image_volume(image: xr.DataArray) -> Volume:
 
 
 def _check_percentiles(percentiles: Sequence[float], images: list[Volume]) -> None:
-    values = np.asarray(percentiles, object).ravel().tolist()
-    if not all(isinstance(v, int | float) and 0 <= v <= 100 for v in values):
+    given: Any = [percentiles] if to_number(percentiles) is not None else percentiles
+    values = to_numbers(given)
+    is_empty = isinstance(given, list | tuple) and not given
+    if not (values or is_empty) or not all(0 <= v <= 100 for v in values):
         example = param("percentiles", (5, 95))
         raise OptionError(param("percentiles", percentiles), " are not numbers from 0 to 100; write e.g. ", example)
     if any(0 < v < 1 for v in values) and max(values) <= 1:

@@ -137,7 +137,7 @@ def _open_precomputed(
             f"its source is {address.public}; annotations are read from local:// and precomputed:// sources"
         )
     link_layer = LinkLayer(layer.name, "annotation", source.url)
-    check_source(link_layer, allow_local=options.allow_local, trusted_hosts=options.trusted_hosts)
+    check_source(link_layer, options.connection.access)
     placed = (source.transform or Transform()).apply(AXES)
     if isinstance(placed, str):
         raise LinkError(placed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -46,13 +46,7 @@ _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 _STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
 
 
-def load_state(
-    link: Any,
-    *,
-    allow_local: bool = False,
-    trusted_hosts: Collection[str] = (),
-    max_state_size: int | str = DEFAULT_SIZE,
-) -> dict[str, Any]:
+def load_state(link: Any, access: Access | None = None, *, max_state_size: int | str = DEFAULT_SIZE) -> dict[str, Any]:
     """Return the JSON state of a link, text, path, mapping or viewer state.
 
     Parameters
@@ -60,10 +54,9 @@ def load_state(
     link : str, path, mapping or viewer state
         A link with ``#!{…}`` or ``#!URL``, the JSON text itself, the URL of a state, a file that contains one of
         these, the parsed state, or an object with a ``to_json`` method such as ``neuroglancer.ViewerState``.
-    allow_local : bool
-        Whether a state may be fetched from this machine or a private network.
-    trusted_hosts : collection of str
-        Hosts, besides those of CAVE, that may receive the user's token.
+    access : Access, optional
+        Whether a state may be fetched from this machine or a private network, and which hosts, besides those of CAVE,
+        may receive the user's token. Default: neither.
     max_state_size : int or str
         Maximum number of characters of the link, the file or the state.
 
@@ -75,7 +68,7 @@ def load_state(
         If ``max_state_size`` is not a size.
     """
     limit = parse_size_limit(max_state_size)
-    access = Access(allow_local, tuple(trusted_hosts), from_link=True)
+    access = access or Access(allow_local=False, from_link=True)
     if isinstance(link, Mapping):
         return normalize_state(link, limit)
     if hasattr(link, "to_json"):

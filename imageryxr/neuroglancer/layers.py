@@ -71,8 +71,6 @@ Choice = int | Mapping[str, int] | None
 class LayerOptions:
     """Options for opening the layers of a link."""
 
-    allow_local: bool = False
-    trusted_hosts: tuple[str, ...] = ()
     missing: Missing = "fill"
     channel: Choice = None
     time: Choice = None
@@ -158,7 +156,7 @@ def _choice_for(choice: Choice, name: str) -> int | None:
     return choice.get(name) if isinstance(choice, Mapping) else choice
 
 
-def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collection[str]) -> None:
+def check_source(layer: LinkLayer, access: Access) -> None:
     """Raise unless a layer of a link may be opened.
 
     Raises
@@ -173,7 +171,7 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
         address = parse_address(layer.source)
     except AddressError:
         return  # opening the layer raises an error about its address
-    if is_local_address(address) and not allow_local:
+    if is_local_address(address) and not access.allow_local:
         raise LinkError(
             f"{what} refers to {address.public}, on this machine or its network, which links may not access ",
             "by default; if you trust the link, give ",
@@ -182,7 +180,7 @@ def check_source(layer: LinkLayer, *, allow_local: bool, trusted_hosts: Collecti
     if address.format == "graphene" or address.protocol.startswith("middleauth"):
         if address.protocol not in WEB_PROTOCOLS:
             return
-        check_trusted(address.url, what, Access(allow_local, tuple(trusted_hosts), from_link=True))
+        check_trusted(address.url, what, access)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -220,7 +218,7 @@ def _first_volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> 
     own = ("source", "transform", "timestamp", "raw_timestamp")
     for one in (layer, *(replace(layer, **{key: getattr(o, key) for key in own}) for o in layer.others)):
         try:
-            check_source(one, allow_local=options.allow_local, trusted_hosts=options.trusted_hosts)
+            check_source(one, options.connection.access)
             found.append((one, *_resolve_source(one, state, options)))
         except ImageryError as error:
             errors.append((one, error))

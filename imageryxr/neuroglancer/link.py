@@ -27,7 +27,8 @@ from imageryxr.core.display import (
     VISIBLE,
     SegmentDisplay,
 )
-from imageryxr.errors import LayerError, LinkError
+from imageryxr.core.validate import check_flag
+from imageryxr.errors import LayerError, LinkError, OptionError, format_value
 from imageryxr.neuroglancer.layers import displayed_limits
 from imageryxr.neuroglancer.linked_segments import restore_links
 from imageryxr.neuroglancer.local_annotations import annotation_specs
@@ -79,6 +80,9 @@ def neuroglancer_link(
     >>> again["image/image"].identical(em.assign_attrs(again["image/image"].attrs))
     True
     """
+    check_flag("allow_local", allow_local)
+    if not isinstance(site, str):
+        raise OptionError(f"site={format_value(site)} must be the address of a viewer, such as {SITE!r}")
     if isinstance(obj, xr.DataArray):
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _dataset_layers(obj)

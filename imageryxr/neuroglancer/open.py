@@ -22,6 +22,7 @@ from imageryxr.core.display import (
     UNSUPPORTED,
 )
 from imageryxr.core.orientation import screen_dimensions
+from imageryxr.core.validate import check_texts
 from imageryxr.errors import (
     CodecError,
     GridError,
@@ -149,14 +150,12 @@ def open_neuroglancer(
     >>> ds.imagery.overlay().sizes["rgba"]
     4
     """
-    limits: dict[str, Any] = {"allow_local": allow_local, "trusted_hosts": trusted_hosts}
-    state = parse_state(load_state(link, **limits, max_state_size=max_state_size), group)
-    connection = Connection(access=Access(allow_local, tuple(trusted_hosts), from_link=True))
-    options = LayerOptions(
-        allow_local, tuple(trusted_hosts), check_missing(missing or "fill"), channel, time, connection
-    )
+    access = Access.of_link(allow_local, trusted_hosts)
+    policy = check_missing("fill" if missing is None else missing)
+    state = parse_state(load_state(link, access, max_state_size=max_state_size), group)
+    options = LayerOptions(policy, channel, time, Connection(access=access))
     options.check_names(state.order)
-    names = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    names = None if layers is None else check_texts("layers", layers, "a list of names of layers, such as ['em']")
     chosen = _select_layers(state, names)
     opened, failed = open_layers(state, chosen, options)
     annotations, reasons = open_annotation_layers(state, names, options)

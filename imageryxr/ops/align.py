@@ -196,6 +196,8 @@ def _image_volume(image: xr.DataArray) -> Volume:
 
 def _check_method(method: Any, layer: str, da: xr.DataArray) -> Method:
     allowed = METHODS[layer]
+    if da.dtype.kind not in "buif":
+        raise LayerError(f"{da.name!r} has dtype {da.dtype}, which cannot be resampled; give integers or floats")
     if method is None:
         return allowed[0]
     what = f"{da.name!r}, a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"

@@ -114,9 +114,9 @@ def convert_table(
         raise OptionError("end= and radius= were both given; a line or box has an end, an ellipsoid has a radius")
     ends = None if end is None else _scaled(_triples(columns, names, end, "end", used), unit, "ends")
     radii = None if radius is None else _radii(columns, names, radius, len(places), unit, used)
-    kind: AnnotationType = annotation_type or (
-        "line" if end is not None else "point" if radius is None else "ellipsoid"
-    )
+    kind = annotation_type
+    if kind is None:
+        kind = "line" if end is not None else "point" if radius is None else "ellipsoid"
     rest = {} if columns is None else {name: columns[name] for name in names if name not in used}
     for name, values in _index_columns(table).items():
         if name not in names or not np.array_equal(np.asarray(columns[name]), values):
@@ -233,8 +233,11 @@ def _radii(columns: Any, names: list[Any], given: Any, count: int, unit: Triple,
         given = _triples(columns, names, given, "radius", used)
     try:
         values = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
-        values = np.empty((0, 0))
+    except (TypeError, ValueError, OverflowError):
+        raise BoxError(
+            f"radius={format_value(given)} is not a number, or an array of numbers (n,) or (n, 3); give the radii of "
+            "each annotation"
+        ) from None
     if values.ndim == 0:
         values = np.full(count, float(values))
     if values.ndim == 1:
@@ -267,6 +270,10 @@ def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
     if triples is None:
         try:
             shape = np.shape(values)
+        except TypeError:
+            raise BoxError(
+                f"{what} are a {type(values).__name__}; give an array of numbers (n, 3), (x, y, z) for each annotation"
+            ) from None
         except ValueError:  # rows of different lengths
             wrong = next((row for row in values if np.shape(row) != (3,)), values)
             raise BoxError(

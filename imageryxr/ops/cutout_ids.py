@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -18,6 +23,8 @@ from imageryxr.ops.segment_ids import is_recording_ids
 Ids = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 _TOPIC = "imageryxr-cutout-ids"
+# The environment variable with the folder to which blocks are reported.
+_FOLDER = "IMAGERYXR_CUTOUT_IDS"
 
 
 @dataclass(frozen=True)
@@ -31,18 +38,26 @@ class CutoutIds:
     values: Ids
     """The ids (cutout, column). 0 requests nothing."""
 
-    def missing_message(self, is_present: Flags) -> str | None:
-        """Return the warning about cutouts that lack their ids, from flags (cutout, column); None if none do."""
+    def missing_message(self, is_present: Flags, is_known: Flags | None = None) -> str | None:
+        """Return the warning about cutouts that lack their ids; None if none do.
+
+        The flags are (cutout, column). With ``is_known`` (cutout), the others are unknown.
+        """
+        is_known = np.ones(len(is_present), np.bool_) if is_known is None else is_known
         parts = []
         for name, ids, found in zip(self.names, self.values.T, is_present.T, strict=True):
-            absent = np.flatnonzero((ids != 0) & ~found)
+            absent = np.flatnonzero((ids != 0) & ~found & is_known)
             if len(absent):
                 first = absent[0]
                 parts.append(
-                    f"{len(absent):,} of {len(ids):,} cutouts do not contain their {name}, e.g. cutout "
-                    f"{self.numbers[first]}: {ids[first]}"
+                    f"{len(absent):,} of {np.count_nonzero(is_known):,} cutouts do not contain their {name}, e.g. "
+                    f"cutout {self.numbers[first]}: {ids[first]}"
                 )
-        return "; ".join([*parts, "imageryxr.measure(segmentation) lists the ids in each cutout"]) if parts else None
+        if not parts:
+            return None
+        rest = np.count_nonzero(~is_known)
+        parts += [f"the other {rest:,} cutouts were written by an earlier run and are not counted"] if rest else []
+        return "; ".join([*parts, "imageryxr.measure(segmentation) lists the ids in each cutout"])
 
 
 class _CutoutTallies:
@@ -79,14 +94,20 @@ run_after_fork(_TALLIES.forget)
 def record_cutouts(key: str, requested: CutoutIds, rows: npt.NDArray[np.int64], found: Flags) -> None:
     """Record which cutouts of a block contain their ids; warn when this process has computed all cutouts.
 
-    ``key`` identifies the selection. Within `record_ids` nothing is recorded. A worker of a cluster reports to the
-    scheduler; see `warn_of_cluster`.
+    ``key`` identifies the selection. Within `record_ids` nothing is recorded. Within `report_missing`, and in a worker
+    of a cluster, the block is reported to the process that started the computation.
     """
     if is_recording_ids():
         return
+    event = {"key": key, "rows": rows.tolist(), "found": found.tolist()}
     worker = _current_worker()
     if worker is not None:
-        worker.log_event(_TOPIC, {"key": key, "rows": rows.tolist(), "found": found.tolist()})
+        worker.log_event(_TOPIC, event)
+        return
+    file = Path(os.environ.get(_FOLDER, ""), key)
+    if _FOLDER in os.environ and file.exists():
+        with file.open("ab", buffering=0) as events:  # lines that are appended at once do not mix
+            events.write(json.dumps(event).encode() + b"\n")
         return
     flags = _TALLIES.add(key, requested.values.shape, rows, found)
     message = None if flags is None else requested.missing_message(flags)
@@ -94,18 +115,38 @@ def record_cutouts(key: str, requested: CutoutIds, rows: npt.NDArray[np.int64], 
         warn(message, MissingIdsWarning)
 
 
-def warn_of_cluster(client: Any, selections: Iterable[tuple[str, CutoutIds]]) -> None:
-    """Warn about cutouts without their ids that the workers of a `distributed.Client` have computed.
+@contextmanager
+def report_missing(selections: Iterable[tuple[str, CutoutIds]], client: Any = None) -> Iterator[None]:
+    """Warn, when the block ends, about cutouts without their ids that any thread, process or worker has computed in it.
 
-    Each selection is its key and its ids. Cutouts that no worker has reported are not mentioned.
+    Parameters
+    ----------
+    selections : iterable of (str, CutoutIds)
+        The key and the ids of each selection.
+    client : distributed.Client, optional
+        The cluster that computes them.
     """
-    events = [message for _, message in client.get_events(_TOPIC)]
-    for key, requested in selections:
-        flags = np.ones(requested.values.shape, np.bool_)
+    chosen, before = dict(selections), os.environ.get(_FOLDER)
+    with TemporaryDirectory(prefix="imageryxr-") as folder:
+        for key in chosen:
+            Path(folder, key).touch()
+        os.environ[_FOLDER] = folder  # which processes inherit
+        try:
+            yield
+        finally:
+            del os.environ[_FOLDER]
+            if before is not None:
+                os.environ[_FOLDER] = before
+        events = [json.loads(line) for key in chosen for line in Path(folder, key).read_text().splitlines()]
+    if client is not None:
+        events += [event for _, event in client.get_events(_TOPIC)]
+    for key, requested in chosen.items():
+        found, is_known = np.zeros(requested.values.shape, np.bool_), np.zeros(len(requested.values), np.bool_)
         for event in events:
             if event["key"] == key:
-                flags[list(event["rows"])] = event["found"]
-        message = requested.missing_message(flags)
+                rows = list(event["rows"])  # distributed returns tuples
+                found[rows], is_known[rows] = event["found"], True
+        message = requested.missing_message(found, is_known)
         if message is not None:
             warn(message, MissingIdsWarning)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -46,12 +46,17 @@ def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Cal
         Whether the verb treats each z slice alone, unless its argument ``axis`` names another axis. Then all slices of
         a block are computed in one call.
     """
-    return route_cutouts(functools.partial(apply_verb, slicewise=slicewise))
+    # Pictures of one cutout equal those of a stack: no outline is drawn where the volume ends.
+    return route_cutouts(functools.partial(apply_verb, slicewise=slicewise), singles=slicewise)
 
 
 def apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool) -> xr.DataArray:
     """Return the result of a verb for each cutout; see `accepts_cutouts`."""
     bound = inspect.signature(verb).bind(*args, **kwargs)
+    if not any(map(contains_cutouts, bound.arguments.values())):
+        stacked = {name: _stack_single(value) for name, value in bound.arguments.items()}
+        bound = inspect.BoundArguments(bound.signature, OrderedDict(stacked))
+        return apply_verb(verb, bound.args, bound.kwargs, slicewise).isel({CUTOUT: 0})
     options = apply_columns(dict(bound.arguments))
     arrays: list[xr.DataArray] = []
     call = _Call(verb, {name: _extract(value, arrays) for name, value in options.items()})
@@ -59,6 +64,16 @@ def apply_verb(verb: Callable[..., Any], args: Any, kwargs: Any, slicewise: bool
     if "ids" in bound.arguments and "ids" not in options and options.get("colors") is not bound.arguments.get("colors"):
         return name_colors(found, bound.arguments["ids"], bound.arguments["segmentation"])
     return found
+
+
+def _stack_single(value: Any) -> Any:
+    """Return an argument with the dim ``cutout`` added to its single cutouts."""
+    if not isinstance(value, xr.DataArray):
+        return _map_inside(value, _stack_single)
+    if not contains_cutouts(value, singles=True):
+        return value
+    columns = {name: c.variable.set_dims((CUTOUT,)) for name, c in value.coords.items() if not c.ndim}
+    return value.drop_vars(columns).expand_dims(CUTOUT).assign_coords(columns)
 
 
 @dataclass(frozen=True)
@@ -83,10 +98,10 @@ def _fill(value: Any, arrays: list[xr.DataArray]) -> Any:
 
 
 def _map_inside(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping) and not isinstance(value, xr.Dataset):
         return {key: change(part) for key, part in value.items()}
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(map(change, value))
+    if isinstance(value, list | tuple):
+        return tuple(map(change, value)) if type(value) is tuple else list(map(change, value))
     if is_dataclass(value) and not isinstance(value, type):
         parts = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
         changed = {name: change(part) for name, part in parts.items()}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.validate import check_flag
 from imageryxr.errors import SegmentError
 from imageryxr.graph.cutout_arrays import route_cutouts
 from imageryxr.graph.expr import Array, Mapped
@@ -65,6 +66,7 @@ def unique_ids(
     >>> len(ids) > 100, int(voxels.min()) > 0
     (True, True)
     """
+    check_flag("counts", counts)
     volume = segmentation_volume(seg)
     ids, voxels = count_ids(volume) if counts else (find_ids(volume), np.empty(0, np.int64))
     shown = ids != 0

@@ -274,6 +274,8 @@ def _choose_method(obj: xr.DataArray, method: Any) -> str:
     layer = layer_type_of(obj)
     if "rgba" in obj.dims:
         raise LayerError("a plane cannot be cut through an RGBA picture; cut the layers first, then draw the overlay")
+    if obj.dtype.kind not in "buif":
+        raise LayerError(f"{obj.name!r} has dtype {obj.dtype}, which cannot be resampled; give integers or floats")
     allowed = [m for m in METHODS[layer] if m in ("nearest", "linear")]
     if obj.dtype == np.bool_ and (method is None or check_choice("method", method, METHODS["image"]) == "linear"):
         return "nearest"  # Booleans cannot be interpolated.

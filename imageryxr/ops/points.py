@@ -13,7 +13,7 @@ from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import SNAP, Triple, check_resolution, format_triple, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import BoxError, LayerError, OutOfVolumeError
+from imageryxr.errors import BoxError, LayerError, OutOfVolumeError, format_value
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, read_selection
@@ -115,11 +115,11 @@ def _points_array(points: Any) -> Places:
         try:
             rows = np.asarray(points)
             found = rows.astype(np.float64) if rows.dtype.kind in "iufO" or not rows.size else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             found = None
     if found is None:
         raise BoxError(
-            f"points={str(points)[:80]!r} are not numbers; give an array of shape (n, 3), each row (x, y, z)"
+            f"points={format_value(points)} are not numbers; give an array of shape (n, 3), each row (x, y, z)"
         )
     found = found.reshape(0, 3) if found.size == 0 else found[np.newaxis] if found.ndim == 1 else found
     if found.ndim != 2 or found.shape[1] != 3:

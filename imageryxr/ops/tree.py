@@ -16,6 +16,7 @@ from imageryxr.core.bbox import DIMS, BBox, Triple, check_resolution, to_fractio
 from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIENTATION, POSITION, VISIBLE
 from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
+from imageryxr.core.validate import check_texts
 from imageryxr.errors import LayerError, LinkWarning, OptionError, param
 from imageryxr.ops.align import regrid
 from imageryxr.ops.multiscale import coarsest_level_for
@@ -79,7 +80,7 @@ def view(
     >>> tree.imagery.view(size=(100, 50, 4)).em.shape
     (4, 50, 100)
     """
-    names = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    names = None if layers is None else check_texts("layers", layers, "a list of names of layers, such as ['em']")
     arrays = _choose_layers(layers_of(tree), names, annotation_layers(tree))
     other = _plane_warning(tree)
     if other:

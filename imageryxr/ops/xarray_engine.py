@@ -11,7 +11,7 @@ import xarray as xr
 from xarray.backends import BackendEntrypoint
 
 from imageryxr.core.bbox import DIMS, BBox
-from imageryxr.errors import OptionError
+from imageryxr.errors import OptionError, format_value
 from imageryxr.graph.labelled import volume_of
 from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray
 from imageryxr.ops.open import Mip, open_image, open_multiscale, open_segmentation
@@ -187,10 +187,12 @@ def _mip_of(group: str | int | None, mip: Mip) -> Mip:
     if group is None or group in ("", "/"):
         return mip
     if mip is not None:
-        raise OptionError(f"group={group!r} and mip={mip!r} both select the level; give only one of them")
+        raise OptionError(
+            f"group={format_value(group)} and mip={format_value(mip)} both select the level; give only one of them"
+        )
     name = str(group).strip("/")
     if not name.isdecimal():
-        raise OptionError(f"group={group!r} is not a level; levels are named by their mip, e.g. group='/1'")
+        raise OptionError(f"group={format_value(group)} is not a level; levels are named by their mip, e.g. group='/1'")
     return int(name)
 
 

@@ -19,7 +19,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.record import DRAWN_COLORS
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_axis, check_choice, check_number, check_whole, suggest_names
+from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole, suggest_names
 from imageryxr.errors import LayerError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import first_cutout, has_cutouts
 from imageryxr.graph.evaluate import evaluate
@@ -251,7 +251,7 @@ class _Look:
 
     def style(self, directions: Floats, grid: Grid, axis: int) -> MarkStyle:
         """Return the style on a picture, after checking the arguments."""
-        if self.fade and self.depth is None:
+        if check_flag("fade", self.fade) and self.depth is None:
             raise OptionError("fade=True needs depth=, the distance in nm at which marks have faded to nothing")
         depth = None if self.depth is None else check_number("depth", self.depth, 0)
         order = _turned_axes(axis)
@@ -324,13 +324,13 @@ def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
         return np.array([check_number("size", size, 0)], np.float32)
     values = _column(table, size, "size")
     if values.dtype.kind not in "iuf":
-        raise OptionError(f"the column size={size!r} holds {values.dtype} values; give a column of numbers")
+        raise OptionError(f"the column size={format_value(size)} holds {values.dtype} values; give a column of numbers")
     numbers = values.astype(np.float64)
     bad = np.flatnonzero(~(numbers >= 0) | np.isinf(numbers))
     if len(bad):
         raise OptionError(
-            f"the column size={size!r} holds {numbers[bad[0]]:g} in row {bad[0]}; sizes are numbers of at least "
-            "0, and 0 draws nothing"
+            f"the column size={format_value(size)} holds {numbers[bad[0]]:g} in row {bad[0]}; sizes are numbers of at "
+            "least 0, and 0 draws nothing"
         )
     return numbers.astype(np.float32)
 

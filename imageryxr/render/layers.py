@@ -100,6 +100,10 @@ class Layer:
     outline: Outline | int | bool | None = None
     overlap: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.overlap is not None:
+            check_flag("overlap", self.overlap, "True (later masks cover earlier ones), False or None")
+
     def fill_defaults(self, call: Layer) -> Layer:
         """Return the layer with its unset options taken from the call."""
         names = ("ids", "colors", "alpha", "rest_alpha", "outline", "overlap")

@@ -83,12 +83,15 @@ def _all_colors(
         return _by_value(*_distinct(annotations["id"].values), "id", {_plain(k): v for k, v in color.items()})
     if not (isinstance(color, str) and color in annotations.variables):
         if colors is not None or limits is not None:
-            raise OptionError(f"colors= and limits= need the name of a column in color=, but color={color!r}")
+            raise OptionError(
+                f"colors= and limits= need the name of a column in color=, but color={format_value(color)}"
+            )
         return MarkColors(np.array([_one_color(color, annotations)], np.uint8))
     values = annotations[color]
     if values.dims != (DIM,):
         raise OptionError(
-            f"the column color={color!r} has dims {values.dims}; give a column with one value per annotation"
+            f"the column color={format_value(color)} has dims {values.dims}; give a column with one value for each "
+            "annotation"
         )
     plain = np.asarray(values.values)
     if _has_segments(annotations, color, colors, cmap, limits):
@@ -207,7 +210,8 @@ def _by_number(values: npt.NDArray[Any], name: str, cmap: Any, limits: Any) -> M
     rgba[:, :3] = table[np.minimum((place * len(table)).astype(np.intp), len(table) - 1)]
     rgba[~is_known] = MISSING
     steps = table[np.linspace(0, len(table) - 1, 32).round().astype(np.intp)].tolist()
-    scale = {"title": name, "low": low, "high": high, "colors": [hex_color((r, g, b, 255)) for r, g, b in steps]}
+    shown = [hex_color((r, g, b, 255)) for r, g, b in steps]
+    scale = {"title": name, "low": low, "high": high, "colors": shown, "is_whole": values.dtype.kind in "iu"}
     return MarkColors(rgba, None, {ANNOTATION_SCALE: json.dumps(scale)})
 
 

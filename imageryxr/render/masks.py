@@ -61,7 +61,7 @@ def draw_masks(canvas: Canvas, layer: Layer) -> None:
     colors = _mask_colors(layer.colors, list(named))
     alphas = _mask_alphas(layer.alpha, list(named)).values()
     style = parse_outline(layer.outline)
-    first_wins = layer.overlap is False
+    first_wins = layer.overlap is not None and not layer.overlap
     stack: list[Expr] = [] if image is None else [grey_to_rgba(image)]
     drawn = list(zip(volumes, colors.values(), alphas, strict=True))
     if style is None or any(alphas):

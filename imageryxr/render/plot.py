@@ -11,7 +11,8 @@ from imageryxr.core.array_labels import grid_of, layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.lazy_import import import_package
-from imageryxr.core.validate import check_choice
+from imageryxr.core.validate import check_choice, check_flag
+from imageryxr.errors import OptionError, format_value
 from imageryxr.graph.labelled import check_array
 from imageryxr.render.figure import array_to_pil
 from imageryxr.render.figure.picture import squeeze_slice
@@ -80,6 +81,7 @@ def plot(
 
     factors = {"µm": 1e-3, "um": 1e-3, "nm": 1.0}
     factor = factors[check_choice("unit", unit, factors, expected="'µm' or 'nm'")]
+    check_flag("scale_bar", scale_bar)
     picture = overlay_view(obj) if isinstance(obj, xr.Dataset) else _to_picture(obj, contrast_limits)
     flat = squeeze_slice(picture)
     rows, columns = (str(d) for d in flat.dims if d != "rgba")
@@ -87,12 +89,17 @@ def plot(
     axes = dict(zip(DIMS, grid.axes, strict=True))
     (top, bottom), (left, right) = ((float(e) * factor for e in axes[d].edges()) for d in (rows, columns))
     ax = plt.gca() if ax is None else ax
+    if not hasattr(ax, "imshow"):
+        raise OptionError(f"ax={format_value(ax)} must be Matplotlib axes, such as plt.subplots()[1]")
     values = np.asarray(flat.values)
     pixels = values if values.ndim == 3 else np.asarray(array_to_pil(values))
     defaults: dict[str, Any] = {"origin": "upper", "extent": (left, right, bottom, top), "interpolation": "none"}
     if pixels.ndim == 2:
         defaults |= {"cmap": "gray", "vmin": 0, "vmax": 255}
-    drawn = ax.imshow(pixels, **{**defaults, **options})
+    try:
+        drawn = ax.imshow(pixels, **{**defaults, **options})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise OptionError(f"ax.imshow does not accept the options {format_value(options)}: {error}") from error
     ax.set_aspect("equal")
     if scale_bar:
         ax.set(xticks=[], yticks=[])

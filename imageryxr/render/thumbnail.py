@@ -70,6 +70,8 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
     check_array(image)
     if layer_type_of(image) == "segmentation":
         raise LayerError(f"{image.name!r} is a segmentation, and percentiles of ids are meaningless; give the image")
+    if image.dtype.kind not in "uif":
+        raise LayerError(f"{image.name!r} has dtype {image.dtype}; give an image of grey values, integers or floats")
     values = _sample_values(image)
     seen = values[np.isfinite(values) & (values != 0)] if values.dtype.kind == "f" else values[values != 0]
     if not seen.size:

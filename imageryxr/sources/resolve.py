@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.array_labels import layer_type_of_dtype
+from imageryxr.core.validate import check_flag
 from imageryxr.errors import (
     AddressError,
     AuthError,
@@ -75,6 +76,7 @@ def resolve_source(
     """
     check_missing(missing)
     check_assume(assume)
+    check_flag("agglomerate", agglomerate, "True (root ids) or False (supervoxels)")
     if isinstance(source, str | os.PathLike):
         choices = {"channel": channel, "time": time, "assume": assume}
         graph_options = {"agglomerate": agglomerate, "timestamp": timestamp}

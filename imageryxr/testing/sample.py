@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.errors import OptionError, TargetError, TargetExistsError
+from imageryxr.errors import OptionError, TargetError, TargetExistsError, format_value
 
 # The offset is that of the finest image level, (x, y, z) in its voxels.
 _VERSION = 1
@@ -46,6 +46,10 @@ class Sample:
 
     path: Path
     shape: tuple[int, int, int] = _SHAPE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", _check_path(self.path))
+        object.__setattr__(self, "shape", _check_shape(self.shape))
 
     @property
     def image(self) -> str:
@@ -117,7 +121,7 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
     >>> block.image
     'precomputed://file:///.../block/image'
     """
-    target = Sample(Path(path).expanduser().resolve(), _check_shape(shape))
+    target = Sample(_check_path(path).expanduser().resolve(), _check_shape(shape))
     if _is_complete(target):
         return target
     try:
@@ -137,6 +141,12 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
 # The folder
 
 
+def _check_path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise OptionError(f"path={format_value(path)} must be the path of a folder")
+    return Path(path)
+
+
 def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     try:
         z, y, x = (int(n) for n in shape)
@@ -145,8 +155,8 @@ def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
         whole = False
     if not whole or z < 4 or min(y, x) < 64 or y % 4 or x % 4:
         raise OptionError(
-            f"shape={shape!r}: give (z, y, x) in voxels, z at least 4, y and x at least 64 and multiples of 4, "
-            "such as shape=(16, 128, 128)"
+            f"shape={format_value(shape)}: give (z, y, x) in voxels, z at least 4, y and x at least 64 and "
+            "multiples of 4, such as shape=(16, 128, 128)"
         )
     return z, y, x
 

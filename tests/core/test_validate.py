@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from fractions import Fraction
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ import imageryxr as ix
 from imageryxr.core import validate
 from imageryxr.errors import ImageryError, OptionError, format_value
 from imageryxr.neuroglancer.fetch import load_state
+from imageryxr.sources.fetch.policy import Access
 from tests.conftest import volume
 
 GREY = volume(np.arange(2 * 6 * 8, dtype=np.uint8).reshape(2, 6, 8), (8, 8, 40), layer_type="image")
 SEG = volume(np.arange(2 * 6 * 8, dtype=np.uint64).reshape(2, 6, 8) // 8, (8, 8, 40), layer_type="segmentation")
 RGBA = ix.overlay(GREY, SEG)
+WIDE = volume(np.ones((1, 30, 40), np.uint8), (8, 8, 40), layer_type="segmentation")
 POINTS = ix.as_annotations({"x": [20.0], "y": [20.0], "z": [20.0]})
 
 
@@ -61,6 +64,9 @@ NUMBERS = {
     "width of marks": (lambda v: ix.annotate(RGBA, POINTS, width=v), 1),
     "length of a bar": (lambda v: ix.scale_bar(picture(), length=v), 16),
     "nm_per_pixel of a bar": (lambda v: ix.scale_bar(picture(), nm_per_pixel=v, length=16), 8),
+    "label_pt": (lambda v: ix.scale_bar(picture(), length=16, label_pt=v), 7),
+    "dpi": (lambda v: ix.save_figure(picture(), "a.png", dpi=v, overwrite=True), 200),
+    "percentiles of a measurement": (lambda v: ix.measure(SEG, GREY, percentiles=(v, 100)), 50),
     "percentiles": (lambda v: ix.contrast_limits(GREY, percentiles=(0, v)), 99),
     "fps": (lambda v: plan("o.mp4", fps=v), 12),
     "timeout": (lambda v: ix.Connection(timeout=v), 5),
@@ -74,6 +80,8 @@ WHOLE = {
     "scale": (lambda v: ix.to_pil(RGBA.isel(z=0), scale=v), 2),
     "size of a thumbnail": (lambda v: ix.thumbnail(GREY, size=v), 16),
     "label_size": (lambda v: ix.annotate(RGBA, POINTS, label_size=v), 12),
+    "scale of a montage": (lambda v: ix.montage(RGBA, scale=v), 2),
+    "scale of a bar": (lambda v: ix.scale_bar(ix.outline(WIDE), length=16, scale=v), 2),
     "columns": (lambda v: ix.montage([picture(), picture()], columns=v), 2),
     "spacing": (lambda v: ix.montage([picture(), picture()], spacing=v), 2),
     "chunks": (lambda v: plan("o.ome.zarr", chunks=(1, v, 4)), 4),
@@ -92,6 +100,18 @@ FLAGS = {
     "resume": lambda v: ix.export(RGBA, "memory://", resume=v, progress=False),
     "square": lambda v: plan("{z}.png", square=v),
     "gzip": lambda v: ix.plan_export(GREY, "precomputed://o", encoding="raw", gzip=v),
+    "bigtiff": lambda v: plan("o.tif", bigtiff=v),
+    "progress": lambda v: ix.export(RGBA, "memory://", progress=v),
+    "counts": lambda v: ix.unique_ids(SEG, counts=v),
+    "background": lambda v: ix.overlaps(SEG, SEG, background=v),
+    "distinct": lambda v: ix.palette(SEG.values, distinct=v),
+    "fade": lambda v: ix.annotate(RGBA, POINTS, depth=40, fade=v),
+    "label": lambda v: ix.scale_bar(picture(), length=16, label=v),
+    "scale_bar": lambda v: ix.plot(RGBA.isel(z=0), scale_bar=v),
+    "overlap": lambda v: ix.overlay(GREY, {"one": SEG.values == 1, "two": SEG.values > 0}, overlap=v),
+    "overwrite of masks": lambda v: ix.save_masks(SEG.isel(z=0) == 1, f"{uuid4()}.png", overwrite=v),
+    "agglomerate": lambda v: ix.open_segmentation(SEG, agglomerate=v),
+    "allow_local": lambda v: Access.of_link(v, ()),
 }
 CHOICES = {
     "axis": (lambda v: ix.overlay(GREY, SEG, axis=v, outline=2), "y"),
@@ -112,6 +132,12 @@ CHOICES = {
     "compression": (lambda v: plan("o.tif", compression=v), "zlib"),
     "axis of a file": (lambda v: plan("o.tif", axis=v), "y"),
     "client": (lambda v: plan("o.zarr", client=v), "threads"),
+    "annotation_type": (lambda v: ix.as_annotations([[1, 2, 3]], annotation_type=v), "point"),
+    "dim": (lambda v: ix.montage(RGBA, dim=v), "y"),
+}
+TEXTS = {
+    "layers": lambda v: ix.open_neuroglancer({"layers": [{"name": "a", "source": "nowhere"}]}, layers=v),
+    "trusted_hosts": lambda v: Access.of_link(False, v),
 }
 BYTES = {
     "memory": lambda v: plan("o.zarr", memory=v),
@@ -173,6 +199,18 @@ def test_an_option_accepts_its_words_only(option):
     call(np.str_(valid))
     for value in NOT_WORDS:
         refused(call, value)
+
+
+def test_texts_may_be_one_or_a_list_or_set():
+    for value in ("a.org", ["a.org"], ("a.org",), {"a.org"}, iter(["a.org"]), np.array(["a.org"])):
+        assert validate.check_texts("hosts", value, "hosts") == ["a.org"]
+    assert validate.check_texts("hosts", [], "hosts") == []
+
+
+@pytest.mark.parametrize("option", TEXTS)
+def test_an_option_of_texts_accepts_nothing_else(option):
+    for value in (True, 0, math.nan, b"a", [1], ["a", None], {"a": 1}, np.array(1), np.arange(2), object(), type):
+        refused(TEXTS[option], value)
 
 
 @pytest.mark.parametrize("option", BYTES)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import imageryxr as ix
-from imageryxr.errors import ColorError, ImageryWarning, OptionError, SegmentError
+from imageryxr.errors import ColorError, ImageryWarning, OptionError
 from tests.support.paired_cutouts import CENTERS, IDS, POST, PRE, boxes, lacks_ids
 
 
@@ -79,7 +79,7 @@ def test_columns_of_the_table_are_errors_that_name_those_of_the_cutouts():
         ix.overlay(ds.image, ds.segmentation, ids=[table.pre_id, table.post_id], colors=["red", "cyan"])
     with pytest.raises(OptionError, match=r"ids=boxes.post_id, or ids=list"):
         ix.measure(ds.segmentation, ids=table.post_id)
-    with pytest.raises(SegmentError, match="contains a Series of 5 values, but one list"):
+    with pytest.raises(OptionError, match=r"the pandas Series 'pre_id'; .* ids=\[boxes.pre_id\]"):
         ix.outline(ds.segmentation.isel(cutout=0), ids=[table.pre_id])
     assert ix.measure(ds.segmentation, ids=pd.Series(PRE, name="cells")).sizes["segment"]
 

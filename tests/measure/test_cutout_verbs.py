@@ -272,3 +272,18 @@ def test_annotations_are_drawn_at_their_positions_in_each_cutout(kind):
     inside = ix.cutouts(xr.ones_like(counted_source.held("image")), CENTERS, SIZE).values == 1
     np.testing.assert_array_equal(found.values[inside], expected.values[inside])
     assert found.dims == expected.dims
+
+
+@lacks_ids
+@pytest.mark.parametrize("kind", ["in memory", "lazy"])
+def test_one_cutout_is_drawn_as_in_the_stack(kind):
+    edge = ix.cutouts(counted_source.opened(), [(30.0, 60.0, 320.0), (300, 200, 500)], (16, 12, 3))
+    edge = edge if kind == "lazy" else edge.compute()
+    grey = (edge % 200).astype(np.uint8).assign_attrs(edge.attrs | {"layer_type": "image"})
+    options = {"outline": 2, "alpha": 0.3}
+    many = ix.overlay(grey, edge, **options)
+    for number in range(2):
+        one = ix.overlay(grey.isel(cutout=number), edge.isel(cutout=number), **options)
+        xr.testing.assert_equal(one.compute(), many.isel(cutout=number).compute())
+        lines = ix.outline(edge.isel(cutout=number), merge=False)
+        xr.testing.assert_equal(lines.compute(), ix.outline(edge, merge=False).isel(cutout=number).compute())

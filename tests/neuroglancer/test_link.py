@@ -24,6 +24,7 @@ from imageryxr.neuroglancer.fetch import is_local_host, load_state
 from imageryxr.neuroglancer.layers import check_source
 from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
+from imageryxr.sources.fetch.policy import Access
 from tests.conftest import no_compute
 from tests.support.links import NEW, OLD, on_sample, opened
 from tests.support.viewer import viewer_rule
@@ -633,8 +634,8 @@ def test_public_hosts_are_not_local(host):
 def test_tokens_are_not_sent_to_untrusted_hosts(source):
     (layer,) = parse_state({"layers": [{"type": "segmentation", "name": "s", "source": source}]}).layers
     with pytest.raises(ix.errors.AuthError, match="trusted_hosts"):
-        check_source(layer, allow_local=False, trusted_hosts=())
-    check_source(layer, allow_local=False, trusted_hosts=["evil.example.com", "daf-apis.com.evil.org"])
+        check_source(layer, Access.of_link(False, ()))
+    check_source(layer, Access.of_link(False, ["evil.example.com", "daf-apis.com.evil.org"]))
     (cave,) = parse_state(
         {
             "layers": [
@@ -646,7 +647,7 @@ def test_tokens_are_not_sent_to_untrusted_hosts(source):
             ]
         }
     ).layers
-    check_source(cave, allow_local=False, trusted_hosts=())
+    check_source(cave, Access.of_link(False, ()))
 
 
 def test_errors_contain_no_passwords():
@@ -722,7 +723,7 @@ def survives(link):
         state = parse_state(load_state(link))
         for layer in state.layers:
             layer.placement.place(ix.Grid((4, 4, 4), (8, 8, 40), (1, 2, 3)), (8, 8, 40))
-            check_source(layer, allow_local=False, trusted_hosts=())
+            check_source(layer, Access.of_link(False, ()))
         return isinstance(state, LinkState)
     except ix.ImageryError:
         return True

@@ -10,6 +10,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
+from imageryxr.render.figure.legends import _scale_colors
 from tests.conftest import no_compute, volume
 from tests.support.annotation_oracle import assert_like_oracle, draw_oracle, picture, random_points
 from tests.support.slow import slow_except
@@ -256,6 +257,25 @@ def test_a_legend_of_numbers_shows_the_colour_map(row):
     assert listed.shape[1] > 80
     for color in [(252, 253, 191), (0, 0, 4)]:
         assert (listed[:, 80:] == color).all(axis=-1).any()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_whole", "expected"),
+    [
+        (0, 97, False, ["80", "60", "40", "20", "0"]),
+        (0.1, 0.3, False, ["0.3", "0.25", "0.2", "0.15", "0.1"]),
+        (1, 3, True, ["3", "2", "1"]),
+        (3, 1, True, ["1", "2", "3"]),
+        (1_000_001, 1_000_003, False, ["1000003", "1000002.5", "1000002", "1000001.5", "1000001"]),
+        (-1e308, 1e308, False, ["1e+308", "-1e+308"]),
+    ],
+)
+def test_a_legend_of_numbers_lists_round_numbers(low, high, is_whole, expected):
+    scale = {"title": "score", "low": low, "high": high, "colors": ["#000000", "#888888", "#ffffff"]}
+    shown, title = _scale_colors({**scale, "is_whole": is_whole}, "")
+    assert title == "score"
+    assert list(shown) == expected
+    assert shown[expected[0]] != "#000000"
 
 
 def test_a_palette_by_type_colours_ids_and_its_legend_lists_the_types():

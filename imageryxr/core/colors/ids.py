@@ -47,7 +47,10 @@ def list_ids(ids: Any) -> list[int]:
     if isinstance(ids, (str, bytes, np.generic)) or not (isinstance(ids, Iterable) or hasattr(ids, "__array__")):
         raise LayerError(param("ids", ids), " is not a list of ids. Write a list, such as [864691135617152361].")
     if hasattr(ids, "__array__"):
-        flat = to_unsigned(np.asarray(ids).ravel())
+        try:
+            flat = to_unsigned(np.asarray(ids).ravel())
+        except TypeError:  # a Dataset or a DataTree
+            raise LayerError(f"ids is a {type(ids).__name__}; give an array or a list of ids") from None
         if flat.dtype.kind in "iu":
             return [int(value) for value in flat.tolist()]
         if flat.dtype.kind in "OUT" or not flat.size:

@@ -19,8 +19,8 @@ from imageryxr.core.colors.ids import (
     parse_key,
 )
 from imageryxr.core.colors.parse import RGB, parse_color
-from imageryxr.core.validate import check_number, suggest_names
-from imageryxr.errors import ColorError, OptionError
+from imageryxr.core.validate import check_flag, check_number, suggest_names
+from imageryxr.errors import ColorError, OptionError, format_value
 
 
 def palette(
@@ -96,6 +96,7 @@ def palette(
     >>> palette([5], "stable") == {5: palette(range(100), "stable")[5]}
     True
     """
+    check_flag("distinct", distinct)
     if by is not None or id is not None:
         return _by_type(ids, name, by, id, distinct=distinct)
     if distinct:
@@ -139,16 +140,21 @@ def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int]
     """Return the colours of the ids of a table by their type; ids without a type are left out."""
     from imageryxr.core.annotation_values import property_values  # imports xarray
 
+    if not (hasattr(table, "columns") or isinstance(table, Mapping)):
+        raise OptionError(
+            f"by={format_value(by)} needs a table with a row per segment, but ids is a {type(table).__name__}; give a "
+            "DataFrame or a dict name → values"
+        )
     names = [str(name) for name in getattr(table, "columns", table)]
     for name, argument in ((by, "by"), (id, "id")):
-        if name not in names:
+        if not isinstance(name, str) or name not in names:
             raise OptionError(
-                f"{argument}={name!r} is not a column of the table{suggest_names(str(name), names)}; its columns are "
-                f"{names[:12]}"
+                f"{argument}={format_value(name)} is not a column of the table{suggest_names(str(name), names)}; "
+                f"its columns are {names[:12]}"
             )
     ids, kinds = property_values(table[id], id, strict=True, are_ids=True), property_values(table[by])
     if ids.dtype.kind not in "iu":
-        raise OptionError(f"the column id={id!r} holds {ids.dtype} values, which are not segment ids")
+        raise OptionError(f"the column id={format_value(id)} holds {ids.dtype} values, which are not segment ids")
     found: dict[int, str] = {}
     for segment, kind in zip(ids.tolist(), kinds.tolist(), strict=True):
         if not segment or kind is None or kind != kind:
@@ -166,17 +172,17 @@ def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int]
 
 def _by_type(table: Any, name: Any, by: str | None, id: str | None, *, distinct: bool) -> dict[int, RGB]:
     if by is None:
-        raise OptionError(f"id={id!r} needs by=, the name of the column of types")
+        raise OptionError(f"id={format_value(id)} needs by=, the name of the column of types")
     if id is None:
-        raise OptionError(f"by={by!r} needs id=, the name of the column of segment ids")
+        raise OptionError(f"by={format_value(by)} needs id=, the name of the column of segment ids")
     if distinct:
         raise OptionError(
-            f"distinct=True gives ids that touch different colours, and by={by!r} ids of one type the same; leave out "
-            "one of them"
+            f"distinct=True gives ids that touch different colours, and by={format_value(by)} ids of one type the "
+            "same; leave out one of them"
         )
-    chosen = None if name == "auto" else name
+    is_default = name is None or (isinstance(name, str) and name == "auto")
     return palette_by_type(
-        table, by, id, lambda n: ranked_colors(chosen or ("colorblind" if n <= 7 else "glasbey_light"), n)
+        table, by, id, lambda n: ranked_colors(("colorblind" if n <= 7 else "glasbey_light") if is_default else name, n)
     )
 
 
@@ -236,8 +242,6 @@ def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -
 
 def palette_colors(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
     """Return the colours (n, 3) of ids in a palette."""
-    if not isinstance(name, str):
-        raise ColorError(f"{name!r} is not the name of a palette. Write one, such as 'stable' or 'glasbey'.")
     if name == "stable":
         table = stable_table()
         return table[hash_rows(ids, len(table))]
@@ -248,6 +252,10 @@ def palette_colors(name: str, ids: UInt64Array, hsl: HSL = _IMAGERYCLIENT_HSL) -
 
 def ranked_colors(name: str, count: int, hsl: HSL = _IMAGERYCLIENT_HSL) -> UInt8Array:
     """Return the first ``count`` colours of a palette that depends on the rank of an id."""
+    if not isinstance(name, str):
+        raise ColorError(
+            f"{format_value(name)} is not the name of a palette. Write one, such as 'stable' or 'glasbey'."
+        )
     if name in ("husl", "hls"):
         return _hue_circle(name, count, hsl)
     table, listed = colormap(name)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from imageryxr.core.lazy_import import import_package
-from imageryxr.core.validate import suggest_names, to_number
+from imageryxr.core.validate import suggest_names, to_items, to_number
 from imageryxr.errors import ColorError, format_value
 
 RGB: TypeAlias = tuple[int, int, int]
@@ -53,10 +53,6 @@ def parse_color(value: Any) -> RGBA:
     if isinstance(value, str):
         return _named_color(value)
     parts = _components(value)
-    if len(parts) not in (3, 4):
-        raise ColorError(
-            f"a colour has 3 numbers (r, g, b) or 4 (r, g, b, a); {value!r} has {len(parts)}. Write {FORMS}."
-        )
     floats = any(isinstance(part, float) for part in parts)
     top = 1 if floats else 255
     if not all(0 <= part <= top for part in parts):
@@ -69,11 +65,17 @@ def parse_color(value: Any) -> RGBA:
 def _components(value: Any) -> list[int | float]:
     """Return the numbers of a colour as Python ints and floats."""
     if isinstance(value, (bytes, Mapping, set, frozenset)) or not isinstance(value, Iterable):
-        raise ColorError(f"{value!r} is not a colour. Write {FORMS}.")
+        raise ColorError(f"{format_value(value)} is not a colour. Write {FORMS}.")
     if isinstance(value, np.ndarray) and value.ndim != 1:
         raise ColorError(f"an array of shape {value.shape} is not a colour; a colour has shape (3,) or (4,).")
+    items = to_items(value)
+    if len(items) not in (3, 4):
+        raise ColorError(
+            f"a colour has 3 numbers (r, g, b) or 4 (r, g, b, a); {format_value(value)} has {len(items)}. Write "
+            f"{FORMS}."
+        )
     parts: list[int | float] = []
-    for part in value:
+    for part in items:
         number = to_number(part)
         if number is None:
             what = f"{format_value(part)} ({type(part).__name__})"
@@ -85,10 +87,10 @@ def _components(value: Any) -> list[int | float]:
 def _range_message(value: Any, floats: bool) -> str:
     if floats:
         return (
-            f"the colour {value!r} has a float, so all its numbers must be from 0 to 1, but not all of them are. "
-            "Write ints for 0–255, such as (255, 0, 0), or floats for 0–1, such as (1.0, 0.0, 0.0)."
+            f"the colour {format_value(value)} has a float, so all its numbers must be from 0 to 1, but not all of "
+            "them are. Write ints for 0–255, such as (255, 0, 0), or floats for 0–1, such as (1.0, 0.0, 0.0)."
         )
-    return f"the colour {value!r} has ints, which must be from 0 to 255, but not all of them are. Write {FORMS}."
+    return f"the colour {format_value(value)} has ints, which must be from 0 to 255, but not all are. Write {FORMS}."
 
 
 def _named_color(value: str) -> RGBA:
@@ -96,9 +98,8 @@ def _named_color(value: str) -> RGBA:
     if name.startswith("#"):
         digits = name[1:]
         if not re.fullmatch(r"([0-9a-f]{3,4}|[0-9a-f]{6}|[0-9a-f]{8})", digits):
-            raise ColorError(
-                f"{value!r} is not a hex colour. Write '#rgb', '#rgba', '#rrggbb' or '#rrggbbaa', hex digits only."
-            )
+            forms = "'#rgb', '#rgba', '#rrggbb' or '#rrggbbaa', hex digits only"
+            raise ColorError(f"{format_value(value)} is not a hex colour. Write {forms}.")
         if len(digits) < 6:
             digits = "".join(2 * digit for digit in digits)
         r, g, b, *a = bytes.fromhex(digits)
@@ -115,7 +116,7 @@ def _named_color(value: str) -> RGBA:
         return r, g, b, 255
     if re.fullmatch(r"[0-9a-f]{6}([0-9a-f]{2})?", name):
         raise ColorError(f"{value!r} is not a colour name. If it is a hex colour, write '#{name}'.")
-    raise ColorError(f"{value!r} is not a colour name{suggest_names(name, names)}. Write {FORMS}.")
+    raise ColorError(f"{format_value(value)} is not a colour name{suggest_names(name, names)}. Write {FORMS}.")
 
 
 def hex_color(color: RGBA) -> str:

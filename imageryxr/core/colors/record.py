@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from imageryxr.core.colors.ids import unique_id_array
 from imageryxr.core.colors.mapping import Colors
 from imageryxr.core.colors.palettes import stable_table
 from imageryxr.core.colors.parse import RGB, parse_color
+from imageryxr.core.validate import to_items
 from imageryxr.errors import ColorError, OptionError
 
 #: Name of the attribute: JSON, a list with one entry per layer of segments, the top layer last.
@@ -90,12 +91,14 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     layers = _parse_layers(picture)
     if ids is None:
         return _all_colors(layers)
-    wanted = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [ids]
+    ids = list(ids) if isinstance(ids, Iterator | Set) else ids
+    wanted = [ids] if isinstance(ids, str) else to_items(ids)
     names = {name for layer in layers for name in layer["ids"]}
     if wanted and all(isinstance(item, str) and item in names and not item.isdecimal() for item in wanted):
         return {name: _find_color(layers, name) for name in wanted}  # type: ignore[misc]
-    found = {int(i): _find_color(layers, str(int(i))) for i in unique_id_array(ids).tolist()}
-    return {i: color for i, color in found.items() if color is not None}
+    distinct = unique_id_array(ids)
+    rgb, is_drawn = recorded_colors(picture, distinct)
+    return {i: (r, g, b) for i, (r, g, b) in zip(distinct[is_drawn].tolist(), rgb[is_drawn].tolist(), strict=True)}
 
 
 def recorded_colors(picture: Any, ids: Any) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.omezarr import check_compressor
 from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.ops.cutout_columns import selections_of
-from imageryxr.ops.cutout_ids import warn_of_cluster
+from imageryxr.ops.cutout_ids import report_missing
 from imageryxr.ops.cutout_verbs import central_slices
 
 _KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png', 'gallery/{cutout:05d}.jpg' or 'gallery.html'"
@@ -74,7 +74,14 @@ def _run(
     left = sum(map(len, rows.values()))
     if left:
         job.prepare()
-        with progress_bar(job.place, total, total - left, progress) as shown, _scheduler(client, workers):
+        dask_arrays = [a.variable._data for a in job.arrays.values() if isinstance(a.variable._data, da.Array)]
+        selections = [one for array in dask_arrays for one in selections_of(array)]
+        cluster = client if hasattr(client, "get_events") else None
+        with (
+            report_missing(selections, cluster),
+            progress_bar(job.place, total, total - left, progress) as shown,
+            _scheduler(client, workers),
+        ):
             update_bar(shown, total - left)
             context, lock = copy_context(), Lock()  # threads of dask do not have the callback of this one
 
@@ -87,9 +94,6 @@ def _run(
             except BaseException as error:
                 error.add_note(_resume_note(job, total))
                 raise
-        if hasattr(client, "get_events"):
-            arrays = [a.variable._data for a in job.arrays.values()]
-            warn_of_cluster(client, [one for a in arrays if isinstance(a, da.Array) for one in selections_of(a)])
     size = job.publish()
     return ExportReport(job.place, left, size, time.monotonic() - begin, total - left, tasks=left)
 
@@ -105,6 +109,8 @@ def plan_cutout_export(
     obj: xr.DataArray | xr.Dataset, target: str | os.PathLike[str], *, workers: int | None = None, **options: Any
 ) -> CutoutPlan:
     """Return the plan of an export of cutouts; see `imageryxr.plan_export`."""
+    if workers is not None:
+        check_whole("workers", workers, 1)
     known = {name: options.pop(name) for name in ("overwrite", "client") if name in options}
     job = _make_job(obj, target, options)
     job.check_target(bool(known.get("overwrite", False)))

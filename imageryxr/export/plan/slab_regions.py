@@ -25,7 +25,7 @@ def check_scratch(value: Any) -> str | bool | None:
     """Return a `scratch` argument: a folder, None for the default, or False for none; or raise `OptionError`."""
     if value is None or value is False:
         return value
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
         raise OptionError(
             param("scratch", value),
             " must be a folder on ",

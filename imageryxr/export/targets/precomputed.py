@@ -191,8 +191,8 @@ def precomputed(
     }
     able = [name for name in ENCODINGS if fits[name]]
     what = f"{dtype}{f' with {layer.channels} channels' if layer.channels else ''}"
-    check_choice("encoding", encoding, able, expected=f"{list_choices(able)} for {what}")
-    _check_extras(encoding, quality, gzip)
+    encoding = check_choice("encoding", encoding, able, expected=f"{list_choices(able)} for {what}")
+    quality, gzip = _check_extras(encoding, quality, gzip)
     if encoding == "png" and layer.channels:
         warn(
             Message(
@@ -209,10 +209,11 @@ def precomputed(
     if len({_key(g) for g in grids}) < len(grids):
         raise OptionError(f"levels of {format_triple(layer.grid.resolution)} nm would have equal names")
     root = target_root(place.partition("://")[2])
-    return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality or QUALITY, gzip)
+    return Precomputed(place, root, layer, tuple(grids), (z, y, x), encoding, quality, gzip)
 
 
-def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
+def _check_extras(encoding: str, quality: Any, zipped: Any) -> tuple[int, bool]:
+    """Return the quality and whether chunks are gzipped."""
     if quality is not None and encoding != "jpeg":
         raise OptionError(
             param("quality", quality),
@@ -223,10 +224,10 @@ def _check_extras(encoding: str, quality: Any, zipped: Any) -> None:
             " out, or give ",
             param("encoding", "jpeg"),
         )
-    if quality is not None:
-        check_whole("quality", quality, 1, 100)
-    check_flag("gzip", zipped, "True (smaller) or False (readable by all programs)")
+    quality = QUALITY if quality is None else check_whole("quality", quality, 1, 100)
+    zipped = check_flag("gzip", zipped, "True (smaller) or False (readable by all programs)")
     if zipped and encoding not in ZIPPABLE:
         raise OptionError(
             param("gzip", True), f" is for the encodings {' and '.join(ZIPPABLE)}; {encoding!r} is already compressed"
         )
+    return quality, zipped

@@ -172,8 +172,8 @@ def png_stack(place: str, layer: ArrayInfo, *, compress_level: int = 3) -> PngSt
             DRAW_ADVICE,
             ", or export ids to .ome.zarr",
         )
-    check_whole("compress_level", compress_level, 0, 9, expected="0 (large and fast) to 9 (small and slow)")
-    target = PngStack(place, root, layer, axis, pattern, compress_level)
+    level = check_whole("compress_level", compress_level, 0, 9, expected="0 (large and fast) to 9 (small and slow)")
+    target = PngStack(place, root, layer, axis, pattern, level)
     target.check_names()
     return target
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imageryxr.core.validate import check_choice
+from imageryxr.core.validate import check_choice, check_flag
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.store.local import Place
 from imageryxr.export.targets.base import ArrayInfo, SingleFile, shown_values, single_file_axis, target_root
@@ -187,4 +187,4 @@ def tiff_file(
             Wording(": give array.astype('float32'), or a plain .tif", "; write a plain .tif"),
         )
     number, kind = single_file_axis(axis), check_compression(compression)
-    return TiffFile(place, target_root(place), layer, number, kind, bool(bigtiff), ome)
+    return TiffFile(place, target_root(place), layer, number, kind, check_flag("bigtiff", bigtiff), ome)

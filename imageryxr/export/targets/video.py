@@ -186,7 +186,7 @@ def video(place: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0, crf
     if find_spec("av") is None:
         raise CodecError("videos need PyAV, which is not installed; run pip install 'imageryxr[video]'")
     rate = check_film(layer, "a video", fps, 1000)
-    check_whole("crf", crf, 0, 51, expected="a whole number from 0 (best) to 51 (smallest)")
+    crf = check_whole("crf", crf, 0, 51, expected="a whole number from 0 (best) to 51 (smallest)")
     return Video(place, target_root(place), layer, single_file_axis(axis), rate, crf)
 
 

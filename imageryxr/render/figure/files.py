@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.validate import check_flag, check_path
+from imageryxr.core.validate import check_flag, check_number, check_path
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.picture import as_picture, geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length
@@ -90,7 +90,7 @@ def save_figure(
     geometry = geometry_of(picture)
     if step is None and geometry is not None and geometry.nm is not None:
         step = geometry.nm[0]
-    dpi = None if dpi is None else check_length("dpi", dpi, "pixels per inch")
+    dpi = None if dpi is None else check_number("dpi", dpi, high=1e5, above=0, unit="pixels per inch")
     inches = None if width_mm is None else check_length("width_mm", width_mm, "mm") / 25.4
     native = PRINT_DPI if dpi is None else dpi
     if inches is not None:

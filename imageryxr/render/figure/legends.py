@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.colors.record import colors_of
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import ColorError, OptionError, param
+from imageryxr.errors import ColorError, OptionError, format_value, param
 from imageryxr.render.figure.picture import as_picture, attach_geometry, geometry_of, smallest_text, views_of
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
+from imageryxr.render.figure.scale_bars import largest_round_length
 from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ def legend(
         Id → colour, as `palette` returns it, in the order of the list; of a palette by type, its types. The last line
         counts those for which there is no room. For ids without colours, the colours with which ``picture`` was drawn
         are used, as `colors_of` returns them. Default: all ids whose colours ``picture`` records, also those of the
-        segments by which `annotate` coloured annotations, or five numbers of the colour map of its annotations. Without
-        colours, ``picture`` must be an array that `overlay` or `annotate` returned, or a picture that `to_pil`,
+        segments by which `annotate` coloured annotations, or round numbers of the colour map of its annotations.
+        Without colours, ``picture`` must be an array that `overlay` or `annotate` returned, or a picture that `to_pil`,
         `montage`, `scale_bar` or `annotate` made of one.
     names : mapping, optional
         Id → text of its line. Default: the id.
@@ -79,13 +81,7 @@ def legend(
     """
     from PIL import Image as PilImage
 
-    if isinstance(colors, str) or not (colors is None or isinstance(colors, Iterable)):
-        raise OptionError(
-            param("colors", str(colors)[:60]),
-            " is neither a dict nor a list of ids; give a dict id → colour, such as ",
-            "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids ",
-            "alone",
-        )
+    _check_texts(colors, names, title)
     drawn = next((view for view in views_of(picture) if view.attrs), picture)
     scale = getattr(drawn, "attrs", {}).get(ANNOTATION_SCALE)
     if colors is None and scale is not None:
@@ -127,6 +123,20 @@ def legend(
     return attach_geometry(out, geometry.nm, [*geometry.taken, beside], written, geometry.views)
 
 
+def _check_texts(colors: Any, names: Any, title: Any) -> None:
+    if isinstance(colors, str) or not (colors is None or isinstance(colors, Iterable)):
+        raise OptionError(
+            param("colors", str(colors)[:60]),
+            " is neither a dict nor a list of ids; give a dict id → colour, such as ",
+            "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids ",
+            "alone",
+        )
+    if not (names is None or isinstance(names, Mapping)):
+        raise OptionError(f"names={format_value(names)} must be a dict id → text")
+    if not isinstance(title, str):
+        raise OptionError(f"title={format_value(title)} must be a text, '' for none")
+
+
 def _listed_colors(picture: Any) -> dict[Any, Any]:
     """Return the colours that a picture lists, if it lists any."""
     try:
@@ -136,12 +146,25 @@ def _listed_colors(picture: Any) -> dict[Any, Any]:
 
 
 def _scale_colors(scale: Mapping[str, Any], title: str) -> tuple[dict[str, str], str]:
-    """Return five numbers of the colour map of annotations with their colours, and the title of the legend."""
+    """Return round numbers of the colour map of annotations with their colours, and the title of the legend."""
     low, high, steps = scale["low"], scale["high"], scale["colors"]
-    shares = (1.0, 0.75, 0.5, 0.25, 0.0)
-    return {f"{low + t * (high - low):.4g}": steps[round(t * (len(steps) - 1))] for t in shares}, title or scale[
-        "title"
-    ]
+    shown = {}
+    for number in _round_numbers(low, high, scale.get("is_whole", False)):
+        share = (number / 2 - low / 2) / (high / 2 - low / 2) if high != low else 1.0
+        shown[f"{number:.15g}"] = steps[round(min(max(share, 0), 1) * (len(steps) - 1))]
+    return shown, title or scale["title"]
+
+
+def _round_numbers(low: float, high: float, is_whole: bool) -> list[float]:
+    """Return three to eight round numbers between two limits, from the second limit on."""
+    bottom, top = min(low, high), max(low, high)
+    if not 0 < top - bottom < math.inf:
+        return [high, low]
+    step = largest_round_length((top - bottom) / 3)
+    step = max(step, 1.0) if is_whole else step
+    # The computed quotient of 0.3 and 0.1 is slightly below 3.
+    counts = range(math.ceil(bottom / step - 1e-9), math.floor(top / step + 1e-9) + 1)
+    return [count * step for count in (counts if low > high else reversed(counts))]
 
 
 def _draw_list(
@@ -174,6 +197,7 @@ def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: An
     scale = pixels_per_point(label_size, label_pt, width_mm, picture.width)
     if scale is None:
         return max(12, picture.height // 40) if label_size is None else check_whole("label_size", label_size, LEGIBLE)
+    label_pt, width_mm = float(label_pt), None if width_mm is None else float(width_mm)
     if width_mm is None:
         return check_legible(label_pt, max(1, round(label_pt * scale)))
     share = scale * label_pt / picture.width

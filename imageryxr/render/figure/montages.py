@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from imageryxr.core.annotation_values import column_texts
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
-from imageryxr.core.validate import check_whole
-from imageryxr.errors import OptionError
+from imageryxr.core.validate import check_whole, to_items
+from imageryxr.errors import OptionError, format_value
 from imageryxr.graph.cutout_arrays import CUTOUT, has_cutouts
 from imageryxr.graph.labelled import as_dask, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices
@@ -108,7 +108,9 @@ def montage(
     >>> montage(stack, columns=2, spacing=4, background=None).size
     (64, 44)
     """
-    spacing = check_whole("spacing", spacing)
+    spacing, scale = check_whole("spacing", spacing), check_whole("scale", scale, 1, 100, unit="pixels per voxel")
+    if not isinstance(dim, str):
+        raise OptionError(f"dim={format_value(dim)} must be the name of a dim, such as 'z'")
     if has_cutouts(images) and dim == "z":
         images, dim = _central_pictures(images), CUTOUT
     if isinstance(labels, str) and labels != "slice":
@@ -164,7 +166,9 @@ def _common_pixel_size(geometries: list[Geometry | None]) -> tuple[float, float]
 
 def _column_count(columns: int | None, rows: int | None, count: int) -> int:
     if columns is not None and rows is not None:
-        raise OptionError(f"columns={columns!r} and rows={rows!r} cannot be combined; give one of them")
+        raise OptionError(
+            f"columns={format_value(columns)} and rows={format_value(rows)} cannot be combined; give one of them"
+        )
     if rows is not None:
         return -(-count // check_whole("rows", rows, 1))
     return count if columns is None else check_whole("columns", columns, 1)
@@ -192,7 +196,9 @@ def _tile_names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -
     elif dim in DIMS:
         tiles = [images]
     else:
-        raise OptionError(f"dim={dim!r} is not a dim of the array, which has {tuple(map(str, images.dims))}")
+        raise OptionError(
+            f"dim={format_value(dim)} is not a dim of the array, which has {tuple(map(str, images.dims))}"
+        )
     if not tiles:
         raise OptionError("montage was given no pictures; give at least one")
     for tile in tiles:
@@ -204,7 +210,9 @@ def _tile_names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -
 def _iter_pictures(images: xr.DataArray | list[Any], dim: str, scale: int) -> Iterator[Image]:
     if not isinstance(images, xr.DataArray):
         if scale != 1 and not all(isinstance(image, xr.DataArray) for image in images):
-            raise OptionError(f"scale={scale!r} only enlarges arrays, but some tiles are pictures; give arrays")
+            raise OptionError(
+                f"scale={format_value(scale)} only enlarges arrays, but some tiles are pictures; give arrays"
+            )
         # computed together, so that shared data are read once
         computed = compute(*(_to_blocks(image) for image in images))
         yield from (to_pil(image, scale=scale) if isinstance(image, xr.DataArray) else image for image in computed)
@@ -250,12 +258,14 @@ def _label_texts(labels: Any, names: list[str]) -> list[str]:
         return []
     if labels is True:
         return names
-    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+    given = labels.values if isinstance(labels, xr.DataArray) else labels
+    items = list(given) if isinstance(given, Iterator) else to_items(given)
+    if not (items or isinstance(given, Sized)) or isinstance(given, str | bytes | Mapping) or np.ndim(given) > 1:
         raise OptionError(
-            f"labels={labels!r} is not a list of texts; give one per tile, True for the slices' coordinates, or "
-            "'slice' for their numbers"
+            f"labels={format_value(labels)} is not a list of texts; give one per tile, True for the slices' "
+            "coordinates, or 'slice' for their numbers"
         )
-    texts = column_texts(list(labels))
+    texts = column_texts(items)
     if len(texts) != len(names):
         raise OptionError(f"there are {len(texts)} labels for {len(names)} tiles; give one per tile, '' for none")
     return texts

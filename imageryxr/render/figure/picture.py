@@ -260,13 +260,19 @@ class Geometry:
 
 def geometry_of(picture: Any) -> Geometry | None:
     """Return the metadata of a picture; None for pictures of other origin and for cropped or resized ones."""
-    geometry = getattr(picture, "info", {}).get(_KEY)
+    geometry = _info(picture).get(_KEY)
     return geometry if isinstance(geometry, Geometry) and geometry.is_valid_for(picture) else None
+
+
+def _info(picture: Any) -> dict[Any, Any]:
+    """Return the ``info`` of a Pillow picture; tables have a method of this name."""
+    info = getattr(picture, "info", None)
+    return info if isinstance(info, dict) else {}
 
 
 def stale_pixel_size(picture: Any) -> str | None:
     """Return the pixel size in a picture's ``info``, which may be outdated by cropping or resizing."""
-    value = getattr(picture, "info", {}).get(NM)
+    value = _info(picture).get(NM)
     return None if value is None else f"{float(value):g}" if isinstance(value, int | float) else str(value)
 
 

@@ -41,15 +41,15 @@ def pixels_per_point(label_size: Any, label_pt: Any, width_mm: Any, width: float
 def label_pixels(label_size: int | None, label_pt: Any, width_mm: Any, width: float) -> int | None:
     """Return the height of text in pixels from ``label_size`` or ``label_pt``; None if both are None."""
     scale = pixels_per_point(label_size, label_pt, width_mm, width)
-    return label_size if scale is None else check_legible(label_pt, max(1, round(label_pt * scale)))
+    return label_size if scale is None else check_legible(label_pt, max(1, round(float(label_pt) * scale)))
 
 
-def check_legible(label_pt: float, pixels: int) -> int:
+def check_legible(label_pt: Any, pixels: int) -> int:
     """Return the height of text in pixels; warn if the text is illegible."""
     if pixels < LEGIBLE:
         warn(
             Message(
-                param("label_pt", text=f"{label_pt:g}"),
+                param("label_pt", text=f"{float(label_pt):g}"),
                 f" is {pixels} pixels on this picture; text of less than {LEGIBLE} pixels is illegible; ",
                 "enlarge the picture first, with ",
                 param("scale", text=f"{math.ceil(LEGIBLE / pixels)}"),

@@ -11,10 +11,11 @@ import xarray as xr
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
-from imageryxr.core.validate import check_choice, check_whole
+from imageryxr.core.validate import check_choice, check_flag, check_whole
 from imageryxr.errors import GridError, Message, OptionError, param, warn
 from imageryxr.render.figure.picture import (
     Rect,
+    as_picture,
     attach_geometry,
     choose_corner,
     geometry_of,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Position: TypeAlias = Literal["bottom right", "bottom left", "top right", "top left"]
+
+# Width in pixels to which the advice enlarges a picture that has no room for a bar.
+LEGIBLE_WIDTH = 64
 
 
 def scale_bar(
@@ -107,6 +111,9 @@ def scale_bar(
     'L'
     """
     check_position(position)
+    check_flag("label", label)
+    scale = check_whole("scale", scale, 1, 100, unit="pixels per voxel")
+    image = image if isinstance(image, xr.DataArray) else as_picture(image)
     step = pixel_size(image, nm_per_pixel)
     if isinstance(image, xr.DataArray):
         picture = to_pil(image, scale=scale)
@@ -159,8 +166,11 @@ def draw_bar(
     length = largest_round_length(across * step / 4) if length is None else check_length("length", length)
     side = min(across, down)
     pixels, margin, thick = max(1, round(length / step)), max(2, side // 30), max(2, side // 80)
+    what = "a tile of the montage" if len(tiles) > 1 else "the picture"
+    if across <= 2 * margin:
+        enlarged = param("scale", math.ceil(LEGIBLE_WIDTH / across))
+        raise OptionError(f"{what} is {across} pixels wide, too small for a bar; draw the array with ", enlarged)
     if pixels > across - 2 * margin:
-        what = "a tile of the montage" if len(tiles) > 1 else "the picture"
         raise OptionError(
             f"a bar of {format_length(length)} needs {pixels} pixels of {step:g} nm, but {what} is {across} wide; give "
             f"length={largest_round_length(across * step / 4):g}, or leave it out"

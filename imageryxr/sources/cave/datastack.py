@@ -184,7 +184,7 @@ def _stored_server(name: str) -> str | None:
 
 
 def _request_info(name: str, server: str, token: Token | None, connection: Connection) -> dict[str, Any]:
-    url = f"{server}/info/api/v2/datastack/full/{quote(name, safe='')}"
+    url = f"{server}/info/api/v2/datastack/full/{quote(name, safe='', errors='replace')}"
     reply = _request(url, f"the datastack {name!r}", server, token, connection)
     if reply.status == 404:
         raise SourceNotFoundError(

@@ -85,7 +85,7 @@ class Connection:
             object.__setattr__(self, name, check_number(name, getattr(self, name), low, 1e6, unit="seconds"))
         if not isinstance(self.requester_pays, bool | str) or not re.fullmatch("[ -~]*", str(self.requester_pays)):
             raise OptionError(
-                f"requester_pays={self.requester_pays!r} is neither True nor the id of a project; write "
+                f"requester_pays={format_value(self.requester_pays)} is neither True nor the id of a project; write "
                 "requester_pays=True for s3://, or requester_pays='my-project' for gs://"
             )
         _ = self.cache_bytes, self.disk_cache_bytes

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+from imageryxr.core.validate import check_flag, check_texts
 from imageryxr.errors import AddressError, SourceError
 from imageryxr.sources.address import WEB_PROTOCOLS, Address
 from imageryxr.sources.fetch.url import Origin, WebURL, is_local_host, origins_of, parse_web_url
@@ -28,6 +29,12 @@ class Access:
     """Hosts, in addition to CAVE's, that may receive the user's CAVE token; ``HOST:PORT`` is only that port."""
     from_link: bool = False
     """Whether the source comes from a link."""
+
+    @classmethod
+    def of_link(cls, allow_local: Any, trusted_hosts: Any) -> Access:
+        """Return the limits of a link, after checking the caller's options."""
+        hosts = check_texts("trusted_hosts", trusted_hosts, "a list of hosts, such as ['cave.example.org']")
+        return cls(check_flag("allow_local", allow_local), tuple(hosts), from_link=True)
 
 
 class Credential(Protocol):

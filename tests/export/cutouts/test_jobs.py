@@ -21,7 +21,7 @@ import xarray as xr
 from PIL import Image
 
 import imageryxr as ix
-from imageryxr.errors import LayerError, OptionError, TargetError, TargetExistsError
+from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, TargetError, TargetExistsError
 from imageryxr.export.cutouts import writers
 from imageryxr.export.report import report_progress_to
 from tests.support import counted_source
@@ -339,3 +339,37 @@ def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
     for i, plane in enumerate(pictures(4).isel(z=1).values):
         with Image.open(tmp_path / "gallery" / f"{i}.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), plane)
+
+
+def lacking():
+    """Return a picture of 24 cutouts, two of which lack their ids."""
+    ds = boxes(4)
+    own = ds.segmentation.values[:, 1, 6, 8].copy()
+    own[[3, 17]] = 2**64 - 2
+    ds = ds.assign_coords(own=("cutout", own))
+    return ix.overlay(ds.image, ds.segmentation, ids="own", colors="red")
+
+
+@pytest.mark.parametrize("client", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
+def test_cutouts_without_their_ids_are_reported_once(tmp_path, client):
+    with pytest.warns(MissingIdsWarning, match="2 of 24 cutouts do not contain their own, e.g. cutout 3: ") as caught:
+        ix.export(lacking(), tmp_path / "{cutout}.png", client=client, workers=2, progress=False)
+    assert len([w for w in caught if issubclass(w.category, MissingIdsWarning)]) == 1
+    assert "IMAGERYXR_CUTOUT_IDS" not in os.environ
+
+
+def test_a_resumed_export_reports_the_cutouts_of_its_run(tmp_path, monkeypatch):
+    drawn, original, written = lacking(), writers.PictureWriter.write, []
+
+    def write(self, rows, block):
+        if written:
+            raise KeyboardInterrupt
+        written.extend(rows)
+        original(self, rows, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writers.PictureWriter, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            ix.export(drawn, tmp_path / "{cutout}.png", progress=False, workers=1)
+    with pytest.warns(MissingIdsWarning, match="of [0-9]+ cutouts do not contain .* written by an earlier run"):
+        ix.export(drawn, tmp_path / "{cutout}.png", progress=False)

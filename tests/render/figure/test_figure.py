@@ -687,3 +687,13 @@ def test_legends_and_files_accept_arrays(tmp_path):
         array.imagery.legend(colors, label_size=10).tobytes()
         == ix.legend(ix.to_pil(array), colors, label_size=10).tobytes()
     )
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_a_picture_without_room_for_a_bar_is_enlarged_as_the_error_says(width):
+    grid = Grid((1, 40, width), (8, 8, 40), (0, 0, 0))
+    picture = ix.to_rgba(xr.DataArray(np.zeros(grid.shape, np.uint8), grid.coords(), ("z", "y", "x")))
+    with pytest.raises(OptionError, match=f"the picture is {width} pixels wide, too small for a bar.*scale=") as caught:
+        ix.scale_bar(picture, label=False)
+    scale = int(str(caught.value).rpartition("scale=")[2])
+    assert ix.scale_bar(picture, label=False, scale=scale).width >= 64

@@ -1,0 +1,136 @@
+"""Each parameter of each verb refuses values of a wrong kind with an error of ours, at the call."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import imageryxr as ix
+from imageryxr.errors import ImageryError
+from tests.conftest import volume
+
+matplotlib.use("agg")
+
+GREY = volume(np.arange(2 * 6 * 40, dtype=np.uint16).reshape(2, 6, 40).astype(np.uint8), (8, 8, 40), layer_type="image")
+SEG = volume(np.arange(2 * 6 * 40, dtype=np.uint64).reshape(2, 6, 40) // 20, (8, 8, 40), layer_type="segmentation")
+BOTH = xr.Dataset({"image": GREY, "segmentation": SEG})
+RGBA = ix.overlay(GREY, SEG)
+SLICE = RGBA.isel(z=0)
+BOX = ix.grid_of(GREY).bbox
+TABLE = pd.DataFrame({"x": [20.0, 90.0], "y": [20.0, 30.0], "z": [20.0, 50.0], "id": [1, 2], "kind": ["a", "b"]})
+CUTOUTS = ix.cutouts(BOTH, TABLE, (8, 4, 1))
+TREE = xr.DataTree.from_dict({"/image": BOTH[["image"]], "/segmentation": BOTH[["segmentation"]]})
+MEASURED = ix.measure(SEG)
+
+# A valid call: its function, and its arguments by position and by name.
+CALLS = {
+    "BBox": (ix.BBox, ((0, 0, 0), (9, 9, 9)), {}),
+    "BBox.around": (ix.BBox.around, ((9, 9, 9), (4, 4)), {}),
+    "BBox.intersection": (BOX.intersection, (BOX,), {}),
+    "Connection": (lambda **options: ix.Connection(**options), (), {}),
+    "Grid": (ix.Grid, ((1, 2, 3), (8, 8, 40), (0, 0, 0)), {}),
+    "Grid.from_axes": (ix.Grid.from_axes, (ix.grid_of(GREY).axes,), {}),
+    "Grid.select": (ix.grid_of(GREY).select, (BOX,), {}),
+    "Grid.crop": (ix.grid_of(GREY).crop, (ix.grid_of(GREY).box,), {}),
+    "Grid.shift_to": (ix.grid_of(GREY).shift_to, (ix.grid_of(GREY),), {}),
+    "Outline": (ix.Outline, (), {}),
+    "Sample": (ix.Sample, ("folder",), {}),
+    "align": (ix.align, (GREY, SEG), {}),
+    "annotate": (ix.annotate, (RGBA, TABLE), {}),
+    "as_annotations": (ix.as_annotations, (TABLE,), {}),
+    "colors_of": (ix.colors_of, (RGBA, [1]), {}),
+    "contacts": (ix.contacts, (SEG,), {}),
+    "contrast_limits": (ix.contrast_limits, (GREY,), {}),
+    "crop": (ix.crop, (GREY, BOX), {}),
+    "cutouts": (ix.cutouts, (BOTH, TABLE, (8, 4, 1)), {}),
+    "grid_of": (ix.grid_of, (GREY,), {}),
+    "inset": (ix.inset, (ix.to_rgba(volume(np.ones((1, 80, 80), np.uint8), (8, 8, 40))), BOX), {"zoom": 1}),
+    "legend": (ix.legend, (ix.to_pil(SLICE, scale=20), [1, 2]), {}),
+    "load_palette": (ix.load_palette, ("palette.json",), {}),
+    "measure": (ix.measure, (SEG, GREY), {}),
+    "montage": (ix.montage, (RGBA,), {}),
+    "montage of pictures": (ix.montage, ([SLICE, SLICE],), {}),
+    "montage of cutouts": (ix.montage, (ix.to_rgba(CUTOUTS.image),), {}),
+    "neuroglancer_link": (ix.neuroglancer_link, (GREY.assign_attrs(source="precomputed://gs://bucket/em"),), {}),
+    "open_image": (ix.open_image, (GREY,), {}),
+    "open_multiscale": (ix.open_multiscale, (GREY,), {}),
+    "open_neuroglancer": (ix.open_neuroglancer, ({"layers": []},), {}),
+    "open_segmentation": (ix.open_segmentation, (SEG,), {}),
+    "outline": (ix.outline, (SEG,), {}),
+    "overlaps": (ix.overlaps, (SEG, SEG), {}),
+    "overlay": (ix.overlay, (GREY, SEG), {}),
+    "overlay of cutouts": (ix.overlay, (CUTOUTS.image, CUTOUTS.segmentation), {}),
+    "palette": (ix.palette, ([1, 2],), {}),
+    "palette by type": (ix.palette, (TABLE,), {"by": "kind", "id": "id"}),
+    "plan_export": (ix.plan_export, (GREY, "out.zarr"), {}),
+    "plan_export of cutouts": (ix.plan_export, (CUTOUTS, "out.zarr"), {}),
+    "plane": (ix.plane, (GREY, (90, 20, 40), (4, 4)), {}),
+    "plot": (ix.plot, (SLICE,), {}),
+    "regrid": (ix.regrid, (GREY, (16, 16, 40)), {}),
+    "sample_points": (ix.sample_points, (BOTH, TABLE), {}),
+    "save_figure": (ix.save_figure, (SLICE, "a.png"), {"overwrite": True}),
+    "save_masks": (ix.save_masks, (SEG.isel(z=0) == 1, "mask.png"), {"overwrite": True}),
+    "save_palette": (ix.save_palette, ({1: "red"}, "palette.json"), {}),
+    "scale_bar": (ix.scale_bar, (SLICE,), {}),
+    "select_ids": (ix.select_ids, (SEG, [1]), {}),
+    "split_masks": (ix.split_masks, (SEG, [1]), {}),
+    "thumbnail": (ix.thumbnail, (GREY,), {}),
+    "to_pil": (ix.to_pil, (SLICE,), {}),
+    "to_rgba": (ix.to_rgba, (GREY,), {}),
+    "unique_ids": (ix.unique_ids, (SEG,), {}),
+    "around": (BOTH.imagery.around, ((20, 20, 20), (4, 4)), {}),
+    "to_dataframe": (MEASURED.imagery.to_dataframe, (), {}),
+    "tree.bbox": (TREE.imagery.bbox, ((0, 0, 0), (9, 9, 9)), {"resolution": (1, 1, 1)}),
+    "tree.around": (TREE.imagery.around, ((9, 9, 9), (4, 4)), {"resolution": (1, 1, 1)}),
+    "tree.align": (TREE.imagery.align, (), {}),
+    "tree.view": (TREE.imagery.view, ((8, 4),), {}),
+    "tree.cutouts": (TREE.imagery.cutouts, (TABLE, (8, 4, 1)), {}),
+}
+VALUES = [
+    None, True, -1, 0, 2**64, 10**400, math.nan, "x", "", "a\0b", b"x", [], {}, [None], object(), int, lambda: 1,
+    Path("x"), np.datetime64("2020-01-01"), {1}, np.uint64(2**63), np.arange(3), np.array(3), np.array(["a", "b"]),
+    np.array([None, 1]), xr.DataArray(3), xr.DataArray(np.ones((2, 3))), GREY, SEG, GREY.isel(x=0), GREY > 3, GREY * 1j,
+    RGBA, xr.Dataset(), BOTH, TREE, pd.DataFrame(), TABLE, pd.Series([1]), CUTOUTS.image, ..., "x" * 10_000,
+]  # fmt: skip
+
+
+def fault_of(function, args, options):
+    """Return what is wrong with the outcome of a call, if anything."""
+    try:
+        function(*args, **options)
+    except ImageryError as error:
+        return f"a message of {len(str(error)):,} letters" if len(str(error)) > 2000 else None
+    except Exception as error:
+        return repr(error)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_argument_is_an_error_of_ours(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function, args, options = CALLS[name]
+    ix.save_palette({1: "red"}, "palette.json")
+    function(*args, **options)
+    faults = []
+    parameters = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for number, parameter in enumerate(parameters):
+        for value in VALUES:
+            given, named = list(args), dict(options)
+            if number < len(args):
+                given[number] = value
+            else:
+                named[parameter] = value
+            fault = fault_of(function, given, named)
+            if fault:
+                faults.append(f"{parameter}={str(value)[:80]}: {fault}")
+            plt.close("all")
+    assert not faults, "\n".join(faults)
