@@ -88,6 +88,8 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Rea
     ndarray
         Shape ``lead + box.shape + tail``, C order.
     """
+    if isinstance(expr, Leaf) and not given and expr.bounds.contains(box):
+        return np.ascontiguousarray(read(expr, box))
     readings: Readings = dict(given or {})
     readings |= _read_boxes(
         {leaf: boxes for leaf, boxes in required_boxes(expr, box).items() if leaf not in readings}, read

@@ -36,12 +36,12 @@ class LazyExprArray(BackendArray):
             found = read_broadcast(self.expr, [_drop_constant_dims(p) for p in places])
             return found if found.shape == shape else np.broadcast_to(found, shape).copy()
         dropped = tuple(axis for axis, item in enumerate(key.tuple) if isinstance(item, int | np.integer))
-        along = [_axis_indexes(item, size) for item, size in zip(key.tuple, self.shape, strict=True)]
-        ranges = [as_range(p) for p in along]
+        ranges = [_axis_range(item, size) for item, size in zip(key.tuple, self.shape, strict=True)]
         if all(r is not None and r.step == 1 for r in ranges):
             start, stop = zip(*((r.start, r.stop) for r in ranges if r is not None), strict=True)
             found = evaluate(self.expr, IndexBox(start, stop))
         else:
+            along = [_axis_indexes(item, size) for item, size in zip(key.tuple, self.shape, strict=True)]
             outer = [p.reshape([-1 if i == axis else 1 for i in range(3)]) for axis, p in enumerate(along)]
             found = read_broadcast(self.expr, outer)
         return found.reshape([n for axis, n in enumerate(found.shape) if axis not in dropped])
@@ -80,6 +80,15 @@ def _axis_indexes(item: Any, size: int) -> Indexes:
     places = np.atleast_1d(np.asarray(item))
     places = np.flatnonzero(places) if places.dtype == np.bool_ else places.astype(np.int64)
     return np.where(places < 0, places + size, places)
+
+
+def _axis_range(item: Any, size: int) -> range | None:
+    """Return the range of the indexes along an axis, or None if they have no equal steps."""
+    if not isinstance(item, slice):
+        return as_range(_axis_indexes(item, size))
+    found = range(*item.indices(size))
+    step = found.step if len(found) > 1 else 1
+    return range(found[0], found[-1] + step, step) if found else range(0)
 
 
 def _broadcast_key(key: tuple[Any, ...], shape: Index3) -> list[Indexes]:
@@ -165,7 +174,7 @@ def expr_view(data: Any) -> ExprView | None:
         return None
     if isinstance(data.key, indexing.VectorizedIndexer):
         return _vectorized_view(inner, data.key.tuple)
-    found = [as_range(_axis_indexes(item, n)) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
+    found = [_axis_range(item, n) for item, n in zip(data.key.tuple, inner.shape, strict=True)]
     ranges = tuple(r for r in found if r is not None)
     if len(ranges) < 3:
         return None

@@ -297,11 +297,11 @@ def bucket_url(url: str) -> str:
 
 def has_no_bucket_credentials(url: str) -> bool:
     """Return whether a URL is a bucket without stored credentials, to be read anonymously over https."""
+    if not url.startswith(("gs://", "s3://")):
+        return False
     import_package("cloudvolume")
     from cloudvolume.secrets import CLOUD_VOLUME_DIR
 
-    if not url.startswith(("gs://", "s3://")):
-        return False
     kind = "google" if url.startswith("gs://") else "aws"
     folder = os.path.join(CLOUD_VOLUME_DIR, "secrets")
     variables = {"google": ["GOOGLE_APPLICATION_CREDENTIALS"], "aws": ["AWS_ACCESS_KEY_ID", "AWS_PROFILE"]}[kind]

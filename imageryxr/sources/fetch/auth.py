@@ -184,7 +184,8 @@ def unsent_password_hint() -> str:
 def _secret_folders() -> list[Path]:
     # CloudVolume reads the folder in this variable; caveclient, which writes these files, uses only the home directory.
     folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
-    return [Path(folder).expanduser() / "secrets" for folder in folders]
+    found = (os.path.join(os.path.expanduser(folder), "secrets") for folder in folders)
+    return [Path(folder) for folder in found if os.path.isdir(folder)]  # each read looks for a password
 
 
 # Tokens of clients, for sources that are unpickled in the process that pickled them. The tokens are not pickled.

@@ -137,7 +137,7 @@ def _read_in_lanes(reader: _Reader, bundles: list[list[ObjectRequest]]) -> None:
 
 def _use_decoded(identity: Hashable, requests: Sequence[ObjectRequest], use: Use) -> list[ObjectRequest]:
     """Pass on the objects whose voxels are in the memory cache; return the others."""
-    found = memory_cache.cache.get_decoded([((identity, one.key, one.span), one.form) for one in requests])
+    found = memory_cache.cache.get_decoded([(cache_key(identity, one), one.form) for one in requests])
     missing = []
     for request, voxels in zip(requests, found, strict=True):
         if voxels is None:
@@ -177,7 +177,7 @@ class _Reader:
         """Return the bytes of a bundle's only object from the memory cache, or None."""
         if self.identity is None or len(bundle) > 1:
             return None
-        found = memory_cache.cache.get(_key(self.identity, bundle[0]))
+        found = memory_cache.cache.get(cache_key(self.identity, bundle[0]))
         if found is not None:
             count(in_memory=1)
         return found
@@ -207,7 +207,7 @@ class _Reader:
         if new_for is not None:
             new_for.put(_item(request), stored)
         if self.identity is not None:
-            key, cache = _key(self.identity, request), memory_cache.cache
+            key, cache = cache_key(self.identity, request), memory_cache.cache
             cache.put(key, stored, self.connection.cache_bytes)
             cache.put_decoded(key, request.form, voxels)
 
@@ -217,7 +217,8 @@ def _item(request: ObjectRequest) -> Item:
     return Item(request.key, None if span is None else ByteRange(*span), request.limit, request)
 
 
-def _key(identity: Hashable, request: ObjectRequest) -> tuple[Hashable, ...]:
+def cache_key(identity: Hashable, request: ObjectRequest) -> tuple[Hashable, ...]:
+    """Return the key of an object of a store in the memory cache."""
     return (identity, request.key, request.span)
 
 
@@ -266,7 +267,7 @@ def _bundles(
     ranges: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
     on_disk: defaultdict[str, list[ObjectRequest]] = defaultdict(list)
     for request in requests:
-        is_cached = identity is not None and (memory_cache.cache.get((identity, request.key, request.span)) is not None)
+        is_cached = identity is not None and (memory_cache.cache.get(cache_key(identity, request)) is not None)
         if request.span is None or is_cached:
             yield [request]
         else:

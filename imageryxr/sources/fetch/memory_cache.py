@@ -7,8 +7,8 @@ missing chunks, which may be written later. The keys contain no secrets.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch.validators import Validator
+
+# Most chunks that are listed in boxes; listing one takes some 200 bytes.
+_LISTED = 1 << 14
 
 
 class Stored(NamedTuple):
@@ -34,9 +37,10 @@ class Stored(NamedTuple):
 class _Entries:
     """Values by key, in the order of their last use, and the sum of their sizes in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_drop: Callable[[Hashable], None]) -> None:
         # The value, its size, and `used` at its last use.
         self._values: OrderedDict[Hashable, list[Any]] = OrderedDict()
+        self._on_drop = on_drop
         self.size = 0
         self.used = 0
         """Number of bytes that were used so far: the clock that measures the age of entries."""
@@ -56,9 +60,16 @@ class _Entries:
         found = self._values.get(key)
         return None if found is None else found[0]
 
+    def size_of(self, key: Hashable) -> int:
+        """Return the size of a value in bytes; 0 if there is none."""
+        found = self._values.get(key)
+        return 0 if found is None else int(found[1])
+
     def put(self, key: Hashable, value: Any, size: int) -> None:
         """Add or replace a value."""
-        self.size += size - self._values.pop(key, (None, 0, 0))[1]
+        if key in self._values:
+            self._drop(key)
+        self.size += size
         self.used += size
         self._values[key] = [value, size, self.used]
 
@@ -71,7 +82,11 @@ class _Entries:
             key = next(iter(self._values))
             if age is not None and self._values[key][2] > self.used - age:
                 return
-            self.size -= self._values.pop(key)[1]
+            self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        self.size -= self._values.pop(key)[1]
+        self._on_drop(key)
 
 
 @dataclass(slots=True)
@@ -81,18 +96,44 @@ class _EncodedChunk:
     """Decoded forms that are views of the bytes, as those of raw chunks: they take no memory of their own."""
 
 
+@dataclass(slots=True)
+class CachedBox:
+    """The decoded chunks of a box of a volume, in the order in which the reader listed them."""
+
+    chunks: list[npt.NDArray[Any]]
+    """The chunks, which are read-only."""
+    keys: list[tuple[Hashable, Hashable]]
+    """Key and form of each chunk that is in the cache."""
+    size: int
+    """Sum of the sizes of the encoded chunks in bytes."""
+    table: Any = None
+    """What the reader needs to copy the chunks; its own."""
+
+
 class MemoryCache:
     """Chunks by key, up to a number of bytes; the least recently used are dropped first.
 
     Encoded chunks come first, because they save a request. Decoded chunks use the room that these leave. An encoded
     chunk makes room for decoded ones after as many bytes of others were used as the cache holds: it was not in the
     volume that is being scrolled through.
+
+    The chunks of a box that was read are also found under the name of the box, with one look-up. They leave together:
+    when the first of them is dropped, so is the box, so that no box keeps the memory of a dropped chunk.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._encoded, self._decoded = _Entries(), _Entries()
         self.limit = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._encoded = _Entries(self._drop_boxes)
+        self._decoded = _Entries(lambda pair: self._drop_boxes(pair[0]))  # type: ignore[index]
+        self._boxes: OrderedDict[Hashable, CachedBox] = OrderedDict()
+        self._boxes_of: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
+        self._listed = 0
+        # Boxes whose chunks were used since these were moved to the end of the entries.
+        self._used: dict[Hashable, None] = {}
 
     @property
     def size(self) -> int:
@@ -102,22 +143,27 @@ class MemoryCache:
     def get(self, key: Hashable) -> Stored | None:
         """Return an encoded chunk, or None."""
         with self._lock:
+            self._apply_uses()
             found: _EncodedChunk | None = self._encoded.get(key)
             return None if found is None else found.stored
 
     def get_decoded(self, keys: Sequence[tuple[Hashable, Hashable]]) -> list[npt.NDArray[Any] | None]:
         """Return the decoded forms of chunks by key and form, None for those that it has not; they are read-only."""
         with self._lock:
-            found = []
-            for key, form in keys:
-                chunk = self._encoded.peek(key)
-                values = None if chunk is None else chunk.views.get(form)
-                if values is None:
-                    values = self._decoded.get((key, form))
-                if values is not None and chunk is not None:
-                    self._encoded.get(key)  # the encoded chunk was used as well
-                found.append(values)
-            return found
+            self._apply_uses()
+            return [self._use(key, form) for key, form in keys]
+
+    def _use(self, key: Hashable, form: Hashable) -> npt.NDArray[Any] | None:
+        values = self._peek(key, form)
+        if values is not None:
+            self._decoded.get((key, form))
+            self._encoded.get(key)  # the encoded chunk was used as well
+        return values
+
+    def _peek(self, key: Hashable, form: Hashable) -> npt.NDArray[Any] | None:
+        chunk: _EncodedChunk | None = self._encoded.peek(key)
+        view = None if chunk is None else chunk.views.get(form)
+        return self._decoded.peek((key, form)) if view is None else view
 
     def put(self, key: Hashable, value: Stored, limit: int) -> None:
         """Store an encoded chunk; the largest ``limit`` in bytes that was given so far applies."""
@@ -125,6 +171,7 @@ class MemoryCache:
         if isinstance(body, memoryview):  # a part of a larger response would keep all of it in memory
             body = bytes(body)
         with self._lock:
+            self._apply_uses()
             self.limit = max(self.limit, limit)
             if len(body) <= self.limit:
                 self._encoded.put(key, _EncodedChunk(value._replace(body=body)), len(body))
@@ -136,6 +183,7 @@ class MemoryCache:
         size = values.nbytes if values.base is None else max(values.nbytes, getattr(values.base, "nbytes", 0))
         values.flags.writeable = False
         with self._lock:
+            self._apply_uses()
             chunk = self._encoded.peek(key)
             if chunk is not None and _buffer_of(values) is chunk.stored.body:
                 chunk.views[form] = values
@@ -145,10 +193,72 @@ class MemoryCache:
                 self._decoded.put((key, form), values, size)
                 self._decoded.drop_until(self.limit - self._encoded.size)
 
+    def get_box(self, name: Hashable) -> CachedBox | None:
+        """Return the decoded chunks of a box, or None if one of them was dropped."""
+        with self._lock:
+            box = self._boxes.get(name)
+            if box is None:
+                return None
+            self._boxes.move_to_end(name)
+            self._used.pop(name, None)
+            self._used[name] = None
+            self._encoded.used += box.size
+            return box
+
+    def put_box(
+        self, name: Hashable, keys: Sequence[tuple[Hashable, Hashable] | None], blank: npt.NDArray[Any] | None = None
+    ) -> None:
+        """Let `get_box` find the chunks of a box by key and form, if all of them are in the cache.
+
+        None instead of a key stands for the chunk ``blank``, which takes no memory.
+        """
+        with self._lock:
+            self._drop_box(name)
+            if len(keys) > _LISTED:
+                return
+            chunks = []
+            for pair in keys:
+                chunk = blank if pair is None else self._peek(*pair)
+                if chunk is None:
+                    return
+                chunks.append(chunk)
+            kept = [pair for pair in keys if pair is not None]
+            box = CachedBox(chunks, kept, sum(self._encoded.size_of(key) for key, _ in kept))
+            self._boxes[name] = box
+            self._listed += len(box.chunks)
+            for key, _ in box.keys:
+                self._boxes_of[key].add(name)
+            while self._listed > _LISTED:
+                self._drop_box(next(iter(self._boxes)))
+
+    def _apply_uses(self) -> None:
+        """Make the chunks of the used boxes the most recently used: `get_box` does not look at each chunk."""
+        used, self._used = self._used, {}
+        for name in used:
+            for pair in self._boxes[name].keys:
+                self._use(*pair)
+
+    def _drop_boxes(self, key: Hashable) -> None:
+        """Forget the boxes that contain a chunk."""
+        for name in tuple(self._boxes_of.get(key, ())):
+            self._drop_box(name)
+
+    def _drop_box(self, name: Hashable) -> None:
+        box = self._boxes.pop(name, None)
+        if box is None:
+            return
+        self._used.pop(name, None)
+        self._listed -= len(box.chunks)
+        for key, _ in box.keys:
+            names = self._boxes_of[key]
+            names.discard(name)
+            if not names:
+                del self._boxes_of[key]
+
     def clear(self) -> None:
         """Drop all entries."""
         with self._lock:
-            self._encoded, self._decoded = _Entries(), _Entries()
+            self._reset()
 
 
 def _buffer_of(values: Any) -> object:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.chunk_boxes import copy_cached, remember_box
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
@@ -111,20 +112,25 @@ def read_slices(
     absent : dict
         The value of a key is True if the store denied access (403).
     """
-    layout = _layout(metadata)
-    parts, absent = list(_parts(layout, path, where)), dict[str, bool]()
-    shape = tuple(s.stop - s.start for s in where)
-    out = np.full(shape, layout.array.metadata.fill_value, layout.array.dtype)
-    guarded = _Guarded(store, absent)
+    layout, absent = _layout(metadata), dict[str, bool]()
+    axes = [_spans(size, s.start, s.stop) for size, s in zip(layout.chunks, where, strict=True)]
+    out = np.empty([s.stop - s.start for s in where], layout.array.dtype)
+    name = (path, *((spans[0].number, spans[-1].number) for spans in axes))
+    if copy_cached(store, connection, name, axes, out):
+        return out, absent
+    blank = np.broadcast_to(np.asarray(layout.array.metadata.fill_value, out.dtype), layout.chunks)
+    out[...] = blank[(0,) * out.ndim]
+    parts, guarded = list(_parts(layout, path, axes)), _Guarded(store, absent)
     if layout.index is None:
-        requests = [ObjectRequest(p.key, layout.limit, 2 * layout.chunk_bytes, None, p) for p in parts]
+        found: list[ObjectRequest | None] = [_request(layout, part) for part in parts]
     else:
-        requests = list(_shard_requests(layout, guarded, parts))
+        found = list(_shard_requests(layout, guarded, parts))
+    requests = [one for one in found if one is not None]
 
     def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
         body = decompress(stored.body, stored.encoding, request.limit) if stored.encoding else stored.body
         check_object(layout.form, request.key, body, request.span or (None, None))
-        return _decode(layout.array, body, layout.plain)
+        return _decode(layout.array, body, layout.plain).astype(layout.array.dtype, copy=False)
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         part: _Part = request.tag
@@ -132,6 +138,8 @@ def read_slices(
             out[part.target] = voxels[part.source]
 
     read_objects(guarded, requests, decode, use, connection)
+    if not absent:
+        remember_box(store, connection, name, found, blank)
     return out, absent
 
 
@@ -206,26 +214,39 @@ def _array(metadata: str) -> Any:
     return AsyncArray(parse_array_metadata(metadata), StorePath(MemoryStore()))
 
 
-def _parts(layout: _Layout, path: str, where: Slices) -> Iterator[_Part]:
+class _Span(NamedTuple):
+    """A chunk along an axis."""
+
+    number: int
+    taken: slice
+    place: slice
+
+
+@lru_cache(maxsize=1024)
+def _spans(size: int, start: int, stop: int) -> tuple[_Span, ...]:
+    """Return the chunks along an axis of a box."""
+    found = []
+    for i in range(start // size, -(-stop // size)):
+        low, high = max(start, i * size), min(stop, (i + 1) * size)
+        found.append(_Span(i, slice(low - i * size, high - i * size), slice(low - start, high - start)))
+    return tuple(found)
+
+
+def _parts(layout: _Layout, path: str, axes: list[tuple[_Span, ...]]) -> Iterator[_Part]:
     """Yield the chunks that a box overlaps."""
-    # A slice overlaps hundreds of chunks, so everything that depends on one axis is computed per axis.
-    axes = [list(_spans(*axis)) for axis in zip(layout.chunks, layout.per_object, where, strict=True)]
     for spans in product(*axes):
-        places, inner, source, target = zip(*spans, strict=True)
+        numbers, source, target = zip(*spans, strict=True)
+        places, inner = zip(*map(divmod, numbers, layout.per_object), strict=True)
         key = layout.outer.encode_chunk_key(places)
         yield _Part(f"{path}/{key}" if path else key, inner, source, target)
 
 
-def _spans(size: int, per_object: int, where: slice) -> Iterator[tuple[int, int, slice, slice]]:
-    """Yield the chunks along an axis: their object, their position in it, and their part in the box and the result."""
-    for i in range(where.start // size, -(-where.stop // size)):
-        low, high = max(where.start, i * size), min(where.stop, (i + 1) * size)
-        source, target = slice(low - i * size, high - i * size), slice(low - where.start, high - where.start)
-        yield i // per_object, i % per_object, source, target
+def _request(layout: _Layout, part: _Part, span: tuple[int, int] | None = None) -> ObjectRequest:
+    return ObjectRequest(part.key, layout.limit, 2 * layout.chunk_bytes, span, part)
 
 
-def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> Iterator[ObjectRequest]:
-    """Yield the requests for chunks in shards; a chunk that its shard does not contain is the fill value."""
+def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> Iterator[ObjectRequest | None]:
+    """Yield the requests for chunks in shards; None for a chunk that its shard does not contain, the fill value."""
     size, form = layout.form.index_size, layout.form
     place = ByteRange(0, size) if form.index_first else ByteRange(suffix=size)
 
@@ -239,17 +260,16 @@ def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> 
     indexes = get_indexes(store, {(part.key,) for part in parts}, fetch)
     for part in parts:
         index = indexes[(part.key,)]
-        if index is None:
-            continue
-        row = index[int(np.ravel_multi_index(part.inner, layout.per_object))]
-        if row[0] == _LEFT_OUT and row[1] == _LEFT_OUT:
+        row = None if index is None else index[int(np.ravel_multi_index(part.inner, layout.per_object))]
+        if row is None or (row[0] == _LEFT_OUT and row[1] == _LEFT_OUT):
+            yield None
             continue
         start, count = int(row[0]), int(row[1])
         if count > layout.limit or start > 1 << 62:
             raise DamagedObjectError(
                 f"the index of {part.key} states a chunk of {count:,} bytes; the limit is {layout.limit:,}"
             )
-        yield ObjectRequest(part.key, layout.limit, 2 * layout.chunk_bytes, (start, start + count), part)
+        yield _request(layout, part, (start, start + count))
 
 
 # ---------------------------------------------------------------------------------------------------------

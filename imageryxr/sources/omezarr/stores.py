@@ -84,6 +84,7 @@ def remote_store(
     return WebFolder(place.folder, connection, credential, False, version, "identity", place.headers)
 
 
+@lru_cache(maxsize=256)
 def _check_size(url: str, metadata: str) -> None:
     """Raise if the chunks of a remote array are too large."""
     form = object_format(metadata)

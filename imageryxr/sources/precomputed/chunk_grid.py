@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 from imageryxr.core.bbox import Index3, IndexBox
@@ -26,19 +27,20 @@ class StoredChunk(NamedTuple):
     """Where this part lies in the requested box."""
 
 
-class _Span(NamedTuple):
+class ChunkSpan(NamedTuple):
     """A chunk along one axis."""
 
     name: str
     start: int
     stop: int
     decoded: tuple[int, int]
+    """Index in the chunk of the first voxel that is decoded, and of the one after the last."""
     taken: slice
     place: slice
 
 
-def stored_chunks(level: Level, box: IndexBox, depth: int | None = None) -> list[StoredChunk]:
-    """Return the chunks of a level that overlap a box inside the level.
+def chunk_spans(level: Level, box: IndexBox, depth: int | None = None) -> tuple[tuple[ChunkSpan, ...], ...]:
+    """Return the chunks that a box inside a level overlaps along z, y and x.
 
     Parameters
     ----------
@@ -48,9 +50,15 @@ def stored_chunks(level: Level, box: IndexBox, depth: int | None = None) -> list
     depth : int, optional
         Number of slices that are decoded together. Default: those of a chunk.
     """
-    # A slice overlaps hundreds of chunks, so everything that depends on one axis is computed per axis.
     depths = (depth or level.chunks[0], level.chunks[1], level.chunks[2])
-    spans_z, spans_y, spans_x = (list(_spans(level, box, axis, depths[axis])) for axis in range(3))
+    lows = level.grid.voxel_offset[::-1]
+    axes = zip(level.chunks, level.grid.shape, map(int, lows), box.start, box.stop, depths, strict=True)
+    return tuple(_spans(*axis) for axis in axes)
+
+
+def stored_chunks(axes: tuple[tuple[ChunkSpan, ...], ...]) -> list[StoredChunk]:
+    """Return the chunks of a box in C order, from the result of `chunk_spans`."""
+    # A slice overlaps hundreds of chunks, so everything that depends on one axis is computed per axis.
     return [
         StoredChunk(
             f"{x.name}_{y.name}_{z.name}",
@@ -60,16 +68,14 @@ def stored_chunks(level: Level, box: IndexBox, depth: int | None = None) -> list
             (z.taken, y.taken, x.taken),
             (z.place, y.place, x.place),
         )
-        for z in spans_z
-        for y in spans_y
-        for x in spans_x
+        for z, y, x in product(*axes)
     ]
 
 
-def _spans(level: Level, box: IndexBox, axis: int, depth: int) -> Iterator[_Span]:
-    """Yield the chunks along an axis, of which whole multiples of a number of voxels are decoded."""
-    size, end, offset = level.chunks[axis], level.grid.shape[axis], int(level.grid.voxel_offset[2 - axis])
-    low, high = box.start[axis], box.stop[axis]
+@lru_cache(maxsize=1024)
+def _spans(size: int, end: int, offset: int, low: int, high: int, depth: int) -> tuple[ChunkSpan, ...]:
+    """Return the chunks along an axis, of which whole multiples of a number of voxels are decoded."""
+    found = []
     for start in range(low // size * size, high, size):
         stop = min(start + size, end)
         first, last = max(low, start), min(high, stop)
@@ -77,4 +83,5 @@ def _spans(level: Level, box: IndexBox, axis: int, depth: int) -> Iterator[_Span
         decoded = (begin, min(stop - start, -((start - last) // depth) * depth))
         taken = slice(first - start - begin, last - start - begin)
         name = f"{offset + start}-{offset + stop}"
-        yield _Span(name, start, stop, decoded, taken, slice(first - low, last - low))
+        found.append(ChunkSpan(name, start, stop, decoded, taken, slice(first - low, last - low)))
+    return tuple(found)

@@ -23,6 +23,7 @@ from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
 from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
 from imageryxr.sources.fetch.byte_ranges import ByteRange
+from imageryxr.sources.fetch.chunk_boxes import copy_cached, remember_box
 from imageryxr.sources.fetch.client import send_interruptible_request
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
@@ -41,7 +42,7 @@ from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
-from imageryxr.sources.precomputed.chunk_grid import StoredChunk, stored_chunks
+from imageryxr.sources.precomputed.chunk_grid import StoredChunk, chunk_spans, stored_chunks
 from imageryxr.sources.precomputed.info import info_levels
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
@@ -144,8 +145,16 @@ def read_box(
     AbsentChunkError
         If a chunk is missing.
     """
-    scale, store = source.info["scales"][mip], store_of(source)
-    decode_voxels, out = make_chunk_decoder(source, mip), np.zeros(box.shape, source.dtype)
+    level, scale, store = source.levels[mip], source.info["scales"][mip], store_of(source)
+    # Only the slices that the box needs are decoded if the encoding permits it.
+    depth = int(scale.get(_BLOCK, _BLOCK_SHAPE)[2]) if level.encoding == SLICED else None
+    axes, out = chunk_spans(level, box, depth), np.empty(box.shape, source.dtype)
+    name = (scale["key"], source.channel, *((a[0].start, a[-1].stop, a[0].decoded[0], a[-1].decoded[1]) for a in axes))
+    if copy_cached(store, source.connection, name, axes, out):
+        if on_chunk is not None:
+            on_chunk(out)
+        return out
+    chunks, decode_voxels = stored_chunks(axes), make_chunk_decoder(source, mip)
     sharding = scale.get("sharding")
 
     def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
@@ -172,6 +181,7 @@ def read_box(
             if missing_boxes is None:
                 raise AbsentChunkError(request.key)
             missing_boxes.append(chunk.box)
+            out[chunk.place] = 0
             return
         inside = voxels[chunk.taken]
         if on_chunk is not None:
@@ -179,24 +189,17 @@ def read_box(
         out[chunk.place] = inside
 
     try:
-        requests = _requests(source, mip, box) if sharding is None else _shard_requests(source, mip, box, store, use)
+        if sharding is None:
+            requests = [_request(source, f"{scale['key']}/{chunk.name}", chunk, None) for chunk in chunks]
+        else:
+            requests = _shard_requests(source, mip, chunks, store, use)
         read_objects(store, requests, decode, use, source.connection)
+        if len(requests) == len(chunks):
+            remember_box(store, source.connection, name, requests)
     except DeniedError as error:
         check_reply(error.reply, source.name, source.url, source.token, source.connection.access)
         raise
     return out
-
-
-def _requests(source: StoredLayer, mip: int, box: IndexBox) -> list[ObjectRequest]:
-    key = source.info["scales"][mip]["key"]
-    return [_request(source, f"{key}/{chunk.name}", chunk, None) for chunk in _wanted_chunks(source, mip, box)]
-
-
-def _wanted_chunks(source: StoredLayer, mip: int, box: IndexBox) -> list[StoredChunk]:
-    """Return the chunks of a box; only the slices that it needs are decoded if the encoding permits it."""
-    level, scale = source.levels[mip], source.info["scales"][mip]
-    depth = int(scale.get(_BLOCK, _BLOCK_SHAPE)[2]) if level.encoding == SLICED else None
-    return stored_chunks(level, box, depth)
 
 
 def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int, int] | None) -> ObjectRequest:
@@ -215,10 +218,11 @@ def _byte_limits(shape: Index3, voxel_size: int) -> tuple[int, int]:
     return 4 * size + (1 << 20), 2 * size
 
 
-def _shard_requests(source: StoredLayer, mip: int, box: IndexBox, store: ObjectStore, use: Use) -> list[ObjectRequest]:
-    """Return the requests for the chunks of a box in shards; passes missing chunks to ``use``."""
+def _shard_requests(
+    source: StoredLayer, mip: int, chunks: list[StoredChunk], store: ObjectStore, use: Use
+) -> list[ObjectRequest]:
+    """Return the requests for chunks in shards; passes missing chunks to ``use``."""
     level, scale = source.levels[mip], source.info["scales"][mip]
-    chunks = _wanted_chunks(source, mip, box)
     points = [tuple(a // c for a, c in zip(chunk.box.start, level.chunks, strict=True)) for chunk in chunks]
     ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
     where = shards.fetch_shards(store, scale["key"], scale["sharding"], ids)
@@ -354,7 +358,7 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
     folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
     out: npt.NDArray[Any] | None = None
     stored = np.empty(0, np.uint8)
-    for chunk in stored_chunks(level, box):
+    for chunk in stored_chunks(chunk_spans(level, box)):
         size = math.prod(chunk.shape) * channels * dtype.itemsize
         path = f"{folder}/{chunk.name}"
         if not _has_size(path, size):  # checked before memory of that size is allocated

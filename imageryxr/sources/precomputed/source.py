@@ -1,8 +1,7 @@
 """Neuroglancer precomputed layers.
 
 Format: https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed. The metadata are read once, when
-the layer is opened, and pickled with the source, so that a worker requests chunks only. `chunks` reads the
-chunks, and CloudVolume's codecs decode them.
+the layer is opened, and pickled with the source, so that a worker requests chunks only. `chunks` reads the chunks.
 """
 
 from __future__ import annotations
