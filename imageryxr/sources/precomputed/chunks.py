@@ -154,8 +154,7 @@ def read_box(
         if on_chunk is not None:
             on_chunk(out)
         return out
-    chunks, decode_voxels = stored_chunks(axes), make_chunk_decoder(source, mip)
-    sharding = scale.get("sharding")
+    chunks, decode_voxels, sharding = stored_chunks(axes), make_chunk_decoder(source, mip), scale.get("sharding")
 
     def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
         chunk: StoredChunk = request.tag
@@ -169,11 +168,8 @@ def read_box(
                 body = shards.decompress_chunk(sharding, body, request.limit)
             return decode_voxels(body, chunk)
         except ValueError as error:
-            name, whole = chunk.name, chunk.box
-            offset = [int(o) for o in source.levels[mip].grid.voxel_offset]
-            lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in (whole.start, whole.stop))
             problem = HTML if is_html_page(body) else error
-            raise DamagedChunkError(f"the stored chunk {name}, box {lo} to {hi}, is damaged: {problem}") from error
+            raise _damage_error(level, chunk, problem) from error
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         chunk: StoredChunk = request.tag
@@ -200,6 +196,12 @@ def read_box(
         check_reply(error.reply, source.name, source.url, source.token, source.connection.access)
         raise
     return out
+
+
+def _damage_error(level: Level, chunk: StoredChunk, problem: object) -> DamagedChunkError:
+    offset = [int(o) for o in level.grid.voxel_offset]
+    lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in chunk.box)
+    return DamagedChunkError(f"the stored chunk {chunk.name}, box {lo} to {hi}, is damaged: {problem}")
 
 
 def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int, int] | None) -> ObjectRequest:
