@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -272,7 +272,10 @@ class ByteBudget(_Queue):
     @contextmanager
     def reserve(self, size: int, reader: object, stop: threading.Event) -> Iterator[None]:
         """Reserve a number of bytes in a context; see `acquire`."""
-        ticket = run(self.acquire(size, reader, stop))
+        ticket = _Ticket(0, size, reader)
+        with closing(self._enter(ticket, stop, "memory")) as steps:
+            for _ in steps:
+                self._block(ticket, 0)
         try:
             yield
         finally:

@@ -154,22 +154,7 @@ def read_box(
         if on_chunk is not None:
             on_chunk(out)
         return out
-    chunks, decode_voxels, sharding = stored_chunks(axes), make_chunk_decoder(source, mip), scale.get("sharding")
-
-    def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
-        chunk: StoredChunk = request.tag
-        body = bytes(stored.body)
-        try:
-            if not body:
-                raise ValueError(EMPTY)
-            if stored.encoding:
-                body = decompress(body, stored.encoding, request.limit)
-            if sharding is not None:
-                body = shards.decompress_chunk(sharding, body, request.limit)
-            return decode_voxels(body, chunk)
-        except ValueError as error:
-            problem = HTML if is_html_page(body) else error
-            raise _damage_error(level, chunk, problem) from error
+    chunks, decode = stored_chunks(axes), _object_decoder(source, mip)
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         chunk: StoredChunk = request.tag
@@ -185,7 +170,7 @@ def read_box(
         out[chunk.place] = inside
 
     try:
-        if sharding is None:
+        if scale.get("sharding") is None:
             requests = [_request(source, f"{scale['key']}/{chunk.name}", chunk, None) for chunk in chunks]
         else:
             requests = _shard_requests(source, mip, chunks, store, use)
@@ -317,7 +302,30 @@ def access_denied_error(name: str, error: object) -> AuthError:
     )
 
 
-def make_chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, StoredChunk], npt.NDArray[Any]]:
+def _object_decoder(source: StoredLayer, mip: int) -> Callable[[ObjectRequest, Stored], npt.NDArray[Any]]:
+    """Return a function that decodes a stored object to the voxels (z, y, x) of its chunk."""
+    level, sharding = source.levels[mip], source.info["scales"][mip].get("sharding")
+    decode_voxels = _chunk_decoder(source, mip)
+
+    def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
+        chunk: StoredChunk = request.tag
+        body = bytes(stored.body)
+        try:
+            if not body:
+                raise ValueError(EMPTY)
+            if stored.encoding:
+                body = decompress(body, stored.encoding, request.limit)
+            if sharding is not None:
+                body = shards.decompress_chunk(sharding, body, request.limit)
+            return decode_voxels(body, chunk)
+        except ValueError as error:
+            problem = HTML if is_html_page(body) else error
+            raise _damage_error(level, chunk, problem) from error
+
+    return decode
+
+
+def _chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, StoredChunk], npt.NDArray[Any]]:
     """Return a function that decodes the bytes of a chunk to voxels (z, y, x), or raises `ValueError`."""
     scale, channels = source.info["scales"][mip], int(source.info.get("num_channels", 1))
     encoding, block = source.levels[mip].encoding, tuple(scale.get(_BLOCK, _BLOCK_SHAPE))
