@@ -109,6 +109,9 @@ class Connection:
         return absolute_folder(folder) if folder and self.disk_cache_bytes else None
 
 
+_DEFAULT = Connection()
+
+
 def to_connection(value: Any) -> Connection:
     """Return given options of requests, or the default ones for None.
 
@@ -118,7 +121,7 @@ def to_connection(value: Any) -> Connection:
         If they are no `Connection`.
     """
     if value is None or isinstance(value, Connection):
-        return value or Connection()
+        return value or _DEFAULT
     known = ", ".join(f"{name}={given!r}" for name, given in value.items()) if isinstance(value, dict) else "timeout=30"
     raise OptionError(
         f"connection={format_value(value)} is of type {type(value).__name__}; write "
