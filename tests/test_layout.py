@@ -72,6 +72,7 @@ def test_a_package_imports_only_from_packages_below_it(name):
         )
 
 
+@pytest.mark.slow
 def test_no_two_modules_import_each_other():
     list(TopologicalSorter({name: imports_of(name) for name in MODULES}).static_order())  # raises CycleError
 
@@ -81,6 +82,7 @@ def test_the_root_of_the_package_has_at_most_16_entries():
     assert len(entries) <= 16, sorted(entries)
 
 
+@pytest.mark.slow
 def test_no_test_module_imports_another():
     tests = Path(__file__).parent
     for path in sorted(tests.rglob("test_*.py")):

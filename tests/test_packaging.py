@@ -11,6 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,7 @@ EXTRAS = {
 }
 
 
+@pytest.mark.slow
 def test_each_dependency_is_imported_by_the_package():
     imported = imported_distributions(ROOT / "imageryxr")
     assert set(DEPENDENCIES) - imported == NOT_IMPORTED
@@ -80,6 +82,7 @@ def test_each_import_of_the_package_is_declared():
     assert used - set(DEPENDENCIES) - EXTRAS["codecs"] - EXTRAS["video"] == IMPORTED_IF_INSTALLED
 
 
+@pytest.mark.slow
 def test_each_import_of_the_tests_is_declared():
     used = imported_distributions(ROOT / "tests")
     declared = set(DEPENDENCIES) | EXTRAS["test"] | EXTRAS["codecs"] | EXTRAS["video"]

@@ -10,6 +10,7 @@ import imageryxr as ix
 from tests.support.command_line import run
 
 
+@pytest.mark.slow
 def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40"]
     place = ["--center", "4600,2560,130", "--size", "300,240", "--scale", 2]

@@ -32,6 +32,7 @@ def want(sample):
     return ix.align(em, seg, bbox=box, to="segmentation").imagery.measure(percentiles=[50])
 
 
+@pytest.mark.slow
 def test_a_table_equals_measure_on_the_grid_of_the_segmentation(tmp_path, sources, want):
     target = tmp_path / "cells.csv"
     done = run(*sources, *PLACE, "--percentiles", 50, "--output", target)

@@ -276,6 +276,7 @@ def test_a_job_file_of_the_wrong_type(tmp_path, command):
     assert command("export", "--config", tmp_path / "job.toml", "o.zarr")[0] == 2
 
 
+@pytest.mark.slow
 def test_errors_while_reading_or_writing_exit_with_1(tmp_path, sample, command):
     image = ["--image", sample.image, *PLACE]
     (tmp_path / "there.tif").write_bytes(b"old")

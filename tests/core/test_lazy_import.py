@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 import imageryxr
 from imageryxr.core.lazy_import import import_package
 
@@ -46,6 +48,7 @@ def test_a_module_waits_for_its_package_that_another_thread_imports(tmp_path, mo
     assert found == [5]
 
 
+@pytest.mark.slow
 def test_functions_import_a_package_before_one_of_its_modules():
     folder = Path(imageryxr.__file__).parent
     early = [

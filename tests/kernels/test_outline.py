@@ -195,6 +195,7 @@ def test_steps_are_decimal_fractions():
     assert (outline(labels, table, limit=14.1, steps=(4.7, 4.7)) > 0)[0, 0, :, 3].sum() == 3
 
 
+@pytest.mark.slow
 def test_a_huge_width_does_not_overflow():
     labels, table = np.ones((1, 3, 4), np.uint64), build_color_table([1], np.full((1, 4), 255, np.uint8))
     labels[0, 1, 1] = 0

@@ -67,6 +67,7 @@ def check_against_cc3d(found, labels, resolution):
     assert dict(zip(pairs, found.faces.values.tolist(), strict=True)) == want_faces
 
 
+@pytest.mark.slow
 def test_contacts_equal_cc3d_on_the_sample(sample):
     seg = ix.open_segmentation(sample.segmentation).isel(z=slice(0, 10))
     check_against_cc3d(ix.contacts(seg), seg.values, ix.grid_of(seg).resolution)

@@ -76,6 +76,7 @@ def test_labels_may_have_any_integer_dtype(dtype):
     check_against_numpy(ix.measure(as_segmentation(labels)), labels)
 
 
+@pytest.mark.slow
 def test_segments_equal_regionprops_and_cc3d_on_the_sample(sample):
     seg, em = ix.open_segmentation(sample.segmentation), ix.open_image(sample.image)
     ds = ix.align(em, seg, to="segmentation").isel(z=slice(0, 12))

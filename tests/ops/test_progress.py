@@ -44,6 +44,7 @@ def test_arrays_without_dask_chunks_show_bytes(served, capsys):
     assert re.fullmatch(r"reading:? +\[00:0\d, 16.4 kB received, 8 requests\]", last.strip()), last
 
 
+@pytest.mark.slow
 def test_nothing_is_shown_outside_the_block_and_no_thread_is_left(served, capsys):
     with ix.progress():
         pass
@@ -62,6 +63,7 @@ def test_an_error_ends_the_display(served, capsys):
     assert capsys.readouterr().err.endswith("\n")
 
 
+@pytest.mark.slow
 def test_the_numbers_grow_while_bodies_arrive(served, capsys):
     whole = served.answer
 

@@ -162,6 +162,7 @@ def test_a_plot_has_physical_coordinates(axis, unit):
     plt.close(fig)
 
 
+@pytest.mark.slow
 def test_every_kind_of_array_can_be_plotted(tmp_path):
     slice_ = {"z": [1]}
     ds = xr.Dataset({"image": IMAGE, "segmentation": FINE}).isel(slice_)
@@ -199,6 +200,7 @@ def test_the_scale_bar_of_a_plot_has_the_length_in_its_label():
     plt.close(fig)
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_load_matplotlib():
     code = "import imageryxr, sys; assert 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -279,6 +279,7 @@ def test_an_endpoint_has_one_path_whatever_its_address(monkeypatch):
     assert bucket_path("http://127.0.0.1:9001/bucket/a/b") is None
 
 
+@pytest.mark.slow
 def test_a_bucket_is_not_written_onto_itself(bucket):
     ix.export(volume(GREY), bucket.url("em.zarr"), chunks=(4, 16, 16), levels=2)
     before = bucket.contents()

@@ -66,6 +66,7 @@ def test_versions_that_are_not_a_list_are_our_error(secrets, stranger, versions)
         ix.open_datastack("stack", server_address=stranger.url(), version=3, connection=HASTY)
 
 
+@pytest.mark.slow
 def test_a_link_of_servers_that_never_answer_is_opened_in_bounded_time(monkeypatch):
     monkeypatch.setattr(link_layers, "LINK_SECONDS", 2)
     monkeypatch.setattr(link_layers, "LAYER_SECONDS", 0.5)

@@ -54,7 +54,9 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("way", ENDLESS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow) if "tiny" in way else way for way in ENDLESS]
+)
 def test_reading_ends_at_the_limit(way):
     start, piece = ENDLESS[way]
     with HostileServer(lambda sock, head: endless(server, sock, start, piece)) as server:

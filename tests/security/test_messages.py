@@ -122,6 +122,7 @@ def test_what_a_service_names_shows_no_secret(secrets, stranger, caplog):
         assert not leaks(said)
 
 
+@pytest.mark.slow
 def test_reading_shows_no_secret(secrets, stranger, caplog):
     scale = {"key": "8", "size": [8, 8, 8], "resolution": [8, 8, 40], "chunk_sizes": [[8, 8, 8]], "encoding": "raw"}
     stranger.files["/x/info"] = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [scale]}

@@ -115,6 +115,7 @@ def test_an_answer_ends_at_its_deadline(way):
         assert len(server.requests) == 1 or way is redirects
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_not_retried():
     with HostileServer(lambda sock, head: slow_body(server, sock, head)) as server:
         with pytest.raises(ix.errors.ServerError, match="not complete within 1 s"):
@@ -122,6 +123,7 @@ def test_a_slow_answer_is_not_retried():
         assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.0, 0.3])
 def test_a_handshake_ends_at_its_deadline(step):
     def greet(sock: socket.socket) -> None:
@@ -148,6 +150,7 @@ def test_a_handshake_ends_at_its_deadline(step):
         stop.set()
 
 
+@pytest.mark.slow
 def test_slow_name_resolution_times_out(monkeypatch):
     stop = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: stop.wait(60))
@@ -180,6 +183,7 @@ def test_a_request_ends_when_its_stop_event_is_set(way):
     assert [type(problem) for problem in problems] == [StoppedError]
 
 
+@pytest.mark.slow
 def test_a_large_body_may_take_longer_than_the_timeout():
     def answer(sock, head):
         sock.sendall(OK + b"Content-Length: 600000\r\n\r\n")

@@ -331,6 +331,7 @@ def test_importing_sample_does_not_import_heavy_packages() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_default_sample_has_the_documented_properties(sample_path: Path) -> None:
     block = sample(sample_path)
     assert block.shape == (64, 1024, 1024)

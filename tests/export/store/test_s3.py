@@ -134,6 +134,7 @@ def test_an_incomplete_result_cannot_be_opened(bucket):
     assert "o.ome.zarr/zarr.json" in bucket.names()
 
 
+@pytest.mark.slow
 def test_truncated_and_lost_objects_are_written_again(bucket):
     put("omezarr", bucket)
     before = bucket.contents()
@@ -198,6 +199,7 @@ def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrit
     assert there == bucket.contents()
 
 
+@pytest.mark.slow
 def test_a_second_export_is_not_undone_by_one_that_stops(bucket, impatient):
     # the export that had just begun removed its files, including those that the other one needs
     stop = ix.errors.ChunkReadError("stopped")
@@ -216,6 +218,7 @@ def test_a_second_export_is_not_undone_by_one_that_stops(bucket, impatient):
     assert bucket.names() == []
 
 
+@pytest.mark.slow
 def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impatient):
     import json
 

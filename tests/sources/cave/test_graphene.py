@@ -515,6 +515,7 @@ class TestIds:
 
 
 class TestRequests:
+    @pytest.mark.slow
     def test_requests_of_a_figure_of_1024_pixels(self, cave):
         seg = ix.open_segmentation(cave.table.replace(TABLE, f"wide_{TABLE}"), token=TOKEN, timestamp=utc(NOW))
         em = ix.open_image(f"precomputed://{cave.url}/data/wide-em")
@@ -618,6 +619,7 @@ class TestRequests:
         held = len(np.unique(cave.tissue.supervoxels[PART])) - 1
         assert cave.count("roots_binary") == -(-held // 50)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("limit", [8, 2])
     def test_concurrent_requests_are_limited(self, cave, limit):
         connection = {"connection": ix.Connection(concurrency=limit, memory_cache=0)}

@@ -255,6 +255,7 @@ def test_ctrl_c_interrupts_a_read_at_once(cave, mode):
     assert process.returncode == 130, err
 
 
+@pytest.mark.slow
 def test_a_silent_server_times_out():
     listener, url = stall_forever()
     with listener:

@@ -589,6 +589,7 @@ class TestHttp:
         np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
         assert server.asked.count("/0/c/0/1/1") == 3
 
+    @pytest.mark.slow
     def test_an_interrupted_transfer_is_retried_or_an_error(self, served):
         server, values = served
         server.faults = {"/0/c/0/1/1": 0}
