@@ -151,7 +151,7 @@ def _scale_colors(scale: Mapping[str, Any], title: str) -> tuple[dict[str, str],
     shown = {}
     for number in _round_numbers(low, high, scale.get("is_whole", False)):
         share = (number / 2 - low / 2) / (high / 2 - low / 2) if high != low else 1.0
-        shown[f"{number:.15g}"] = steps[round(min(max(share, 0), 1) * (len(steps) - 1))]
+        shown[f"{number:,.15g}"] = steps[round(min(max(share, 0), 1) * (len(steps) - 1))]
     return shown, title or scale["title"]
 
 
