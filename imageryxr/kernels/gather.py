@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -77,9 +76,8 @@ def _typed_copy(context: Any, target: Any, source: Any, size: Any) -> Any:
     """Return the types and the generator of a function that copies bytes from one address to another."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        copied_to, copied_from = (builder.inttoptr(address, pointer) for address in arguments[:2])
         utils: Any = cgutils
+        copied_to, copied_from = (builder.inttoptr(address, utils.voidptr_t) for address in arguments[:2])
         utils.raw_memcpy(builder, copied_to, copied_from, arguments[2], 1)
         return context.get_dummy_value()
 
