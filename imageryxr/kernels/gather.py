@@ -55,9 +55,9 @@ def gather(table: ChunkTable, axes: Sequence[Spans], out: NDArray[Any]) -> None:
         raise ValueError(f"chunks of {table.chunks[0].dtype} cannot be copied to a box of {out.dtype}")
     for spans, sizes, size in zip(axes, table.sizes, out.shape, strict=True):
         start, stop, place = spans.T
-        is_inside = (start >= 0) & (start <= stop) & (place >= 0) & (place + stop - start <= size)
-        if len(spans) != len(sizes) or not (is_inside & (stop <= sizes)).all():
-            raise ValueError("a part of a chunk lies outside of the chunk or the box")
+        is_inside = (start >= 0) & (start < stop) & (place == np.cumsum(stop - start) - (stop - start))
+        if len(spans) != len(sizes) or not (is_inside & (stop <= sizes)).all() or (stop - start).sum() != size:
+            raise ValueError("parts of chunks lie outside of the chunks, or do not cover the box")
     long = [axis for axis, size in enumerate(out.shape) if size > 1]
     kept = sorted(set([*long, *(axis for axis in range(out.ndim) if axis not in long)][:3]))
     if len(long) > 3:

@@ -63,12 +63,22 @@ INSIDE = [[0, 2, 0]]
     [
         (INSIDE, INSIDE, [[0, 3, 0]]), (INSIDE, [[-1, 1, 0]], INSIDE), ([[0, 2, 1]], INSIDE, INSIDE),
         (INSIDE, INSIDE, [[0, 2, -1]]), (INSIDE, INSIDE, [[0, 2, 0], [0, 1, 0]]), (INSIDE, INSIDE), (INSIDE, INSIDE, [[1, 0, 0]]),
+        (INSIDE, INSIDE, [[0, 1, 0]]), (INSIDE, INSIDE, [[1, 2, 1]]), (INSIDE, INSIDE, [[2, 2, 0]]),
     ],
 )  # fmt: skip
 def test_parts_outside_of_a_chunk_or_of_the_box_are_errors(axes):
     table, out = chunk_table([np.zeros((2, 2, 2), "u1")], [1, 1, 1]), np.zeros((2, 2, 2), "u1")
-    with pytest.raises(ValueError, match=r"outside|zip"):
+    with pytest.raises(ValueError, match=r"cover|zip"):
         gather(table, [np.array(spans) for spans in axes], out)
+
+
+def test_a_box_without_voxels_is_an_error_and_nothing_is_written():
+    table = chunk_table([np.full((1, 1, 4, 2, 2), 7, "u1")], [1] * 5)
+    memory = np.zeros(16, "u1")
+    axes = [np.array([span]) for span in ([0, 1, 0], [0, 1, 0], [3, 3, 0], [0, 2, 0], [0, 2, 0])]
+    with pytest.raises(ValueError, match="cover the box"):
+        gather(table, axes, np.ndarray((1, 1, 0, 2, 2), "u1", memory))
+    assert not memory.any()
 
 
 def test_chunks_or_boxes_of_other_types_are_errors():

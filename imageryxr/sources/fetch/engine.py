@@ -201,6 +201,8 @@ class _Reader:
         if stored is None:
             self.use(request, None)
             return
+        if self.identity is not None:  # cached voxels may be a view of the bytes, not of a response for many chunks
+            stored = stored._replace(body=bytes(stored.body))
         with _state.decoders:
             voxels = self.decode(request, stored)
             self.use(request, voxels)

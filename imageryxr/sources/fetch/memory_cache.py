@@ -167,14 +167,12 @@ class MemoryCache:
 
     def put(self, key: Hashable, value: Stored, limit: int) -> None:
         """Store an encoded chunk; the largest ``limit`` in bytes that was given so far applies."""
-        body = value.body
-        if isinstance(body, memoryview):  # a part of a larger response would keep all of it in memory
-            body = bytes(body)
+        size = len(value.body)
         with self._lock:
             self._apply_uses()
             self.limit = max(self.limit, limit)
-            if len(body) <= self.limit:
-                self._encoded.put(key, _EncodedChunk(value._replace(body=body)), len(body))
+            if size <= self.limit:
+                self._encoded.put(key, _EncodedChunk(value), size)
                 self._encoded.drop_until(self.limit)
                 self._decoded.drop_until(self.limit - self._encoded.size)
 

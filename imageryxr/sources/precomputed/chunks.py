@@ -149,7 +149,7 @@ def read_box(
     # Only the slices that the box needs are decoded if the encoding permits it.
     depth = int(scale.get(_BLOCK, _BLOCK_SHAPE)[2]) if level.encoding == SLICED else None
     axes, out = chunk_spans(level, box, depth), np.empty(box.shape, source.dtype)
-    name = (scale["key"], source.channel, *((a[0].start, a[-1].stop, a[0].decoded[0], a[-1].decoded[1]) for a in axes))
+    name = (mip, source.channel, *((a[0].start, a[-1].stop, a[0].decoded[0], a[-1].decoded[1]) for a in axes))
     if copy_cached(store, source.connection, name, axes, out):
         if on_chunk is not None:
             on_chunk(out)

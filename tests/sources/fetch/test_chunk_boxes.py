@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +88,22 @@ def small_cache(monkeypatch):
     monkeypatch.setattr(memory_cache, "cache", MemoryCache())
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return a function that writes a volume once, and returns its folder and its voxels."""
+
+    @cache
+    def write(form: str) -> tuple[Path, np.ndarray]:
+        folder = tmp_path_factory.mktemp("volume")
+        return folder, FORMS[form](folder)
+
+    return write
+
+
 @pytest.fixture(params=FORMS)
-def volume(request, tmp_path):
-    truth = FORMS[request.param](tmp_path)
-    with serving(tmp_path) as server:
+def volume(request, written):
+    folder, truth = written(request.param)
+    with serving(folder) as server:
         yield request.param, server, truth
 
 
@@ -156,13 +170,24 @@ def test_a_cache_that_drops_chunks_between_slices_returns_the_stored_voxels(volu
 def check_bound(cache: MemoryCache, limit: int) -> None:
     """Fail if the cache, or the chunks that its boxes refer to, take more memory than the limit."""
     assert cache.size <= limit
-    kept = {id(v.stored.body): v.stored.body for v, *_ in cache._encoded._values.values()}
-    kept |= {id(memory_cache._buffer_of(v)): v for v, *_ in cache._decoded._values.values()}
-    decoded = {id(v) for v, *_ in cache._decoded._values.values()}
+    stored = [value.stored.body for value, *_ in cache._encoded._values.values()]
+    decoded = [values for values, *_ in cache._decoded._values.values()]
+    views = [view for value, *_ in cache._encoded._values.values() for view in value.views.values()]
+    kept = dict(map(owner_of, [*stored, *decoded, *views]))
+    assert sum(kept.values()) <= cache.size
     for box in cache._boxes.values():
         for chunk in box.chunks:
-            is_blank = chunk.strides == (0,) * chunk.ndim
-            assert is_blank or id(chunk) in decoded or id(memory_cache._buffer_of(chunk)) in kept
+            assert chunk.strides == (0,) * chunk.ndim or owner_of(chunk)[0] in kept  # or the fill value
+
+
+def owner_of(values) -> tuple[int, int]:
+    """Return the identity and the size of the object whose memory bytes or an array use."""
+    while isinstance(values, np.ndarray | memoryview):
+        inner = values.obj if isinstance(values, memoryview) else values.base
+        if inner is None:
+            return id(values), values.nbytes
+        values = inner
+    return id(values), len(values)
 
 
 @pytest.mark.parametrize("limit", [20_000, 1 << 20])
@@ -182,6 +207,34 @@ def test_two_threads_that_scroll_at_once_read_the_stored_voxels(volume, limit):
             for box, values in found:
                 np.testing.assert_array_equal(values, padded(truth, box))
     check_bound(memory_cache.cache, limit)
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_voxels_that_are_views_of_bytes_do_not_keep_the_response_for_several_chunks(tmp_path):
+    sizes = {"chunks": (4, 8, 8), "shards": (20, 40, 40), "compressors": None}
+    truth = write_zarr(tmp_path, **sizes)
+    with serving(tmp_path) as server:
+        source = opened("zarr3", server.url)
+        for box in (*slices_of(truth.shape)[:1], *boxes_of(truth.shape, 3)):
+            np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+            check_bound(memory_cache.cache, source.connection.cache_bytes)
+        count = len(memory_cache.cache._encoded._values)
+        assert memory_cache.cache.size == count * 4 * 8 * 8 * truth.itemsize
+
+
+def test_scales_that_share_a_folder_are_not_confused(tmp_path):
+    truth = FORMS["raw"](tmp_path)
+    info = json.loads((tmp_path / "info").read_text())
+    first = info["scales"][0]
+    (x, *offset), (width, *size) = first["voxel_offset"], first["size"]
+    other = {"voxel_offset": [x + 16, *offset], "size": [width - 16, *size], "resolution": [16, 16, 80]}
+    info["scales"].append({**first, **other})
+    (tmp_path / "info").write_text(json.dumps(info))
+    with serving(tmp_path) as server:
+        source, box = opened("raw", server.url), IndexBox((0, 1, 2), (3, 30, 16))
+        for _ in range(2):
+            np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+            np.testing.assert_array_equal(source.read(1, box), padded(truth[..., 16:], box))
 
 
 def test_a_connection_without_a_cache_does_not_read_the_boxes_of_others(volume):
