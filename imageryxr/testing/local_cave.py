@@ -260,6 +260,7 @@ def _handler_class(cave: LocalCave) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # otherwise bodies wait 40 ms for an acknowledgement
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)

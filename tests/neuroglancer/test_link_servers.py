@@ -24,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
     """A server of files and states, which requires a token for some states."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         server = self.server

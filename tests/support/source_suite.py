@@ -231,6 +231,7 @@ class FileServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1
+    disable_nagle_algorithm = True  # otherwise the end of a body waits 40 ms for the client's acknowledgement
     server: FileServer
 
     def do_GET(self) -> None:

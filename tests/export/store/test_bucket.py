@@ -60,6 +60,7 @@ class Between(ThreadingHTTPServer):
 
 class Handing(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *args):
         pass
