@@ -45,7 +45,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,18 +107,6 @@ class Message(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Message, self.parts)
-
-
-def render_part(part: Any, render_param: Callable[[Param], str]) -> str:
-    """Return a message, a part of one, or a plain string in the wording of the command line.
-
-    `render_param` returns the text of a parameter.
-    """
-    if isinstance(part, Message):
-        return "".join(render_part(inner, render_param) for inner in part.parts)
-    if isinstance(part, Wording):
-        return render_part(part.command, render_param)
-    return render_param(part) if isinstance(part, Param) else str(part)
 
 
 def join_messages(separator: str, items: Iterable[str]) -> Message:

@@ -22,7 +22,7 @@ from imageryxr.errors import (
     ScratchError,
     SegmentError,
     TimestampError,
-    render_part,
+    Wording,
 )
 
 FAILED = 1
@@ -55,10 +55,14 @@ _NAMES = {
 
 
 def command_text(message: object) -> str:
-    """Return a message, or that of an error or warning, as the command line prints it: with flags."""
+    """Return a message, a part of one, or that of an error or warning, as the command line prints it: with flags."""
     if isinstance(message, BaseException):
-        message = message.args[0] if message.args else ""
-    return render_part(message, _option)
+        return command_text(message.args[0]) if message.args else ""
+    if isinstance(message, Message):
+        return "".join(map(command_text, message.parts))
+    if isinstance(message, Wording):
+        return command_text(message.command)
+    return _option(message) if isinstance(message, Param) else str(message)
 
 
 def rename_parameters(error: ImageryError, **names: str) -> ImageryError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ from imageryxr.ops.segment_ids import is_recording_ids
 Ids = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 _TOPIC = "imageryxr-cutout-ids"
-# The environment variable with the folder to which blocks are reported.
-_FOLDER = "IMAGERYXR_CUTOUT_IDS"
+# Environment variables whose names begin so hold folders to which blocks are reported: one for each `report_missing`.
+_FOLDERS = "IMAGERYXR_CUTOUT_IDS_"
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,12 @@ def record_cutouts(key: str, requested: CutoutIds, rows: npt.NDArray[np.int64], 
     if worker is not None:
         worker.log_event(_TOPIC, event)
         return
-    file = Path(os.environ.get(_FOLDER, ""), key)
-    if _FOLDER in os.environ and file.exists():
+    folders = [folder for name, folder in os.environ.items() if name.startswith(_FOLDERS)]
+    files = [file for folder in folders if (file := Path(folder, key)).exists()]
+    for file in files:
         with file.open("ab", buffering=0) as events:  # lines that are appended at once do not mix
             events.write(json.dumps(event).encode() + b"\n")
+    if files:
         return
     flags = _TALLIES.add(key, requested.values.shape, rows, found)
     message = None if flags is None else requested.missing_message(flags)
@@ -126,17 +129,16 @@ def report_missing(selections: Iterable[tuple[str, CutoutIds]], client: Any = No
     client : distributed.Client, optional
         The cluster that computes them.
     """
-    chosen, before = dict(selections), os.environ.get(_FOLDER)
+    chosen = dict(selections)
     with TemporaryDirectory(prefix="imageryxr-") as folder:
         for key in chosen:
             Path(folder, key).touch()
-        os.environ[_FOLDER] = folder  # which processes inherit
+        variable = _FOLDERS + uuid4().hex
+        os.environ[variable] = folder  # which processes inherit
         try:
             yield
         finally:
-            del os.environ[_FOLDER]
-            if before is not None:
-                os.environ[_FOLDER] = before
+            del os.environ[variable]
         events = [json.loads(line) for key in chosen for line in Path(folder, key).read_text().splitlines()]
     if client is not None:
         events += [event for _, event in client.get_events(_TOPIC)]

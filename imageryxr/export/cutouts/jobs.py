@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
@@ -72,16 +70,13 @@ def _run(
     rows = {n: r[[(n, int(i)) not in done for i in r]] for n, r in rows.items()}
     total = sum(a.sizes[CUTOUT] for a in job.arrays.values())
     left = sum(map(len, rows.values()))
+    scheduler = _scheduler(client, workers)
     if left:
         job.prepare()
         dask_arrays = [a.variable._data for a in job.arrays.values() if isinstance(a.variable._data, da.Array)]
         selections = [one for array in dask_arrays for one in selections_of(array)]
         cluster = client if hasattr(client, "get_events") else None
-        with (
-            report_missing(selections, cluster),
-            progress_bar(job.place, total, total - left, progress) as shown,
-            _scheduler(client, workers),
-        ):
+        with report_missing(selections, cluster), progress_bar(job.place, total, total - left, progress) as shown:
             update_bar(shown, total - left)
             context, lock = copy_context(), Lock()  # threads of dask do not have the callback of this one
 
@@ -90,7 +85,7 @@ def _run(
                     context.run(update_bar, shown, shown.whole + count)
 
             try:
-                _store(job, {name: r for name, r in rows.items() if len(r)}, advance)
+                _store(job, {name: r for name, r in rows.items() if len(r)}, advance, scheduler)
             except BaseException as error:
                 error.add_note(_resume_note(job, total))
                 raise
@@ -117,7 +112,9 @@ def plan_cutout_export(
     return plan_cutouts(job.arrays, job.place, workers)
 
 
-def _store(job: Job, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callable[[int], None]) -> None:
+def _store(
+    job: Job, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callable[[int], None], scheduler: dict[str, Any]
+) -> None:
     sources, targets = [], []
     for name, own in rows.items():
         array = job.arrays[name]
@@ -126,18 +123,18 @@ def _store(job: Job, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callabl
         sources.append(data if isinstance(data, da.Array) else da.from_array(part.values, {0: 8}))
         targets.append(replace(job.writer(name, own), on_done=on_done))
     # One graph for all cutouts, so that each chunk is read once; blocks are released as soon as they are written.
-    da.store(sources, targets, lock=False)  # type: ignore[arg-type]
+    da.store(sources, targets, lock=False, **scheduler)  # type: ignore[arg-type]
 
 
-def _scheduler(client: Any, workers: int | None) -> AbstractContextManager[Any]:
+def _scheduler(client: Any, workers: int | None) -> dict[str, Any]:
+    """Return the arguments of dask that choose the scheduler: its configuration belongs to all threads."""
     if client is None or isinstance(client, str):
         if client not in (None, "threads", "processes"):
             raise OptionError(
                 f"client={client!r} is not a scheduler of cutouts; give 'threads', 'processes' or a distributed.Client"
             )
-        chosen: dict[str, Any] = {"scheduler": client or "threads", **({"num_workers": workers} if workers else {})}
-        return dask.config.set(chosen)
-    return dask.config.set({"scheduler": client})
+        return {"scheduler": client or "threads", **({"num_workers": workers} if workers else {})}
+    return {"scheduler": client}
 
 
 def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, Any]) -> Job:

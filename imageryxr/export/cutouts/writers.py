@@ -71,9 +71,10 @@ class ZarrWriter(RowWriter):
         from zarr.core.buffer import default_buffer_prototype
 
         files: dict[str, Any] = {ROOT: default_buffer_prototype().buffer.from_bytes(self.metadata)}
+        opened = zarr.open_array(zarr.storage.MemoryStore(files), mode="r+", zarr_format=3)
         # Cutouts of background also become files, since these are the journal.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(zarr.storage.MemoryStore(files), mode="r+", zarr_format=3), files
+        config: Any = {"order": "C", "write_empty_chunks": True}
+        return zarr.Array(zarr.AsyncArray(opened.metadata, opened.store_path, config)), files
 
     def encode(self, rows: list[int], block: npt.NDArray[Any]) -> Iterator[tuple[str, bytes]]:
         """Iterate over whole chunks."""

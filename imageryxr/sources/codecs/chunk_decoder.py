@@ -60,8 +60,6 @@ def decode_chunk(
             return _decode_isolated(stored, encoding, shape, dtype)
         if encoding in PICTURE_ENCODINGS:
             stored = decode_picture(stored, encoding, shape, dtype)
-        elif encoding != "raw":
-            raise NotImplementedError(f"unknown encoding {encoding}")
         return np.frombuffer(stored, dtype).reshape(shape, order="F")
     except (ImportError, DecoderStartError, DamagedChunkError):
         raise
@@ -93,4 +91,6 @@ def _chunk_problem(stored: Any, encoding: str, shape: tuple[int, int, int, int],
         return "" if len(stored) == expected else f"it holds {len(stored)} bytes instead of {expected}"
     if encoding in PICTURE_ENCODINGS:
         return picture_problem(stored, encoding, shape, dtype)
-    return stream_problem(stored, encoding, shape)
+    if encoding in ISOLATED_ENCODINGS or encoding == "compressed_segmentation":
+        return stream_problem(stored, encoding, shape)
+    return f"its encoding {encoding!r} is not one that imageryxr decodes"

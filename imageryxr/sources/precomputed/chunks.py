@@ -183,12 +183,6 @@ def read_box(
     return out
 
 
-def _damage_error(level: Level, chunk: StoredChunk, problem: object) -> DamagedChunkError:
-    offset = [int(o) for o in level.grid.voxel_offset]
-    lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in chunk.box)
-    return DamagedChunkError(f"the stored chunk {chunk.name}, box {lo} to {hi}, is damaged: {problem}")
-
-
 def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int, int] | None) -> ObjectRequest:
     limit, memory = _byte_limits(chunk.shape, int(source.info.get("num_channels", 1)) * source.dtype.itemsize)
     return ObjectRequest(key, limit, memory, span, chunk, (source.channel, *chunk.slices))
@@ -320,7 +314,11 @@ def _object_decoder(source: StoredLayer, mip: int) -> Callable[[ObjectRequest, S
             return decode_voxels(body, chunk)
         except ValueError as error:
             problem = HTML if is_html_page(body) else error
-            raise _damage_error(level, chunk, problem) from error
+            offset = [int(o) for o in level.grid.voxel_offset]
+            lo, hi = (tuple(o + i for o, i in zip(offset, c[::-1], strict=True)) for c in chunk.box)
+            raise DamagedChunkError(
+                f"the stored chunk {chunk.name}, box {lo} to {hi}, is damaged: {problem}"
+            ) from error
 
     return decode
 

@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -355,7 +357,38 @@ def test_cutouts_without_their_ids_are_reported_once(tmp_path, client):
     with pytest.warns(MissingIdsWarning, match="2 of 24 cutouts do not contain their own, e.g. cutout 3: ") as caught:
         ix.export(lacking(), tmp_path / "{cutout}.png", client=client, workers=2, progress=False)
     assert len([w for w in caught if issubclass(w.category, MissingIdsWarning)]) == 1
-    assert "IMAGERYXR_CUTOUT_IDS" not in os.environ
+    assert not [name for name in os.environ if name.startswith("IMAGERYXR_CUTOUT_IDS")]
+
+
+def test_the_first_of_two_exports_may_end_before_the_second(tmp_path, monkeypatch):
+    both, first_ended = threading.Barrier(2), threading.Event()
+    original, writing = writers.PictureWriter.write, []
+
+    def write(self, rows, block):
+        is_second = "second" in str(self.data)
+        if is_second not in writing:
+            writing.append(is_second)
+            both.wait(60)
+        if is_second:
+            assert first_ended.wait(60)
+        original(self, rows, block)
+
+    def run(name):
+        ix.export(lacking(), tmp_path / name / "{cutout}.png", workers=1, progress=False)
+
+    def run_both():
+        with ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(run, name) for name in ("first", "second")]
+            runs[0].result()
+            first_ended.set()
+            runs[1].result()
+
+    monkeypatch.setattr(writers.PictureWriter, "write", write)
+    with pytest.warns(MissingIdsWarning) as caught:
+        run_both()
+    assert dask.config.get("scheduler", None) is None
+    texts = [str(w.message) for w in caught if issubclass(w.category, MissingIdsWarning)]
+    assert [text.split(",")[0] for text in texts] == 2 * ["2 of 24 cutouts do not contain their own"]
 
 
 def test_a_resumed_export_reports_the_cutouts_of_its_run(tmp_path, monkeypatch):
