@@ -52,6 +52,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_threa
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of processes: tests wait a third of the time, for servers and for other processes."""
+    return max(1, (os.cpu_count() or 1) * 3 // 2)
+
+
 @pytest.fixture(autouse=True)
 def _reset_warnings_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test see the warnings that a process issues only once."""
