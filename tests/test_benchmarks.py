@@ -42,7 +42,7 @@ def test_each_benchmark_runs(kind):
     one.ours()
     one.peer()
     if kind is graphs.Petavoxel:
-        assert "1 tasks" in one.remark()  # a box that fits into a block is one task, wherever it lies
+        assert "1 tasks" in one.remark()  # a box that fits into a block is one task, at any position
         one.teardown()
 
 

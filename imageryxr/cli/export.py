@@ -90,7 +90,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _check_kind(context: typer.Context, path: Path, key: str, value: Any) -> None:
-    """Raise `OptionError` for a boolean as the value of another kind of option, which would be read as 1 or a word."""
+    """Raise `OptionError` if an option that is not a flag has a boolean, which would be read as 1 or as a word."""
     flags = {param.name for param in context.command.params if getattr(param, "is_flag", False)}
     shown = f"--config {path} gives {key.replace('_', '-')} the value {json.dumps(value, default=str)}"
     if key == "scratch" and value is not False and not isinstance(value, str):

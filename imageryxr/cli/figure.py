@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 class PictureOptions:
     """What is drawn onto the picture, and how it is printed."""
 
-    square: bool = option("Resample to square pixels, or keep a voxel a pixel.", True)
+    square: bool = option("Resample to square pixels, or draw one pixel per voxel.", True)
     scale: int = option("Pixels per voxel, 1 to 100.", 1)
     scale_bar: bool = option("Draw a scale bar.", True)
     legend: bool = option("List the colours of --ids, or of the largest segments.", False)
     inset: str | None = option(
-        "Magnify a part in a corner: x0,y0,z0:x1,y1,z1 in units of --resolution; or two numbers a corner, across and "
+        "Magnify a part in a corner: x0,y0,z0:x1,y1,z1 in units of --resolution; or two numbers per corner, across and "
         "down."
     )
-    inset_zoom: int = option("How many times it is magnified.", 3, python="zoom")
+    inset_zoom: int = option("Magnification of the inset.", 3, python="zoom")
     label_pt: float | None = option("Height of text in points; default with --width-mm: 7.")
     width_mm: float | None = option("Printed width in mm; with --dpi the picture is resampled to both.")
     dpi: float | None = option("Pixels per inch in print; default: 300, or by --width-mm.")
@@ -69,7 +69,7 @@ class PictureOptions:
 
     @property
     def points(self) -> float | None:
-        """Height of the text in points, if it is given or a printed width is."""
+        """Height of the text in points: as given, or 7 if only the printed width is given; otherwise None."""
         return 7.0 if self.label_pt is None and self.width_mm is not None else self.label_pt
 
 

@@ -266,7 +266,7 @@ _INT64_MAX = 2**63 - 1
 
 
 class LargeIds(list[int]):
-    """A list of ids above the int64 range that numpy converts to uint64; it converts a plain list to floats."""
+    """A list of ids above the int64 range. Numpy converts it to uint64, whereas it converts a plain list to floats."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.array(list(self), np.uint64 if dtype is None else dtype)

@@ -5,5 +5,5 @@ from __future__ import annotations
 ELLIPSE, RING, CROSS, DIAGONAL_CROSS, SQUARE, TRIANGLE, SEGMENT, POLYGON = range(8)
 #: Columns of the parameters of a mark: centre (x, y), half the size of its bounding box, and those of its kind.
 COLUMNS = 22
-#: Vertices of a polygon at most: the section of a box.
+#: Largest number of vertices of a polygon, which is the section of a box.
 MOST_VERTICES = 6

@@ -106,7 +106,7 @@ def check_number(
 def check_whole(
     name: str, value: Any, low: int = 0, high: float = _INF, *, expected: Part | None = None, unit: str = ""
 ) -> int:
-    """Return an argument that is a whole number from `low` to `high`; parameters as of `check_number`."""
+    """Return an argument that is a whole number from `low` to `high`; the parameters are those of `check_number`."""
     found = to_whole(value)
     if found is None or not low <= found <= (2**63 - 1 if high == _INF else high):
         expected = expected or _describe("whole number", low, high, None, unit)

@@ -117,8 +117,9 @@ def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tal
 
 def _exact_sums(voxels: NDArray[np.int64], found: NDArray[np.int64], dtype: np.dtype[Any]) -> GreySums:
     total, squares = found[:, 0], found[:, 1]
-    # Deviations from a whole number near the mean are summed as integers. Intermediate values may exceed int64 and
-    # wrap; the sum does not. What the rest of the mean takes away is at most half of the sum, so nothing cancels.
+    # Squared deviations from `near`, the whole number nearest to the mean, are summed as integers. Intermediate values
+    # may exceed int64 and wrap; the sum does not. The correction for the fraction of the mean is at most half of the
+    # sum, so that the subtraction loses no digits.
     near = (2 * total + voxels) // (2 * voxels)
     deviation = (squares - near * (2 * total - near * voxels)).astype(np.float64)
     deviation -= (total - near * voxels).astype(np.float64) ** 2 / voxels

@@ -55,7 +55,7 @@ def contacts_of_block(
 
     before = np.subtract(labels.shape, box.shape)
     pairs, sums = pair_sums.sum_contacts(labels, (int(before[0]), int(before[1])))
-    # Doubled positions from the corner of the labels become those from the corner of the array.
+    # The doubled positions count from the corner of the labels; convert them to count from the corner of the array.
     shift = 2 * (np.array(box.start, np.int64) - before)
     for axis in range(3):
         sums[:, 4 * axis + 1 : 4 * axis + 4] += shift * sums[:, [4 * axis]]

@@ -42,7 +42,8 @@ class CutoutIds:
     def missing_message(self, is_present: Flags, is_known: Flags | None = None) -> str | None:
         """Return the warning about cutouts that lack their ids; None if none do.
 
-        The flags are (cutout, column). With ``is_known`` (cutout), the others are unknown.
+        ``is_present`` has the flags (cutout, column). Cutouts for which ``is_known`` is False are not counted: an
+        earlier run has written them.
         """
         is_known = np.ones(len(is_present), np.bool_) if is_known is None else is_known
         parts = []

@@ -36,7 +36,7 @@ from imageryxr.render.marks import Annotated, Marks
 from imageryxr.render.overlay import label_rgba, rgba_volume
 
 Floats = npt.NDArray[np.float64]
-# Cutouts of which one must contain an annotation; otherwise its unit is checked.
+# If none of this many cutouts contains an annotation, the unit of the positions is checked.
 _MOST_CHECKED = 100
 
 

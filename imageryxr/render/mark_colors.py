@@ -24,7 +24,7 @@ from imageryxr.errors import ColorError, OptionError, format_value
 
 # The colour of annotations whose value is missing, or has no colour in a dict.
 MISSING: RGBA = (160, 160, 160, 255)
-# Categories of a legend at most.
+# Largest number of categories in a legend.
 _MOST_NAMES = 1000
 
 

@@ -17,9 +17,9 @@ from imageryxr.render.mark_shapes import MarkStyle
 
 Floats = npt.NDArray[np.float64]
 
-# Annotations that are compared with a picture, at most.
+# Largest number of annotations that are compared with a picture to check their unit.
 _MOST_TESTED = 100_000
-# Slices between a picture and annotations that are near it.
+# Annotations are near a picture if they lie at most this many slices away.
 _NEAR = 100
 
 

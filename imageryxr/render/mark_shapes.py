@@ -148,7 +148,7 @@ def slice_shapes(marks: MarkTable, number: int) -> tuple[Shapes, npt.NDArray[np.
 
 
 def snap_places(places: Floats) -> Floats:
-    """Return positions in voxels, in which those within float noise of an integer are that integer."""
+    """Return positions in voxels; those within float noise of an integer are rounded to it."""
     whole = np.rint(places)
     return np.where(np.abs(places - whole) < float(SNAP), whole, places)
 

@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from imageryxr.errors import OptionError, TargetError, TargetExistsError, format_value
 
-# The offset is that of the finest image level, (x, y, z) in its voxels.
 _VERSION = 1
 _MARKER = "imageryxr-sample.json"
 _SHAPE = (64, 1024, 1024)
+# Offset of the finest image level, (x, y, z) in its voxels.
 _OFFSET = (4096, 2048, 100)
 _RESOLUTION = (8, 8, 40)
 _IMAGE_CHUNK = (128, 128, 16)

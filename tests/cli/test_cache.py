@@ -30,7 +30,7 @@ def test_info_prints_the_size_and_clear_keeps_other_files(folder, monkeypatch):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_folder_and_json(folder):
+def test_the_folder_is_an_option_and_the_output_may_be_json(folder):
     found = json.loads(run("cache", "info", "--folder", folder, "--json").stdout)
     assert (found["folder"], found["entries"], found["size"]) == (str(folder), 3, 24576)
 

@@ -1,4 +1,4 @@
-"""``imageryxr export``: job files, exit codes, what machines read."""
+"""``imageryxr export``: job files, exit codes and JSON output."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_wrong_job_file_is_an_error(tmp_path):
     assert run("--no-such-option").returncode == 2
 
 
-def test_formats(tmp_path, sample, sources):
+def test_format_options_are_accepted_on_the_command_line(tmp_path, sample, sources):
     done = run(tmp_path / "o.tif", *sources, *PLACE, "--compression", "none", "--bigtiff", "--scheduler", "threads")
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "o.tif"), truth(sample, alpha=0.2))

@@ -33,7 +33,7 @@ def test_info(sample):
 
 
 @pytest.mark.slow
-def test_figure_and_export(sample, tmp_path):
+def test_figure_and_export_draw_the_same_as_python(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation]
     place = ["--center", "4600,2560,130", "--size", "200,100", "--resolution", "8,8,40"]
     outlined = [*sources, *place, "--outline", 2, "--alpha", 0.4, "--no-scale-bar"]
@@ -154,7 +154,7 @@ def test_the_exported_voxels_equal_those_of_python(sample, tmp_path, to):
 
 
 @pytest.mark.slow
-def test_the_voxels_of_one_layer(sample, tmp_path):
+def test_raw_exports_the_voxels_of_one_layer(sample, tmp_path):
     place = ["--center", "4600,2560,130", "--size", "200,100,3", "--resolution", "8,8,40"]
     alone = ["--segmentation", sample.segmentation, "--raw", *place]
     done = run("export", tmp_path / "a.ome.zarr", *alone, "--to", "40,40,40", "--levels", 1)
@@ -178,7 +178,7 @@ def test_the_voxels_of_one_layer(sample, tmp_path):
         ("a.png", "wrote"),
     ],
 )
-def test_figure_formats(sample, tmp_path, name, said):
+def test_figures_are_written_in_each_format(sample, tmp_path, name, said):
     (tmp_path / name).write_bytes(b"old")
     done = run("figure", tmp_path / name, "--image", sample.image, "--image-mip", 2, "--overwrite")
     assert said in done.stdout + done.stderr
@@ -265,7 +265,7 @@ class TestCave:
         assert TOKEN not in done.stdout + done.stderr
 
     @pytest.mark.slow
-    def test_figure_of_a_datastack(self, cave, tmp_path):
+    def test_a_figure_of_a_datastack_equals_the_overlay_in_python(self, cave, tmp_path):
         x, y, z = (2 * OFFSET[0] + 101, 2 * OFFSET[1] + 81, OFFSET[2] + 11)
         stack = ["--datastack", DATASTACK, "--server-address", cave.url, "--timestamp", "2023-11-16T02:00:00.250Z"]
         place = ["--center", f"{x},{y},{z}", "--size", "80,60", "--resolution", "viewer"]
@@ -310,7 +310,7 @@ class TestCave:
         assert "also give --datastack NAME" in failed.stderr
 
     @pytest.mark.slow
-    def test_figure_of_a_table(self, cave, tmp_path, monkeypatch):
+    def test_a_figure_of_a_graphene_table_takes_the_token_of_the_environment(self, cave, tmp_path, monkeypatch):
         place = ["--center", "660,570,330", "--size", "90,80", "--resolution", "10,10,10"]
         done = run("figure", tmp_path / "a.png", "--segmentation", cave.table, *place, "--no-scale-bar")
         assert done.returncode == 0, done.stderr
@@ -322,7 +322,7 @@ class TestCave:
 
 
 @pytest.mark.slow
-def test_demo(sample, tmp_path):
+def test_the_demo_writes_its_products(sample, tmp_path):
     shutil.copytree(sample.path, tmp_path / "out" / "sample")  # or the demo writes the same sample
     done = run_process("demo", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -333,7 +333,7 @@ def test_demo(sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_figure_of_a_link(sample, tmp_path):
+def test_a_link_is_drawn_as_a_figure(sample, tmp_path):
     state = {
         "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
         "position": [4600.5, 2560.5, 130.5],

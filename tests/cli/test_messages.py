@@ -1,4 +1,4 @@
-"""What the command line says, in words that can be typed, and with which exit code it ends."""
+"""Messages of the command line name flags that can be typed, and errors set the exit code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def keywords():
 
 
 def messages():
-    """Return every text with blanks in it that the package may say, with something in the place of what is filled in."""
+    """Yield every text of the package that contains spaces, with placeholders in place of the values of f-strings."""
     root = Path(ix.__file__).parent
     for file in root.rglob("*.py"):
         tree = ast.parse(file.read_text())
@@ -271,7 +271,7 @@ def test_errors_of_the_option_parser_exit_with_2(command):
         assert command("export", *typed)[0] == 2
 
 
-def test_a_job_file_of_the_wrong_type(tmp_path, command):
+def test_a_wrong_type_in_a_job_file_is_an_error(tmp_path, command):
     (tmp_path / "job.toml").write_text("outline = 'three'\n")
     assert command("export", "--config", tmp_path / "job.toml", "o.zarr")[0] == 2
 

@@ -1,4 +1,4 @@
-"""Slips of who types or writes a job file: each is told at once, with exit code 2, and to machines as JSON."""
+"""Mistakes on the command line or in a job file are reported at once, with exit code 2, and with --json as JSON."""
 
 from __future__ import annotations
 

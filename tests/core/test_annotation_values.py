@@ -27,7 +27,7 @@ from imageryxr.core.annotation_values import column_texts, plain_values
         (np.array([]), []),
     ],
 )
-def test_texts_of_columns(values, texts):
+def test_columns_become_texts_without_a_change_of_value(values, texts):
     assert column_texts(values) == texts
 
 

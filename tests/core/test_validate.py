@@ -223,7 +223,7 @@ def test_a_size_in_bytes_needs_a_number_with_or_without_a_unit(option):
             call(value)
 
 
-def test_sizes_in_bytes():
+def test_sizes_in_bytes_are_parsed():
     pairs = {"1": 1, "1.5 kB": 1500, "2 KiB": 2048, "3MB": 3 * 10**6, "4M": 4 * 10**6, "1e3": 1000, ".5 GB": 5 * 10**8}
     for text, size in pairs.items():
         assert validate.check_bytes("memory", text, "bytes") == size

@@ -32,7 +32,7 @@ def picture():
 
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
-def test_png_stack_along_any_axis(tmp_path, picture, axis):
+def test_a_png_stack_has_the_slices_along_any_axis(tmp_path, picture, axis):
     report = ix.export(picture.drop_attrs(), tmp_path / f"{axis}{{{axis}:03d}}.png", square=False)
     n = picture.sizes[axis]
     files = sorted(tmp_path.glob("*.png"))
@@ -53,7 +53,7 @@ def test_a_stack_that_cuts_outlines_warns(tmp_path, picture, axis):
     )
 
 
-def test_png_names_by_nm_and_grey_values(tmp_path):
+def test_png_files_are_named_by_nm_and_have_grey_values(tmp_path):
     deep = volume(np.arange(24, dtype=np.uint16).reshape(2, 3, 4) * 2000, (8, 8, 40), (0, 0, 5))
     ix.export(deep, tmp_path / "{z_nm:.0f}.png")
     assert names_in(tmp_path) == ["220.png", "260.png"]
@@ -61,7 +61,7 @@ def test_png_names_by_nm_and_grey_values(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["rgba", "grey", "ids", "foreign"])
-def test_omezarr_round_trip(tmp_path, picture, make):
+def test_omezarr_survives_a_round_trip(tmp_path, picture, make):
     array = {"rgba": picture, "grey": as_source(IMAGE), "ids": as_source(FINE), "foreign": FINE.chunk(z=1, y=13)}[make]
     ix.export(array, tmp_path / "out.ome.zarr", chunks=(2, 16, 16))
     group = zarr.open_group(tmp_path / "out.ome.zarr", mode="r")
@@ -173,7 +173,7 @@ def test_files_of_the_pattern_from_elsewhere_are_reported(tmp_path, picture):
 
 @pytest.mark.parametrize("progress", [False, True])
 def test_further_exports_start_no_lasting_threads(tmp_path, progress):
-    """A night of small exports in one process would end without threads."""
+    """Otherwise a process that makes many small exports would run out of threads."""
     counts = []
     for number in range(4):
         ix.export(as_source(IMAGE), tmp_path / f"{number}.zarr", levels=1, progress=progress)

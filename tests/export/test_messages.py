@@ -1,4 +1,4 @@
-"""What exports say when something is not as the caller thinks: in the caller's own words, and to the point."""
+"""Messages of exports name the parameters, sources and targets as the caller gave them."""
 
 from __future__ import annotations
 

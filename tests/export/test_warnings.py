@@ -1,4 +1,4 @@
-"""What users are told who are on the point of a mistake."""
+"""Errors and warnings about likely mistakes before an export starts, and progress bars."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_the_progress_bar_appears_in_a_terminal_without_a_size(tmp_path, size):
     done = subprocess.run([sys.executable, "-c", code], stderr=there, env=env, cwd=env["PYTHONPATH"])
     os.close(there)
     seen = b""
-    with open(here, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # which marks the end
+    with open(here, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # an OSError is the end
         while piece := terminal.read(1 << 16):
             seen += piece
     assert done.returncode == 0

@@ -50,11 +50,11 @@ def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, vi
     assert entry["name"] == "bad"
     assert entry["reason"] in str(told[0].message)
     assert tree.imagery.view(size=(8, 8)).imagery.overlay().shape == (1, 8, 8, 4)
-    # On the way back it stands where it stood, as it was.
+    # The written link has the layer at its old position, unchanged.
     written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]
     assert [layer["name"] for layer in written] == ["em", "bad", "cells"]
     assert written[1] == on_sample({"layers": [bad]}, sample)["layers"][0]
-    # Not asked for, it is no matter; asked for, it is an error.
+    # The invalid layer is ignored if it is not requested, and an error if it is.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert list(opened(state, sample, layers=["em"]).children) == ["em"]

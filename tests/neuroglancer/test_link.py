@@ -34,7 +34,7 @@ README = metadata("imageryclient")["Description"] or metadata("imageryclient").g
 MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")")[0]
 
 
-# --- what a link says ----------------------------------------------------------------------------------------------------
+# --- reading a link ------------------------------------------------------------------------------------------------------
 
 
 def test_open_a_typical_shared_link():
@@ -197,7 +197,7 @@ def test_neuroglancers_python_package_reads_the_same():
     assert (cells.saturation, cells.color_seed) == (0.8, 77)
 
 
-def test_units_and_the_order_of_dimensions():
+def test_units_and_the_order_of_dimensions_are_read():
     dims = {"z": [0.04, "µm"], "t": [1, "s"], "y": [8e-6, "mm"], "x": [8, "nm"], "c^": [1, ""]}
     state = parse_state({"dimensions": dims, "position": [130.5, 3, 2560.5, 4600.5, 0], "layers": []})
     assert state.resolution == (8, 8, 40)
@@ -490,7 +490,7 @@ def test_contrast_limits_are_read_from_shaders(sample):
     assert limits(
         shader="#uicontrol invlerp a\n#uicontrol invlerp normalized\nvoid main(){emitGrayscale(a());}",
         shaderControls={"a": {"range": [1, 2]}, "normalized": {"range": [3, 4]}},
-    ) == (1, 2)  # the one that it shows
+    ) == (1, 2)  # the limits of the control that the shader shows
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
 
@@ -501,7 +501,7 @@ void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 
 def test_a_slider_that_is_not_drawn_warns(sample):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
-    opened({"layers": [layer]}, sample)  # as it stands, it adds nothing
+    opened({"layers": [layer]}, sample)  # with its default, 0, the slider changes nothing
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         opened({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
@@ -539,7 +539,7 @@ def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turne
         np.testing.assert_array_equal(cut.values[0], plain.values[0])
 
 
-# --- back to a link ----------------------------------------------------------------------------------------------------------
+# --- writing a link ----------------------------------------------------------------------------------------------------------
 
 
 def facts(state: LinkState):
@@ -600,7 +600,7 @@ def test_arrays_that_were_not_opened_from_a_link_can_be_linked(sample):
         ix.neuroglancer_link(ds.compute().assign(image=ds.image.assign_attrs(source="an array")))
 
 
-# --- what must not happen ------------------------------------------------------------------------------------------------------
+# --- untrusted and invalid links -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -906,7 +906,7 @@ def test_a_hundred_thousand_selected_segments_can_be_read(sample):
     state = {"layers": [{"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": ids}]}
     tree = opened(state, sample)
     assert len(tree["s/segmentation"].attrs["selected_ids"]) == 100_000
-    assert tree.imagery.view(size=(16, 16)).imagery.overlay().values.max() == 0  # none of them is there
+    assert tree.imagery.view(size=(16, 16)).imagery.overlay().values.max() == 0  # none of the segments lies in the view
 
 
 def test_a_tree_without_a_link_has_a_view(sample):
@@ -987,7 +987,7 @@ def test_a_link_of_a_plane_shows_that_plane(sample, turn):
     np.testing.assert_allclose(there, np.multiply(place, (8, 8, 40)), atol=1e-6)
     back = tree.imagery.plane((64, 48))["image"]
     assert ix.grid_of(back).resolution == (8, 8, 8)
-    differs = np.abs(back.values.astype(int) - cut.values.astype(int)) > 1  # a quaternion has its own last digit
+    differs = np.abs(back.values.astype(int) - cut.values.astype(int)) > 1  # the quaternion has rounding errors
     assert differs.mean() < 0.01
     if "orientation" in turn:
         given = np.array(turn["orientation"]) / np.linalg.norm(turn["orientation"])

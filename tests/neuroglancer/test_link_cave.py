@@ -30,7 +30,7 @@ def state(cave, monkeypatch):
     }  # fmt: skip
 
 
-def test_a_link_with_a_graphene_layer(cave, state):
+def test_a_link_with_a_graphene_layer_opens_at_its_timestamp(cave, state):
     tree = ix.open_neuroglancer(state, allow_local=True)
     ds = tree.imagery.view(size=(288, 192))
     seg = ix.open_segmentation(cave.table, timestamp=cave_server.MERGE - 0.001, bbox=ix.grid_of(ds).bbox)
@@ -94,7 +94,7 @@ class TestStaleRoots:
         ix.open_neuroglancer(self.link(state, cave_server.MERGE - 1, _before_the_merge(cave)), allow_local=True)
         asked = cave.count("is_latest_roots")
         assert asked == 2
-        ix.open_neuroglancer(state, allow_local=True)  # nothing is selected, nothing is asked
+        ix.open_neuroglancer(state, allow_local=True)  # no segment is selected, so no roots are requested
         assert cave.count("is_latest_roots") == asked
 
     def test_an_id_that_is_not_a_root_warns(self, cave, state):

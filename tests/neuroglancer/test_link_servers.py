@@ -115,13 +115,13 @@ def sent(server, path):
 
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 @pytest.mark.parametrize("form", ["https://spelunker.cave-explorer.org/#!{0}", "{0}", "https://old.site/?json_url={0}"])
-def test_a_state_behind_a_token(server, token, form, sample):
+def test_a_state_that_requires_a_token_is_read(server, token, form, sample):
     tree = ix.open_neuroglancer(form.format(f"{server.url}/nglstate/api/v1/1"), allow_local=True)
     assert list(tree.children) == ["em", "cells"]
     ds = tree.imagery.view(size=(40, 30))
     box = ix.BBox.around((4600.5, 2560.5, 130.5), (40, 30), resolution=(8, 8, 40))
     np.testing.assert_array_equal(ds.em.values, ix.open_image(sample.image, bbox=box).values)
-    # The token went to the state service, and to nobody else.
+    # Only the state service received the token.
     told = [path for path, headers in server.seen if "Authorization" in headers or TOKEN in str(headers)]
     assert told == ["/nglstate/api/v1/1"]
     assert TOKEN not in ix.neuroglancer_link(tree, allow_local=True)
@@ -193,7 +193,8 @@ def test_a_short_link_is_followed(server, own_token):
             assert list(tree.children) == ["em", "cells"], path
         assert not any(TOKEN in str(headers) for _, headers in stranger.seen)
     told = {path for path, headers in server.seen if TOKEN in str(headers)}
-    assert told == {"/nglstate/api/v1/1"}  # where a link leads, and not where a redirect does
+    # the token is sent to the address in a link, but not to the target of a redirect
+    assert told == {"/nglstate/api/v1/1"}
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_a_view_reports_other_display_dimensions(image):
     plain = ix.plane(tree["em/image"], PLACE, (16, 12), normal="y", nm_per_pixel=8, resolution=(8, 8, 40))
     np.testing.assert_array_equal(cut.values, plain.values)
     link = load_state(ix.neuroglancer_link(tree.imagery.plane((16, 12)), allow_local=True))
-    assert "displayDimensions" not in link  # its quaternion counts in x, y and z
+    assert "displayDimensions" not in link  # the quaternion of the plane refers to x, y and z
 
 
 def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(image):
@@ -354,7 +354,7 @@ def test_a_single_viewer_has_no_groups(image, layout):
     state = {} if layout is None else {"layout": layout}
     tree = opened(image, **state)
     assert back(tree)["layout"] == (layout or "xy")
-    assert opened(image, **state, group=0).identical(tree)  # the whole is its only group
+    assert opened(image, **state, group=0).identical(tree)  # the single viewer counts as group 0
     with pytest.raises(ix.errors.OptionError, match="no layer groups: leave group out"):
         opened(image, **state, group=1)
 

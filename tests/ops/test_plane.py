@@ -319,7 +319,7 @@ def test_linear_values_of_64_bit_integers_are_within_a_float_of_the_exact_mean(v
 
 @pytest.mark.parametrize("offset", [2**31, 2**33 + 1, 2**40, -(2**40)])
 @pytest.mark.parametrize("resolution", [(8, 8, 40), (4.04, 4.04, 40), (4.031234567, 3.9, 40)])
-def test_far_from_the_origin_positions_are_as_exact_as_at_it(offset, resolution):
+def test_positions_far_from_the_origin_are_as_exact_as_near_it(offset, resolution):
     values = np.random.default_rng(3).normal(size=(6, 12, 12))
 
     def results(o):

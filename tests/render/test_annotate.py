@@ -147,7 +147,7 @@ def test_no_task_contains_the_table():
 
     tasks = {key: task for key, task in drawn.__dask_graph__().items() if key[0] == drawn.data.name}
     assert len(tasks) == 32
-    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 200_000  # of 20,000 rows, 800 kB
+    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 200_000  # all 20,000 rows would take 800 kB
 
 
 def test_equal_calls_have_equal_names_and_others_do_not():
@@ -208,7 +208,7 @@ def row():
     return rgba, ix.as_annotations(frame, resolution=(8, 8, 40))
 
 
-def test_one_colour_a_dict_and_categories(row):
+def test_colours_may_be_one_a_dict_or_by_category(row):
     rgba, table = row
     assert set(center_colors(rgba, table, color="#102030")[0]) == {(16, 32, 48)}
     by_id = center_colors(rgba, table, color={0: "red", 4: "blue"})[0]

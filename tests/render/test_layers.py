@@ -108,7 +108,7 @@ def test_segments_without_a_colour_in_the_dict_have_the_colour_of_their_id(look)
     for ids in (None, [5], list(colors)):
         drawn = ix.overlay(None, seg, ids=ids, colors=colors, alpha=1.0, rest_alpha=0.2).values
         np.testing.assert_array_equal(drawn[others], faint[others])
-        assert set(map(tuple, drawn[labels == 5].tolist())) == {(255, 0, 0, 128)}  # half of the layer's
+        assert set(map(tuple, drawn[labels == 5].tolist())) == {(255, 0, 0, 128)}  # half of the alpha of the layer
         assert set(map(tuple, drawn[labels == IDS[4]].tolist())) == {(0, 0, 255, 51 if ids == [5] else 255)}
         plain = ix.overlay(None, seg, ids=ids, colors=colors, alpha=1.0).values
         assert plain[others].max() == 0
@@ -237,7 +237,7 @@ def test_a_layer_is_drawn_as_in_the_viewer(look):
     drawn = ix.overlay(None, seg).values
     truth = viewer_rule(part.values, look)
     np.testing.assert_array_equal(drawn[..., 3], truth[..., 3])
-    painted = truth[..., 3] > 0  # what is transparent has no colour to compare
+    painted = truth[..., 3] > 0  # transparent pixels have no colour to compare
     np.testing.assert_array_equal(drawn[painted], truth[painted])
     assert SegmentDisplay.from_attrs(seg.attrs) == look
 

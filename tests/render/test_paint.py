@@ -28,8 +28,8 @@ def test_merged_outlines_of_dense_tissue_warn_once_with_advice(chunk):
         drawn = picture.values
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture.compute()  # said once
-    assert not drawn[..., 3].any()  # nothing but a frame, and this has none
+        picture.compute()  # the warning is not repeated
+    assert not drawn[..., 3].any()  # merged outlines are invisible where cells fill the picture
     assert len([w for w in said if "touch each other" in str(w.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")

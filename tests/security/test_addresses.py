@@ -193,7 +193,7 @@ def test_a_redirect_to_this_machine_is_not_followed(local, public, names, status
         ask(public.name + "/info")
     assert (local.connections, len(public.requests)) == (0, 1)
     if form == "127.0.0.1":
-        with pytest.raises(ix.errors.ServerError, match="this machine"):  # a typed address as well
+        with pytest.raises(ix.errors.ServerError, match="this machine"):  # also for an address that the user typed
             ask(public.name + "/info", OPEN)
         assert local.connections == 0
         assert ask(public.name + "/info", ALLOWED).body == b"{}"
@@ -291,7 +291,7 @@ def test_a_proxy_does_not_lead_to_this_machine(local, names, monkeypatch):
         with pytest.raises(ix.errors.ServerError, match="this machine"):
             ask(f"http://{host}/info")
     assert local.connections == 0
-    # What only the proxy can resolve is the proxy's to judge.
+    # A name that only the proxy can resolve is sent to the proxy.
     assert ask("http://imageryxr.invalid/info").status == 200
     assert local.requests[0].startswith("GET http://imageryxr.invalid/info HTTP/1.1")
 

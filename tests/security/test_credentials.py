@@ -81,7 +81,7 @@ def test_the_server_in_the_name_of_a_token_file_receives_the_token(secrets):
 
 
 def test_a_typed_server_does_not_receive_the_stored_cave_token(secrets, monkeypatch):
-    # an address is pasted from a mail as a link is
+    # users paste addresses from e-mails, so an address alone is not trusted
     assert find_token("lab.example").header_for("https://lab.example/x", CALLER) is None
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     assert find_token("lab.example").header_for("https://lab.example/x", CALLER) is None
@@ -210,7 +210,7 @@ def test_find_password_reads_nothing_for_odd_hosts(secrets):
 
 
 def test_a_redirect_to_another_origin_carries_no_token(secrets, tls, keys):
-    # Stored for both servers: still, what was sent to the one does not follow to the other.
+    # The token is stored for both servers. Still, a redirect does not carry it from one to the other.
     with recording(keys) as second, recording() as plain:
         for server in (tls, second):
             (secrets / f"good.example:{server.port}-cave-secret.json").write_text(json.dumps({"token": TOKEN}))

@@ -67,7 +67,7 @@ def test_a_graph_key_in_an_info_sends_no_token(secrets, stranger, tls, spelling,
         assert {r.path for r in server.requests} == {f"{TABLE}/{name}" for name in names}
 
 
-def test_figure_of_a_link_sends_no_token(secrets, stranger, tmp_path, monkeypatch):
+def test_a_figure_of_a_link_sends_no_token(secrets, stranger, tmp_path, monkeypatch):
     graph_info(stranger, "evil.example", f"precomputed://{stranger.url('evil.example')}/data")
     state = tmp_path / "state.json"
     state.write_text(json.dumps(link(f"precomputed://{stranger.url('evil.example')}{TABLE}")))
@@ -128,7 +128,7 @@ def test_a_graph_of_a_link_needs_a_trusted_host(secrets, tls):
             ix.open_neuroglancer(link(source), **options)
     assert not tls.requests
     for trusted in ("good.example", f"good.example:{tls.port}"):
-        # The name resolves to this machine, where a link may only reach if that is allowed.
+        # The name resolves to this machine, so the link also needs allow_local.
         ix.open_neuroglancer(link(source), trusted_hosts=[trusted], allow_local=True)
         assert set(tls.secrets) == {f"Bearer {TOKEN}"}
         tls.requests.clear()

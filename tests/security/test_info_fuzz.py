@@ -55,7 +55,7 @@ NESTED: list[Any] = [None, [], {}, [[]], [{}], {"a": {"b": []}}, [1], [1, 2], [1
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Yield every (container, key) of a document."""
+    """Return the path of every value in a document: the keys and indexes that lead to it."""
     inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()  # fmt: skip
     return [path, *(deeper for key, value in inner for deeper in places(value, (*path, key)))]
 

@@ -26,7 +26,7 @@ from tests.support.processes import python
 
 Process = subprocess.Popen[str] | Forked
 
-# The promise is one second on an idle machine. What hung took 20 seconds and more.
+# The guarantee is one second on an idle machine. Without it, exports took 20 seconds or more to end.
 SECONDS = 5.0
 CHUNKS = {"chunks": (4, 64, 64), "levels": 1}
 

@@ -202,7 +202,7 @@ def odd(tmp_path):
     return [o.replace("/LOOP", str(loop)) if isinstance(o, str) else o for o in ODD]
 
 
-# Ten thousand links, in parts that run on several cores. Each link is opened; of the slow parts each is used in one way.
+# Seed, number of links and uses per link of each part; parts run on several cores. Slow parts use each link in one way.
 PARTS = [(250, 250, 3), *(pytest.param(seed, 1250, 1, marks=pytest.mark.slow) for seed in range(10_000, 10_008))]
 
 
@@ -218,10 +218,10 @@ def test_mutated_links_open_or_end_in_our_error(sample, odd, seed, count, ways, 
             warnings.simplefilter("ignore", ix.ImageryWarning)
             try:
                 opened += follow(link, uses)
-            except BaseException as error:  # a PanicException is none of Exception
+            except BaseException as error:  # a PanicException of Rust is no subclass of Exception
                 raise AssertionError(f"link {number}: {link!r}") from error
         assert time.monotonic() - start < SECONDS, f"link {number}: {link!r}"
-    assert opened > count / 10  # the mutations reach what lies behind the parser
+    assert opened > count / 10  # enough links pass the parser for the later steps to be tested
 
 
 def _no_names(*args, **kwargs):

@@ -14,7 +14,7 @@ from tests.security.conftest import TOKEN, graph_info
 from tests.support.slow import slow_except
 from tests.support.source_suite import dead_url
 
-SECRET = "".join(["hunter", "2"])  # tracebacks show lines of this file, which must not hold it
+SECRET = "".join(["hunter", "2"])  # composed, because tracebacks show lines of this file
 SECRETS = (SECRET, TOKEN)
 HASTY = ix.Connection(retries=1, timeout=3, backoff=0)
 ANSWERS = {

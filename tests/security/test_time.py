@@ -110,7 +110,7 @@ def test_an_answer_ends_at_its_deadline(way):
         began = time.monotonic()
         with pytest.raises(ix.errors.ServerError):
             client.send_interruptible_request("GET", server.url + "/info", ONCE)
-        # Five times the timeout at most, and that only while many bytes come.
+        # At most five times the timeout, and only while many bytes arrive.
         assert time.monotonic() - began < (8 if way.__name__.startswith("fast") else 4)
         assert len(server.requests) == 1 or way is redirects
 

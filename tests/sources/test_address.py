@@ -138,7 +138,7 @@ PIPELINES = [
     ("zarr2://https://h/root.zarr#dimension_separator=/", ("zarr", "https://h/root.zarr", 2, "/")),
     ("zarr://s3://b/root.zarr/?dimension_separator=/", ("zarr", "s3://b/root.zarr", None, "/")),
     ("/data/x.zarr|zarr3:s0 of em", ("zarr", "file:///data/x.zarr/s0 of em", 3, None)),
-    # What is behind the format is no URL yet: Neuroglancer encodes it.
+    # The path after the format is not percent-encoded: Neuroglancer encodes it.
     ("https://h/root.zarr/|zarr2:my cells/é", ("zarr", "https://h/root.zarr/my%20cells/%C3%A9", 2, None)),
     ("https://h/root.zarr/|zarr2:50%25", ("zarr", "https://h/root.zarr/50%2525", 2, None)),
     ("https://h/my%20root/|zarr2:", ("zarr", "https://h/my%20root", 2, None)),

@@ -256,7 +256,7 @@ def write_form(folder: Path, form: str) -> tuple[np.ndarray, Path]:
 @pytest.mark.parametrize("form", FORMS)
 def test_an_object_truncated_anywhere_is_an_error(tmp_path, form):
     values, file = write_form(tmp_path, form)
-    part = IndexBox((0, 0, 0), (4, 8, 16))  # of a shard only some chunks, which are read by their ranges
+    part = IndexBox((0, 0, 0), (4, 8, 16))  # of a shard, only the ranges of some chunks are read
     np.testing.assert_array_equal(opened_ome(tmp_path).read(0, part), values[part.slices()])
     whole = file.read_bytes()
     for size in (0, 10, 20, len(whole) // 3, len(whole) // 2, len(whole) - 8, len(whole) - 1):
@@ -278,7 +278,7 @@ def test_shards_of_every_layout_pass_the_check(tmp_path, place, codecs):
     index = (BytesCodec(), Crc32cCodec()) if codecs == "crc" else (BytesCodec(),)
     shards = ShardingCodec(chunk_shape=(4, 8, 8), codecs=(BytesCodec(), BloscCodec()), index_codecs=index, index_location=place)  # fmt: skip
     values = noise((8, 16, 16), "uint16")
-    values[:4, :8, :8] = 0  # left out
+    values[:4, :8, :8] = 0  # the shard leaves out chunks of the fill value
     write_ome(tmp_path, [values[:4]], {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]})
     array = zarr.create_array(str(tmp_path / "0"), shape=values.shape, dtype="uint16", chunks=(8, 16, 16), serializer=shards, compressors=None, overwrite=True)  # fmt: skip
     array[...] = values

@@ -226,7 +226,7 @@ def difference(case: Case, found: Values, expected: Values, flipped: list[str], 
     """Return "right", or how a result differs where it must not."""
     unchecked = [path for path in flipped if not checksums or re.search(r"\.shard$|roots_binary", path)]
     metadata = [path for path in unchecked if case.region(path) is None]
-    if metadata:  # an index, or metadata: any voxel may be another
+    if metadata:  # a changed index, or changed metadata, may change any voxel
         return "right"
     if isinstance(found, xr.Dataset):
         return "right" if found.identical(expected) or unchecked else "differs"

@@ -80,7 +80,7 @@ def _samples(one, number, row, column, spacing, offset, basis, marker, size, uni
         t = np.linspace(0, 1, 1501)[:, np.newaxis]
         points = np.round(place + t * (end - place), 9)
         deep = points[:, 0]
-        if depth is None and deep.max() == low > deep.min():  # half-open: the line only touches the slice
+        if depth is None and deep.max() == low > deep.min():  # the line only touches the lower border of the slice
             return None
         points = points[(points[:, 0] >= low) & ((points[:, 0] < high) if depth is None else (points[:, 0] <= high))]
         if not len(points):
@@ -131,7 +131,7 @@ def _solid(one, kind, place, number, low, high, row, column, spacing, offset, ba
     at = np.clip(at, bottom, top)
     row, column = (
         np.pad(a, PAD * FINE, "reflect", reflect_type="odd") for a in (row, column)
-    )  # outlines beyond the frame
+    )  # samples beyond the frame, for outlines at its edge
     index = np.stack([np.full(row.shape, at), row, column], axis=-1)
     world = ((index + offset) * spacing) @ basis  # the axes are orthogonal
     scaled = (world - center) / half

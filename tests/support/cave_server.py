@@ -2,7 +2,7 @@
 
 It speaks the protocols to the real caveclient and cloud-volume. The graph is that of real tissue where it lies beside
 the checkout, with a history: roots made at `BEGIN`, two of them merged at `MERGE`, the result split at `SPLIT`, and
-whatever a test edits later. It is no PyChunkedGraph, but answers as one was measured to, oddities included.
+whatever a test edits later. It is not PyChunkedGraph, but its answers equal recorded ones, unusual ones included.
 """
 
 from __future__ import annotations

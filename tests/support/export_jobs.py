@@ -256,7 +256,7 @@ def kill_at_every_call(kind, folder, step):
             return
         found = digest(at)
         if found not in (old, new):
-            # only a half-renamed stack or a file in transit may remain
+            # each file must be the old or the new one: the kill came between renames
             assert all(found[name] in (old.get(name), new.get(name)) for name in found), f"strange at call {number}"
             mixed += 1
         assert ended_well(forked(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))

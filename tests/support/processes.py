@@ -34,7 +34,7 @@ def forked_workers() -> Iterator[None]:
 
     # the process that forks has the environment of the time when it started
     with dask.config.set({METHOD: "forkserver", "distributed.nanny.environ": dict(os.environ)}):
-        get_mp_context()  # sets the modules that dask wants, once
+        get_mp_context()  # sets dask's own preload modules once, which the next line replaces
         multiprocessing.set_forkserver_preload(["tests.support.preload"])
         with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT)):
             forkserver.ensure_running()

@@ -12,7 +12,7 @@ from tests.support.precomputed import scale
 GRID = Grid((19, 70, 67), (8, 8, 40), (-21, 5, 3))
 
 
-CHUNK = (16, 16, 8)  # x, y, z, as `scale` says
+CHUNK = (16, 16, 8)  # (x, y, z), as in the ``info``
 
 
 def spec(hashing="identity", data="gzip", index="gzip", preshift=1, minishards=2, bits=1):

@@ -341,7 +341,7 @@ def test_the_default_sample_has_the_documented_properties(sample_path: Path) -> 
     assert [s["voxel_offset"] for s in scales] == [[2064, 1040, 102], [1032, 520, 102]]
     ids, sizes = np.unique(labels, return_counts=True)
     assert 180 < len(ids) < 350
-    assert (np.diff(ids) == 1).any()  # a float64 takes these two cells for one
+    assert (np.diff(ids) == 1).any()  # as float64 these two ids are equal
     assert 0.01 < sizes[ids == 0] / labels.size < 0.08
     cells = sizes[ids != 0]
     assert cells.max() > 30 * np.median(cells)

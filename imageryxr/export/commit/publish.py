@@ -101,7 +101,7 @@ class Site(ABC):
 
     @abstractmethod
     def publish(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
-        """Publish the complete result, which has files of these keys. A repetition after a kill gives the same."""
+        """Publish the complete result, which has files of these keys. It may be called again after a kill."""
 
     @abstractmethod
     def unexpected_files(self, header: Header) -> list[str]:

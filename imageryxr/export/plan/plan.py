@@ -23,8 +23,8 @@ from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import count_lost_blocks
 from imageryxr.graph.labelled import BoxReader
 
-# With more files, file systems and listings become slow and buckets expensive.
 FEWER_THREADS = Message("fewer threads per worker (", param("workers", ...), ")")
+# With more files, file systems and listings become slow and buckets expensive.
 MANY_FILES = 10_000_000
 
 

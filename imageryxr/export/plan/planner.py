@@ -33,7 +33,7 @@ from imageryxr.graph.to_dask import blocks_below
 from imageryxr.ops.square_pixels import square_reader
 from imageryxr.sources.base import clean_message
 
-# Maximum voxels of a region of a coarser level, which is what the loss of a worker costs.
+# Maximum voxels of a region of a coarser level: the work that is repeated if a worker dies.
 MAX_COARSE_VOXELS = 1 << 26
 # Maximum number of tasks, enough for a petavoxel: each needs some bytes of memory to keep track of.
 MAX_TASKS = 1 << 28

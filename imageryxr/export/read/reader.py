@@ -203,7 +203,7 @@ class _InMemory(_Store):
 
 
 class _InScratch(_Store):
-    """Voxels in scratch files, one per layer of chunks; each has tile after tile, each of them slice after slice."""
+    """Voxels in scratch files, one per layer of chunks. A file has one tile after another, each slice by slice."""
 
     def __init__(self, window: Window, folder: str) -> None:
         super().__init__(window)

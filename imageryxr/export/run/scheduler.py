@@ -45,7 +45,7 @@ OnError = Literal["raise", "collect"]
 
 # Seconds before the retries of a region after a transient error: longer than most network outages.
 RETRY_DELAYS = (2.0, 15.0, 60.0)
-# How many seconds pass without a result before missing workers are reported.
+# Missing workers are reported after this many rounds without a result; a round takes a second.
 IDLE_ROUNDS = 2
 # Errors that a retry cannot fix.
 PERMANENT_ERRORS = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)

@@ -181,12 +181,12 @@ class Bucket:
             return self._send(key, data, "create")
 
     def replace(self, key: str, data: bytes, mark: dict[str, str]) -> bool:
-        """Upload an object in place of the one with this mark; return whether that one was still there."""
+        """Upload an object in place of the one with this mark (see `_mark_from`); return whether it was still there."""
         with bucket_errors(self.url):
             return self._send(key, data, mark)
 
     def _current_mark(self, name: str) -> dict[str, str] | None:
-        """Return the mark of the object that exists now, None if there is none."""
+        """Return the mark (see `_mark_from`) of the object that exists now; None if there is none."""
         import obstore
 
         try:

@@ -72,7 +72,7 @@ def machine_id() -> str:
 
 
 class Lease:
-    """The exclusive right to export to one target in a bucket, whose object has a name."""
+    """The exclusive right to export to one target in a bucket, held by an object with a given name."""
 
     BEAT = 5.0
     """Seconds between renewals."""

@@ -181,7 +181,7 @@ class Folder:
         return is_intact
 
     def own_records(self) -> Callable[[str], FileRecord | None]:
-        """Return a function that reads a file and returns its record: the folder is this export's own."""
+        """Return a function that reads a file and returns its record; all files in the folder belong to this export."""
         return self._record
 
     def _record(self, key: str) -> FileRecord | None:

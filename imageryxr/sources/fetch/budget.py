@@ -23,15 +23,15 @@ from imageryxr.sources.fetch.url import WebURL
 FILE_REQUESTS, SERVICE_REQUESTS = 64, 8
 """Default number of simultaneous requests to an object store or file server, and to a CAVE service."""
 PROCESS_REQUESTS, LINK_REQUESTS = 512, 256
-"""Largest number of simultaneous requests of a process, and that at which those of links wait: each is a socket."""
+"""Largest number of simultaneous requests of a process, and the number from which requests of links wait."""
 MOST_SERVICES = 256
 """Number of services whose limits are kept. A link or a redirect may name any number of buckets."""
 MOST_BYTES = 256 << 20
 """Largest number of bytes of chunks that are being fetched or decoded."""
-# A chunk is small if it takes at most this part of them.
+# A chunk is small if it takes at most `MOST_BYTES` divided by this.
 _SMALL = 8
 THROTTLED = (429, 503)
-# Servers of many buckets, which begin the path. The limits of a store are those of one bucket.
+# Servers with many buckets; the path begins with the name of the bucket. Each bucket has limits of its own.
 _BUCKET_SERVERS = re.compile(r"storage\.googleapis\.com|s3([.-][a-z0-9-]+)?\.amazonaws\.com")
 _BUCKET = re.compile("/[^/?#]*")
 
@@ -66,7 +66,7 @@ class _Queue(ABC):
     def _admissible(self) -> Iterator[_Ticket]:
         """Yield the waiting tickets for which there is room, each beside those before it.
 
-        Room is kept for the first, so that others can use further room before its thread looks.
+        Room stays reserved for an earlier ticket until its thread takes it; later tickets may use the rest.
         """
 
     @abstractmethod

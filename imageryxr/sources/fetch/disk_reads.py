@@ -86,7 +86,7 @@ class Item:
     limit: int
     """Largest number of bytes."""
     tag: Any = None
-    """What the object is for; the caller's own."""
+    """A value of the caller, which is passed on with the object."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class ObjectRequest(NamedTuple):
     span: tuple[int, int] | None = None
     """First byte and end of a range."""
     tag: Any = None
-    """What the object is for; the caller's own."""
+    """A value of the caller, which is passed on with the object."""
     form: Hashable = None
     """What distinguishes arrays that are decoded from the same bytes, such as the channel."""
 
@@ -201,7 +201,7 @@ class _Reader:
         if stored is None:
             self.use(request, None)
             return
-        if self.identity is not None:  # cached voxels may be a view of the bytes, not of a response for many chunks
+        if self.identity is not None:  # a view of the response would keep the bytes of all its chunks in the cache
             stored = stored._replace(body=bytes(stored.body))
         with _state.decoders:
             voxels = self.decode(request, stored)

@@ -131,7 +131,7 @@ class Lanes(Generic[Job, Result]):
         for task in [task for task in self._asleep if task.wake <= now]:
             self._asleep.remove(task)
             self._advance(task)
-        if now - self._looked_at > POLL_SECONDS / 2:  # each checks its deadline
+        if now - self._looked_at > POLL_SECONDS / 2:  # a task that is advanced checks its deadline
             self._looked_at = now
             for task in [task for task in self._on_socket.values() if task.wake <= now]:
                 self._poll.unregister(task.fd)

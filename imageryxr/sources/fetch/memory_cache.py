@@ -18,7 +18,7 @@ import numpy.typing as npt
 from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch.validators import Validator
 
-# Most chunks that are listed in boxes; listing one takes some 200 bytes.
+# Largest number of chunks that are listed in boxes; listing one takes some 200 bytes.
 _LISTED = 1 << 14
 
 
@@ -38,7 +38,7 @@ class _Entries:
     """Values by key, in the order of their last use, and the sum of their sizes in bytes."""
 
     def __init__(self, on_drop: Callable[[Hashable], None]) -> None:
-        # The value, its size, and `used` at its last use.
+        # For each key: the value, its size, and the counter `used` when it was last used.
         self._values: OrderedDict[Hashable, list[Any]] = OrderedDict()
         self._on_drop = on_drop
         self.size = 0
@@ -76,7 +76,7 @@ class _Entries:
     def drop_until(self, limit: int, *, age: int | None = None) -> None:
         """Drop the least recently used values until at most ``limit`` bytes remain.
 
-        With ``age``, keep values after whose last use fewer than that many bytes were used.
+        With ``age``, a value is kept while fewer than that many bytes were used since its last use.
         """
         while self._values and self.size > limit:
             key = next(iter(self._values))
@@ -107,15 +107,15 @@ class CachedBox:
     size: int
     """Sum of the sizes of the encoded chunks in bytes."""
     table: Any = None
-    """What the reader needs to copy the chunks; its own."""
+    """Data with which the reader copies the chunks; the cache only stores them."""
 
 
 class MemoryCache:
     """Chunks by key, up to a number of bytes; the least recently used are dropped first.
 
-    Encoded chunks come first, because they save a request. Decoded chunks use the room that these leave. An encoded
-    chunk makes room for decoded ones after as many bytes of others were used as the cache holds: it was not in the
-    volume that is being scrolled through.
+    Encoded chunks have priority, because they save a request. Decoded chunks use the room that they leave. Decoded
+    chunks displace an encoded chunk only if as many bytes as the cache holds were used since its last use: such a chunk
+    is not part of the volume that is being scrolled through.
 
     The chunks of a box that was read are also found under the name of the box, with one look-up. They leave together:
     when the first of them is dropped, so is the box, so that no box keeps the memory of a dropped chunk.
@@ -132,7 +132,7 @@ class MemoryCache:
         self._boxes: OrderedDict[Hashable, CachedBox] = OrderedDict()
         self._boxes_of: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
         self._listed = 0
-        # Boxes whose chunks were used since these were moved to the end of the entries.
+        # Used boxes whose chunks were not yet moved to the end of the entries.
         self._used: dict[Hashable, None] = {}
 
     @property

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 # Interval at which a waiting thread checks its stop event.
 POLL_SECONDS = 0.2
-# Interval at which a thread that does the steps of many requests looks at what is not a socket.
+# Interval at which a thread that runs many requests checks those that wait for something other than a socket.
 SHORT_SECONDS = 0.004
 # Longest duration of a response as a multiple of the timeout, and the bytes per second that extend the timeout.
 PATIENCE, RATE = 5, 16_384
@@ -181,7 +181,8 @@ open_sockets: WeakSet[Any] = WeakSet()
 
 @run_after_fork
 def _close_after_fork() -> None:
-    # They belong to the parent. Its servers would not see that it closes them while the child has them open.
+    # The sockets belong to the parent. While the child has a socket open, the server does not notice that the parent
+    # has closed it.
     for sock in list(open_sockets):
         sock.close()
 
@@ -278,7 +279,7 @@ def resolve(host: str, port: int, limits: RequestLimits) -> Steps[list[ip_filter
             work, name = partial(_look_up, lookups, found, host, port), "imageryxr-resolve"
             try:
                 threading.Thread(target=work, daemon=True, name=name).start()
-            except BaseException:  # such as no further threads: a later connection looks the name up again
+            except BaseException:  # for example, no thread can be started; a later connection looks the name up again
                 del lookups.running[host, port]
                 raise
     while not found.done():

@@ -89,7 +89,7 @@ def test_slices_beyond_a_shorter_stack_are_removed_and_others_kept(bucket, tmp_p
 
 @contextmanager
 def writing(bucket, target, *, seconds=1.0, dead=30.0, seed=0, goes_on=False, **options):
-    """Give a process that has begun an export, and takes long."""
+    """Yield a process that is running a slow export; kill it at the end of the block."""
     begun = [name for name in bucket.names() if name.endswith(".manifest.json")]
     before = [bucket.read(name) for name in begun]
     code = (
@@ -195,7 +195,7 @@ ix.export(picture(), target, workers=1, overwrite=replacing, **options)
 
 
 def asleep(*what):
-    """Give a process that stops just before it sends something."""
+    """Return a process that has suspended itself just before it sends a given object."""
     process = python("-c", DOZING, repr(what), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         assert process.poll() is None, process.communicate()

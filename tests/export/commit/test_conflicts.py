@@ -1,4 +1,4 @@
-"""A stack that replaces a longer one: what is left of that goes, and nothing else does."""
+"""A stack that replaces a longer one removes the remaining slices of the longer one, and no other files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_old_files_are_removed_after_the_new_ones_are_complete(tmp_path, monkeyp
     assert report.failed
     assert report.regions, "so that its manifest is in the place of the first one's"
     assert there(tmp_path) == names(*range(12))
-    # an export that replaces it finds both
+    # an export that replaces both removes the slices of both
     shorter(tmp_path, 2)
     assert there(tmp_path) == names(0, 1)
 

@@ -38,12 +38,12 @@ export(sys.argv[1])
 
 
 def killed(target, slices):
-    """Export, and be killed when so many slices are at their place."""
+    """Run an export in a process that kills itself when the given number of slices is complete."""
     assert python("-c", DYING, target, slices).wait() == -signal.SIGKILL
 
 
 def at_work(folder, part):
-    """Return the files of unfinished work, and which they are to the file system."""
+    """Return the files in the work folder and their inode numbers."""
     (work,) = Path(folder).rglob("*-work-*")
     return {p.name: p.stat().st_ino for p in (work / part).rglob("*") if p.is_file()}
 

@@ -39,7 +39,7 @@ def export(array, target, **kwargs):
 
 
 def stopped(target, seed=0, **kwargs):
-    """Leave an export that is not finished."""
+    """Run an export that fails, so that it remains unfinished."""
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7, seed=seed), target, workers=1, retries=0, **kwargs)
 

@@ -221,7 +221,7 @@ def test_an_export_without_results_leaves_no_files(tmp_path):
 
 
 class Shaky(Computed):
-    """A source behind a network that is away for a while."""
+    """A source whose network fails for a while."""
 
     calls: list = []  # noqa: RUF012
 
@@ -311,7 +311,7 @@ def test_an_export_continues_after_a_really_full_disk(tmp_path, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
-def test_of_two_exports_to_one_target_one_is_refused(tmp_path, kind):
+def test_one_of_two_exports_to_one_target_is_refused(tmp_path, kind):
     outcomes = []
 
     def one():

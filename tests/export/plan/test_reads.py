@@ -89,5 +89,5 @@ def test_a_box_inside_its_volume_does_not_warn(tmp_path):
     ],
     ids=["half the cells", "a composite", "a slanted plane", "a part", "finer", "in memory"],
 )
-def test_nothing_to_tell(tmp_path, array):
+def test_boxes_without_uncovered_voxels_do_not_warn(tmp_path, array):
     ix.plan_export(array(), tmp_path / "o.ome.zarr")

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Flat(Computed):
-    """A source that costs next to nothing, and whose voxels are really there."""
+    """A source whose voxels cost almost no time, but take memory."""
 
     def read(self, mip, box):
         return np.full(box.shape, 1 + box.start[0] % 250, np.uint8)
@@ -38,7 +38,7 @@ class Flat(Computed):
 
 @dataclass(frozen=True)
 class OneByte(Target):
-    """A byte a region: an export that is all reading."""
+    """A target that writes one byte per region, so that an export spends its time on reading."""
 
     granule = (64, 256, 256)
 
@@ -59,7 +59,7 @@ def planned(shape, folder, workers=2):
 
 
 def peak_of(shape, folder):
-    """Return regions, and the most that this process took above what it takes before it begins."""
+    """Return the number of regions and the peak memory of this process, after a small export has warmed it up."""
     import resource
 
     run_plan(

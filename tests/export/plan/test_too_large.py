@@ -25,7 +25,7 @@ def _no_more_memory_than_that():
 
 
 @pytest.mark.parametrize("high", FAR)
-def test_a_box_far_beyond_its_volume(sample, high):
+def test_a_box_far_beyond_its_volume_is_refused(sample, high):
     box = ix.BBox((0, 0, 0), high, resolution=(8, 8, 40))
     size = " × ".join(f"{n:,}" for n in high)
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
@@ -39,7 +39,7 @@ def test_a_box_far_beyond_its_volume(sample, high):
             way()
 
 
-def test_a_long_row_of_voxels(sample):
+def test_a_very_long_row_of_voxels_is_refused(sample):
     with pytest.raises(ix.errors.BoxError, match="500,000,000 × 1 × 1 voxels"):
         ix.open_image(sample.image, bbox=ix.BBox((4096, 2100, 110), (500_004_096, 2101, 111), resolution=(8, 8, 40)))
 
@@ -66,7 +66,7 @@ def test_too_many_regions_are_refused(tmp_path, target):
 
 
 @pytest.mark.slow
-def test_a_job_file_with_too_many_zeros(tmp_path, sample):
+def test_a_job_file_with_too_many_zeros_is_refused(tmp_path, sample):
     job = tmp_path / "job.toml"
     job.write_text(
         f"target = '{tmp_path}/o.ome.zarr'\nimage = '{sample.image}'\nbbox = [[0, 0, 0], [1e11, 1e11, 1e10]]\n"

@@ -113,7 +113,7 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
     CALLS.clear()
     report = ix.export(drawn, "memory://", workers=1, memory="1 GB")
     np.testing.assert_array_equal(report.result.values, want)
-    assert max(CALLS.values()) <= 2 * report.regions  # for each of two arrays
+    assert max(CALLS.values()) <= 2 * report.regions  # each block is computed once per region, for each of two arrays
     CALLS.clear()
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png")
     ix.export(drawn, tmp_path / "z{z}.png")
@@ -138,7 +138,7 @@ def _plus_seven(block):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# parts of recipes
+# parts of expressions
 
 
 MOVED = {

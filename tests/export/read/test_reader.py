@@ -24,7 +24,7 @@ READER, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("read
 
 @pytest.fixture
 def small(monkeypatch):
-    """Everything is large."""
+    """Lower all limits, so that small arrays count as large."""
     monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)

@@ -36,7 +36,7 @@ LOCK = threading.Lock()
 
 @pytest.fixture(autouse=True)
 def _little_memory(monkeypatch, request):
-    """Make regions of small arrays too large for memory, and what is read and drawn at a time, parts of them."""
+    """Lower the limits, so that regions of small arrays do not fit into memory and are read and drawn in parts."""
     if "really" in request.node.name:
         return
     monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 1 << 20)
@@ -61,7 +61,7 @@ class Counting(Computed):
 
 
 def rereads():
-    """Return how many times each chunk was fetched, of the source of which that is most."""
+    """Return how many times a chunk was fetched on average, for the source with the most repetitions."""
     counts = {kind: [n for (k, _), n in Counting.fetched.items() if k == kind] for kind in ("image", "segmentation")}
     return max(sum(n) / len(n) for n in counts.values() if n)
 
@@ -75,7 +75,7 @@ def drawn(shape=(20, 192, 224), chunks=(8, 64, 64), seg_chunks=None, outline=2, 
 
 
 def planes(target, folder, axis):
-    """Return the slices that independent readers find."""
+    """Return the slices of a result, read with tifffile or Pillow."""
     import tifffile
     from PIL import Image
 
@@ -189,7 +189,7 @@ def test_scratch_does_not_change_the_files(tmp_path):
     ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png", scratch=tmp_path)
     ix.export(drawn(), tmp_path / "b" / "z{z:02d}.png", scratch=False)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    # it is not part of the call's identity
+    # `scratch` does not change the identity of the call
     assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
 
 
@@ -209,7 +209,7 @@ def test_threads_share_regions(tmp_path, monkeypatch):
 
 
 class Weighing(Counting):
-    """A source that notes how much its process has in nameless files while it reads."""
+    """A source that records the size of the scratch files of its process while it reads."""
 
     most = [0]  # noqa: RUF012
 
@@ -286,12 +286,12 @@ def test_an_absent_or_small_scratch_folder_is_refused(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in the middle of it
+# interruptions within a region
 
 
 @dataclass(frozen=True)
 class Spying(Computed):
-    """A source that notes the nameless files that its process has open while it reads."""
+    """A source that records the folders of the scratch files of its process while it reads."""
 
     notes: str = ""
 
@@ -313,7 +313,7 @@ def spied(notes):
 
 
 def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
-    """Export as a process does that gets killed."""
+    """Run a slow export in small regions, in a process that a test kills."""
     workers.WorkerPool.memory_per_region = lambda self, at_once=None: 1 << 18
     sweep.MIN_TILE_BYTES = 1 << 15
     array = array_of(Computed(shape, chunks=(8, 64, 64), seconds=seconds))
@@ -388,7 +388,7 @@ def test_errors_of_a_source_are_reported_as_such(tmp_path):
 
 
 class Flaky(Computed):
-    """A source whose connection breaks once, late."""
+    """A source whose connection breaks once, after the first two layers of chunks."""
 
     broken = [False]  # noqa: RUF012
 
@@ -483,7 +483,7 @@ def test_arrays_in_memory_are_not_spilled(tmp_path, client):
 
 
 class Lean(Counting):
-    """A source that makes its voxels out of little more than themselves."""
+    """A source that makes its voxels with little memory besides the voxels."""
 
     def read(self, mip, box):
         self.count(box)
@@ -495,7 +495,7 @@ class Lean(Counting):
 
 
 def peak_of(folder, memory):
-    """Return the most memory that this process took, and how often chunks were fetched, and scratch."""
+    """Return the peak memory of an export in this process, the repetitions of reads, and the planned scratch space."""
     shape, chunks = (32, 1536, 1536), (32, 128, 128)
     seg = Lean(shape, chunks=chunks, layer_type="segmentation")
     array = ix.overlay(array_of(Lean(shape, chunks=chunks)), array_of(seg), outline=2)

@@ -33,7 +33,7 @@ def swept(expr, sweep, **options):
 
 
 class OnDisk(Computed):
-    """A source that says it were on a disk, and keeps which chunks are read of it."""
+    """A source whose address is on a disk, and which records the chunks that are read."""
 
     url = "file:///computed"
     fetched = Counter()  # noqa: RUF012
@@ -48,7 +48,7 @@ class OnDisk(Computed):
 
 
 class Swapped(OnDisk):
-    """The same with wide grey values and narrow ids."""
+    """A source like `OnDisk` with 8-byte grey values and 1-byte ids."""
 
     @property
     def dtype(self):
@@ -56,14 +56,14 @@ class Swapped(OnDisk):
 
 
 class Broken(OnDisk):
-    """The same on a disk that is full beyond a row."""
+    """A source like `OnDisk` that raises an OSError for boxes beyond row 32."""
 
     broken = True
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """All is large, and strips are small."""
+    """Lower all limits, so that small arrays count as large and strips are small."""
     OnDisk.fetched.clear()
     monkeypatch.setattr(sys.modules["imageryxr.export.read.reader"], "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 100)

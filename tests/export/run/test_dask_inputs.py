@@ -229,7 +229,7 @@ def test_a_block_of_another_shape_or_dtype_is_named(tmp_path, function, target):
     with pytest.raises(ix.errors.LayerError, match=WRONG[function]) as caught:
         ix.export(made_by(function), place, progress=False)
     assert caught.match(rf"^block \(\d, 0, 0\) of the dask array '{function.__name__.strip('_')}', at z=")
-    assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # and no second one
+    assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # there was no second try
 
 
 @pytest.mark.parametrize("function", [_none, _thin, _thick, _real])
@@ -256,7 +256,7 @@ def test_safe_dtype_conversions_of_blocks_are_allowed(given, said):
 
 
 class Short:
-    """Something to slice that gives nothing from some index on, as files do that were cut."""
+    """An array-like object that returns too few values beyond an index, as a truncated file does."""
 
     shape, dtype, ndim = VALUES.shape, VALUES.dtype, 3
 
@@ -385,7 +385,7 @@ def test_byte_orders_do_not_change_the_files(tmp_path, target, dtype, kind):
     np.testing.assert_array_equal(other, values)
 
 
-def test_square_pixels_of_another_byte_order(tmp_path):
+def test_square_pixels_of_another_byte_order_are_exported(tmp_path):
     data = VALUES.astype(">u2") * 7
     for name, array in (("one", volume(data, RESOLUTION)), ("two", volume(data.astype("u2"), RESOLUTION))):
         ix.export(array, tmp_path / name / "x{x:03d}.png", square=True)

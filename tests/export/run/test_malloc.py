@@ -1,4 +1,4 @@
-"""What a worker keeps between regions, in a process that was started as dask starts its workers."""
+"""Memory that a worker keeps between regions, in a process that is started as dask starts its workers."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_kept_arrays_are_mapped_separately():
     assert MMAP_BYTES < READER.KEPT_BYTES
 
 
-def test_many_threads_start_it_once():
+def test_threads_that_hold_a_resource_at_once_begin_it_once():
     told = []
     kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 0.05)
     gate = threading.Barrier(8)

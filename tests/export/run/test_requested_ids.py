@@ -1,4 +1,4 @@
-"""Ids that were asked for and are nowhere are told of, whoever makes the regions."""
+"""Requested ids that do not occur in the data are reported, with any kind of workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ARRAYS = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Have several regions."""
+    """Make regions small, so that small arrays have several."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
 
 
@@ -75,7 +75,7 @@ def test_absent_ids_are_reported_for_every_target(tmp_path, target):
     ],
     ids=["all there", "a part", "all ids", "no ids"],
 )
-def test_nothing_to_tell(tmp_path, array):
+def test_ids_that_occur_or_are_not_requested_do_not_warn(tmp_path, array):
     report = ix.export(array(), tmp_path / "o.ome.zarr")  # warnings are errors here
     assert report.absent_ids == ()
 
@@ -109,7 +109,7 @@ def test_ids_found_by_an_interrupted_run_count(tmp_path, monkeypatch, array):
     assert sorted(sorted(ASKED)[i] for i in noted) == THERE
 
 
-def test_of_regions_without_recorded_ids_nothing_is_known(tmp_path, monkeypatch):
+def test_absent_ids_are_unknown_if_a_region_has_no_record(tmp_path, monkeypatch):
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
     with monkeypatch.context() as patched:
         patched.setattr(Entry, "line", lambda self, run: LINE(replace(self, ids=None), run))
@@ -159,12 +159,12 @@ def test_with_warnings_as_errors_the_result_is_complete(tmp_path):
         with pytest.raises(ix.errors.MissingIdsWarning, match=SAID):
             ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (tmp_path / "o.zarr" / "zarr.json").exists()
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):  # the log knows
+    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):  # from the journal
         report = ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
 
 
-def test_outside_of_exports_absent_ids_warn_as_before():
+def test_absent_ids_warn_when_an_array_is_computed_without_an_export():
     with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
         found = ARRAYS["select"]().compute()
     np.testing.assert_array_equal(found, np.where(np.isin(SEG.values, THERE), SEG.values, 0))

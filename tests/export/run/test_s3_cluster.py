@@ -1,4 +1,4 @@
-"""Exports into a bucket by the workers of a cluster, which outlive whoever asked them to."""
+"""Exports into a bucket by the workers of a cluster, which may outlive the process that started the export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 
 
 def _doze(needle, count):
-    """Have a worker stop just before it sends the so-manieth object of a name."""
+    """Make a worker suspend itself just before it uploads the n-th object whose name contains a text."""
     import obstore
 
     real, seen = obstore.put, []
@@ -54,7 +54,7 @@ def worker(bucket):
 
 
 def stopped(client, *what):
-    """Have somebody export something with a worker that stops, and be killed; return the worker's process."""
+    """Start an export whose worker suspends itself, kill the export, and return the process id of the worker."""
     url, overwrite = what
     pid = client.submit(os.getpid).result()
     code = (

@@ -1,4 +1,4 @@
-"""Objects of a bucket: what takes whose place, through connections that break, and with servers of little means."""
+"""Objects of a bucket: which uploads replace which objects, broken connections, and servers without conditional writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PASSING = "<?xml version='1.0'?><Error><Code>RequestTimeout</Code><Message>Too s
 
 
 class Between(ThreadingHTTPServer):
-    """Hands requests on to a server, and can do so badly."""
+    """A proxy that passes requests on to a server, and can break connections or ignore conditions."""
 
     daemon_threads = True
     request_queue_size = 128  # a connection beyond it is tried again after a second
@@ -43,7 +43,7 @@ class Between(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handing)
         self.server_at = urlsplit(server).netloc
         self.break_before = self.break_after = self.bad = 0
-        """How many uploads are lost on their way, and how many answers to them."""
+        """Numbers of uploads to lose before the server receives them, to lose afterwards, and to answer with 400."""
         self.conditions = "known"
         """Or how they are not: refused, ignored, met by no object, or the status that answers them."""
         self.uploads = []
@@ -55,7 +55,7 @@ class Between(ThreadingHTTPServer):
         return left > 0
 
     def handle_error(self, request, client_address):
-        """Say nothing of connections that were broken on purpose."""
+        """Print nothing about connections that were broken on purpose."""
 
 
 class Handing(BaseHTTPRequestHandler):
@@ -113,7 +113,7 @@ class Handing(BaseHTTPRequestHandler):
 
 
 class Watch:
-    """Says that the place is another's when it is asked for the so-manieth time."""
+    """A watch that reports a lost lease at the n-th check."""
 
     def __init__(self, last):
         self.asked, self.last = 0, last
@@ -128,7 +128,7 @@ class Watch:
 
 @pytest.fixture
 def between(s3, bucket, monkeypatch):
-    """Stand between imageryxr and the server; tests themselves ask it directly."""
+    """Start a proxy between imageryxr and the server; requests of the tests themselves bypass it."""
     server = Between(s3)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
     yield server
@@ -374,7 +374,7 @@ def test_files_beyond_the_copy_limit_are_uploaded_again(between, bucket, monkeyp
     assert not [name for name in bucket.names() if "-work-" in name]
 
 
-def test_parts_of_a_large_file():
+def test_a_large_file_is_cut_into_parts_within_the_limits():
     assert buckets._part_size(1) == 5 << 20
     size = 300 << 30
     assert -(-size // buckets._part_size(size)) <= 10_000
@@ -401,7 +401,7 @@ def test_one_of_several_processes_takes_over_a_dead_lease(between, bucket, impat
         try:
             with lease.hold():
                 held.append(lease)
-                time.sleep(3)  # other processes wait so long for a renewal
+                time.sleep(3)  # as long as other processes wait for a renewal
                 lease.check()
         except ix.errors.TargetError as error:
             refused.append(str(error))

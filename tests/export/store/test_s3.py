@@ -183,7 +183,7 @@ def at_once(*calls):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrite):
+def test_one_of_two_exports_at_once_is_refused(bucket, impatient, seed, overwrite):
     """Two equal calls and two different calls never give a mixture or a missing file."""
     if overwrite:
         put("omezarr", bucket, array=picture(seed=7))
@@ -201,7 +201,7 @@ def test_of_two_exports_at_once_one_is_refused(bucket, impatient, seed, overwrit
 
 @pytest.mark.slow
 def test_a_second_export_is_not_undone_by_one_that_stops(bucket, impatient):
-    # the export that had just begun removed its files, including those that the other one needs
+    # the failed export must not remove files that the running export needs
     stop = ix.errors.ChunkReadError("stopped")
 
     def first():

@@ -1,4 +1,4 @@
-"""Precomputed layers that any reader finds, and those that are gzipped because somebody said so."""
+"""Precomputed layers that every reader can open, and layers with ``gzip=True``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_cloudvolume_and_tensorstore_see_the_same_voxels(tmp_path, name, encodin
         np.testing.assert_array_equal(found, array.values)
 
 
-def test_colours_as_png(tmp_path):
+def test_colours_are_written_as_png(tmp_path):
     target = f"precomputed://{tmp_path}/pc"
     with pytest.warns(
         ix.ImageryWarning, match="CloudVolume reads PNG chunks with their channels mixed up.*encoding='raw'"
@@ -62,7 +62,7 @@ def test_colours_as_png(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png"])
-def test_colours_that_tensorstore_wrote(tmp_path, encoding):
+def test_colours_that_tensorstore_wrote_are_read(tmp_path, encoding):
     x = np.linspace(0, 255, 32 * 24 * 6).reshape(32, 24, 6, 1)
     values = np.concatenate([x, 255 - x, 0 * x + 40], axis=-1).astype(np.uint8)
     metadata = {"type": "image", "data_type": "uint8", "num_channels": 3}
@@ -104,7 +104,7 @@ def test_voxels_that_start_like_a_gzip_header_are_kept(tmp_path):
     assert by_cloudvolume(tmp_path / "pc", 1).shape[:3] == (8, 4, 4)
 
 
-def test_gzip_makes_another_call_of_uncompressed_encodings_only(tmp_path):
+def test_gzip_changes_the_identity_of_a_call_only_for_uncompressed_encodings(tmp_path):
     ix.export(IMAGE, f"precomputed://{tmp_path}/pc", gzip=True)
     with pytest.raises(ix.errors.TargetExistsError, match="gzip: True there, False here"):
         ix.export(IMAGE, f"precomputed://{tmp_path}/pc")

@@ -58,7 +58,7 @@ def values_of(name):
     ],
     ids=["v3", "shards", "v2", "plain"],
 )
-def test_omezarr(tmp_path, name, options):
+def test_omezarr_is_read_back_by_zarr(tmp_path, name, options):
     array = ARRAYS[name]
     report = ix.export(array, tmp_path / "o.ome.zarr", **options)
     group = zarr.open_group(tmp_path / "o.ome.zarr", mode="r")
@@ -229,7 +229,7 @@ def test_omezarr_contains_the_display_range(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rgba", "grey", "deep", "float", "ids"])
-def test_precomputed(tmp_path, name):
+def test_precomputed_is_read_back_by_cloudvolume(tmp_path, name):
     from cloudvolume import CloudVolume
 
     array = ARRAYS[name]
@@ -263,7 +263,7 @@ def test_levels_of_precomputed_have_the_right_positions(tmp_path):
         np.testing.assert_allclose(inner.values, (inner.x.values - 24) / 8 - 0.5)
 
 
-def test_precomputed_encodings(tmp_path):
+def test_precomputed_encodings_are_read_back_by_cloudvolume(tmp_path):
     from cloudvolume import CloudVolume
 
     grey = array_of(Computed((4, 32, 32)))
@@ -291,7 +291,7 @@ def test_half_voxel_offsets_are_refused_by_precomputed(tmp_path):
 
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("axis", ["z", "x"])
-def test_tiff_stack(tmp_path, name, axis):
+def test_a_tiff_stack_has_the_values_of_the_slices(tmp_path, name, axis):
     array = ARRAYS[name]
     ix.export(array, tmp_path / f"{axis}{{{axis}:03d}}.tif", square=False)
     files = sorted(tmp_path.glob("*.tif"))
@@ -312,7 +312,7 @@ def test_tiff_stack(tmp_path, name, axis):
     "options", [{}, {"compression": None, "bigtiff": True}, {"axis": "y"}], ids=["zlib", "big", "y"]
 )
 @pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
-def test_tiff_file(tmp_path, name, options, suffix):
+def test_a_tiff_file_has_the_values_of_the_slices(tmp_path, name, options, suffix):
     array, path = ARRAYS[name], tmp_path / f"one{suffix}"
     if suffix == ".ome.tif" and name == "ids":
         with pytest.raises(ix.errors.OptionError, match="ids of dtype uint64 cannot be stored as OME-TIFF"):
@@ -359,7 +359,7 @@ def test_png_contains_the_pixel_size(tmp_path):
     assert 0.0254 / dpi[0] * 1e9 == pytest.approx(8, rel=1e-6)
 
 
-def test_names_by_nm(tmp_path):
+def test_slices_can_be_named_by_their_position_in_nm(tmp_path):
     ix.export(GREY16, tmp_path / "slices_{z_nm:06.0f}nm" / "em.tif")
     centers = sorted(float(z) for z in GREY16.z)
     assert {p.parent.name for p in tmp_path.rglob("em.tif")} == {f"slices_{c:06.0f}nm" for c in centers}
@@ -367,7 +367,7 @@ def test_names_by_nm(tmp_path):
 
 @pytest.mark.parametrize("axis", ["y", "x"])
 @pytest.mark.parametrize("name", ["grey", "ids", "rgba"])
-def test_square_pixels(tmp_path, axis, name):
+def test_slices_are_resampled_to_square_pixels(tmp_path, axis, name):
     array = ARRAYS[name]
     report = ix.export(array, tmp_path / f"{{{axis}:03d}}.tif", square=True)
     files = sorted(tmp_path.glob("*.tif"))
@@ -387,7 +387,7 @@ def test_square_pixels(tmp_path, axis, name):
         np.testing.assert_array_equal(found, ix.regrid(array, (8, 8, 8)).values)
 
 
-def test_square_keeps_square_pixels(tmp_path):
+def test_square_does_not_change_square_pixels(tmp_path):
     ix.export(GREY16, tmp_path / "{z}.tif", square=True)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "2.tif"), GREY16.values[2])
 
@@ -397,7 +397,7 @@ def test_square_keeps_square_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm"])
-def test_video(tmp_path, suffix):
+def test_a_video_has_the_frames_of_the_slices(tmp_path, suffix):
     import av
 
     # smooth, because codecs do not preserve noise
@@ -434,7 +434,7 @@ def test_videos_of_equal_frames_have_all_frames(tmp_path):
     assert first == same != other
 
 
-def test_video_keeps_colours(tmp_path):
+def test_a_video_keeps_colours(tmp_path):
     import av
 
     colors = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [200, 200, 30]], np.uint8)
@@ -508,7 +508,7 @@ def test_unsupported_channels_are_refused_with_the_supported_ones(tmp_path, targ
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_memory(name):
+def test_a_target_in_memory_returns_the_array(name):
     report = ix.export(ARRAYS[name], "memory://")
     assert isinstance(report.result.data, np.ndarray)
     np.testing.assert_array_equal(report.result.values, ARRAYS[name].values)

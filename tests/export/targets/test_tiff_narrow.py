@@ -35,7 +35,7 @@ def array_of(shape, kind):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", slow_except(KINDS, "uint16"))
-def test_narrow_slices(tmp_path, kind, file):
+def test_slices_one_voxel_wide_have_every_voxel_at_its_position(tmp_path, kind, file):
     name, options = FILES[file]
     if kind == "uint64" and "ome" in name:
         pytest.skip("OME-TIFF holds no such ids")

@@ -280,7 +280,7 @@ def test_labels_over_nothing_have_clean_edges():
     picture = montage([Image.new("RGBA", (200, 160))], labels=["abc"], background=None)
     values = pixels(picture)
     assert values[..., 3].max() == 255
-    # Edge pixels of straight alpha keep the colours of rim and ink: no third tone but their mixture.
+    # Faint edge pixels have the colour of the rim, without a trace of the colour of transparent pixels.
     faint = values[(values[..., 3] > 0) & (values[..., 3] < 100)]
     assert len(faint) > 0
     assert (faint[:, :3] > 200).all()
@@ -642,7 +642,7 @@ def test_an_inset_may_show_more_detail():
         inset(a, box, position="middle")
 
 
-def test_rows_and_slice_numbers(gray, monkeypatch):
+def test_a_montage_has_rows_and_slice_numbers(gray, monkeypatch):
     assert montage(gray, rows=2, spacing=0).size == montage(gray, columns=2, spacing=0).size
     with pytest.raises(OptionError, match="one of them"):
         montage(gray, rows=2, columns=2)
@@ -661,7 +661,7 @@ def test_a_bar_over_dark_and_light_is_visible_along_its_whole_length():
     before = np.asarray(picture)
     columns = np.flatnonzero((after != before).any(axis=0))
     assert len(columns) == 100
-    # In each column of the bar there is a step in tone that an eye sees.
+    # Each column of the bar contains a visible step in tone.
     for column in columns:
         part = after[280:292, column].astype(int)
         assert part.max() - part.min() > 100

@@ -60,7 +60,7 @@ def test_a_bar_on_a_picture_equals_a_bar_on_its_array(scale):
 )
 def test_a_cropped_or_resized_picture_has_no_known_pixel_size(changed, tmp_path):
     picture = changed(ix.to_pil(gray()))
-    assert picture.info["nm_per_pixel"] == 8  # which Pillow keeps
+    assert picture.info["nm_per_pixel"] == 8  # Pillow keeps `info` in cropped and resized pictures
     with pytest.raises(OptionError, match="drawn with 8 nm per pixel and may have been resized"):
         ix.scale_bar(picture)
     assert ix.scale_bar(picture, nm_per_pixel=4).info["nm_per_pixel"] == 4

@@ -78,7 +78,7 @@ def test_the_folder_of_cloudvolume_is_searched(home, monkeypatch, tmp_path):
     keep(home, TOKEN)
     keep(tmp_path / "elsewhere" / "secrets", OTHER)
     assert find_token("h").headers["Authorization"].endswith(OTHER)
-    # caveclient writes its files in the home directory, whatever that variable says
+    # caveclient ignores that variable and writes its files in the home directory
     for path in (tmp_path / "elsewhere" / "secrets").iterdir():
         path.unlink()
     assert find_token("h").headers["Authorization"].endswith(TOKEN)
@@ -155,7 +155,7 @@ def test_each_denied_request_names_a_remedy(cave, home, monkeypatch, case, way, 
     token, error, words = CASES[case]
     seg = None
     if way in ("reading", "ids"):
-        # the token was good when the layer was opened, and is not any more
+        # the token was valid when the layer was opened, and is no longer
         token = token or OTHER
         error, words = CASES["wrong" if case == "missing" else case][1:]
         with monkeypatch.context() as before:
@@ -213,7 +213,7 @@ def test_a_token_is_sent_only_to_its_servers(cave, home):
     seg_of(cave, token=TOKEN).compute()
     for line in cave.log:
         assert (line.token is not None) == line.path.startswith("/segmentation")
-    # a server that sends elsewhere gets no token carried there
+    # a redirect carries no token
     cave.log.clear()
     cave.fault("/segmentation/table", "login")
     with pytest.raises(ix.errors.InvalidTokenError, match="login page"):
@@ -223,7 +223,8 @@ def test_a_token_is_sent_only_to_its_servers(cave, home):
 def test_a_redirect_to_another_server_carries_no_token(cave, home):
     with serving(cave.folder) as other:
         cave.fault("/segmentation/table", "status", status=302, headers={"Location": f"{other.url}/em/info"})
-        with pytest.raises(ix.errors.SourceError, match="it lacks 'graph'"):  # there is an info, of another kind
+        # the redirect leads to the info of another kind of layer
+        with pytest.raises(ix.errors.SourceError, match="it lacks 'graph'"):
             seg_of(cave, token=TOKEN)
         other.needs = f"Bearer {TOKEN}"
         with pytest.raises(ix.errors.InvalidTokenError, match="HTTP 401"):
@@ -232,7 +233,7 @@ def test_a_redirect_to_another_server_carries_no_token(cave, home):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# out of sight
+# secrecy
 
 
 def everything_of(array):
@@ -310,7 +311,7 @@ def test_the_token_of_a_client_is_not_pickled(cave, home):
     blob = pickle.dumps(seg_source(seg))
     assert TOKEN.encode() not in blob
     assert TOKEN.encode() not in cloudpickle.dumps(tree)
-    again = pickle.loads(blob)  # in this process it is found again
+    again = pickle.loads(blob)  # in this process the token is found again
     assert again == seg_source(seg)
     box = IndexBox((0, 0, 0), (3, 40, 40))
     np.testing.assert_array_equal(again.read(0, box), cave.truth(NOW, box.slices()))

@@ -14,7 +14,7 @@ from tests.support.cave import NOW, utc, voxels
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
 from tests.support.slow import slow_except
 
-# Twice again at once; and a silence long enough to be told from a slow answer of a busy machine.
+# Two retries at once; the timeout is longer than any answer of a busy machine takes.
 HASTY = ix.Connection(timeout=30, retries=2, backoff=0.001)
 IMPATIENT = ix.Connection(timeout=0.5, retries=1, backoff=0.001)
 ONCE = ix.Connection(timeout=0.5, retries=0)
@@ -118,7 +118,7 @@ def files_of(array, folder, name):
     (folder / "out").mkdir(exist_ok=True)
     ix.export(
         array, folder / "out" / name, overwrite=True, retries=0, progress=False
-    )  # its tries are tested where it stands
+    )  # other tests cover the retries of exports
     return [p.read_bytes() for p in sorted((folder / "out").rglob("*")) if p.is_file() and "manifest" not in p.name]
 
 
@@ -159,7 +159,7 @@ def same(found, truth):
 
 @pytest.mark.parametrize(("place", "fault", "verb"), list(cases()))
 def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths, tmp_path, place, fault, verb):
-    # each verb waits for an answer that does not come; one of them waits again
+    # a fault without an answer lasts until the timeout, so only one verb retries it
     em, seg = opened(cave, fault, ONCE if fault == "delay" and verb != "values" else None)
     cave.fault(PLACES[place], **FAULTS[fault])
     error = attempt(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path))
@@ -208,7 +208,7 @@ def test_a_missing_chunk_is_an_error(cave, policy, error):
     np.testing.assert_array_equal(found, truth)
 
 
-@pytest.mark.parametrize("status", [404, 403])  # a bucket that may not be listed says 403
+@pytest.mark.parametrize("status", [404, 403])  # buckets without list permission answer 403
 def test_a_block_without_chunks_is_an_error(cave, status):
     options = {"timestamp": utc(NOW), "token": TOKEN, "bbox": BOX, "connection": HASTY}
     filled, warned = (ix.open_segmentation(cave.table, missing=m, **options) for m in ("fill", "warn"))
@@ -253,7 +253,7 @@ def test_opening_with_a_fault_succeeds_or_raises_our_error(cave, place, fault):
     pattern, act = OPENING[place]
     cave.fault(pattern, **FAULTS[fault])
     error = attempt(lambda: act(cave, connection_for(fault)))
-    if (place, fault) == ("oldest", "missing"):  # an older server, which does not tell
+    if (place, fault) == ("oldest", "missing"):  # an older server does not state its oldest timestamp
         assert error.attrs["timestamp"] == utc(SPLIT).isoformat()
         return
     assert_ours(error, cave)

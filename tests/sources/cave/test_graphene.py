@@ -45,7 +45,7 @@ def segmentation(cave, when: float = NOW, **options):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the whole way
+# datastacks
 
 
 class TestDatastack:
@@ -54,7 +54,7 @@ class TestDatastack:
         return ix.open_datastack(DATASTACK, **options)
 
     @pytest.mark.slow
-    def test_what_the_readme_shows(self, cave):
+    def test_a_figure_of_a_datastack_equals_numpy(self, cave):
         with no_compute():
             tree = self.open(cave)
             assert [str(line) for line in cave.log] == [
@@ -71,7 +71,8 @@ class TestDatastack:
         np.testing.assert_array_equal(ds.segmentation.values, roots)
         grid = ix.grid_of(ds.segmentation)
         plain = xr.DataArray(roots, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
-        middle = {"z": slice(2, 4), "y": slice(10, 40), "x": slice(10, 60)}  # where outlines do not see the edge
+        # so far from the edge that outlines do not depend on it
+        middle = {"z": slice(2, 4), "y": slice(10, 40), "x": slice(10, 60)}
         truth = ix.overlay(ds.image.compute(), plain, alpha=0.4, outline=2).isel(middle)
         np.testing.assert_array_equal(picture.isel(middle).values, truth.values)
 
@@ -404,7 +405,7 @@ class TestIds:
     def drawn(self, cave, when, ids):
         """Return the expected label of each supervoxel: current ids on top, then old ones, the nearest in time first."""
         now = cave.graph.state(when)
-        out = np.where(np.isin(now, np.array(ids, np.uint64)), now, np.uint64(0))  # of each supervoxel
+        out = np.where(np.isin(now, np.array(ids, np.uint64)), now, np.uint64(0))  # one value per supervoxel
         made = {root: max(cave.graph.made[root], cave.graph.oldest) for root in ids}
         for root in sorted(set(ids) - set(out.tolist()), key=lambda root: abs(made[root] - when)):
             out[(cave.graph.state(made[root]) == root) & (out == 0)] = root
@@ -431,7 +432,7 @@ class TestIds:
         if which in ("merged", "one", "both"):
             assert whole == sorted(ids)
         with warnings.catch_warnings():
-            # an old root all of whose voxels others bear is nowhere, which is told
+            # an old root that other roots cover completely does not occur, which causes a warning
             warnings.simplefilter("error" if whole == sorted(ids) else "ignore", ix.errors.MissingIdsWarning)
             assert np.array_equal(found.values, cave.tissue.spread(truth))
         current = np.unique(graph.state(when)).tolist()
@@ -457,7 +458,7 @@ class TestIds:
         assert now <= 125
 
     def test_a_root_older_than_the_first_state_is_drawn_at_that_state(self, cave):
-        # real graphs are made piece by piece, before the time that they tell as their first
+        # real graphs are built in parts, before the time that they state as their oldest
         cave.graph.oldest = BEGIN + 5
         a = cave.graph.merged_from[0]
         assert cave.graph.made[a] < cave.graph.oldest
@@ -511,7 +512,7 @@ class TestIds:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# few requests
+# numbers of requests
 
 
 class TestRequests:
@@ -519,7 +520,7 @@ class TestRequests:
     def test_requests_of_a_figure_of_1024_pixels(self, cave):
         seg = ix.open_segmentation(cave.table.replace(TABLE, f"wide_{TABLE}"), token=TOKEN, timestamp=utc(NOW))
         em = ix.open_image(f"precomputed://{cave.url}/data/wide-em")
-        assert len(cave.log) == 3  # two infos, and when the graph began
+        assert len(cave.log) == 3  # two info files, and the oldest timestamp of the graph
         x, y, z = OFFSET
         box = ix.BBox((x, y, z + 5), (x + 1024, y + 1024, z + 6), resolution=EM_SIZE)
         ds = ix.align(em, seg, bbox=box)
@@ -534,7 +535,7 @@ class TestRequests:
         truth = np.tile(one, (1, 1024 // n + 1, 1024 // n + 1))[:, :1024, :1024]
         cave.log.clear()
         np.testing.assert_array_equal(ds.segmentation.values, truth)
-        assert cave.count("roots_binary") == 0  # all of them are known by now
+        assert cave.count("roots_binary") == 0  # all roots are cached
 
     def test_requests_of_a_stack_of_64_slices(self, cave):
         depth = min(64, cave.tissue.em.shape[0] // 32 * 32)

@@ -116,7 +116,7 @@ def test_a_fork_during_requests_reads(cave):
         waiting = [pool.submit(source.read, 0, box) for box in everything]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            # locks of web and of the memory of roots are held by threads that the child does not have
+            # threads that the child lacks hold the locks of the requests and of the root cache
             child = fork_amid(attempt._state.budgets._lock, root_cache._lock)
         if child == 0:
             code = 1
@@ -138,7 +138,7 @@ def test_a_fork_while_locks_are_held_reads(cave):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = fork_amid(segments._TALLIES._lock)  # held by a thread that has just read a block
+        child = fork_amid(segments._TALLIES._lock)  # a thread that has just read a block holds this lock
     if child == 0:
         code = 1
         try:
@@ -192,7 +192,7 @@ def test_an_error_of_a_worker_is_raised_by_the_caller(cave):
 def test_every_error_can_be_pickled(kind):
     from tblib import pickling_support
 
-    pickling_support.install()  # what distributed sends errors with
+    pickling_support.install()  # distributed uses it to send errors
     given = {errors.ChoiceError: {"what": "channel", "count": 2}}.get(kind, {})
     if kind is errors.ScratchError:
         given = {"folder": "/scratch", "reason": "it is full", "full": True, "worker": "tcp://a:1"}
@@ -233,7 +233,7 @@ SCRIPT = """
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 @pytest.mark.parametrize("mode", slow_except(["lazily", "threads", "synchronous", "overlay"], "threads"))
 def test_ctrl_c_interrupts_a_read_at_once(cave, mode):
-    # Every chunk takes ten minutes: whatever is waited for until then is waited for too long.
+    # Every chunk takes ten minutes, so the read can only end early if the interrupt ends it.
     fault = cave.fault("/data/../10_10_10", "delay", seconds=600)
     code = textwrap.dedent(SCRIPT).replace("{TOKEN}", TOKEN)
     process = subprocess.Popen(

@@ -163,7 +163,7 @@ def test_bytes_are_reserved_in_the_order_of_the_requests():
     first = next_ticket(budget.acquire(60, "reader", GO))
     large, small = budget.acquire(90, "other", GO), budget.acquire(30, "third", GO)
     assert next(large).is_queue
-    assert next(small).is_queue  # there is room, but the large one would never get any
+    assert next(small).is_queue  # there is room, but then the large one might never get any
     budget.release(first)
     second = next_ticket(large)
     assert next(small).is_queue
@@ -242,7 +242,7 @@ def test_a_service_that_stalls_or_throttles_does_not_stop_reads_of_another(monke
         assert read(good.url, 1 << 20) == [b"y"] * 20
         ended.set()
         stalled.join(20)
-    for _ in range(2000):  # its requests end after it
+    for _ in range(2000):  # the requests of the read end after the read
         if not engine._state.memory.used:
             return
         time.sleep(0.01)
@@ -259,12 +259,12 @@ def test_a_chunk_above_the_limit_is_read_alone():
 def test_a_request_whose_thread_is_busy_keeps_its_place_and_does_not_delay_others():
     budget, stop = RequestBudget(), threading.Event()
     for _ in range(2):
-        assert not list(budget.acquire(2, stop, "server"))  # both run at once
+        assert not list(budget.acquire(2, stop, "server"))  # neither request waits
     first, second, third = waiting = [budget.acquire(2, stop, "server") for _ in range(3)]
     assert all(next(steps).is_queue for steps in waiting)
     budget.release(stop)
     budget.release(stop)
-    assert next(third, None).is_queue  # the two places are those of the requests before it
+    assert next(third, None).is_queue  # the two free places belong to the first and the second request
     assert next(second, None) is None
     assert next(third, None).is_queue
     assert next(first, None) is None

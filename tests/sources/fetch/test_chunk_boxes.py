@@ -128,13 +128,13 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     counted = objects(server.asked)
     assert "shard" in form or set(counted.values()) == {1}
     server.asked.clear()
-    # Also boxes that reach out of the volume, of one voxel, and of the whole volume.
+    # These include boxes that extend beyond the volume, boxes of one voxel, and the whole volume.
     boxes = [*slices_of(truth.shape)[::-1], *boxes_of(truth.shape, 30), IndexBox.of_shape(truth.shape)]
     for box in boxes * 2:
         found = source.read(0, box)
         np.testing.assert_array_equal(found, padded(truth, box))
         assert found.flags.writeable
-        found[...] = 0  # the caller's own
+        found[...] = 0  # the caller may change the array: the cache does not contain it
     assert all(number == 1 for path, number in objects(server.asked).items() if "shard" not in form)
     assert set(objects(server.asked)) & set(counted) == set() or "shard" in form
 
@@ -177,7 +177,7 @@ def check_bound(cache: MemoryCache, limit: int) -> None:
     assert sum(kept.values()) <= cache.size
     for box in cache._boxes.values():
         for chunk in box.chunks:
-            assert chunk.strides == (0,) * chunk.ndim or owner_of(chunk)[0] in kept  # or the fill value
+            assert chunk.strides == (0,) * chunk.ndim or owner_of(chunk)[0] in kept  # strides of 0: fill values
 
 
 def owner_of(values) -> tuple[int, int]:
@@ -306,7 +306,7 @@ def test_replaced_objects_are_read_by_the_next_opening(tmp_path, form):
         expected = [opened(form, str(tmp_path)).read(0, box) for box in boxes]
         np.testing.assert_array_equal(found, expected)
         assert not np.array_equal(found, [padded(before, box) for box in boxes])
-        for box in boxes:  # an opened source shows one state
+        for box in boxes:  # an open source shows the state at its opening
             np.testing.assert_array_equal(source.read(0, box), padded(before, box))
 
 
@@ -373,7 +373,7 @@ def test_a_box_does_not_keep_a_chunk_that_was_dropped(decoded):
         cache.put(key, Stored(bytes(10)), limit)
     assert cache.get_box("box") is cache.get_box("same") is None
     assert kept() is None
-    assert (cache.get_box("other") is None) == decoded  # the room of the decoded chunks is needed as well
+    assert (cache.get_box("other") is None) == decoded  # decoded chunks of the other box are dropped as well
     assert not any("box" in names for names in cache._boxes_of.values())
 
 

@@ -258,7 +258,7 @@ def test_the_proxy_of_the_environment_is_used(cave, monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     assert (
         client.send_interruptible_request("GET", "http://imageryxr.invalid/data/em/info", HASTY).status == 200
-    )  # the proxy's own
+    )  # the proxy answers for the unknown host
     assert cave.count("/data/em/info") == 1
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert ask(cave).status == 200

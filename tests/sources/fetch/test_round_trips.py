@@ -46,7 +46,7 @@ def test_a_zarr_with_the_usual_names_opens_in_one_round_trip(tmp_path, version, 
         tree = ix.open_multiscale(f"zarr://{server.url}")
         assert len(tree.children) == len(names)
         counts = server.counts()
-        # Nothing waits for the answers about other names, so their requests may still be on their way.
+        # Opening does not wait for requests for other names, so some of them may not have arrived yet.
         assert needed <= set(counts["paths"]) <= AT_ONCE | needed
         assert set(counts["paths"].values()) == {1}
         assert counts["peak"] >= len(needed & AT_ONCE) + (version == "0.5")
@@ -106,7 +106,7 @@ def test_the_same_figure_again_makes_no_request(layers):
     assert len(layers.asked) == len(set(layers.asked)) == 2 * 9  # chunks of 8 × 16 × 16 voxels
     layers.asked.clear()
     np.testing.assert_array_equal(picture.compute(), first)
-    # Neither does another slice of the same chunks in a figure of layers that were opened again.
+    # Another slice of the same chunks, of layers that are opened again, makes no request either.
     em = ix.open_image(f"precomputed://{layers.url}/em")
     cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
     layers.asked.clear()

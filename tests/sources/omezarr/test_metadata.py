@@ -116,7 +116,7 @@ def test_many_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path, first)
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_what_the_mutations_start_from_opens(tmp_path, start):
+def test_metadata_without_mutations_open(tmp_path, start):
     array = ix.open_image(write(tmp_path, start))
     assert array.attrs["resolution"] == (8, 8, 40)
     np.testing.assert_array_equal(array.values, np.full(SHAPE, 7, array.dtype))  # absent chunks hold the fill value

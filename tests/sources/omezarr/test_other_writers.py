@@ -59,7 +59,7 @@ def test_a_codec_that_runs_code_is_an_error(tmp_path):
         imageryxr.open_image(place)
 
 
-def test_jpeg_xl_of_imagecodecs(tmp_path):
+def test_jpeg_xl_of_imagecodecs_is_decoded(tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs")
     values = noise((1, 8, 8))
     files = files_v2(shape=[1, 8, 8], chunks=[1, 8, 8], compressor={"id": "imagecodecs_jpegxl"})
@@ -68,7 +68,7 @@ def test_jpeg_xl_of_imagecodecs(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["0", "./0", "/0", "0/", 0, ".//0"])
-def test_paths_of_datasets_in_any_form(tmp_path, path):
+def test_paths_of_datasets_may_have_any_form(tmp_path, path):
     files = files_v2({"multiscales": [image(version="0.4")]})
     files[".zattrs"]["multiscales"][0]["datasets"] = [{**image()["datasets"][0], "path": path}]
     place = with_chunk(tmp_path, files, noise(SHAPE).tobytes())
@@ -187,7 +187,7 @@ def test_a_group_of_images_names_an_address_that_opens(tmp_path, kind):
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (2, 4, 8, 8)])
-def test_the_lines_for_a_bare_array_run_and_stay_lazy(tmp_path, shape):
+def test_the_code_in_the_error_for_a_bare_array_runs_and_is_lazy(tmp_path, shape):
     zarr.create_array(str(tmp_path / "a"), shape=shape, chunks=shape, dtype="u1")[...] = noise(shape)
     with pytest.raises(SourceError, match="bare Zarr array") as caught:
         imageryxr.open_image(tmp_path / "a")

@@ -28,7 +28,7 @@ def test_chunks_of_a_box_assemble_its_voxels(shape, chunk, spans, depth):
         first, last = part.slices
         assert first % (depth or chunk[0]) == 0
         assert last % (depth or chunk[0]) == 0 or last == part.shape[0]
-        assert part.taken[0].start < (depth or chunk[0])  # no slice is decoded of a block that the box does not touch
+        assert part.taken[0].start < (depth or chunk[0])  # blocks that the box does not touch are not decoded
         assert last - first - part.taken[0].stop < (depth or chunk[0])
         assert (out[part.place] == -1).all()
         out[part.place] = stored[first:last][part.taken]

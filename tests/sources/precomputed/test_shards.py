@@ -59,7 +59,7 @@ class TestSharded(SourceSuite):
         self.SERVER.asked.clear()
         source.read(0, GRID.box)
         assert 0 < len(self.SERVER.asked) < first
-        assert len(self.SERVER.asked) <= 8  # as many as there are minishards: chunks that lie together come together
+        assert len(self.SERVER.asked) <= 8  # one per minishard: neighbouring chunks are fetched with one request
         again = [p for p in self.SERVER.asked if p.endswith("info")]
         assert again == []
 

@@ -37,7 +37,7 @@ class TestRaw(Layers):
         return [*super().others(folder), resolve_source(self.open(folder), "segmentation")]
 
     def test_an_offset_of_half_a_voxel_between_levels_is_kept(self, source):
-        # 5 at 4.04 nm begins at 20.2 nm, 2 at 8.08 nm at 16.16: the format holds whole numbers only
+        # the format stores offsets in whole voxels: 5 voxels of 4.04 nm are 20.2 nm, 2 voxels of 8.08 nm are 16.16 nm
         edges = [level.grid.bbox.lo_nm[1] for level in source.levels]
         np.testing.assert_allclose(edges, [20.2, 16.16])
         assert source.levels[1].grid.voxel_offset == (-11, 2, 3)
