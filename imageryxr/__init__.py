@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imageryxr.core.array_labels import grid_of
     from imageryxr.core.bbox import BBox
     from imageryxr.core.colors import load_palette, palette, save_palette
-    from imageryxr.core.colors.record import colors_of
+    from imageryxr.core.display import colors_of
     from imageryxr.core.grid import Grid
     from imageryxr.export import export, plan_export
     from imageryxr.export.masks import save_masks
@@ -138,7 +138,7 @@ _MODULES = {
     "align": "imageryxr.ops.align",
     "annotate": "imageryxr.render.annotate",
     "as_annotations": "imageryxr.ops.annotations",
-    "colors_of": "imageryxr.core.colors.record",
+    "colors_of": "imageryxr.core.display",
     "composite": "imageryxr.render.overlay",
     "contacts": "imageryxr.measure.contacts",
     "contrast_limits": "imageryxr.render.thumbnail",

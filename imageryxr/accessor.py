@@ -11,7 +11,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import format_triple
-from imageryxr.core.colors.record import colors_of
+from imageryxr.core.display import colors_of
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export

@@ -1,4 +1,4 @@
-"""Names of the attributes that describe how a layer is displayed, and the display settings of segments.
+"""Attributes that describe how a layer is displayed, and the colours that a picture was drawn with.
 
 Layers opened from a Neuroglancer link or a datastack have these attributes. `overlay` uses them as defaults, and
 `neuroglancer_link` writes them back. Every verb keeps them. Nested values are stored as JSON text, which any file
@@ -7,17 +7,20 @@ format can store; readers also accept nested values, and the arrays and scalars 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from imageryxr.core.array_labels import list_from_attr, parse_json_attr
-from imageryxr.core.colors.ids import MAX_ID, MAX_SEED
+from imageryxr.core.colors.ids import MAX_ID, MAX_SEED, unique_id_array
 from imageryxr.core.colors.mapping import Colors
-from imageryxr.core.colors.parse import RGBA, hex_color, parse_color
-from imageryxr.core.validate import check_number, check_whole, to_id
+from imageryxr.core.colors.palettes import stable_table
+from imageryxr.core.colors.parse import RGB, RGBA, hex_color, parse_color
+from imageryxr.core.validate import check_number, check_whole, to_id, to_items
+from imageryxr.errors import ColorError, OptionError
 
 #: Name of a layer in the viewer.
 LAYER = "layer"
@@ -56,6 +59,9 @@ LINK_TIMESTAMP = "link_timestamp"
 LINK_LAYER = "link_layer"
 #: Shader of an image.
 SHADER = "shader"
+
+#: The colours of the segments of a picture, as JSON: a list with one entry per layer, the top layer last.
+DRAWN_COLORS = "drawn_colors"
 
 #: The colour map of annotations on a picture, with its limits and the name of the column, as JSON.
 ANNOTATION_SCALE = "annotation_scale"
@@ -169,3 +175,167 @@ def merge_equivalences(sets: Iterable[Sequence[int]]) -> dict[int, int]:
 
 def _check_integer(value: Any, name: str, top: int) -> int:
     return check_whole(f"attrs[{name!r}]", to_id(value) if isinstance(value, str) else value, 0, top)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the colours of a picture, from which its legend is made
+
+# Attributes are written to every file of a picture, so they must stay small.
+_MAX_IDS = 5000
+
+
+def describe_colors(
+    colors: Colors, selected: Iterable[int] | None, has_rest: bool, saturation: float
+) -> dict[str, Any]:
+    """Return a description, for JSON, of the colours of a layer's segments.
+
+    `selected` are the selected segments, None for all; `has_rest` is whether the others are also drawn; a `saturation`
+    of 1 leaves the colours unchanged, 0 is white. The result has ``ids`` (id → "#rrggbb"), ``others`` (how the colours
+    of other ids are determined; None if they are not drawn) and ``saturation``. If there are too many ids for an
+    attribute, ``omitted`` is their number.
+    """
+    ids = colors.ids if selected is None else np.array(list(selected), np.uint64)
+    ids = ids[colors.is_shown(ids)]
+    others: Any = None
+    if colors.shows_all and (selected is None or has_rest):
+        others = ["neuroglancer", colors.seed] if colors.mode == "neuroglancer" else _name_of_table(colors)
+    out: dict[str, Any] = {"ids": {}, "others": others, "saturation": saturation}
+    if len(ids) > _MAX_IDS:
+        return {**out, "omitted": len(ids)}
+    rgb = _desaturate(colors.colors_for(ids), saturation).tolist()
+    out["ids"] = {str(i): "#" + bytes(c).hex() for i, c in zip(ids.tolist(), rgb, strict=True)}
+    return out
+
+
+def describe_masks(colors: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a description, for JSON, of the colours of named masks."""
+    named = {str(name): "#" + bytes(color[:3]).hex() for name, color in colors.items()}
+    return {"ids": named, "others": None, "saturation": 1.0}
+
+
+def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
+    """Return the colours of the segments in a picture.
+
+    The attributes of a picture record its colours, also after it was computed or written to a file. No data are read.
+
+    Parameters
+    ----------
+    picture : DataArray
+        A picture from `overlay`, `outline` or `composite`.
+    ids : iterable of int, optional
+        The ids of the segments, for example from `unique_ids`. The default is the ids that the picture lists. It lists
+        none, so that ``ids`` is required, if its colours depend on the id alone.
+
+    Returns
+    -------
+    dict
+        Id → (r, g, b), each 0–255, in the order of ``ids``, without segments that are not drawn. For masks: name →
+        (r, g, b). If several layers draw a segment, the colour is that of the top layer.
+
+    Raises
+    ------
+    ColorError
+        If the attributes of the array do not record its colours.
+    OptionError
+        If ``ids`` is required.
+
+    Examples
+    --------
+    >>> import imageryxr as ix
+    >>> sample = ix.sample(sample_path)
+    >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
+    >>> picture = ix.overlay(ds.image, ds.segmentation, ids=[1, 2], colors={1: "red", 2: "blue"})
+    >>> ix.colors_of(picture)
+    {1: (255, 0, 0), 2: (0, 0, 255)}
+    >>> seeded = ix.overlay(ds.image, ds.segmentation, colors=("neuroglancer", 7))
+    >>> ix.colors_of(seeded, [5]) == ix.palette([5], ("neuroglancer", 7))
+    True
+    """
+    layers = _parse_layers(picture)
+    if ids is None:
+        return _all_colors(layers)
+    ids = list(ids) if isinstance(ids, Iterator | Set) else ids
+    wanted = [ids] if isinstance(ids, str) else to_items(ids)
+    names = {name for layer in layers for name in layer["ids"]}
+    if wanted and all(isinstance(item, str) and item in names and not item.isdecimal() for item in wanted):
+        return {name: _find_color(layers, name) for name in wanted}  # type: ignore[misc]
+    distinct = unique_id_array(ids)
+    rgb, is_drawn = recorded_colors(picture, distinct)
+    return {i: (r, g, b) for i, (r, g, b) in zip(distinct[is_drawn].tolist(), rgb[is_drawn].tolist(), strict=True)}
+
+
+def recorded_colors(picture: Any, ids: Any) -> tuple[Any, Any]:
+    """Return the colours of many segments in a picture, without reading data.
+
+    The result is uint8 (n, 3), and whether each of the distinct `ids` is drawn, bool (n,). A picture without a record
+    draws none.
+    """
+    rgb, found = np.zeros((len(ids), 3), np.uint8), np.zeros(len(ids), bool)
+    try:
+        layers = _parse_layers(picture)
+    except ColorError:
+        return rgb, found
+    for layer in layers:
+        listed = {int(name): parse_color(color)[:3] for name, color in layer["ids"].items() if name.isdecimal()}
+        shown = Colors(np.array(list(listed), np.uint64), np.array(list(listed.values()), np.uint8).reshape(-1, 3))
+        for colors, saturation in ((shown, 1.0), (layer["others"], layer["saturation"])):
+            if colors is None:
+                continue
+            own = colors if isinstance(colors, Colors) else _parse_others(colors)
+            new = own.is_shown(ids) & ~found
+            rgb[new], found[new] = _desaturate(own.colors_for(ids[new]), saturation), True
+    return rgb, found
+
+
+def _parse_layers(picture: Any) -> list[dict[str, Any]]:
+    text = getattr(picture, "attrs", {}).get(DRAWN_COLORS)
+    try:
+        layers = json.loads(str(text))
+        assert all(isinstance(layer["ids"], dict) and "others" in layer for layer in layers)
+    except (TypeError, ValueError, KeyError, AssertionError):
+        raise ColorError(
+            f"this {type(picture).__name__} does not record the colours that it was drawn with; give the array that "
+            "overlay or outline returned (a PIL picture has no attributes), or a dict id → colour"
+        ) from None
+    return [dict(layer) for layer in reversed(layers)]
+
+
+def _all_colors(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
+    omitted = sum(layer.get("omitted", 0) for layer in layers)
+    names = [name for layer in layers for name in layer["ids"]]
+    if omitted or not names:
+        why = f"{omitted:,} ids are too many for its attributes" if omitted else "its colours depend on the ids alone"
+        raise OptionError(
+            f"the picture does not list the ids that it shows: {why}; give the ids as the second argument, for example "
+            "imageryxr.unique_ids(segmentation), or those of annotations: np.unique(annotations.pre_pt_root_id)"
+        )
+    keys = {name: int(name) if name.isdecimal() else name for name in names}
+    return {keys[name]: color for name in keys if (color := _find_color(layers, name)) is not None}
+
+
+def _find_color(layers: list[dict[str, Any]], name: str) -> RGB | None:
+    for layer in layers:
+        if name in layer["ids"]:
+            return parse_color(layer["ids"][name])[:3]
+        if layer["others"] is not None and name.isdecimal():
+            rgb = _desaturate(_parse_others(layer["others"]).colors_for([int(name)]), layer["saturation"])[0]
+            return (int(rgb[0]), int(rgb[1]), int(rgb[2]))
+    return None
+
+
+def _desaturate(rgb: Any, saturation: float) -> Any:
+    return np.floor(255 + (rgb.astype(float) - 255) * saturation + 0.5).astype(np.uint8)
+
+
+def _name_of_table(colors: Colors) -> str:
+    if np.array_equal(colors.fallback, stable_table()):
+        return "stable"
+    return colors.fallback.tobytes().hex()
+
+
+def _parse_others(stated: Any) -> Colors:
+    if isinstance(stated, list):
+        return Colors(mode="neuroglancer", seed=int(stated[1]))
+    if stated == "stable":
+        return Colors(fallback=stable_table())
+    return Colors(fallback=np.frombuffer(bytes.fromhex(stated), np.uint8).reshape(-1, 3))

@@ -18,7 +18,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.colors.mapping import resolve_colors
 from imageryxr.core.colors.parse import parse_color
-from imageryxr.core.colors.record import DRAWN_COLORS
+from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.errors import ColorError, LayerError, OptionError, format_value, warn
 from imageryxr.graph.cutout_arrays import CUTOUT, Places, as_blocks, centers_of, check_same_places, map_cutouts
 from imageryxr.graph.expr import Array

@@ -17,7 +17,7 @@ from imageryxr.core.annotation_values import column_texts
 from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import parse_color
-from imageryxr.core.colors.record import DRAWN_COLORS
+from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole, suggest_names
 from imageryxr.errors import LayerError, OptionError, format_value

@@ -17,8 +17,7 @@ from imageryxr.core.annotations import CATEGORIES, DIM
 from imageryxr.core.colors import RGBA, parse_color, resolve_colors
 from imageryxr.core.colors.palettes import colormap, ranked_colors
 from imageryxr.core.colors.parse import hex_color
-from imageryxr.core.colors.record import describe_masks, recorded_colors
-from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, describe_masks, recorded_colors
 from imageryxr.core.validate import check_pair, suggest_names
 from imageryxr.errors import ColorError, OptionError, format_value
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import parse_color, resolve_colors
-from imageryxr.core.colors.record import describe_masks
+from imageryxr.core.display import describe_masks
 from imageryxr.core.validate import to_whole
 from imageryxr.errors import ColorError, GridMismatchError, LayerError, OptionError
 from imageryxr.graph.expr import Array, Expr, Mapped

@@ -14,8 +14,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.mapping import ColorSpec
-from imageryxr.core.colors.record import DRAWN_COLORS
-from imageryxr.core.display import CONTRAST_LIMITS
+from imageryxr.core.display import CONTRAST_LIMITS, DRAWN_COLORS
 from imageryxr.core.validate import check_axis, check_pair
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.cutout_arrays import check_same_positions

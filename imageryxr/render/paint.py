@@ -13,8 +13,7 @@ import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
-from imageryxr.core.colors.record import describe_colors
-from imageryxr.core.display import SegmentDisplay
+from imageryxr.core.display import SegmentDisplay, describe_colors
 from imageryxr.core.grid import Grid
 from imageryxr.errors import Message, Wording, warn
 from imageryxr.graph.cutout_arrays import check_same_positions

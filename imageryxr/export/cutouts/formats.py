@@ -23,7 +23,7 @@ import xarray as xr
 
 from imageryxr.core.annotation_values import column_texts, plain_values
 from imageryxr.core.array_labels import plain_attrs
-from imageryxr.core.colors.record import colors_of
+from imageryxr.core.display import colors_of
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, OptionError, TargetError, TargetExistsError, format_value, param
 from imageryxr.export.cutouts.page import write_page

@@ -11,8 +11,7 @@ import xarray as xr
 
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.palettes import TypePalette
-from imageryxr.core.colors.record import colors_of
-from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ColorError, OptionError, format_value, param
 from imageryxr.render.figure.picture import as_picture, attach_geometry, geometry_of, smallest_text, views_of

@@ -16,8 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.colors.record import DRAWN_COLORS
-from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, DRAWN_COLORS
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ImageryError, LayerError, Message, OptionError, warn
