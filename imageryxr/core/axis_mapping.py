@@ -14,19 +14,6 @@ import numpy.typing as npt
 from imageryxr.core.bbox import SNAP, Index3, IndexBox, to_fraction
 from imageryxr.core.grid import Axis, Grid
 
-# The source index of a target voxel that lies outside the volume.
-OUTSIDE = -1
-
-
-class NearestMap(NamedTuple):
-    """The source voxel that contains the centre of each target voxel."""
-
-    voxel: npt.NDArray[np.int64]
-
-    def relative_to(self, first: int) -> NearestMap:
-        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` is kept."""
-        return NearestMap(_rebase(self.voxel, first))
-
 
 class LinearMap(NamedTuple):
     """Linear interpolation along one axis: ``a[lower] + (a[upper] - a[lower]) * weight``.
@@ -34,8 +21,8 @@ class LinearMap(NamedTuple):
     Attributes
     ----------
     lower, upper
-        int64[n], the two source voxels around the centre of each target voxel. ``lower == OUTSIDE`` marks a voxel
-        outside the volume, which gets the fill value. Where the weight is 0, ``upper`` may lie outside the array.
+        int64[n], the two source voxels around the centre of each target voxel. Where the weight is 0, ``upper`` may lie
+        outside the array.
     weight
         float64[n] in [0, 1), the weight of the upper voxel.
     """
@@ -43,10 +30,6 @@ class LinearMap(NamedTuple):
     lower: npt.NDArray[np.int64]
     upper: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64]
-
-    def relative_to(self, first: int) -> LinearMap:
-        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` is kept."""
-        return LinearMap(_rebase(self.lower, first), _rebase(self.upper, first), self.weight)
 
 
 class OverlapMap(NamedTuple):
@@ -57,8 +40,7 @@ class OverlapMap(NamedTuple):
     first
         int64[n], the first source voxel that target voxel i covers.
     offsets
-        int64[n + 1]; target voxel i covers ``offsets[i + 1] - offsets[i]`` source voxels. A target voxel that covers
-        none gets the fill value.
+        int64[n + 1]; target voxel i covers ``offsets[i + 1] - offsets[i]`` source voxels, at least one.
     weights
         int64[offsets[n]], positive: the covered length of each source voxel. The unit may differ between target voxels.
     """
@@ -67,21 +49,10 @@ class OverlapMap(NamedTuple):
     offsets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.int64]
 
-    def relative_to(self, first: int) -> OverlapMap:
-        """Return the map into an array whose index 0 is source voxel ``first``; `OUTSIDE` is kept."""
-        return OverlapMap(_rebase(self.first, first), self.offsets, self.weights)
-
-
-def _rebase(index: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:
-    return np.where(index == _NO_VOXEL, OUTSIDE, index - first)
-
 
 # Weights are integers up to about this number per target voxel, so that the product of three axes fits int64. Common
 # ratios need far fewer, so their weights are exact.
 _MAX_WEIGHT = 1 << 18
-
-# Source indexes may be negative until they are relative to a read box, so -1 cannot mark a missing voxel here.
-_NO_VOXEL = -(2**62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +60,9 @@ class AxisMap:
     """Positions of the voxels of a target axis on a source axis, as exact integers.
 
     The centre of target voxel ``j`` lies at ``(a·j + b) / c`` source voxels from the lower edge of source voxel 0.
-    Source indexes may be negative. The half-open ``valid`` range contains the source voxels that have data; a target
-    voxel whose centre lies outside this range is outside the volume. A centre on the edge between two source voxels
-    belongs to the upper one, because voxels are half-open.
+    Source indexes may be negative. The half-open ``valid`` range contains the source voxels that have data, and the
+    centres of all mapped target voxels. A centre on the edge between two source voxels belongs to the upper one,
+    because voxels are half-open.
     """
 
     a: int
@@ -149,24 +120,16 @@ class AxisMap:
         steps = np.arange(stop - start).astype(np.int64 if fits else object)
         return self.a * scale * steps + rest, base, c
 
-    def _is_inside(self, start: int, stop: int, valid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        j, (first, last) = np.arange(start, stop), self.target_range(*valid)
-        inside: npt.NDArray[np.bool_] = (j >= first) & (j < last)
-        return inside
-
-    def nearest(self, start: int, stop: int, valid: tuple[int, int]) -> NearestMap:
+    def nearest(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Return the source voxel that contains each centre."""
         numerator, base, c = self._positions(start, stop)
-        index = (numerator // c + base).astype(np.int64)
-        return NearestMap(np.where(self._is_inside(start, stop, valid), index, _NO_VOXEL))
+        return (numerator // c + base).astype(np.int64)
 
     def linear(self, start: int, stop: int, valid: tuple[int, int]) -> LinearMap:
         """Return the source voxels below and above each centre, clamped to the valid range."""
         numerator, base, c = self._positions(start, stop, Fraction(-1, 2))
         lower, rest = (numerator // c + base).astype(np.int64), numerator % c
-        last = valid[1] - 1
-        inside = self._is_inside(start, stop, valid)
-        below, above = (np.where(inside, np.clip(i, valid[0], last), _NO_VOXEL) for i in (lower, lower + 1))
+        below, above = (np.clip(i, valid[0], valid[1] - 1) for i in (lower, lower + 1))
         return LinearMap(below, above, (rest / c).astype(np.float64))
 
     def overlap(self, start: int, stop: int, valid: tuple[int, int]) -> OverlapMap:
@@ -175,16 +138,15 @@ class AxisMap:
         numerator, base, c = self._positions(start, stop, -half)
         length = int(self.scale * c)
         unit = max(1, length // _MAX_WEIGHT)
-        inside = self._is_inside(start, stop, valid)
         k0 = np.maximum((numerator // c).astype(np.int64), valid[0] - base)
         k1 = np.minimum((-(-(numerator + length) // c)).astype(np.int64), valid[1] - base)
-        first, counts = np.where(inside, k0 + base, _NO_VOXEL), np.where(inside, k1 - k0, 0)
+        counts = k1 - k0
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         of = np.repeat(np.arange(stop - start), counts)
         k = k0[of] + np.arange(of.size) - offsets[of]
         k = k.astype(numerator.dtype)
         parts = np.minimum((k + 1) * c, numerator[of] + length) - np.maximum(k * c, numerator[of])
-        return OverlapMap(first, offsets, np.maximum(1, (parts + unit // 2) // unit).astype(np.int64))
+        return OverlapMap(k0 + base, offsets, np.maximum(1, (parts + unit // 2) // unit).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)

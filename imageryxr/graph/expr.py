@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.axis_mapping import GridMap
+from imageryxr.core.axis_mapping import AxisMap, GridMap
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.sources.base import Source, dtype_of
 
@@ -326,15 +326,15 @@ class Resampled(Expr):
         """Return the resampled values."""
         from imageryxr.kernels import downsample, interpolate
 
-        (need,), bounds = self.needs(box), self.child.bounds
-        axes = zip(self.grid_map.axes, box.start, box.stop, bounds.start, bounds.stop, need.start, strict=True)
+        (need,) = self.needs(box)
+        maps, valid = self.grid_map.relative_to(need.start).axes, self.child.bounds.shift(need.start, -1)
         if self.method == "nearest":
-            indexes = [m.nearest(a, b, (lo, hi)).relative_to(first).voxel for m, a, b, lo, hi, first in axes]
-            return interpolate.resample_nearest(arrays[0], *indexes)
+            return interpolate.resample_nearest(arrays[0], *map(AxisMap.nearest, maps, box.start, box.stop))
+        axes = list(zip(maps, box.start, box.stop, zip(valid.start, valid.stop, strict=True), strict=True))
         if self.method == "linear":
-            z, y, x = (m.linear(a, b, (lo, hi)).relative_to(first) for m, a, b, lo, hi, first in axes)
-            return interpolate.resample_linear(arrays[0], (z, y, x))
-        runs = [m.overlap(a, b, (lo, hi)).relative_to(first) for m, a, b, lo, hi, first in axes]
+            lines = [m.linear(a, b, inside) for m, a, b, inside in axes]
+            return interpolate.resample_linear(arrays[0], (lines[0], lines[1], lines[2]))
+        runs = [m.overlap(a, b, inside) for m, a, b, inside in axes]
         kernel = downsample.mode if self.method == "mode" else downsample.mean
         return kernel(arrays[0], (runs[0], runs[1], runs[2]))
 

@@ -32,11 +32,11 @@ def check_volume(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def check_indices(index: NDArray[np.int64], size: int, lowest: int) -> NDArray[np.int64]:
-    """Return indices as kernel input after checking that they are in ``[lowest, size)``."""
+def check_indices(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return indices as kernel input after checking that they are in ``[0, size)``."""
     index = as_kernel_input(np.asarray(index, np.int64))
-    if index.ndim != 1 or (index.size and (index.min() < lowest or index.max() >= size)):
-        raise GridMismatchError(f"indices must be 1-D and in [{lowest}, {size}), got {index}")
+    if index.ndim != 1 or (index.size and (index.min() < 0 or index.max() >= size)):
+        raise GridMismatchError(f"indices must be 1-D and in [0, {size}), got {index}")
     return index
 
 
@@ -44,14 +44,12 @@ def check_linear_maps(axes: tuple[LinearMap, LinearMap, LinearMap], shape: tuple
     """Return the parts of linear maps as kernel input after checking them against the shape of the source array."""
     parts = []
     for (lower, upper, weight), size in zip(axes, shape, strict=True):
-        low = check_indices(lower, size, -1)
+        low = check_indices(lower, size)
         fraction = as_kernel_input(np.asarray(weight, np.float64))
         if not low.shape == np.shape(upper) == fraction.shape:
             raise GridMismatchError(f"lower {low.shape}, upper {np.shape(upper)} and weight {fraction.shape} differ")
         # An upper voxel without weight is not read, and may lie outside the array.
-        used = np.where(fraction == 0, low, upper)
-        up = check_indices(np.where(low < 0, 0, used) if size else np.zeros_like(low), max(size, 1), 0)
-        parts.append((low, up, fraction))
+        parts.append((low, check_indices(np.where(fraction == 0, low, upper), size), fraction))
     return parts
 
 
@@ -63,15 +61,20 @@ def check_overlap_maps(axes: tuple[OverlapMap, OverlapMap, OverlapMap], shape: t
         ends = as_kernel_input(np.asarray(offsets, np.int64))
         given = as_kernel_input(np.asarray(weights, np.int64))
         count = np.diff(ends)
-        if ends.shape != (begin.size + 1,) or ends[0] != 0 or ends[-1] != given.size or (count < 0).any():
+        if ends.shape != (begin.size + 1,) or ends[0] != 0 or ends[-1] != given.size or (count < 1).any():
             raise GridMismatchError(f"offsets {ends} do not fit {begin.size} voxels and {given.size} weights")
-        some = count > 0
-        if (begin[some] < 0).any() or (begin[some] + count[some] > size).any():
+        if (begin < 0).any() or (begin + count > size).any():
             raise GridMismatchError(f"runs that start at voxels {begin} with lengths {count} exceed [0, {size})")
         if (given <= 0).any():
             raise OptionError("overlap weights must be positive")
         parts.append((begin, ends, as_kernel_input(_reduce_weights(ends, given))))
     return parts
+
+
+def covered_range(part: OverlapParts) -> tuple[int, int]:
+    """Return the half-open range of source voxels that an overlap map covers."""
+    first, offsets, _ = part
+    return (int(first.min()), int((first + np.diff(offsets)).max())) if first.size else (0, 0)
 
 
 @compile_kernel

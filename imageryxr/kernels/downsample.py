@@ -13,6 +13,7 @@ from imageryxr.kernels.axis_weights import (
     OverlapParts,
     check_overlap_maps,
     check_volume,
+    covered_range,
     restore_dtype,
     storage_range,
     store_row,
@@ -20,7 +21,7 @@ from imageryxr.kernels.axis_weights import (
 )
 from imageryxr.kernels.color_table import as_labels
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import as_kernel_input, is_blank
+from imageryxr.kernels.run_length import is_blank
 
 
 @compile_kernel
@@ -31,7 +32,6 @@ def _mean(
     along_x: OverlapParts,
     begin: int,
     end: int,
-    fill: NDArray[Any],
     integer: bool,
     lowest: float,
     highest: float,
@@ -43,11 +43,9 @@ def _mean(
     line = np.empty(end - begin, np.float64)
     value = np.empty(x_first.size, np.float64)
     x_totals = np.zeros(x_first.size, np.float64)
-    outside = False
     for x in range(x_first.size):
         for k in range(x_offsets[x], x_offsets[x + 1]):
             x_totals[x] += np.float64(x_weights[k])
-        outside = outside or x_totals[x] == 0.0
     for z in range(z_first.size):
         for y in range(y_first.size):
             row = out[z, y]
@@ -60,9 +58,6 @@ def _mean(
                     source = a[z_first[z] + i - z_offsets[z], y_first[y] + j - y_offsets[y], begin:end]
                     for x in range(line.size):
                         line[x] += w * np.float64(source[x])
-            if total == 0.0:
-                row[:] = fill[0]
-                continue
             for x in range(value.size):
                 low = x_offsets[x]
                 at = x_first[x] - begin - low
@@ -71,33 +66,24 @@ def _mean(
                     s += np.float64(x_weights[np.uint64(k)]) * line[np.uint64(at + k)]
                 value[x] = s
             for x in range(value.size):
-                value[x] = value[x] / (x_totals[x] * total) if x_totals[x] > 0.0 else 0.0
+                value[x] = value[x] / (x_totals[x] * total)
             store_row(value, 0.5, integer, lowest, highest, row)
-            if outside:
-                for x in range(value.size):
-                    if x_totals[x] == 0.0:
-                        row[x] = fill[0]
 
 
-def mean(a: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], fill: Any = 0) -> NDArray[Any]:
+def mean(a: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap]) -> NDArray[Any]:
     """Average the voxels that each output voxel covers, weighted by the product of the weights of the axes (z, y, x).
 
     `a` has any integer or float dtype, which is also that of the result. Integers are rounded to nearest, halves up;
-    voxels that cover a NaN are NaN, and those that cover nothing are `fill`. Sums are float64 sums of integer products,
-    so that means of integers are rounded exactly while weighted sums stay below 2**50. That includes all sums of 32-bit
-    values whose weights add up to less than 2**18.
+    voxels that cover a NaN are NaN. Sums are float64 sums of integer products, so that means of integers are rounded
+    exactly while weighted sums stay below 2**50. That includes all sums of 32-bit values whose weights add up to less
+    than 2**18.
     """
     a = check_volume(a)
     work = to_arithmetic_dtype(a)
     z, y, x = check_overlap_maps(axes, a.shape)
     out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
-    begin, end = 0, 0
-    count = np.diff(x[1])
-    if (count > 0).any():
-        begin = int(x[0][count > 0].min())
-        end = int((x[0] + count)[count > 0].max())
-    filling = as_kernel_input(np.array([fill], work.dtype))
-    _mean(work, z, y, x, begin, end, filling, *storage_range(work.dtype), out)
+    begin, end = covered_range(x)
+    _mean(work, z, y, x, begin, end, *storage_range(work.dtype), out)
     return restore_dtype(out, a.dtype)
 
 
@@ -111,7 +97,6 @@ def _mode(
     along_y: OverlapParts,
     along_x: OverlapParts,
     places: int,
-    fill: NDArray[Any],
     out: NDArray[Any],
 ) -> None:
     z_first, z_offsets, z_weights = along_z
@@ -127,9 +112,6 @@ def _mode(
             for x in range(x_first.size):
                 x_low = x_offsets[x]
                 x_count = x_offsets[x + 1] - x_low
-                if z_count == 0 or y_count == 0 or x_count == 0:
-                    row[x] = fill[0]
-                    continue
                 n = 0
                 last = 0
                 for i in range(z_count):
@@ -158,11 +140,11 @@ def _mode(
                 row[x] = labels[best]
 
 
-def mode(labels: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], fill: int = 0) -> NDArray[Any]:
+def mode(labels: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap]) -> NDArray[Any]:
     """Return the label with the largest weight in each output voxel, the product of the weights of the axes (z, y, x).
 
-    Ties are decided for the smallest label, compared as uint64, but any id takes precedence over 0. Voxels that cover
-    nothing are `fill`. The result has the dtype of `labels`, which is any integer, in native byte order.
+    Ties are decided for the smallest label, compared as uint64, but any id takes precedence over 0. The result has the
+    dtype of `labels`, which is any integer, in native byte order.
     """
     labels = check_volume(labels)
     work = as_labels(labels)
@@ -175,8 +157,7 @@ def mode(labels: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap], 
         most *= int(weights.max(initial=0)) * int(count.max(initial=0))
     if most >= 2**63:
         raise OptionError(f"overlap weights add up to {most}, which does not fit int64; use a coarser unit")
-    if not fill and is_blank(work.reshape(-1)):
+    if is_blank(work.reshape(-1)):
         return np.zeros(out.shape, labels.dtype.newbyteorder("="))
-    filling = as_labels(np.array([fill], labels.dtype.newbyteorder("="))).astype(work.dtype)
-    _mode(work, z, y, x, places, as_kernel_input(filling), out)
+    _mode(work, z, y, x, places, out)
     return out.astype(labels.dtype.newbyteorder("="), copy=False)

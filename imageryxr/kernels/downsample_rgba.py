@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from imageryxr.core.axis_mapping import OverlapMap
 from imageryxr.errors import LayerError
-from imageryxr.kernels.axis_weights import OverlapParts, check_overlap_maps
+from imageryxr.kernels.axis_weights import OverlapParts, check_overlap_maps, covered_range
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import as_kernel_input
 
@@ -62,12 +62,12 @@ def _store_row(
 ) -> None:
     reds, greens, blues, alphas = sums[0], sums[1], sums[2], sums[3]
     for x in range(opaque.size):
-        # The sums are 0 if the pixel covers nothing, or only transparent pixels.
+        # The sums are 0 if the pixel covers only transparent pixels.
         alpha = max(alphas[x], 1.0)
         red[x] = np.floor(reds[x] / alpha + 0.5)
         green[x] = np.floor(greens[x] / alpha + 0.5)
         blue[x] = np.floor(blues[x] / alpha + 0.5)
-        opaque[x] = np.floor(alphas[x] / max(totals[x] * total, 1.0) + 0.5)
+        opaque[x] = np.floor(alphas[x] / (totals[x] * total) + 0.5)
 
 
 @compile_kernel
@@ -108,19 +108,16 @@ def mean_rgba(a: NDArray[np.uint8], axes: tuple[OverlapMap, OverlapMap, OverlapM
     """Average the colours that each output pixel covers, weighted by their alpha and the weights of the axes (z, y, x).
 
     `a` is uint8 (z, y, x, 4), straight alpha; no copy is made if each channel is contiguous in memory, as in the
-    result. Values are rounded to nearest, halves up; (0, 0, 0, 0) if nothing is covered, or only transparent pixels,
-    which do not contribute to the colour. Sums are integers; sums and rounding are exact while the weights of an output
-    pixel add up to less than 2**36.
+    result. Values are rounded to nearest, halves up; (0, 0, 0, 0) if only transparent pixels are covered, which do
+    not contribute to the colour. Sums are integers; sums and rounding are exact while the weights of an output pixel
+    add up to less than 2**36.
     """
     a = np.asarray(a)
     if a.dtype != np.uint8 or a.ndim != 4 or a.shape[-1] != 4:
         raise LayerError(f"colours must be uint8 (z, y, x, 4), got {a.dtype} of shape {a.shape}")
     planes = as_kernel_input(np.moveaxis(a, -1, 0))
     z, y, x = check_overlap_maps(axes, planes.shape[1:])
-    count = np.diff(x[1])
-    some = count > 0
-    begin = int(x[0][some].min()) if some.any() else 0
-    end = int((x[0] + count)[some].max()) if some.any() else 0
+    begin, end = covered_range(x)
     out = np.empty((4, z[0].size, y[0].size, x[0].size), np.uint8)
     _mean_rgba(planes, z, y, x, begin, end, out)
     return np.moveaxis(out, 0, -1)

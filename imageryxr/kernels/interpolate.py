@@ -30,16 +30,13 @@ def _nearest(
     iy: NDArray[np.int64],
     ix: NDArray[np.int64],
     straight: bool,
-    fill: NDArray[Any],
     out: NDArray[Any],
 ) -> None:
     width = ix.size
     for z in range(iz.size):
         for y in range(iy.size):
             row = out[z, y]
-            if iz[z] < 0 or iy[y] < 0:
-                row[:] = fill[0]
-            elif y > 0 and iy[y] == iy[y - 1]:
+            if y > 0 and iy[y] == iy[y - 1]:
                 copy_values(out[z, y - 1], row)
             elif z > 0 and iz[z] == iz[z - 1]:
                 copy_values(out[z - 1, y], row)
@@ -48,15 +45,14 @@ def _nearest(
             else:
                 line = a[iz[z], iy[y]]
                 for x in range(width):
-                    at = ix[x]
                     # An unsigned index avoids numba's test for negative indices.
-                    row[x] = line[np.uint64(at)] if at >= 0 else fill[0]
+                    row[x] = line[np.uint64(ix[x])]
 
 
 def resample_nearest(
-    a: NDArray[Any], iz: NDArray[np.int64], iy: NDArray[np.int64], ix: NDArray[np.int64], fill: Any = 0
+    a: NDArray[Any], iz: NDArray[np.int64], iy: NDArray[np.int64], ix: NDArray[np.int64]
 ) -> NDArray[Any]:
-    """Copy voxels: ``out[z, y, x] = a[iz[z], iy[y], ix[x]]``, and `fill` for the index -1.
+    """Copy voxels: ``out[z, y, x] = a[iz[z], iy[y], ix[x]]``.
 
     `a` is (z, y, x) of any dtype of 1, 2, 4 or 8 bytes, which is also that of the result, in native byte order. The
     indices are int64[n].
@@ -64,14 +60,13 @@ def resample_nearest(
     a = check_volume(a)
     if a.dtype.itemsize not in (1, 2, 4, 8) or a.dtype.kind not in "biufcmM":
         raise LayerError(f"cannot gather voxels of dtype {a.dtype}")
-    z, y, x = (check_indices(i, n, -1) for i, n in zip((iz, iy, ix), a.shape, strict=True))
+    z, y, x = (check_indices(i, n) for i, n in zip((iz, iy, ix), a.shape, strict=True))
     # Voxels are copied as unsigned integers, so that dtypes of one size share one kernel.
     bits = np.dtype(f"u{a.dtype.itemsize}")
     dtype = a.dtype.newbyteorder("=")
     out = np.empty((z.size, y.size, x.size), dtype)
-    straight = x.size > 0 and bool(x[0] >= 0) and bool((np.diff(x) == 1).all())
-    filling = as_kernel_input(np.array([fill], dtype)).view(bits)
-    _nearest(as_kernel_input(a).view(bits), z, y, x, straight, filling, out.view(bits))
+    straight = x.size > 0 and bool((np.diff(x) == 1).all())
+    _nearest(as_kernel_input(a).view(bits), z, y, x, straight, out.view(bits))
     return out
 
 
@@ -95,7 +90,6 @@ def _linear(
     along_x: LinearParts,
     begin: int,
     end: int,
-    fill: NDArray[Any],
     half: float,
     integer: bool,
     lowest: float,
@@ -111,9 +105,6 @@ def _linear(
     for z in range(z_lower.size):
         for y in range(y_lower.size):
             row = out[z, y]
-            if z_lower[z] < 0 or y_lower[y] < 0:
-                row[:] = fill[0]
-                continue
             # The order z, y, x is the same for every voxel, so that rounding errors are, too.
             _interpolate_rows(a, z_lower[z], z_upper[z], z_weight[z], y_lower[y], begin, end, line)
             v = y_weight[y]
@@ -121,21 +112,11 @@ def _linear(
                 _interpolate_rows(a, z_lower[z], z_upper[z], z_weight[z], y_upper[y], begin, end, below)
                 for x in range(line.size):
                     line[x] = line[x] + (below[x] - line[x]) * v
-            outside = False
             for x in range(value.size):
-                low = x_lower[x]
-                if low < 0:
-                    outside = True
-                    value[x] = 0.0
-                    continue
-                left = line[np.uint64(low - begin)]
+                left = line[np.uint64(x_lower[x] - begin)]
                 w = x_weight[x]
                 value[x] = left if w == 0.0 else left + (line[np.uint64(x_upper[x] - begin)] - left) * w
             store_row(value, half, integer, lowest, highest, row)
-            if outside:
-                for x in range(value.size):
-                    if x_lower[x] < 0:
-                        row[x] = fill[0]
 
 
 @compile_kernel
@@ -159,22 +140,18 @@ def _interpolate_rows(
             line[x] = np.float64(near[x]) + (np.float64(far[x]) - np.float64(near[x])) * weight
 
 
-def resample_linear(a: NDArray[Any], axes: tuple[LinearMap, LinearMap, LinearMap], fill: Any = 0) -> NDArray[Any]:
+def resample_linear(a: NDArray[Any], axes: tuple[LinearMap, LinearMap, LinearMap]) -> NDArray[Any]:
     """Interpolate linearly along z, then y, then x, in float64.
 
     `a` is (z, y, x) of any integer or float dtype, which is also that of the result; 64-bit integers beyond 2**53 lose
     their last bits. Integers are rounded to nearest, halves up (for integers wider than 32 bits, a half may be rounded
-    down if floats cannot represent its weights). Voxels that depend on a NaN are NaN, and those outside `a` are `fill`.
+    down if floats cannot represent its weights). Voxels that depend on a NaN are NaN.
     """
     a = check_volume(a)
     work = to_arithmetic_dtype(a)
     z, y, x = check_linear_maps(axes, a.shape)
     out = np.empty(tuple(part[0].size for part in (z, y, x)), work.dtype)
-    used = x[0] >= 0
-    begin, end = 0, 0
-    if used.any():
-        begin = int(min(x[0][used].min(), x[1][used].min()))
-        end = int(max(x[0].max(), x[1][used].max())) + 1
-    filling = as_kernel_input(np.array([fill], work.dtype))
-    _linear(work, z, y, x, begin, end, filling, _rounding_offset(work.dtype), *storage_range(work.dtype), out)
+    used = np.concatenate(x[:2])
+    begin, end = (int(used.min()), int(used.max()) + 1) if used.size else (0, 0)
+    _linear(work, z, y, x, begin, end, _rounding_offset(work.dtype), *storage_range(work.dtype), out)
     return restore_dtype(out, a.dtype)

@@ -91,26 +91,31 @@ def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o
     t, s = Axis(60, target, o_t), Axis(50, source, o_s)
     m = AxisMap.from_axes(t, s)
     stop, valid = start + count, (0, 50)
-    nearest = m.nearest(start, stop, valid).relative_to(0).voxel
-    linear = m.linear(start, stop, valid).relative_to(0)
-    overlap = m.overlap(start, stop, valid).relative_to(0)
+    first, last = m.target_range(*valid)
+    nearest = m.nearest(start, stop)
+    mapped = range(max(start, first), min(stop, last))
+    if mapped:
+        linear = m.linear(mapped[0], mapped[-1] + 1, valid)
+        overlap = m.overlap(mapped[0], mapped[-1] + 1, valid)
     for k in range(count):
         center = (to_fraction(o_t) + start + k + Fraction(1, 2)) * to_fraction(target)
         place = center / to_fraction(source) - o_s
         inside = 0 <= place < 50
         holds = place.numerator // place.denominator
-        assert nearest[k] == (holds if inside else -1)
+        assert nearest[k] == holds
+        assert inside == (start + k in mapped)
         if inside:
+            at = start + k - mapped[0]
             low = (place - Fraction(1, 2)).numerator // (place - Fraction(1, 2)).denominator
-            assert linear.lower[k] == min(max(low, 0), 49)
-            assert linear.upper[k] == min(max(low + 1, 0), 49)
-            assert linear.weight[k] == pytest.approx(float(place - Fraction(1, 2) - low))
+            assert linear.lower[at] == min(max(low, 0), 49)
+            assert linear.upper[at] == min(max(low + 1, 0), 49)
+            assert linear.weight[at] == pytest.approx(float(place - Fraction(1, 2) - low))
             half = to_fraction(target) / to_fraction(source) / 2
             a, b = max(place - half, 0), min(place + half, 50)
-            weights = overlap.weights[overlap.offsets[k] : overlap.offsets[k + 1]]
-            assert overlap.first[k] == a.numerator // a.denominator
+            weights = overlap.weights[overlap.offsets[at] : overlap.offsets[at + 1]]
+            assert overlap.first[at] == a.numerator // a.denominator
             shares = [
-                min(i + 1, b) - max(i, a) for i in range(int(overlap.first[k]), int(overlap.first[k]) + len(weights))
+                min(i + 1, b) - max(i, a) for i in range(int(overlap.first[at]), int(overlap.first[at]) + len(weights))
             ]
             assert [Fraction(int(w), int(weights.sum())) for w in weights] == [x / (b - a) for x in shares]
         lo, hi = m.source_range(start + k, start + k + 1, "nearest")

@@ -229,5 +229,5 @@ def _shrink_rgba(values: Array, grid_map: GridMap, box: IndexBox) -> Array:
     from imageryxr.kernels.downsample_rgba import mean_rgba
 
     axes = zip(grid_map.axes, box.start, box.stop, values.shape[:3], strict=True)
-    z, y, x = (m.overlap(a, b, (0, n)).relative_to(0) for m, a, b, n in axes)
+    z, y, x = (m.overlap(a, b, (0, n)) for m, a, b, n in axes)
     return mean_rgba(values, (z, y, x))
