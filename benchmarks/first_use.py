@@ -29,10 +29,10 @@ began = time.perf_counter()
 print(time.perf_counter() - began)
 """
 CALLS = {
-    "fill": "fill.fill(labels, image, table)",
-    "outline in": "outline.outline(labels, table, limit=2, side='in', merge=False)",
-    "outline out, merged": "outline.outline(labels, table, limit=2)",
-    "outline out, unmerged": "outline.outline(labels, table, limit=2, merge=False)",
+    "fill": "outline.paint(labels, image, table, None)",
+    "outline in": "outline.paint(labels, None, None, table, limit=2, side='in', merge=False)",
+    "outline out, merged": "outline.paint(labels, None, None, table, limit=2)",
+    "outline out, unmerged": "outline.paint(labels, None, None, table, limit=2, merge=False)",
 }
 
 

@@ -49,7 +49,7 @@ class Fill(Kernel):
         self.table = make_color_table(self.labels, 51)
 
     def ours(self) -> Any:
-        return fill.fill(self.labels, self.image, self.table)
+        return outline.paint(self.labels, self.image, self.table, None)
 
 
 class FillByHash(Fill):
@@ -69,7 +69,7 @@ class _Lines(Kernel):
         self.table = make_color_table(self.labels, 255)
 
     def ours(self) -> Any:
-        return outline.outline(self.labels, self.table, limit=self.width, side=self.side, merge=self.merge)
+        return outline.paint(self.labels, None, None, self.table, limit=self.width, side=self.side, merge=self.merge)
 
 
 class InnerMerged(_Lines):
@@ -160,7 +160,7 @@ class AlphaOver(Kernel):
 
     def prepare(self) -> None:
         self.bottom = fill.gray_to_rgba(self.image)
-        self.top = fill.fill(self.labels, None, make_color_table(self.labels, 90))
+        self.top = outline.paint(self.labels, None, make_color_table(self.labels, 90), None)
         self.layer = np.empty_like(self.top)
 
     def ours(self) -> Any:
@@ -239,7 +239,7 @@ class MeanHalfRgba(MeanHalf):
 
     def prepare(self) -> None:
         super().prepare()
-        self.image = fill.fill(self.labels, self.image, make_color_table(self.labels, 90))
+        self.image = outline.paint(self.labels, self.image, make_color_table(self.labels, 90), None)
         self.image_copy = np.empty_like(self.image)
 
     def ours(self) -> Any:

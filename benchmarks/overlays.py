@@ -9,7 +9,7 @@ import numpy as np
 from imageryclient.utils import segmentation_masks
 
 from benchmarks import kernels, pictures, work
-from imageryxr.kernels import fill, interpolate, outline
+from imageryxr.kernels import interpolate, outline
 
 
 class _Picture(work.Work):
@@ -34,7 +34,7 @@ class FillImageryClient(_Picture):
     at_least = 2000
 
     def ours(self) -> Any:
-        return fill.fill(self.labels, self.image, self.table)
+        return outline.paint(self.labels, self.image, self.table, None)
 
     def peer(self) -> Any:
         masks = segmentation_masks(self.turned, False)
@@ -47,7 +47,7 @@ class _LinesImageryClient(_Picture):
     merge: ClassVar[bool] = True
 
     def ours(self) -> Any:
-        return outline.outline(self.labels, self.solid, limit=10, side=self.side, merge=self.merge)
+        return outline.paint(self.labels, None, None, self.solid, limit=10, side=self.side, merge=self.merge)
 
     def peer(self) -> Any:
         masks = segmentation_masks(self.turned, False)
@@ -85,7 +85,7 @@ class FillScikitImage(_Picture):
         self.small_labels = self.prepare_peer()
 
     def ours(self) -> Any:
-        return fill.fill(self.labels, self.image, self.table)
+        return outline.paint(self.labels, self.image, self.table, None)
 
     def peer(self) -> Any:
         from skimage.color import label2rgb

@@ -88,11 +88,9 @@ def _fill(
                 _blend_row_over_gray(image[base : base + width], line[:width], out[base : base + width])
 
 
-def _as_image(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _as_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8:
         raise LayerError(f"the image under a fill must be uint8, got {image.dtype}; map it with to_uint8")
-    if image.shape != shape:
-        raise GridMismatchError(f"image {image.shape} and labels {shape} must have the same shape")
     return as_kernel_input(image)
 
 
@@ -103,10 +101,14 @@ def fill_packed(
     image: NDArray[np.uint8] | None,
     table: ColorTable,
 ) -> NDArray[np.uint32]:
-    """Fill the part of `labels` (z, y, x) with a given corner and shape; return packed pixels."""
+    """Fill the part of `labels` (z, y, x) with a given corner and shape; return packed pixels.
+
+    With an image, of that shape, the result is opaque: the colour is blended over the grey by its alpha and rounded to
+    nearest. Without an image it is the colour with its alpha, or 0 for ids that are not drawn.
+    """
     ids, look = as_labels(labels), kernel_table(table)
     out = make_padded(math.prod(shape), np.uint32)
-    under = None if image is None else as_kernel_input(_as_image(image, shape).reshape(-1))
+    under = None if image is None else _as_image(image).reshape(-1)
     _fill(ids.reshape(-1), ids.shape, corner, under, *look, out, shape)
     return out[: math.prod(shape)].reshape(shape)
 
@@ -114,23 +116,6 @@ def fill_packed(
 def unpack(packed: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """Return packed pixels (...,) as uint8 (..., 4), without a copy on a little-endian machine."""
     return packed.astype("<u4", copy=False).view(np.uint8).reshape((*packed.shape, 4))
-
-
-def fill(labels: NDArray[Any], image: NDArray[np.uint8] | None, table: ColorTable) -> NDArray[np.uint8]:
-    """Fill segments with colours, with or without an image below; return uint8 (..., 4).
-
-    `labels` have any shape and integer dtype; `image` is uint8 of the same shape. With an image the result is opaque:
-    the colour is blended over the grey by its alpha and rounded to nearest. Without an image it is the colour with its
-    alpha, or (0, 0, 0, 0) for ids that are not drawn.
-    """
-    labels = np.asarray(labels)
-    if image is not None and image.shape != labels.shape:
-        raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have the same shape")
-    width = labels.shape[-1] if labels.ndim and labels.size else labels.size
-    rows = (1, labels.size // max(1, width), width)
-    flat = np.ascontiguousarray(labels).reshape(rows)
-    under = None if image is None else np.ascontiguousarray(image).reshape(rows)
-    return unpack(fill_packed(flat, (0, 0, 0), rows, under, table).reshape(labels.shape))
 
 
 @compile_kernel
@@ -141,7 +126,7 @@ def _gray(flat: NDArray[np.uint8], out: NDArray[np.uint32]) -> None:
 
 def pack_gray(image: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Convert a uint8 image to packed, opaque grey pixels."""
-    under = _as_image(image, image.shape)
+    under = _as_image(image)
     out = np.empty(image.shape, np.uint32)
     _gray(under.reshape(-1), out.reshape(-1))
     return out

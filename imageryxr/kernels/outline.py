@@ -56,7 +56,7 @@ def _integer_metric(limit: float, steps: tuple[float, float]) -> _Metric:
 
 
 def halo_size(limit: float, steps: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int]:
-    """Return the halo, in pixels along y and x, that `outline` needs for a `limit` and `steps`.
+    """Return the halo, in pixels along y and x, that `paint` needs for a `limit` and `steps`.
 
     >>> halo_size(14.1, steps=(4.7, 8.0))
     (3, 1)
@@ -122,25 +122,33 @@ def _distance_dtype(limit: int) -> type[np.signedinteger[Any] | np.unsignedinteg
     return next(t for t in (np.uint8, np.int16, np.int32, np.int64) if 2 * limit + 2 <= np.iinfo(t).max)
 
 
-def outline(
+def paint(
     labels: NDArray[Any],
-    table: ColorTable,
+    image: NDArray[np.uint8] | None,
+    fill_table: ColorTable | None,
+    outline_table: ColorTable | None,
     *,
-    limit: float,
+    limit: float = 0.0,
     steps: tuple[float, float] = (1.0, 1.0),
     side: Literal["out", "in"] = "out",
     merge: bool = True,
     inner: tuple[slice, slice, slice] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw the outlines of segments in each slice independently.
+    """Fill segments and draw their outlines over an image, in each slice independently, without intermediate pictures.
+
+    The result equals the fill, with the lines of one segment after the other blended over it by `alpha_over`, bit for
+    bit.
 
     Parameters
     ----------
     labels
         Ids (z, y, x), any integer dtype, with a halo of at least `halo_size` pixels along y and x wherever the picture
         continues. The edge of the array does not produce a line.
-    table
-        The colour of each id, see `build_color_table`. Ids that it does not contain count as background.
+    image
+        uint8 with the shape of the *inner* part; the result is opaque. None for a transparent background.
+    fill_table, outline_table
+        The colour of each id, see `build_color_table`. Ids that a table does not contain count as background. None for
+        no fill, or no lines.
     limit
         Width of the lines in the unit of `steps`; pixels with the default steps.
     steps
@@ -158,7 +166,7 @@ def outline(
     Returns
     -------
     numpy.ndarray
-        uint8, the shape of the inner part and 4, straight alpha; (0, 0, 0, 0) for pixels without a line.
+        uint8, the shape of the inner part and 4, straight alpha; (0, 0, 0, 0) for pixels without any colour.
 
     Raises
     ------
@@ -167,42 +175,17 @@ def outline(
     LayerError
         If `labels` are not integers.
     GridMismatchError
-        If `labels` are not (z, y, x).
+        If `labels` are not (z, y, x), or the image has another shape.
 
     Examples
     --------
     >>> from imageryxr.kernels.color_table import build_color_table
     >>> table = build_color_table([7], np.array([[255, 0, 0, 255]], np.uint8))
     >>> labels = np.array([[[0, 0, 0, 7, 7, 7]]])
-    >>> outline(labels, table, limit=2)[0, 0, :, 3]
+    >>> paint(labels, None, None, table, limit=2)[0, 0, :, 3]
     array([  0, 255, 255,   0,   0,   0], dtype=uint8)
-    >>> outline(labels, table, limit=1, side="in")[0, 0, :, 3]
+    >>> paint(labels, None, None, table, limit=1, side="in")[0, 0, :, 3]
     array([  0,   0,   0, 255,   0,   0], dtype=uint8)
-    """
-    labels = np.asarray(labels)
-    corner, shape = _inner_part(labels.shape, inner)
-    out = np.zeros(shape, np.uint32)
-    _draw_outlines(labels, table, _integer_metric(limit, steps), side, merge, corner, BLANK, out)
-    return unpack(out)
-
-
-def paint(
-    labels: NDArray[Any],
-    image: NDArray[np.uint8] | None,
-    fill_table: ColorTable | None,
-    outline_table: ColorTable | None,
-    *,
-    limit: float = 0.0,
-    steps: tuple[float, float] = (1.0, 1.0),
-    side: Literal["out", "in"] = "out",
-    merge: bool = True,
-    inner: tuple[slice, slice, slice] | None = None,
-) -> NDArray[np.uint8]:
-    """Fill segments and draw their outlines over an image, without intermediate pictures; return uint8 (z, y, x, 4).
-
-    The result equals ``alpha_over(fill(labels[inner], image, fill_table), outline(labels, outline_table, …))`` bit for
-    bit. It is opaque if there is an image. `image` is uint8 with the shape of the *inner* part; without `fill_table` or
-    `outline_table` there is no fill or there are no lines. The other parameters are those of `outline`.
     """
     labels = as_labels(labels)
     corner, shape = _inner_part(labels.shape, inner)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
 from imageryxr.kernels.color_table import build_color_table
-from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba, to_uint8
+from imageryxr.kernels.fill import alpha_over, gray_to_rgba, to_uint8
+from imageryxr.kernels.outline import paint
 from tests.support.color_rows import find_rows
 
 TOP = 2**64 - 1
@@ -72,10 +73,10 @@ def test_fill_equals_a_lookup_and_alpha_over(picture):
     slots = find_rows(labels, table)
     want = np.zeros((*labels.shape, 4), np.uint8)
     want[slots >= 0] = table.rgba[slots[slots >= 0]]
-    got = fill(labels, None, table)
+    got = paint(labels, None, table, None)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(fill(labels, image, table), alpha_over(gray_to_rgba(image), want))
+    np.testing.assert_array_equal(paint(labels, image, table, None), alpha_over(gray_to_rgba(image), want))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
@@ -91,7 +92,7 @@ def test_fill_equals_imageryclient_within_rounding(alpha):
     for under in (None, image):
         there = ic.composite_overlay(masks, colors, alpha=alpha, imagery=None if under is None else under.T)
         want = np.asarray(there).astype(int)
-        got = fill(labels[None], None if under is None else under[None], table)[0]
+        got = paint(labels[None], None if under is None else under[None], table, None)[0]
         assert np.abs(got - want).max() <= 2
 
 
@@ -144,8 +145,8 @@ def test_gray_to_rgba_is_opaque_grey():
 
 def test_empty_arrays_give_empty_pictures():
     table = build_color_table()
-    assert fill(np.zeros((0, 3, 4), np.uint64), None, table).shape == (0, 3, 4, 4)
-    assert fill(np.zeros((0, 3, 4), np.uint64), np.zeros((0, 3, 4), np.uint8), table).shape == (0, 3, 4, 4)
+    assert paint(np.zeros((0, 3, 4), np.uint64), None, table, None).shape == (0, 3, 4, 4)
+    assert paint(np.zeros((0, 3, 4), np.uint64), np.zeros((0, 3, 4), np.uint8), table, None).shape == (0, 3, 4, 4)
     assert gray_to_rgba(np.zeros((0, 3), np.uint8)).shape == (0, 3, 4)
     assert to_uint8(np.zeros((0, 3), np.uint8), 0, 1).shape == (0, 3)
     assert alpha_over(np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8)).shape == (0, 4)
@@ -154,11 +155,11 @@ def test_empty_arrays_give_empty_pictures():
 def test_invalid_arguments_raise():
     labels, table = np.ones((1, 2, 3), np.uint64), build_color_table()
     with pytest.raises(GridMismatchError, match=r"\(1, 2, 2\)"):
-        fill(labels, np.zeros((1, 2, 2), np.uint8), table)
+        paint(labels, np.zeros((1, 2, 2), np.uint8), table, None)
     with pytest.raises(LayerError, match="uint16"):
-        fill(labels, np.zeros((1, 2, 3), np.uint16), table)
+        paint(labels, np.zeros((1, 2, 3), np.uint16), table, None)
     with pytest.raises(LayerError, match="float64"):
-        fill(labels.astype(float), None, table)
+        paint(labels.astype(float), None, table, None)
     with pytest.raises(OptionError, match="nan"):
         to_uint8(labels, 0, np.nan)
     with pytest.raises(OptionError, match="too far apart"):

@@ -13,13 +13,18 @@ from hypothesis.extra import numpy as hnp
 
 from imageryxr.errors import GridMismatchError, OptionError
 from imageryxr.kernels.color_table import build_color_table
-from imageryxr.kernels.fill import alpha_over, fill, gray_to_rgba
-from imageryxr.kernels.outline import halo_size, outline, paint
+from imageryxr.kernels.fill import alpha_over, gray_to_rgba
+from imageryxr.kernels.outline import halo_size, paint
 from tests.support.color_rows import find_rows
 
 TOP = 2**64 - 1
 POOL = np.array([0, 1, 2, 5, 2**63 - 1, 2**63 + 1, TOP - 1, TOP], np.uint64)
 SIDES = list(itertools.product(["out", "in"], [True, False]))
+
+
+def outline(labels, table, **options):
+    """Return the outlines alone, on a transparent background."""
+    return paint(labels, None, None, table, **options)
 
 
 def outline_by_definition(labels, table, limit, steps, side, merge):
@@ -161,7 +166,7 @@ def test_paint_equals_fill_and_outline(scene, options, limit, data):
     for under, area, line in itertools.product([None, image], [None, areas], [None, lines]):
         want = np.zeros((*part.shape, 4), np.uint8) if under is None else gray_to_rgba(under)
         if area is not None:
-            want = fill(part, under, area)
+            want = paint(part, under, area, None)
         if line is not None:
             want = alpha_over(want, layer)
         got = paint(labels, under, area, line, limit=limit, side=side, merge=merge, inner=inner)

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from imageryxr.kernels.fill import fill
+from imageryxr.kernels.outline import paint
 
 
 def find_rows(labels, table):
     """Return the row in `table` of each label, -1 for those that are not drawn: a fill with the numbers of the rows."""
     numbers = np.arange(1, len(table.rgba) + 1, dtype="<u4").view(np.uint8).reshape(len(table.rgba), 4)
-    return fill(labels, None, table._replace(rgba=numbers)).view("<u4")[..., 0].astype(np.int32) - 1
+    rows = paint(labels.reshape(1, 1, -1), None, table._replace(rgba=numbers), None)
+    return rows.view("<u4").reshape(labels.shape).astype(np.int32) - 1
