@@ -13,63 +13,47 @@ from numpy.typing import NDArray
 
 from imageryxr.kernels.jit import compile_kernel
 
-Spans = NDArray[np.int64]
+Index3 = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkTable:
-    """The chunks of a box; they stay in memory as long as the table."""
+    """Chunks that lie side by side; they stay in memory as long as the table."""
 
     chunks: Sequence[NDArray[Any]]
-    """Chunks of one type, in C order."""
+    """Chunks of one type (z, y, x), in C order."""
     places: NDArray[np.int64]
     """Address and strides of each chunk."""
-    sizes: list[NDArray[np.int64]]
-    """Along each axis, the smallest size of the chunks at each position."""
+    edges: tuple[NDArray[np.int64], ...]
+    """Along each axis, where the chunks start and where the last of them ends."""
 
 
-def chunk_table(chunks: Sequence[NDArray[Any]], counts: Sequence[int]) -> ChunkTable:
-    """Return the table of chunks in C order; ``counts`` is their number along each axis."""
+def chunk_table(chunks: Sequence[NDArray[Any]], edges: Sequence[Sequence[int]]) -> ChunkTable:
+    """Return the table of chunks (z, y, x) in C order; ``edges`` is where they start, and where the last one ends.
+
+    A chunk may be larger than the space up to the next edge.
+    """
     if len({chunk.dtype for chunk in chunks}) > 1:
         raise ValueError("the chunks of a box have several types")
-    shapes = np.array([chunk.shape for chunk in chunks], np.int64).reshape(*counts, len(counts))
-    sizes = [np.moveaxis(shapes[..., a], a, 0).reshape(n, -1).min(1) for a, n in enumerate(counts)]
-    return ChunkTable(chunks, np.array([(c.ctypes.data, *c.strides) for c in chunks], np.int64), sizes)
+    found = tuple(np.array(along, np.int64) for along in edges)
+    z, y, x = map(np.diff, found)
+    sizes = np.stack(np.meshgrid(z, y, x, indexing="ij"), axis=-1).reshape(-1, 3)
+    shapes = np.array([chunk.shape for chunk in chunks], np.int64)
+    if shapes.shape != sizes.shape or not ((sizes > 0) & (sizes <= shapes)).all():
+        raise ValueError("the chunks do not cover the space between their edges")
+    return ChunkTable(chunks, np.array([(c.ctypes.data, *c.strides) for c in chunks], np.int64), found)
 
 
-def gather(table: ChunkTable, axes: Sequence[Spans], out: NDArray[Any]) -> None:
-    """Copy parts of chunks to the box that they cover.
-
-    Parameters
-    ----------
-    table : ChunkTable
-        The chunks, of the type of the box.
-    axes : sequence of ndarray
-        For each chunk along an axis: the index in the chunk of the first voxel that is copied, that of the one after
-        the last, and the index of the first voxel in the box.
-    out : ndarray
-        The box, in C order; at most three axes are longer than 1.
-    """
+def gather(table: ChunkTable, start: Index3, stop: Index3) -> NDArray[Any]:
+    """Return the box from ``start`` to ``stop``, which lies within the chunks, in C order."""
     # Addresses have no bounds, so these are checked here.
-    if out.dtype != table.chunks[0].dtype or not out.flags.c_contiguous:
-        raise ValueError(f"chunks of {table.chunks[0].dtype} cannot be copied to a box of {out.dtype}")
-    for spans, sizes, size in zip(axes, table.sizes, out.shape, strict=True):
-        start, stop, place = spans.T
-        is_inside = (start >= 0) & (start < stop) & (place == np.cumsum(stop - start) - (stop - start))
-        if len(spans) != len(sizes) or not (is_inside & (stop <= sizes)).all() or (stop - start).sum() != size:
-            raise ValueError("parts of chunks lie outside of the chunks, or do not cover the box")
-    long = [axis for axis, size in enumerate(out.shape) if size > 1]
-    kept = sorted(set([*long, *(axis for axis in range(out.ndim) if axis not in long)][:3]))
-    if len(long) > 3:
-        raise ValueError(f"{len(long)} axes are longer than 1")
-    columns = [table.places[:, 1 + axis] for axis in kept]
-    first = table.places[:, 0] + sum(axes[a][0, 0] * table.places[:, 1 + a] for a in range(out.ndim) if a not in kept)
-    blank = [np.zeros_like(first)] * (3 - len(kept))
-    whole = [np.array([[0, 1, 0]])] * len(blank)
-    shape = (1,) * len(blank) + tuple(out.shape[axis] for axis in kept)
-    places = np.stack([first, *blank, *columns], axis=1)
+    for edges, low, high in zip(table.edges, start, stop, strict=True):
+        if not edges[0] <= low < high <= edges[-1]:
+            raise ValueError(f"the box from {start} to {stop} is empty or reaches out of its chunks")
+    out = np.empty([high - low for low, high in zip(start, stop, strict=True)], table.chunks[0].dtype)
     kernel: Any = _gather
-    kernel(places, *whole, *(axes[axis] for axis in kept), out.ctypes.data, shape, out.itemsize)
+    kernel(table.places, table.edges, start, stop, out.ctypes.data, out.itemsize)
+    return out
 
 
 def _typed_copy(context: Any, target: Any, source: Any, size: Any) -> Any:
@@ -89,27 +73,33 @@ _copy_bytes: Any = intrinsic(_typed_copy)
 
 @compile_kernel
 def _gather(
-    table: NDArray[np.int64],
-    axis_z: Spans,
-    axis_y: Spans,
-    axis_x: Spans,
-    place: int,
-    shape: tuple[int, int, int],
+    places: NDArray[np.int64],
+    edges: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    start: Index3,
+    stop: Index3,
+    target: int,
     item: int,
 ) -> None:
-    # Row by row of the result: the parts of a row from several chunks share lines of the processor's cache.
-    for i in range(len(axis_z)):
-        for z in range(axis_z[i, 0], axis_z[i, 1]):
-            for j in range(len(axis_y)):
-                for y in range(axis_y[j, 0], axis_y[j, 1]):
-                    row = (axis_z[i, 2] + z - axis_z[i, 0]) * shape[1] + axis_y[j, 2] + y - axis_y[j, 0]
-                    for k in range(len(axis_x)):
-                        n = (i * len(axis_y) + j) * len(axis_x) + k
-                        start, count, step = axis_x[k, 0], axis_x[k, 1] - axis_x[k, 0], table[n, 3]
-                        source = table[n, 0] + z * table[n, 1] + y * table[n, 2] + start * step
-                        target = place + (row * shape[2] + axis_x[k, 2]) * item
-                        if step == item:
-                            _copy_bytes(target, source, count * item)
+    along_z, along_y, along_x = edges
+    width = (stop[2] - start[2]) * item
+    number = -1
+    for i in range(len(along_z) - 1):
+        for j in range(len(along_y) - 1):
+            y0, y1 = max(start[1], along_y[j]), min(stop[1], along_y[j + 1])
+            for k in range(len(along_x) - 1):
+                number += 1
+                x0, x1 = max(start[2], along_x[k]), min(stop[2], along_x[k + 1])
+                if x0 >= x1:
+                    continue
+                first, step_z, step_y, step_x = places[number]
+                first += (y0 - along_y[j]) * step_y + (x0 - along_x[k]) * step_x
+                for z in range(max(start[0], along_z[i]), min(stop[0], along_z[i + 1])):
+                    source = first + (z - along_z[i]) * step_z
+                    row = (z - start[0]) * (stop[1] - start[1]) + y0 - start[1]
+                    place = target + row * width + (x0 - start[2]) * item
+                    for y in range(y1 - y0):
+                        if step_x == item:
+                            _copy_bytes(place + y * width, source + y * step_y, (x1 - x0) * item)
                         else:
-                            for x in range(count):
-                                _copy_bytes(target + x * item, source + x * step, item)
+                            for x in range(x1 - x0):
+                                _copy_bytes(place + y * width + x * item, source + y * step_y + x * step_x, item)

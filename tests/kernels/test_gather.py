@@ -10,19 +10,16 @@ from hypothesis import strategies as st
 from imageryxr.kernels.gather import chunk_table, gather
 
 
-def split(size: int, start: int, stop: int) -> tuple[range, np.ndarray]:
-    """Return the chunks along an axis that a box overlaps, and their parts in it."""
-    numbers = range(start // size, -(-stop // size))
-    parts = [(max(start, i * size), min(stop, (i + 1) * size), i * size) for i in numbers]
-    return numbers, np.array([(low - first, high - first, low - start) for low, high, first in parts])
+def edges_of(size: int, start: int, stop: int) -> list[int]:
+    """Return the edges of the chunks along an axis that a box overlaps."""
+    return list(range(start // size * size, stop + size, size))[: -(-stop // size) - start // size + 1]
 
 
-def cut(whole: np.ndarray, sizes, numbers, arrange) -> list[np.ndarray]:
+def cut(whole: np.ndarray, edges, arrange) -> list[np.ndarray]:
     """Return chunks in C order, in several layouts of memory."""
     found = []
-    for at in np.ndindex(*map(len, numbers)):
-        first = [numbers[axis][i] * size for axis, (i, size) in enumerate(zip(at, sizes, strict=True))]
-        chunk = whole[tuple(slice(a, a + size) for a, size in zip(first, sizes, strict=True))]
+    for at in np.ndindex(*(len(along) - 1 for along in edges)):
+        chunk = whole[(..., *(slice(along[i], along[i + 1]) for along, i in zip(edges, at, strict=True)))]
         layouts = (np.ascontiguousarray, np.asfortranarray, lambda c: c.copy()[..., ::-1].copy()[..., ::-1])
         found.append(layouts[arrange % 3 if arrange else len(found) % 3](chunk))
     return found
@@ -31,63 +28,56 @@ def cut(whole: np.ndarray, sizes, numbers, arrange) -> list[np.ndarray]:
 @given(st.data())
 def test_parts_of_chunks_assemble_any_box(data):
     ndim = data.draw(st.integers(1, 5))
-    sizes = data.draw(st.tuples(*[st.integers(1, 9)] * ndim))
-    shape = data.draw(st.tuples(*[st.integers(1, 9)] * ndim))
-    start = [data.draw(st.integers(0, n - 1)) for n in shape]
-    stop = [data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)]
-    for axis in range(ndim - 3):  # as the channel and the time of an image
-        stop[axis] = start[axis] + 1
+    lead = data.draw(st.tuples(*[st.integers(1, 3)] * (ndim - 3)))  # as the channel and the time of an image
+    sizes = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
+    shape = data.draw(st.tuples(*[st.integers(1, 9) if axis < ndim else st.just(1) for axis in range(3)]))
+    start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    stop = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True))
     dtype = data.draw(st.sampled_from(["u1", "i2", "f4", "u8", "c16", ">i4"]))
-    whole = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
-    order = data.draw(st.permutations(range(ndim)))
-    whole, sizes, start, stop = whole.transpose(order), *([v[a] for a in order] for v in (sizes, start, stop))
-    numbers, axes = zip(*map(split, sizes, start, stop), strict=True)
-    chunks = cut(whole, sizes, numbers, data.draw(st.integers(0, 3)))
-    out = np.empty(np.subtract(stop, start), dtype)
-    gather(chunk_table(chunks, list(map(len, numbers))), axes, out)
-    np.testing.assert_array_equal(out, whole[tuple(map(slice, start, stop))])
+    edges = [edges_of(*axis) for axis in zip(sizes, start, stop, strict=True)]
+    padded = [max(n, along[-1]) for n, along in zip(shape, edges, strict=True)]
+    whole = np.arange(np.prod([*lead, *padded])).astype(dtype).reshape(*lead, *padded)
+    pick = tuple(data.draw(st.integers(0, n - 1)) for n in lead)
+    order = data.draw(st.permutations(range(3)))
+    chunks = [c[pick].transpose(order) for c in cut(whole, edges, data.draw(st.integers(0, 3)))]
+    numbers = np.arange(len(chunks)).reshape([len(along) - 1 for along in edges]).transpose(order)
+    edges, start, stop = ([v[axis] for axis in order] for v in (edges, start, stop))
+    if data.draw(st.booleans()):  # chunks of which only the first voxels are needed
+        edges[0][-1] = stop[0]
+    table = chunk_table([chunks[n] for n in numbers.ravel()], edges)
+    found = gather(table, tuple(start), tuple(stop))
+    np.testing.assert_array_equal(found, whole[pick].transpose(order)[tuple(map(slice, start, stop))])
+    assert found.dtype == whole.dtype
+    assert found.flags.c_contiguous
 
 
 def test_chunks_without_memory_of_their_own_are_copied():
     chunks = [np.broadcast_to(np.uint16(7), (2, 3, 4)), np.full((2, 3, 4), 8, "u2")]
-    out = np.zeros((1, 2, 6), "u2")
-    gather(chunk_table(chunks, [1, 1, 2]), [np.array([[1, 2, 0]]), np.array([[0, 2, 0]]), np.array([[1, 4, 0], [0, 3, 3]])], out)  # fmt: skip
-    np.testing.assert_array_equal(out, [[[7, 7, 7, 8, 8, 8]] * 2])
-
-
-INSIDE = [[0, 2, 0]]
+    found = gather(chunk_table(chunks, [[0, 2], [0, 3], [0, 4, 8]]), (1, 0, 1), (2, 2, 7))
+    np.testing.assert_array_equal(found, [[[7, 7, 7, 8, 8, 8]] * 2])
 
 
 @pytest.mark.parametrize(
-    "axes",
+    "box",
     [
-        (INSIDE, INSIDE, [[0, 3, 0]]), (INSIDE, [[-1, 1, 0]], INSIDE), ([[0, 2, 1]], INSIDE, INSIDE),
-        (INSIDE, INSIDE, [[0, 2, -1]]), (INSIDE, INSIDE, [[0, 2, 0], [0, 1, 0]]), (INSIDE, INSIDE), (INSIDE, INSIDE, [[1, 0, 0]]),
-        (INSIDE, INSIDE, [[0, 1, 0]]), (INSIDE, INSIDE, [[1, 2, 1]]), (INSIDE, INSIDE, [[2, 2, 0]]),
+        ((0, 0, 0), (2, 2, 3)), ((0, -1, 0), (2, 1, 2)), ((-1, 0, 0), (2, 2, 2)), ((0, 0, 2), (2, 2, 2)),
+        ((0, 0, 1), (2, 2, 0)), ((0, 0), (2, 2)), ((0, 0, 0), (3, 2, 2)), ((0, 0, 0), (0, 2, 2)),
+        ((0, 2, 0), (2, 3, 2)), ((0, 0, -2), (2, 2, -1)),
     ],
 )  # fmt: skip
-def test_parts_outside_of_a_chunk_or_of_the_box_are_errors(axes):
-    table, out = chunk_table([np.zeros((2, 2, 2), "u1")], [1, 1, 1]), np.zeros((2, 2, 2), "u1")
-    with pytest.raises(ValueError, match=r"cover|zip"):
-        gather(table, [np.array(spans) for spans in axes], out)
+def test_boxes_without_voxels_or_outside_of_the_chunks_are_errors(box):
+    table = chunk_table([np.zeros((2, 2, 2), "u1")], [[0, 2]] * 3)
+    with pytest.raises(ValueError, match=r"reaches out|zip"):
+        gather(table, *box)
 
 
-def test_a_box_without_voxels_is_an_error_and_nothing_is_written():
-    table = chunk_table([np.full((1, 1, 4, 2, 2), 7, "u1")], [1] * 5)
-    memory = np.zeros(16, "u1")
-    axes = [np.array([span]) for span in ([0, 1, 0], [0, 1, 0], [3, 3, 0], [0, 2, 0], [0, 2, 0])]
-    with pytest.raises(ValueError, match="cover the box"):
-        gather(table, axes, np.ndarray((1, 1, 0, 2, 2), "u1", memory))
-    assert not memory.any()
+@pytest.mark.parametrize("edges", [[[0, 2, 3], [0, 2], [0, 2]], [[0, 3], [0, 2], [0, 2]], [[0, 2], [2, 2], [0, 2]], [[0, 2], [0, 2]]])  # fmt: skip
+def test_chunks_that_do_not_fill_the_space_between_edges_are_errors(edges):
+    with pytest.raises(ValueError, match=r"cover the space|unpack"):
+        chunk_table([np.zeros((2, 2, 2), "u1")], edges)
 
 
-def test_chunks_or_boxes_of_other_types_are_errors():
-    chunks, axes = [np.zeros((2, 2, 2), "u1"), np.zeros((2, 2, 2), "u2")], [np.array(INSIDE)] * 3
+def test_chunks_of_other_types_are_errors():
+    chunks = [np.zeros((2, 2, 2), "u1"), np.zeros((2, 2, 2), "u2")]
     with pytest.raises(ValueError, match="several types"):
-        chunk_table(chunks, [2, 1, 1])
-    table = chunk_table(chunks[:1], [1, 1, 1])
-    for out in (np.zeros((2, 2, 2), "u2"), np.zeros((2, 2, 2), "u1", order="F"), np.zeros((2, 2, 4), "u1")[..., ::2]):
-        with pytest.raises(ValueError, match="cannot be copied"):
-            gather(table, axes, out)
-    with pytest.raises(ValueError, match="longer than 1"):
-        gather(chunk_table([np.zeros((2,) * 4, "u1")], [1] * 4), [np.array(INSIDE)] * 4, np.zeros((2,) * 4, "u1"))
+        chunk_table(chunks, [[0, 2, 4], [0, 2], [0, 2]])

@@ -1,37 +1,82 @@
-"""Boxes of chunks that were read before: they are copied from the memory cache without a look-up of each chunk."""
+"""Boxes of chunks: which chunks a box overlaps, and boxes whose chunks were read before.
+
+Those are copied from the memory cache without a look-up of each chunk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, cache_key
 from imageryxr.sources.fetch.traffic import count
 
+Array = npt.NDArray[Any]
 
-class Span(Protocol):
+
+class ChunkSpan(NamedTuple):
     """A chunk along one axis."""
 
-    @property
-    def taken(self) -> slice:
-        """The part of the decoded chunk that lies in the box."""
+    number: int
+    """Index in the grid of chunks."""
+    start: int
+    stop: int
+    low: int
+    """First voxel that is decoded."""
+    high: int
+    """End of those that are decoded."""
+    taken: slice
+    """The part of the decoded voxels that lies in the box."""
+    place: slice
+    """Where this part lies in the box."""
 
-    @property
-    def place(self) -> slice:
-        """Where this part lies in the box."""
+
+@lru_cache(maxsize=1024)
+def chunk_spans(size: int, start: int, stop: int, *, end: int | None = None, depth: int = 0) -> tuple[ChunkSpan, ...]:
+    """Return the chunks along an axis that a box overlaps.
+
+    Parameters
+    ----------
+    size : int
+        Number of voxels of a chunk; the first chunk starts at 0.
+    start, stop : int
+        First voxel and end of the box.
+    end : int, optional
+        End of the volume, which cuts off the last chunk. Default: chunks at the end are as large as others.
+    depth : int, optional
+        Number of voxels that are decoded together. Default: those of a chunk.
+    """
+    depth, found = depth or size, []
+    for number in range(start // size, -(-stop // size)):
+        first = number * size
+        last = first + size if end is None else min(first + size, end)
+        from_, to = max(start, first), min(stop, last)
+        low = from_ - (from_ - first) % depth
+        high = min(last, to + (first - to) % depth)
+        taken, place = slice(from_ - low, to - low), slice(from_ - start, to - start)
+        found.append(ChunkSpan(number, first, last, low, high, taken, place))
+    return tuple(found)
 
 
-Axes = Sequence[Sequence[Span]]
+Axes = Sequence[Sequence[ChunkSpan]]
 
 
-def copy_cached(store: ObjectStore, connection: Connection, name: Hashable, axes: Axes, out: npt.NDArray[Any]) -> bool:
-    """Copy a box whose chunks are all in the memory cache, decoded; return False if one is not.
+def copy_cached(
+    store: ObjectStore,
+    connection: Connection,
+    name: Hashable,
+    axes: Axes,
+    box: IndexBox,
+    view: Callable[[Array], Array] | None = None,
+) -> Array | None:
+    """Return the voxels of a box whose chunks are all in the memory cache, decoded; None if one is not.
 
     Parameters
     ----------
@@ -39,24 +84,25 @@ def copy_cached(store: ObjectStore, connection: Connection, name: Hashable, axes
         As in `engine.read_objects`.
     name : Hashable
         What distinguishes the chunks of the box, and their decoded forms, from others of the store.
-    axes : sequence of sequence of Span
-        The chunks along each axis.
-    out : ndarray
-        Receives the voxels of the box.
+    axes : sequence of sequence of ChunkSpan
+        The chunks along z, y and x.
+    box : IndexBox
+        The box.
+    view : callable, optional
+        Returns a decoded chunk with the axes z, y and x. Default: it has these axes.
     """
     if not connection.cache_bytes or store.identity is None:
-        return False
-    box = memory_cache.cache.get_box((store.identity, name))
-    if box is None:
-        return False
+        return None
+    found = memory_cache.cache.get_box((store.identity, name))
+    if found is None:
+        return None
     from imageryxr.kernels.gather import chunk_table, gather
 
-    if box.table is None:
-        box.table = chunk_table(box.chunks, [len(spans) for spans in axes])
-    parts = [[(s.taken.start, s.taken.stop, s.place.start) for s in spans] for spans in axes]
-    gather(box.table, [np.array(spans, np.int64) for spans in parts], out)
-    count(in_memory=len(box.chunks))
-    return True
+    if found.table is None:
+        chunks = found.chunks if view is None else [view(chunk) for chunk in found.chunks]
+        found.table = chunk_table(chunks, [[*(s.low for s in spans), spans[-1].high] for spans in axes])
+    count(in_memory=len(found.chunks))
+    return gather(found.table, *box)
 
 
 def remember_box(
@@ -64,7 +110,7 @@ def remember_box(
     connection: Connection,
     name: Hashable,
     requests: Iterable[ObjectRequest | None],
-    blank: npt.NDArray[Any] | None = None,
+    blank: Array | None = None,
 ) -> None:
     """Let `copy_cached` find a box that was read, if its chunks are in the memory cache.
 

@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.chunk_boxes import copy_cached, remember_box
+from imageryxr.sources.fetch.chunk_boxes import Axes, chunk_spans, copy_cached, remember_box
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
@@ -40,7 +41,7 @@ from imageryxr.sources.omezarr.codec_metadata import BOUNDED
 from imageryxr.sources.omezarr.object_check import DamagedObjectError, ObjectFormat, check_object, object_format
 
 Coords = tuple[int, ...]
-Slices = tuple[slice, ...]
+StoredAxes = tuple[str | int, ...]
 # Offset and size of a chunk that its shard does not contain.
 _LEFT_OUT = np.uint64(2**64 - 1)
 
@@ -82,16 +83,16 @@ class _Part:
     """Key of its object."""
     inner: Coords
     """Its position in the object."""
-    source: Slices
-    """Its part in the box."""
-    target: Slices
-    """Where this part lies in the result."""
+    taken: tuple[slice, ...]
+    """Its part in the box (z, y, x)."""
+    place: tuple[slice, ...]
+    """Where this part lies in the box."""
 
 
-def read_slices(
-    store: ObjectStore, path: str, metadata: str, where: Slices, connection: Connection
+def read_box(
+    store: ObjectStore, path: str, metadata: str, axes: StoredAxes, box: IndexBox, connection: Connection
 ) -> tuple[npt.NDArray[Any], dict[str, bool]]:
-    """Return a part of an array, and the keys of missing objects, whose voxels are the fill value.
+    """Return a box (z, y, x) of an array, and the keys of missing objects, whose voxels are the fill value.
 
     Parameters
     ----------
@@ -101,8 +102,11 @@ def read_slices(
         Path of the array in the store.
     metadata : str
         Metadata of the array, as in `ZarrLevel`.
-    where : tuple of slice
-        Start and stop along each axis, inside the array.
+    axes : tuple of str and int
+        For each axis of the array, its name (z, y or x), or the index that is read of another axis. If there is no z,
+        the array is one slice.
+    box : IndexBox
+        Box inside the array.
     connection : Connection
         Options of requests.
 
@@ -113,34 +117,50 @@ def read_slices(
         The value of a key is True if the store denied access (403).
     """
     layout, absent = _layout(metadata), dict[str, bool]()
-    axes = [_spans(size, s.start, s.stop) for size, s in zip(layout.chunks, where, strict=True)]
-    out = np.empty([s.stop - s.start for s in where], layout.array.dtype)
-    name = (path, *((spans[0].number, spans[-1].number) for spans in axes))
-    if copy_cached(store, connection, name, axes, out):
-        return out, absent
-    blank = np.broadcast_to(np.asarray(layout.array.metadata.fill_value, out.dtype), layout.chunks)
-    out[...] = blank[(0,) * out.ndim]
-    parts, guarded = list(_parts(layout, path, axes)), _Guarded(store, absent)
+    ranges = dict(zip(DIMS, zip(*box, strict=True), strict=True))
+    sizes = {"z": 1} | {a: n for a, n in zip(axes, layout.chunks, strict=True) if isinstance(a, str)}
+    spans = [chunk_spans(sizes[d], *ranges[d]) for d in DIMS]
+    name = (path, axes, *((along[0].low, along[-1].high) for along in spans))
+    view = _view(axes, layout.chunks)
+    cached = copy_cached(store, connection, name, spans, box, view)
+    if cached is not None:
+        return cached, absent
+    dtype = layout.array.dtype
+    blank, out = np.asarray(layout.array.metadata.fill_value, dtype), np.empty(box.shape, dtype)
+    parts, guarded = list(_parts(layout, path, axes, spans)), _Guarded(store, absent)
     if layout.index is None:
         found: list[ObjectRequest | None] = [_request(layout, part) for part in parts]
     else:
         found = list(_shard_requests(layout, guarded, parts))
-    requests = [one for one in found if one is not None]
+    for part, request in zip(parts, found, strict=True):
+        if request is None:
+            out[part.place] = blank
 
     def decode(request: ObjectRequest, stored: Stored) -> npt.NDArray[Any]:
         body = decompress(stored.body, stored.encoding, request.limit) if stored.encoding else stored.body
         check_object(layout.form, request.key, body, request.span or (None, None))
-        return _decode(layout.array, body, layout.plain).astype(layout.array.dtype, copy=False)
+        return _decode(layout.array, body, layout.plain).astype(dtype, copy=False)
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         part: _Part = request.tag
-        if voxels is not None:
-            out[part.target] = voxels[part.source]
+        out[part.place] = blank if voxels is None else view(voxels)[part.taken]
 
-    read_objects(guarded, requests, decode, use, connection)
+    read_objects(guarded, [one for one in found if one is not None], decode, use, connection)
     if not absent:
-        remember_box(store, connection, name, found, blank)
+        remember_box(store, connection, name, found, np.broadcast_to(blank, layout.chunks))
     return out, absent
+
+
+def _view(axes: StoredAxes, chunks: Coords) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """Return a function that returns a view of a chunk with the axes z, y and x."""
+    index: tuple[Any, ...] = tuple(
+        a % n if isinstance(a, int) else slice(None) for a, n in zip(axes, chunks, strict=True)
+    )
+    kept = [a for a in axes if isinstance(a, str)]
+    if "z" not in kept:
+        index, kept = (np.newaxis, *index), ["z", *kept]
+    order = [kept.index(d) for d in DIMS]
+    return lambda chunk: chunk[index].transpose(order)
 
 
 class _Guarded:
@@ -214,31 +234,14 @@ def _array(metadata: str) -> Any:
     return AsyncArray(parse_array_metadata(metadata), StorePath(MemoryStore()))
 
 
-class _Span(NamedTuple):
-    """A chunk along an axis."""
-
-    number: int
-    taken: slice
-    place: slice
-
-
-@lru_cache(maxsize=1024)
-def _spans(size: int, start: int, stop: int) -> tuple[_Span, ...]:
-    """Return the chunks along an axis of a box."""
-    found = []
-    for i in range(start // size, -(-stop // size)):
-        low, high = max(start, i * size), min(stop, (i + 1) * size)
-        found.append(_Span(i, slice(low - i * size, high - i * size), slice(low - start, high - start)))
-    return tuple(found)
-
-
-def _parts(layout: _Layout, path: str, axes: list[tuple[_Span, ...]]) -> Iterator[_Part]:
-    """Yield the chunks that a box overlaps."""
-    for spans in product(*axes):
-        numbers, source, target = zip(*spans, strict=True)
+def _parts(layout: _Layout, path: str, axes: StoredAxes, spans: Axes) -> Iterator[_Part]:
+    """Yield the chunks that a box overlaps, in C order of z, y and x."""
+    prefix, encode = f"{path}/" if path else "", layout.outer.encode_chunk_key
+    for box in product(*spans):
+        along = dict(zip(DIMS, box, strict=True))
+        numbers = (a // n if isinstance(a, int) else along[a].number for a, n in zip(axes, layout.chunks, strict=True))
         places, inner = zip(*map(divmod, numbers, layout.per_object), strict=True)
-        key = layout.outer.encode_chunk_key(places)
-        yield _Part(f"{path}/{key}" if path else key, inner, source, target)
+        yield _Part(prefix + encode(places), inner, tuple(s.taken for s in box), tuple(s.place for s in box))
 
 
 def _request(layout: _Layout, part: _Part, span: tuple[int, int] | None = None) -> ObjectRequest:

@@ -124,28 +124,28 @@ class OmeZarrSource:
         self.check(mip)
         stored = self.arrays[mip]
         with translate_errors(self.name, lambda error: read_error(self, mip, box, error)):
-            if self.url.startswith("file://"):
-                where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
-                array, absent = open_local_array(self.url, stored.path, stored.metadata)
-                values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
-            else:
-                values, absent = self._read_remote(stored, box)
+            read = self._read_local if self.url.startswith("file://") else self._read_remote
+            values, absent = read(stored, box)
         if absent:
             self._check_absent(mip, box, absent)
+        return np.ascontiguousarray(values, dtype=dtype_of(self, mip))
+
+    def _read_local(self, stored: ZarrLevel, box: IndexBox) -> tuple[npt.NDArray[Any], dict[str, bool]]:
+        where: dict[str, Any] = {**dict(self.picks), **dict(zip(DIMS, box.slices(), strict=True))}
+        array, absent = open_local_array(self.url, stored.path, stored.metadata)
+        values = np.asarray(array[tuple(where[axis] for axis in self.axes)])
         if "z" not in self.axes:
             values = values[np.newaxis]
         order = [axis for axis in ("z", *self.axes) if axis in DIMS][-3:]
-        return np.ascontiguousarray(values.transpose([order.index(d) for d in DIMS]), dtype=dtype_of(self, mip))
+        return values.transpose([order.index(d) for d in DIMS]), absent
 
     def _read_remote(self, stored: ZarrLevel, box: IndexBox) -> tuple[npt.NDArray[Any], dict[str, bool]]:
-        from imageryxr.sources.omezarr.chunks import read_slices
+        from imageryxr.sources.omezarr.chunks import read_box
 
-        picks = {axis: slice(index, index + 1) for axis, index in self.picks}
-        where = {**picks, **dict(zip(DIMS, box.slices(), strict=True))}
+        picks = dict(self.picks)
         store = remote_store(self.url, self.token, self.connection, stored.metadata, stored.stamp)
-        slices = tuple(where[axis] for axis in self.axes)
-        values, absent = read_slices(store, stored.path, stored.metadata, slices, self.connection)
-        return values[tuple(0 if axis in picks else slice(None) for axis in self.axes)], absent
+        axes = tuple(picks.get(axis, axis) for axis in self.axes)
+        return read_box(store, stored.path, stored.metadata, axes, box, self.connection)
 
     def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
         """Apply the policy ``missing`` to objects that zarr-python has read as the fill value."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.sources.base import Level
+from imageryxr.sources.fetch.chunk_boxes import Axes, chunk_spans
 
 Slices = tuple[slice, slice, slice]
 
@@ -27,61 +27,29 @@ class StoredChunk(NamedTuple):
     """Where this part lies in the requested box."""
 
 
-class ChunkSpan(NamedTuple):
-    """A chunk along one axis."""
-
-    name: str
-    start: int
-    stop: int
-    decoded: tuple[int, int]
-    """Index in the chunk of the first voxel that is decoded, and of the one after the last."""
-    taken: slice
-    place: slice
-
-
-def chunk_spans(level: Level, box: IndexBox, depth: int | None = None) -> tuple[tuple[ChunkSpan, ...], ...]:
+def level_spans(level: Level, box: IndexBox, depth: int = 0) -> Axes:
     """Return the chunks that a box inside a level overlaps along z, y and x.
 
-    Parameters
-    ----------
-    level : Level
-    box : IndexBox
-        Box of the level (z, y, x).
-    depth : int, optional
-        Number of slices that are decoded together. Default: those of a chunk.
+    ``depth`` is the number of slices that are decoded together; 0 stands for those of a chunk.
     """
-    depths = (depth or level.chunks[0], level.chunks[1], level.chunks[2])
-    lows = level.grid.voxel_offset[::-1]
-    axes = zip(level.chunks, level.grid.shape, map(int, lows), box.start, box.stop, depths, strict=True)
-    return tuple(_spans(*axis) for axis in axes)
+    depths = (depth, 0, 0)
+    axes = zip(level.chunks, box.start, box.stop, level.grid.shape, depths, strict=True)
+    return [chunk_spans(size, start, stop, end=end, depth=n) for size, start, stop, end, n in axes]
 
 
-def stored_chunks(axes: tuple[tuple[ChunkSpan, ...], ...]) -> list[StoredChunk]:
-    """Return the chunks of a box in C order, from the result of `chunk_spans`."""
+def stored_chunks(level: Level, axes: Axes) -> list[StoredChunk]:
+    """Return the chunks of a box in C order, from the result of `level_spans`."""
     # A slice overlaps hundreds of chunks, so everything that depends on one axis is computed per axis.
+    lows = [int(n) for n in level.grid.voxel_offset[::-1]]
+    named = [[(s, f"{n + s.start}-{n + s.stop}") for s in spans] for spans, n in zip(axes, lows, strict=True)]
     return [
         StoredChunk(
-            f"{x.name}_{y.name}_{z.name}",
+            f"{name_x}_{name_y}_{name_z}",
             IndexBox((z.start, y.start, x.start), (z.stop, y.stop, x.stop)),
             (z.stop - z.start, y.stop - y.start, x.stop - x.start),
-            z.decoded,
+            (z.low - z.start, z.high - z.start),
             (z.taken, y.taken, x.taken),
             (z.place, y.place, x.place),
         )
-        for z, y, x in product(*axes)
+        for (z, name_z), (y, name_y), (x, name_x) in product(*named)
     ]
-
-
-@lru_cache(maxsize=1024)
-def _spans(size: int, end: int, offset: int, low: int, high: int, depth: int) -> tuple[ChunkSpan, ...]:
-    """Return the chunks along an axis, of which whole multiples of a number of voxels are decoded."""
-    found = []
-    for start in range(low // size * size, high, size):
-        stop = min(start + size, end)
-        first, last = max(low, start), min(high, stop)
-        begin = (first - start) // depth * depth
-        decoded = (begin, min(stop - start, -((start - last) // depth) * depth))
-        taken = slice(first - start - begin, last - start - begin)
-        name = f"{offset + start}-{offset + stop}"
-        found.append(ChunkSpan(name, start, stop, decoded, taken, slice(first - low, last - low)))
-    return tuple(found)

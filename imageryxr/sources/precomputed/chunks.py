@@ -42,7 +42,7 @@ from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
-from imageryxr.sources.precomputed.chunk_grid import StoredChunk, chunk_spans, stored_chunks
+from imageryxr.sources.precomputed.chunk_grid import StoredChunk, level_spans, stored_chunks
 from imageryxr.sources.precomputed.info import info_levels
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
@@ -147,14 +147,14 @@ def read_box(
     """
     level, scale, store = source.levels[mip], source.info["scales"][mip], store_of(source)
     # Only the slices that the box needs are decoded if the encoding permits it.
-    depth = int(scale.get(_BLOCK, _BLOCK_SHAPE)[2]) if level.encoding == SLICED else None
-    axes, out = chunk_spans(level, box, depth), np.empty(box.shape, source.dtype)
-    name = (mip, source.channel, *((a[0].start, a[-1].stop, a[0].decoded[0], a[-1].decoded[1]) for a in axes))
-    if copy_cached(store, source.connection, name, axes, out):
+    axes = level_spans(level, box, int(scale.get(_BLOCK, _BLOCK_SHAPE)[2]) if level.encoding == SLICED else 0)
+    name = (mip, source.channel, *((spans[0].low, spans[-1].high) for spans in axes))
+    cached = copy_cached(store, source.connection, name, axes, box)
+    if cached is not None:
         if on_chunk is not None:
-            on_chunk(out)
-        return out
-    chunks, decode = stored_chunks(axes), _object_decoder(source, mip)
+            on_chunk(cached)
+        return cached
+    chunks, decode, out = stored_chunks(level, axes), _object_decoder(source, mip), np.empty(box.shape, source.dtype)
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         chunk: StoredChunk = request.tag
@@ -366,7 +366,7 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
     folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
     out: npt.NDArray[Any] | None = None
     stored = np.empty(0, np.uint8)
-    for chunk in stored_chunks(chunk_spans(level, box)):
+    for chunk in stored_chunks(level, level_spans(level, box)):
         size = math.prod(chunk.shape) * channels * dtype.itemsize
         path = f"{folder}/{chunk.name}"
         if not _has_size(path, size):  # checked before memory of that size is allocated

@@ -14,6 +14,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import imageryxr as ix
+from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch.object_stores import LocalFolder
@@ -71,6 +72,12 @@ class Counted(LocalFolder):
         return super().get(key, part, limit, stop)
 
 
+def read_slices(store, path: str, metadata: str, where: tuple[slice, ...]):
+    """Return a box of an array with the axes z, y and x, and its missing objects."""
+    box = IndexBox(tuple(s.start for s in where), tuple(s.stop for s in where))
+    return chunks.read_box(store, path, metadata, ("z", "y", "x"), box, ix.Connection())
+
+
 @pytest.mark.parametrize("form", ARRAYS)
 def test_boxes_equal_those_of_zarr(tmp_path, form):
     array = write(tmp_path, **ARRAYS[form])
@@ -78,7 +85,7 @@ def test_boxes_equal_those_of_zarr(tmp_path, form):
     for _ in range(12):
         low = [int(rng.integers(0, n)) for n in SHAPE]
         where = tuple(slice(a, int(rng.integers(a + 1, n + 1))) for a, n in zip(low, SHAPE, strict=True))
-        found, _ = chunks.read_slices(store, "", text, where, ix.Connection())
+        found, _ = read_slices(store, "", text, where)
         np.testing.assert_array_equal(found, array[where])
         assert found.dtype == array.dtype
 
@@ -111,10 +118,10 @@ def test_a_chunk_that_decompresses_to_another_size_is_an_error(tmp_path, form):
 def test_missing_objects_are_reported_and_missing_chunks_of_a_shard_are_not(tmp_path):
     whole = tuple(slice(0, n) for n in SHAPE)
     write(tmp_path / "a")
-    _, absent = chunks.read_slices(LocalFolder(str(tmp_path)), "a", metadata_of(tmp_path / "a"), whole, ix.Connection())
+    _, absent = read_slices(LocalFolder(str(tmp_path)), "a", metadata_of(tmp_path / "a"), whole)
     assert absent == {f"a/c/{z}/{y}/{x}": False for z in range(4) for y in range(5) for x in range(2) if z >= 2}
     write(tmp_path / "b", shards=(8, 16, 32))
-    _, absent = chunks.read_slices(LocalFolder(str(tmp_path)), "b", metadata_of(tmp_path / "b"), whole, ix.Connection())
+    _, absent = read_slices(LocalFolder(str(tmp_path)), "b", metadata_of(tmp_path / "b"), whole)
     assert absent == {f"b/c/1/{y}/0": False for y in range(3)}
 
 
@@ -123,7 +130,7 @@ def test_neighbouring_chunks_of_a_shard_take_one_request(tmp_path):
     array[:] = noise((8, 16, 32), "uint16")
     Counted.asked = []
     whole = (slice(0, 8), slice(0, 16), slice(0, 32))
-    found, _ = chunks.read_slices(Counted(str(tmp_path)), "", metadata_of(tmp_path), whole, ix.Connection())
+    found, _ = read_slices(Counted(str(tmp_path)), "", metadata_of(tmp_path), whole)
     np.testing.assert_array_equal(found, array[:])
     assert len(Counted.asked) == 2  # the index, and all chunks together
 
@@ -135,13 +142,7 @@ def test_a_damaged_index_is_an_error(tmp_path):
     data[-12] ^= 1
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"(?i)checksum|crc|states a chunk|ends before"):
-        chunks.read_slices(
-            LocalFolder(str(tmp_path)),
-            "",
-            metadata_of(tmp_path),
-            (slice(0, 4), slice(0, 8), slice(0, 16)),
-            ix.Connection(),
-        )
+        read_slices(LocalFolder(str(tmp_path)), "", metadata_of(tmp_path), (slice(0, 4), slice(0, 8), slice(0, 16)))
 
 
 def ome(folder: Path, shape, **options) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.sources.base import Level
-from imageryxr.sources.precomputed.chunk_grid import chunk_spans, stored_chunks
+from imageryxr.sources.precomputed.chunk_grid import level_spans, stored_chunks
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
 
@@ -20,7 +20,7 @@ def test_chunks_of_a_box_assemble_its_voxels(shape, chunk, spans, depth):
     stop = tuple(min(a + b, n) for a, (_, b), n in zip(start, spans, shape, strict=True))
     level = Level(mip=0, grid=Grid(shape, (8, 8, 40), (3, -5, 7)), chunks=chunk, encoding="raw")
     whole, out = np.arange(np.prod(shape)).reshape(shape), np.full(np.subtract(stop, start), -1)
-    for part in stored_chunks(chunk_spans(level, IndexBox(start, stop), depth)):
+    for part in stored_chunks(level, level_spans(level, IndexBox(start, stop), depth or 0)):
         stored = whole[part.box.slices()]
         assert stored.shape == part.shape
         (z0, y0, x0), (z1, y1, x1) = part.box
