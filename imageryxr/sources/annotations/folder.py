@@ -21,7 +21,7 @@ from imageryxr.sources.address import Address, parse_address
 from imageryxr.sources.base import clean_message, is_html_page
 from imageryxr.sources.fetch.auth import Token, find_token
 from imageryxr.sources.fetch.byte_ranges import ByteRange
-from imageryxr.sources.fetch.connection import Connection, to_connection
+from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection, to_connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import DiskPlace
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
@@ -50,7 +50,7 @@ class Folder:
     """Address without secrets, for messages."""
     token: Token | None = None
     """Token for ``middleauth`` servers."""
-    connection: Connection = field(default=Connection(), repr=False)
+    connection: Connection = field(default=DEFAULT_CONNECTION, repr=False)
     stamp: str = field(default="", compare=False, repr=False)
     """Text that changes when the ``info`` file is written; part of the keys of cached indexes."""
 

@@ -31,7 +31,7 @@ from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
 from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
 from imageryxr.sources.fetch.client import server_message
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
@@ -57,7 +57,7 @@ class ChunkedGraph:
     """Name of the table."""
     token: Token | None = field(default=None, compare=False)
     """Token of requests."""
-    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    connection: Connection = field(default=DEFAULT_CONNECTION, compare=False, repr=False)
     """Options of requests."""
 
     @property

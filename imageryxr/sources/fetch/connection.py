@@ -109,7 +109,8 @@ class Connection:
         return absolute_folder(folder) if folder and self.disk_cache_bytes else None
 
 
-_DEFAULT = Connection()
+DEFAULT_CONNECTION = Connection()
+"""The options that apply where none are given."""
 
 
 def to_connection(value: Any) -> Connection:
@@ -121,7 +122,7 @@ def to_connection(value: Any) -> Connection:
         If they are no `Connection`.
     """
     if value is None or isinstance(value, Connection):
-        return value or _DEFAULT
+        return value or DEFAULT_CONNECTION
     known = ", ".join(f"{name}={given!r}" for name, given in value.items()) if isinstance(value, dict) else "timeout=30"
     raise OptionError(
         f"connection={format_value(value)} is of type {type(value).__name__}; write "

@@ -18,7 +18,8 @@ from imageryxr.sources.fetch.sockets import POLL_SECONDS, StoppedError, closing
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_thread_state = threading.local()  # holds the stop event of the jobs of a thread
+# Holds the stop event of the jobs of a thread, and whether `_start_threads` started it.
+_thread_state = threading.local()
 # At exit Python joins the threads of pools, such as dask's. This event releases those that wait here. The function
 # that was registered last runs first, so this one runs before concurrent.futures joins its threads.
 getattr(threading, "_register_atexit", lambda function: None)(closing.set)
@@ -28,11 +29,14 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
     """Return the results of jobs that run in up to ``width`` threads; the first error is raised at once.
 
     The caller can be interrupted. An interrupt or error sets the event that each job receives, including jobs nested in
-    a job, and running jobs are not joined. If the system permits fewer threads, the jobs run in those.
+    a job, and running jobs are not joined. If the system permits fewer threads, the jobs run in those. The only job of
+    a job runs in its thread.
     """
     outer = current_stop_event()
     if outer is not None and outer.is_set():
         raise StoppedError("the caller was stopped")
+    if outer is not None and len(jobs) == 1 and getattr(_thread_state, "is_daemon", False):
+        return [work(jobs[0], outer)]
     stop, numbers, finished = threading.Event(), count(), count(1)
     results: list[Any] = [None] * len(jobs)
     # The caller waits for one message, because each wakes it up: an error, or None after the last job.
@@ -113,7 +117,7 @@ def _start_threads(run: Callable[[], None], number: int, stop: threading.Event) 
     """
 
     def begin() -> None:
-        _thread_state.stop = stop
+        _thread_state.stop, _thread_state.is_daemon = stop, True
         run()
 
     for started in range(number):

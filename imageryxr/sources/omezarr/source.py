@@ -34,7 +34,7 @@ from imageryxr.sources.base import (
     read_filled,
     report_missing_chunks,
 )
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.omezarr.bounded_codecs import check_bounded
 from imageryxr.sources.omezarr.codec_metadata import codec_error
 from imageryxr.sources.omezarr.stores import (
@@ -90,7 +90,7 @@ class OmeZarrSource:
     """Contrast limits of the channel in the metadata."""
     token: str | None = field(default=None, repr=False, compare=False)
     """Token for web servers, sent as ``Authorization: Bearer``."""
-    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    connection: Connection = field(default=DEFAULT_CONNECTION, compare=False, repr=False)
     """Options of requests to web servers."""
 
     @cached_property

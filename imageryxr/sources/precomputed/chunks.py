@@ -25,7 +25,7 @@ from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.chunk_boxes import copy_cached, remember_box
 from imageryxr.sources.fetch.client import send_interruptible_request
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, Use, read_objects
@@ -76,7 +76,7 @@ class StoredLayer:
     """Kind of layer that it is opened as."""
     token: Token | None = field(default=None, compare=False)
     """Token for ``middleauth`` servers."""
-    connection: Connection = field(default=Connection(), compare=False, repr=False)
+    connection: Connection = field(default=DEFAULT_CONNECTION, compare=False, repr=False)
     """Options of requests to web servers."""
     stamp: str = field(default="", compare=False, repr=False)
     """Text that changes when the ``info`` file is written; part of the keys of cached chunks."""

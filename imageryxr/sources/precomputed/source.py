@@ -40,7 +40,7 @@ from imageryxr.sources.base import (
 )
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import METADATA_BYTES
-from imageryxr.sources.fetch.connection import Connection
+from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.object_stores import DeniedError
@@ -164,11 +164,10 @@ def status_of(error: BaseException) -> int | None:
 
 
 _VOLUME = "neuroglancer_multiscale_volume"
-_DEFAULTS = Connection()
 
 
 def fetch_info(
-    address: Address, connection: Connection = _DEFAULTS, token: Token | None = None
+    address: Address, connection: Connection = DEFAULT_CONNECTION, token: Token | None = None
 ) -> dict[str, Any] | None:
     """Return the content of the ``info`` file at an address, or None if there is none; see `fetch_info_file`."""
     found = fetch_info_file(address, connection, token)
@@ -176,7 +175,7 @@ def fetch_info(
 
 
 def fetch_info_file(
-    address: Address, connection: Connection = _DEFAULTS, token: Token | None = None
+    address: Address, connection: Connection = DEFAULT_CONNECTION, token: Token | None = None
 ) -> MetadataFile | None:
     """Return the ``info`` file at an address, or None if there is none; makes one request.
 
@@ -242,7 +241,7 @@ def open_precomputed(
     channel: int | None = None,
     info: MetadataFile | None = None,
     token: Token | None = None,
-    connection: Connection = _DEFAULTS,
+    connection: Connection = DEFAULT_CONNECTION,
 ) -> PrecomputedSource:
     """Return the source of a precomputed layer; reads its ``info`` unless it is given, and no voxels.
 

@@ -192,6 +192,27 @@ def test_nested_jobs_stop_with_the_outer_ones():
         assert stop.wait(60)
 
 
+def test_the_only_job_of_a_job_runs_in_its_thread_and_stops_with_it():
+    found = []
+
+    def within(job, stop):
+        found.append((threading.get_ident(), stop))
+        return job + 1
+
+    def work(job, stop):
+        assert threads.run_in_parallel(within, [job], 8) == [job + 1]
+        assert found == [(threading.get_ident(), stop)]
+        with pytest.raises(ZeroDivisionError):
+            threads.run_in_parallel(lambda job, stop: job / 0, [1], 1)
+
+    threads.run_in_parallel(work, [5], 1)
+    assert threads.run_in_parallel(within, [5], 1) == [6]  # the caller's own thread can be interrupted
+    assert found[1][0] != threading.get_ident()
+    with threads.stop_on(threading.Event()):
+        assert threads.run_in_parallel(within, [5], 1) == [6]
+    assert found[2][0] != threading.get_ident()
+
+
 def test_cancelled_requests_do_not_count_as_concurrent(cave):
     cave.fault("/data/em/info", "delay", seconds=30)
     narrow = ix.Connection(concurrency=1, retries=0)
