@@ -81,11 +81,13 @@ if os.environ.get("IMAGERYXR_DOCS_INTERSPHINX"):
 html_theme = "pydata_sphinx_theme"
 html_title = "imageryxr"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_show_sourcelink = False
 html_sidebars = {"**": []}  # the pages are flat: the theme's sidebar would be empty
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
     "header_links_before_dropdown": 6,
+    "navbar_persistent": ["search-button"],  # a search field would move to a second row
     "secondary_sidebar_items": ["page-toc"],
 }

@@ -99,22 +99,22 @@ def test_images_have_the_same_voxels(results):
         [
             "image by bounds",
             "image by centre",
-            "other units",
+            "bounds in other units",
             "a mip",
-            "so many pixels of a mip",
-            "both, aligned",
+            "a number of pixels of a mip",
+            "image and segmentation, aligned",
             "a stack",
         ],
     )
     assert made["a mip"][1]["image"].shape == (1, 48, 64)
-    assert made["so many pixels of a mip"][1]["image"].shape == (1, 40, 50)
+    assert made["a number of pixels of a mip"][1]["image"].shape == (1, 40, 50)
     around = made["bounds from a centre"]
     np.testing.assert_array_equal(around[0]["around"], [around[1]["around"].lo, around[1]["around"].hi])
 
 
 def test_sizes_cover_the_same_extent(results):
     made, _ = results
-    for row in ("their size", "and of the segmentation"):
+    for row in ("the size of these pixels as a box", "the same for the segmentation"):
         theirs, ours = (side["size"] for side in made[row])
         assert tuple(np.array(theirs) * (8, 8, 40)) == ours
 
@@ -122,7 +122,7 @@ def test_sizes_cover_the_same_extent(results):
 def test_ids_and_masks_have_the_same_voxels(results):
     made, _ = results
     assert_same(made, "labels", ["segmentation", "some root ids"])
-    for row in ("a mask each", "at the segmentation's size", "a stack"):
+    for row in ("one mask per id", "at the segmentation's size", "a stack"):
         theirs, ours = (side["masks"] for side in made[row])
         assert set(map(int, theirs)) == set(ours.segment.values.tolist()) or row == "at the segmentation's size"
         for i, mask in theirs.items():
@@ -132,8 +132,8 @@ def test_ids_and_masks_have_the_same_voxels(results):
 
 
 PICTURES = {
-    "a picture of it": (0, 0), "one of them": (0, 0), "overlay": (2, 0), "without an image": (2, 0), "palette and alpha": (2, 0), "hue, lightness": (2, 0),
-    "colours by id": (2, 0), "the first one wins": (2, 0), "outlines": (3, 15), "each by itself, inside": (3, 3),
+    "the image as a picture": (0, 0), "one mask as a picture": (0, 0), "overlay": (2, 0), "without an image": (2, 0), "palette and alpha": (2, 0), "hue, lightness": (2, 0),
+    "colours by id": (2, 0), "the first mask wins": (2, 0), "outlines": (3, 15), "one outline per segment, inside": (3, 3),
     "side by side": (2, 0), "one below the other": (2, 0),
 }  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_pictures_have_the_same_pixels(results, row):
 
 @pytest.mark.parametrize(
     ("row", "name", "axis"),
-    [("its overlays", "overlays", "z"), ("sliced along y", "along_y", "y"), ("sliced along x", "along_x", "x")],
+    [("overlays of a stack", "overlays", "z"), ("sliced along y", "along_y", "y"), ("sliced along x", "along_x", "x")],
 )
 def test_stacks_have_the_same_slices(results, row, name, axis):
     theirs, ours = (side[name] for side in results[0][row])
@@ -199,7 +199,7 @@ def test_a_datastack_gives_the_same_pixels(cave, when):
         made[what] = (dict(theirs), dict(ours))
     assert len(made) == 6
     assert tuple(theirs["res"]) == ours["res"] == cave_server.VIEWER
-    assert_same(made, "image", ["CAVE: image", "CAVE: both, a mask each"])
+    assert_same(made, "image", ["CAVE: image", "CAVE: both, one mask per id"])
     labels, mine = (side["labels"] for side in made["CAVE: segmentation at an instant"])
     np.testing.assert_array_equal(np.asarray(labels).astype(np.uint64), as_imageryclient(mine))
     masks, mine = theirs["masks"], ours["masks"]
@@ -216,7 +216,7 @@ def test_a_datastack_gives_the_same_pixels(cave, when):
 
 
 def test_imageryclient_changes_ids_when_it_resizes_and_imageryxr_does_not(results):
-    theirs, ours = (side["labels"] for side in results[0]["both, aligned"])
+    theirs, ours = (side["labels"] for side in results[0]["image and segmentation, aligned"])
     stored = set(results[0]["segmentation"][1]["labels"].values.ravel().tolist())
     assert set(ours.values.ravel().tolist()) == stored
     changed = set(np.unique(theirs).tolist()) - stored
@@ -248,13 +248,13 @@ def test_imageryclient_shifts_voxels_when_it_resizes_and_imageryxr_does_not(resu
 
 
 def test_colours_depend_on_the_rank_in_imageryclient_and_on_the_id_in_imageryxr(results):
-    theirs = ic.composite_overlay(dict(list(results[0]["a mask each"][0]["masks"].items())), alpha=1)
-    fewer = dict(list(results[0]["a mask each"][0]["masks"].items())[1:])
+    theirs = ic.composite_overlay(dict(list(results[0]["one mask per id"][0]["masks"].items())), alpha=1)
+    fewer = dict(list(results[0]["one mask per id"][0]["masks"].items())[1:])
     again = ic.composite_overlay(fewer, alpha=1)
     i, mask = next(iter(fewer.items()))
     place = tuple(np.argwhere(mask)[0][::-1])
     assert np.asarray(theirs)[place].tolist() != np.asarray(again)[place].tolist()
-    ours = results[0]["a mask each"][1]["masks"]
+    ours = results[0]["one mask per id"][1]["masks"]
     whole, part = (
         ix.overlay(None, ours, alpha=1),
         ix.overlay(None, ours.sel(segment=[np.uint64(k) for k in fewer]), alpha=1),
