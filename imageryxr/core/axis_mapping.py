@@ -105,7 +105,7 @@ class AxisMap:
         half = Fraction(1, 2) if method == "linear" else self.scale / 2
         if method == "nearest":
             return math.floor(low), math.floor(high) + 1
-        # Linear ends with the voxel above the last centre. If the centres coincide, that voxel has no weight.
+        # Linear interpolation needs the voxel above the last centre. If the centres coincide, that voxel has no weight.
         return math.floor(low - half), math.ceil(high - half) + 1 if method == "linear" else math.ceil(high + half)
 
     def _positions(self, start: int, stop: int, shift: Fraction | int = 0) -> tuple[npt.NDArray[np.int64], int, int]:

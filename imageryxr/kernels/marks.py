@@ -21,7 +21,7 @@ _SQRT_HALF = math.sqrt(0.5)
 
 @compile_kernel
 def _overlap(distance: float, half: float) -> float:
-    """Return the overlap of a pixel at a distance from a centre line with a stroke of a half width."""
+    """Return how much of a pixel, at a distance from a centre line, a stroke of a half width covers."""
     return max(0.0, min(distance + 0.5, half) - max(distance - 0.5, -half))
 
 

@@ -133,7 +133,7 @@ def table(
 
 
 def _graph_source(tree: xr.DataTree) -> GrapheneSource | None:
-    """Return the graphene source of a tree's segmentation, or None if it is static or was replaced."""
+    """Return the graphene source of a tree's segmentation, or None if no graph has made it."""
     try:
         expr = volume_of(tree["segmentation"]["segmentation"])  # type: ignore[arg-type]
     except (KeyError, LayerError):

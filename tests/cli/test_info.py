@@ -12,7 +12,7 @@ from tests.support.command_line import run
 
 
 def write(folder: Path, scales: list[tuple[str, tuple[int, int, int], bytes | None]], encoding: str = "raw") -> Path:
-    """Write a layer with scales of key, resolution and the bytes of their one chunk (None: missing)."""
+    """Write a layer; a scale is its key, its resolution, and the bytes of its only chunk (None: missing)."""
     info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": []}
     for key, resolution, stored in scales:
         info["scales"].append(

@@ -1,4 +1,4 @@
-"""Exports: every voxel back through independent readers; whole or not at all."""
+"""Exports, read with other libraries; a result is complete or does not exist."""
 
 from __future__ import annotations
 

@@ -391,7 +391,7 @@ def test_a_slice_that_was_selected_keeps_its_dims(row):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# one slice for what is as thick as a slice
+# annotations as thick as a slice are drawn in one slice
 
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])

@@ -141,7 +141,7 @@ def test_each_compressor_of_a_shard_has_a_limit():
     assert outer["configuration"]["limit"] == 8 * 64 * 64 + MB
 
 
-def test_a_dictionary_of_lzma_is_not_larger_than_memory(tmp_path):
+def test_a_dictionary_of_lzma_beyond_the_limit_is_refused(tmp_path):
     path = stored(tmp_path / "a.zarr", [numcodecs.LZMA()], 2, chunks=DATA.shape)
     document = json.loads((path / ".zarray").read_text())
     filters = [{"id": int(lzma.FILTER_LZMA2), "dict_size": 1_500_000_000}]

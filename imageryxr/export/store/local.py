@@ -70,7 +70,7 @@ class Place(Protocol):
         """Iterate over the names of all files, folders included."""
 
     def top_level_files(self) -> list[str]:
-        """Return the names of the files that are not in a subfolder."""
+        """Return the names of the files that are not in a subfolder, on a disk also those of subfolders."""
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def to_connection(value: Any) -> Connection:
     Raises
     ------
     OptionError
-        If they are no `Connection`.
+        If the value is neither a `Connection` nor None.
     """
     if value is None or isinstance(value, Connection):
         return value or DEFAULT_CONNECTION

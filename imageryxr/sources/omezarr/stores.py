@@ -71,9 +71,9 @@ def remote_store(
 ) -> ObjectStore:
     """Return the store of a group on a web server or in a bucket.
 
-    `token` is the one for web servers. `metadata` are those of the array that is read; empty for metadata. `stamp` is
-    text that changes when they are written; see `opening_stamp`. `ChunkReadError` is raised if the chunks of the array
-    are too large.
+    `token` is sent to web servers. `metadata` are those of the array whose chunks are read, empty for reading metadata.
+    `stamp` is text that changes when the metadata are written; see `opening_stamp`. `ChunkReadError` is raised if the
+    chunks of the array are too large.
     """
     if metadata:
         _check_size(url, metadata)

@@ -1,4 +1,4 @@
-"""Manifests and killed stacks in buckets: what is kept, whose it is, who is writing."""
+"""Manifests and interrupted stacks in buckets: which slices are kept, and which process may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stacks that were killed amid a region: slices that were finished are kept, halves of files are not."""
+"""Stacks that are killed within a region: finished slices are kept, incomplete files are written again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: whose they are, what they list, what is wrong with them, and who is writing."""
+"""Manifests: the files that they list, invalid manifests, and exports that are running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports that are stopped, torn, doubled or out of room: the bytes of an undisturbed run, or an error that says so."""
+"""Exports that are killed, damaged or run twice continue to the result of an undisturbed run, or raise an error."""
 
 from __future__ import annotations
 

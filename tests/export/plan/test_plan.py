@@ -1,4 +1,4 @@
-"""Plans: numbers that are those of the export, and refusals before anything begins."""
+"""Plans: their numbers equal those of the export, and impossible exports are refused before they begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What validate refuses or warns of: types that a format has not, memory and disks that are too small, many files."""
+"""Plans refuse unsupported types and too little memory or disk space, and warn of many files."""
 
 from __future__ import annotations
 

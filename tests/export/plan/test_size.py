@@ -1,4 +1,4 @@
-"""Exports of any size take the memory of a few regions, here and in the scheduler."""
+"""The memory of an export does not grow with its size, in the workers and in the scheduler."""
 
 from __future__ import annotations
 

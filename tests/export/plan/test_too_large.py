@@ -1,4 +1,4 @@
-"""Boxes and exports that are too large to be meant are refused before anything of their size is made."""
+"""Boxes and exports that are implausibly large are refused before anything of their size is allocated."""
 
 from __future__ import annotations
 

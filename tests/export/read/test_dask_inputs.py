@@ -1,4 +1,4 @@
-"""Exports of dask arrays of the user's own: each block once, in the memory that was planned, wherever it is kept."""
+"""Exports of the user's own dask arrays: each block is computed once, within the planned memory."""
 
 from __future__ import annotations
 

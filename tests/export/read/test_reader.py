@@ -1,4 +1,4 @@
-"""Memory that is used again from region to region, and what is read part by part: the same voxels, and none shared."""
+"""Buffers that regions reuse, and reading in parts: the voxels are the same, and no memory is shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports of slices wider than memory is: each chunk is read once, and what was read waits on a local disk."""
+"""Exports of slices that do not fit into memory: each chunk is read once, and voxels are spilled to a local disk."""
 
 from __future__ import annotations
 

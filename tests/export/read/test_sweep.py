@@ -1,4 +1,4 @@
-"""Regions that are read slab by slab: the same voxels in less memory, and each chunk is read once."""
+"""Regions that are read slab by slab have the same voxels, need less memory, and read each chunk once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports on other processes: the same bytes, whoever works, and whoever is lost on the way."""
+"""Exports in other processes give the same bytes, also if workers or the scheduler are lost."""
 
 from __future__ import annotations
 

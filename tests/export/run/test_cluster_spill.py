@@ -1,4 +1,4 @@
-"""Disks that are full and folders that are not there: which are tried again, by whom, and whose they are said to be."""
+"""Full disks and missing folders on workers: which errors are retried, where, and which folder they name."""
 
 from __future__ import annotations
 

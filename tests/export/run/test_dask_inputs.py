@@ -1,4 +1,4 @@
-"""Exports of dask arrays of the user's own, against their compute(): chains of verbs, wrong blocks, byte orders."""
+"""Exports of the user's own dask arrays equal compute(): chains of verbs, wrong blocks, byte orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format, read back by somebody else: every voxel, and where it lies."""
+"""Every format, read with another library: each voxel has its value and its position."""
 
 from __future__ import annotations
 
