@@ -86,7 +86,7 @@ def _check_layers(layers: Any) -> None:
 
 
 def check_ids(ids: Any, segmentation: Any) -> None:
-    """Raise `OptionError` for values of columns, which are ids of each cutout; warn if they may be."""
+    """Raise `OptionError` if `ids` are values of a column instead of the column; warn if they may be such values."""
     items = ids if isinstance(ids, list | tuple) else [ids]
     count = getattr(segmentation, "sizes", {}).get(CUTOUT)
     series = [item for item in items if isinstance(item, pd.Series)]

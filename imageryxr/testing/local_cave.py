@@ -34,7 +34,7 @@ Ids = npt.NDArray[np.uint64]
 
 
 class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
 
 class LocalCave:

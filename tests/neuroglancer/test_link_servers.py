@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class StateServer(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, folder, host="127.0.0.1"):
         super().__init__((host, 0), Handler)

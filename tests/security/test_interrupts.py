@@ -35,7 +35,7 @@ class Hanging(ThreadingHTTPServer):
     """A server that returns metadata, but never completes the answer to a request for a chunk."""
 
     daemon_threads = True
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, folder: Path, way: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

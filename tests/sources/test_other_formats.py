@@ -203,7 +203,7 @@ def test_other_files_are_errors(tmp_path):
         ix.open_image("https://127.0.0.1:1/x.h5")
 
 
-def test_a_layer_whose_folder_has_such_a_name_is_opened(tmp_path):
+def test_a_layer_in_a_folder_named_like_an_unsupported_file_is_opened(tmp_path):
     folder = tmp_path / "layer.tif"
     (folder / "a").mkdir(parents=True)
     scale = {"key": "a", "size": [8, 6, 4], "resolution": [8, 8, 40], "chunk_sizes": [[8, 6, 4]]}

@@ -280,7 +280,7 @@ class CaveServer(ThreadingHTTPServer):
     """All services on one port of 127.0.0.1."""
 
     daemon_threads = True
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, folder: Path, tissue: Tissue, info: dict[str, Any]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

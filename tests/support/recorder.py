@@ -36,7 +36,7 @@ class Recorder(ThreadingHTTPServer):
     """Responds with the entry of `files` for a path, otherwise with the result of `answer`, otherwise with 404."""
 
     daemon_threads = True
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

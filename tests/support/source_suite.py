@@ -105,7 +105,7 @@ class SourceSuite(ABC):
     def source(cls, folder: Path) -> Source:
         return cls().open(folder)
 
-    def test_it_is_a_source(self, source):
+    def test_an_opened_source_has_the_protocol_of_sources(self, source):
         assert isinstance(source, Source)
         assert source.layer_type in ("image", "segmentation")
         assert "://" in source.name
@@ -129,7 +129,7 @@ class SourceSuite(ABC):
         assert (source.dtype, source.attrs) == (self.truth()[0].dtype, source.attrs)
         source.check(0)
 
-    def test_any_box(self, source):
+    def test_any_box_has_the_stored_voxels_and_is_0_outside(self, source):
         for mip, truth in enumerate(self.truth()):
             for box in boxes_of(truth.shape):
                 found = source.read(mip, box)
@@ -139,7 +139,7 @@ class SourceSuite(ABC):
                 assert found.flags.c_contiguous
                 np.testing.assert_array_equal(found, padded(truth, box), err_msg=f"mip {mip}, {box}")
 
-    def test_threads_share_it(self, folder):
+    def test_threads_share_a_source(self, folder):
         source, truth = self.open(folder), self.truth()
         jobs = [(mip, box) for mip, t in enumerate(truth) for box in boxes_of(t.shape, 20)]
         with ThreadPoolExecutor(8) as pool:
@@ -147,7 +147,7 @@ class SourceSuite(ABC):
         for (mip, box), values in zip(jobs, found, strict=True):
             np.testing.assert_array_equal(values, padded(truth[mip], box))
 
-    def test_pickle(self, folder):
+    def test_a_pickled_source_reads_the_same(self, folder):
         source = self.open(folder)
         for use in (False, True):
             if use:
@@ -161,7 +161,7 @@ class SourceSuite(ABC):
         box = IndexBox((-1, 0, 0), (3, 5, 6))
         np.testing.assert_array_equal(again.read(0, box), padded(self.truth()[0], box))
 
-    def test_equal_exactly_where_tokens_are(self, folder):
+    def test_sources_are_equal_exactly_if_their_tokens_are(self, folder):
         first, again = self.open(folder), self.open(folder)
         assert first == again
         assert tokenize(first) == tokenize(again)
@@ -169,7 +169,7 @@ class SourceSuite(ABC):
         assert len({tokenize(s) for s in everyone}) == len(everyone)
         assert all(a != b for i, a in enumerate(everyone) for b in everyone[:i])
 
-    def test_another_process_reads_it(self, folder):
+    def test_another_process_reads_a_pickled_source(self, folder):
         box = IndexBox((-1, 2, 3), (9, 15, 12))
         token, found = other_process().submit(read_elsewhere, pickle.dumps(self.open(folder)), box).result(timeout=60)
         assert token == tokenize(self.open(folder))
@@ -196,7 +196,7 @@ class FileServer(ThreadingHTTPServer):
     """Serves a folder as object stores do, with exact lengths, ranges, ``NAME.gz`` as gzipped ``NAME``, and faults."""
 
     daemon_threads = True
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -37,7 +37,7 @@ class Between(ThreadingHTTPServer):
     """A proxy that passes requests on to a server, and can break connections or ignore conditions."""
 
     daemon_threads = True
-    request_queue_size = 128  # a connection beyond it is tried again after a second
+    request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, server):
         super().__init__(("127.0.0.1", 0), Handing)

@@ -426,7 +426,7 @@ def test_a_video_is_encoded_once(tmp_path, monkeypatch):
     assert len(opened) == 1
 
 
-def test_videos_of_equal_frames_have_all_frames(tmp_path):
+def test_videos_of_equal_slices_have_equal_frames(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         # lossless: x264 encodes the same frames differently now and then
         ix.export(picture(seed=seed), tmp_path / name / "film.mp4", crf=0)
