@@ -17,6 +17,7 @@ peak memory of the process so far.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import shutil
 import statistics
@@ -49,8 +50,12 @@ class Cost(NamedTuple):
 
 def measured(folder: Path, prepare: Callable[[str], Callable[[], object]], *, is_local: bool = False) -> Cost:
     """Return the cost of the function that ``prepare`` returns for the address of the folder."""
+    from imageryxr.sources.fetch import memory_cache
     from tests.support.latency_server import LatencyServer
 
+    # Each measurement begins with an empty cache, and takes its memory from the operating system as a new process does.
+    memory_cache.cache.clear()
+    ctypes.CDLL(None).malloc_trim(0)
     if is_local:
         work = prepare(str(folder))
         wall, cpu = time.perf_counter(), time.process_time()
@@ -98,20 +103,30 @@ def figure(folder: Path) -> Iterator[Round]:
 
 
 def scroll(folder: Path) -> Iterator[Round]:
-    """64 slices one after the other with the default cache, and one read of their box."""
+    """64 slices one after the other with the default cache, and one read of their box.
+
+    A viewer releases each slice before the next. Slices that are kept take new memory, of which the operating system
+    provides page by page what it provides for the box in large pages.
+    """
     where = {"y": SLICE["y"], "x": SLICE["x"]}
 
     def slices(url: str, name: str) -> Callable[[], object]:
         em = ix.open_image(f"precomputed://{url}/{name}").isel(where)
         return lambda: [em.isel(z=slice(z, z + 1)).compute() for z in range(64)]
 
+    def view(url: str, name: str) -> Callable[[], object]:
+        em = ix.open_image(f"precomputed://{url}/{name}").isel(where)
+        return lambda: [em.isel(z=z).values.shape for z in range(64)]
+
     def box(url: str, name: str) -> Callable[[], object]:
         return ix.open_image(f"precomputed://{url}/{name}").isel(where).compute
 
     for name in ("raw", "jpeg"):
-        pair = [measured(folder, lambda url, f=f, name=name: f(url, name)) for f in (slices, box)]
-        assert pair[0].most == 1, "an object was requested twice"
-        yield f"scroll, {name}", pair[0], pair[1]
+        whole = measured(folder, lambda url, name=name: box(url, name))
+        for row, scrolled in ((f"scroll, {name}", view), (f"scroll, {name}, slices kept", slices)):
+            cost = measured(folder, lambda url, f=scrolled, name=name: f(url, name))
+            assert cost.most == 1, "an object was requested twice"
+            yield row, cost, whole
 
 
 def again(folder: Path) -> Iterator[Round]:
