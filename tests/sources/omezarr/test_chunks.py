@@ -24,7 +24,7 @@ from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.precomputed import write_layer
-from tests.support.source_suite import noise, serving
+from tests.support.source_suite import boxes_of, noise, padded, serving
 
 SHAPE, CHUNK = (13, 33, 29), (4, 8, 16)
 STOP = threading.Event()
@@ -143,6 +143,22 @@ def test_a_damaged_index_is_an_error(tmp_path):
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"(?i)checksum|crc|states a chunk|ends before"):
         read_slices(LocalFolder(str(tmp_path)), "", metadata_of(tmp_path), (slice(0, 4), slice(0, 8), slice(0, 16)))
+
+
+@pytest.mark.parametrize("axes", ["yx", "yxc", "tczyx", "xzy", "cyxz"])
+def test_axes_in_any_order_are_read_as_z_y_x(tmp_path, axes):
+    sizes = {"t": (3, 2), "c": (4, 2), "z": (9, 4), "y": (21, 8), "x": (17, 6)}
+    values = noise([sizes[a][0] for a in axes], "uint16")
+    image = {"axes": axes_of(axes), "datasets": [level("s0", [1 if a in "tc" else 8 for a in axes])]}
+    write_ome(tmp_path, [values], image, chunks=tuple(sizes[a][1] for a in axes))
+    kept = [a for a in axes if a in "zyx"]
+    truth = values[tuple({"t": 2, "c": 3}.get(a, slice(None)) for a in axes)].reshape([sizes[a][0] for a in kept])
+    truth = np.moveaxis(truth, [kept.index(a) for a in "zyx" if a in kept], range(len(kept)))
+    with serving(tmp_path) as server:
+        picks = {"time": 2 if "t" in axes else None, "channel": 3 if "c" in axes else None}
+        source = open_omezarr(parse_address(f"zarr://{server.url}"), **picks)
+        for box in boxes_of((9 if "z" in axes else 1, 21, 17), 6) * 2:  # from the server, and from memory
+            np.testing.assert_array_equal(source.read(0, box), padded(truth[None] if truth.ndim < 3 else truth, box))
 
 
 def ome(folder: Path, shape, **options) -> None:
