@@ -113,7 +113,7 @@ def decompress_bounded(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
         if size is not None and size > limit:
             raise TooLargeError(f"its {name} header states {size:,} bytes; the limit is {limit:,}")
         if size is not None:
-            return _numcodecs_decoder(json.dumps({"id": name}))(data)
+            return _numcodecs_decoder(name)(data)
     if name == "lzma":
         return _decompress_streams(_lzma_decoder(codec, limit), data, name, limit)
     if name == "bz2":
@@ -122,11 +122,11 @@ def decompress_bounded(stored: Any, codec: dict[str, Any], limit: int) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _numcodecs_decoder(config: str) -> Callable[[Any], bytes]:
+def _numcodecs_decoder(name: str) -> Callable[[Any], bytes]:
     import_package("numcodecs")
     from numcodecs.registry import get_codec
 
-    decode: Callable[[Any], bytes] = get_codec(json.loads(config)).decode
+    decode: Callable[[Any], bytes] = get_codec({"id": name}).decode
     return decode
 
 
