@@ -18,12 +18,30 @@ MOST_PROCESSES = 4  # each takes 1 GB, and dask clusters in tests start more
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes run the tests: one a core for folders, none for single files, which start faster."""
+    """Return how many processes run the tests: none for single files, and three on two cores for folders.
+
+    Single files start faster without. Tests wait a third of their time, for servers and for other processes.
+    """
     named = [config.rootpath / argument.partition("::")[0] for argument in config.args]
     if not all(path.is_dir() for path in named):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if cores == 1 else min(cores, MOST_PROCESSES)
+    return 0 if cores == 1 else min(cores * 3 // 2, MOST_PROCESSES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the forms of a test as slow, except as many as its `fast_forms` says, which are spread evenly."""
+    forms: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("fast_forms")
+        if mark and not item.get_closest_marker("slow"):
+            forms.setdefault((item.nodeid.partition("[")[0], mark.args[0]), []).append(item)
+    for (_, count), found in forms.items():
+        fast = {round(n * (len(found) - 1) / max(count - 1, 1)) for n in range(count)}
+        for n, item in enumerate(found):
+            if n not in fast:
+                item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,8 @@ os.environ["HOME"] = temporary_folder("home")
 
 os.environ["CAVE_TOKEN"] = os.environ["CLOUD_VOLUME_DIR"] = ""
 
-# Where bytecode is not written, each process that a test starts would compile every module again.
-if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-    os.environ["PYTHONPYCACHEPREFIX"] = temporary_folder("bytecode")
+# Without bytecode, each process that a test starts compiles every module of the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import dask
 import numpy as np
@@ -36,6 +36,10 @@ from tests.support import cave_server, s3_server
 from tests.support.processes import forked_workers as forked_workers_of_dask
 from tests.support.sample_volume import session_sample
 
+# pytest rewrites the assertions of all test modules, which takes 10 s in each process where no bytecode is kept. numba
+# writes into the same folders anyway.
+sys.dont_write_bytecode = False
+
 settings.register_profile(
     "default", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )  # fmt: skip
@@ -50,11 +54,6 @@ FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 # If Python is started in the background, as by `nohup pytest &`, it and all its child processes ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the number of processes: tests wait a third of the time, for servers and for other processes."""
-    return max(1, (os.cpu_count() or 1) * 3 // 2)
 
 
 @pytest.fixture(autouse=True)

@@ -152,6 +152,7 @@ def test_pictures_have_the_same_pixels(results, row):
     assert visible.any()
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize(
     ("row", "name", "axis"),
     [("overlays of a stack", "overlays", "z"), ("sliced along y", "along_y", "y"), ("sliced along x", "along_x", "x")],

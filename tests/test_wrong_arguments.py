@@ -113,6 +113,7 @@ def fault_of(function, args, options):
     return None
 
 
+@pytest.mark.fast_forms(20)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
 def test_a_wrong_argument_is_an_error_of_ours(name, tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def test_messages_mark_the_parameters_that_they_name():
     assert not [text for name, text in plain if name not in ("state_layers.py", "source.py") and text not in wordings]
 
 
+@pytest.mark.slow
 def test_every_marked_parameter_has_a_flag():
     names = set()
     for file in Path(ix.__file__).parent.rglob("*.py"):

@@ -50,6 +50,7 @@ def tree(sample):
     return xr.DataTree.from_dict({"/": opened.to_dataset(), **nodes}), opened
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("engine", [*ENGINES, "zarr"])
 def test_opened_link_survives_a_file(tree, tmp_path, engine):
     cropped, _ = tree

@@ -217,6 +217,7 @@ def bumped(block):
     return block
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("scheduler", ["sync", "threads"])
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("order", [1, -1])

@@ -48,6 +48,7 @@ BOXES = st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(kind=st.sampled_from(list(SOURCES)), chunks=BLOCKS, side=SIDES, width=st.integers(1, 5), box=BOXES)
 def test_a_crop_of_an_outline_is_the_outline_of_a_crop(kind, chunks, side, width, box):
@@ -78,6 +79,7 @@ IMAGE_VERBS = {
 }
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("verb", [*VERBS, *IMAGE_VERBS])
 @pytest.mark.parametrize(
     "kind",
@@ -140,6 +142,7 @@ MADE = {
 }
 
 
+@pytest.mark.fast_forms(8)
 @pytest.mark.parametrize("how", CHUNKED_MOVES)
 @pytest.mark.parametrize("make", slow_except(MADE, "opened in blocks"))
 def test_arrays_that_xarray_indexed_are_read_from_the_source(make, how):
@@ -175,6 +178,7 @@ OTHER = {
 }
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("how", OTHER)
 @pytest.mark.parametrize("make", ["opened in blocks", "chunked by xarray"])
 def test_halos_of_computed_arrays_come_from_neighbouring_blocks(make, how):
@@ -196,6 +200,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(make=st.sampled_from(list(MADE)), steps=STEPS)
 def test_any_chain_of_moves_gives_the_voxels_of_numpy(make, steps):

@@ -63,6 +63,7 @@ def test_find_rows_equals_a_dict_lookup(labels, ids, m):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 @given(label_arrays(), IDS)
 @settings(max_examples=60, deadline=None)
 def test_select_masks_and_is_present_equal_numpy(labels, ids):

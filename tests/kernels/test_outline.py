@@ -104,6 +104,7 @@ def blobs(shape, seeds, rng, background=0.25):
     return ids[cell]
 
 
+@pytest.mark.fast_forms(16)
 @pytest.mark.parametrize(("side", "merge"), SIDES)
 @pytest.mark.parametrize("width", [1, 2, 5, 10])
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])

@@ -197,6 +197,7 @@ def test_mean_of_floats_equals_a_loop(data, a):
 BYTES = st.sampled_from([0, 1, 2, 127, 128, 254, 255]) | st.integers(0, 255)
 
 
+@pytest.mark.slow
 @given(st.data(), SHAPES, st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_mean_of_colours_equals_exact_fractions(data, shape, turned):

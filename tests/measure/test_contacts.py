@@ -35,11 +35,13 @@ def test_contacts_equal_a_count_of_all_faces_for_every_chunking(labels, chunks):
         np.testing.assert_allclose(contact.centroid, corners_nm(center), rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.slow
 @given(labels=label_arrays(), one=chunkings, other=chunkings)
 def test_every_chunking_gives_the_same_contacts_bit_for_bit(labels, one, other):
     assert ix.contacts(as_segmentation(labels, one)).identical(ix.contacts(as_segmentation(labels, other)))
 
 
+@pytest.mark.slow
 @given(labels=label_arrays(), chunks=chunkings, requested=st.sets(st.sampled_from(IDS[1:].tolist()), min_size=1))
 def test_requested_ids_have_all_their_contacts(labels, chunks, requested):
     every = ix.contacts(as_segmentation(labels, chunks))

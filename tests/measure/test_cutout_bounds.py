@@ -29,6 +29,7 @@ def corners_of(ds):
     return np.array([low, high, (low[0], high[1], low[2]), (high[0], low[1], high[2]), (low + high) / 2])
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("kind", ["in memory", "dask"])
 @pytest.mark.parametrize("options", [{}, {"side": "in"}, {"merge": False, "side": "in"}])
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_columns_of_the_table_are_errors_that_name_those_of_the_cutouts():
     assert ix.measure(ds.segmentation, ids=pd.Series(PRE, name="cells")).sizes["segment"]
 
 
+@pytest.mark.fast_forms(3)
 @lacks_ids
 @pytest.mark.parametrize(
     "colors", [["red", "cyan"], {"pre_id": "red", "post_id": "cyan"}, {"post_id": "cyan", "pre_id": "red"}]

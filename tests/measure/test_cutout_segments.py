@@ -88,6 +88,7 @@ def test_ids_of_all_cutouts_warn_only_if_no_cutout_has_them():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("kind", ["in memory", "dask", "lazy"])
 @pytest.mark.parametrize(
     "draw",

@@ -60,6 +60,7 @@ def test_an_overlay_of_cutouts_equals_overlays_of_each(kind, axis):
     assert found.rgba.values.tolist() == list("rgba")
 
 
+@pytest.mark.fast_forms(3)
 @lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 @pytest.mark.parametrize(
@@ -150,6 +151,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("kind", ["lazy", "in memory"])
 @pytest.mark.parametrize("to", ["finest", "coarsest", "image"])
 def test_aligned_cutouts_equal_crops_of_the_aligned_volume(kind, to):
@@ -177,6 +179,7 @@ def test_aligned_cutouts_equal_crops_of_the_aligned_volume(kind, to):
             np.testing.assert_array_equal(ds[name].values[i][inner], expected[inner])
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("kind", ["lazy", "in memory"])
 @pytest.mark.parametrize("to", [(16, 16, 40), (20, 20, 50), (8, 8, 40)])
 def test_cutouts_aligned_at_a_resolution_equal_crops_of_the_volume_at_it(kind, to):
@@ -223,6 +226,7 @@ def two_arrays(ds, other):
     }
 
 
+@pytest.mark.fast_forms(8)
 @lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 @pytest.mark.parametrize("call", two_arrays(boxes("in memory"), boxes("in memory")))

@@ -56,6 +56,7 @@ VOLUMES = {
 }
 
 
+@pytest.mark.fast_forms(10)
 @pytest.mark.filterwarnings("ignore:size=.*is larger than the volume")
 @pytest.mark.parametrize("size", [(6, 5, 3), (1, 1, 1), (7, 8), (30, 4, 2)])
 @pytest.mark.parametrize("name", VOLUMES)
@@ -88,6 +89,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:size=")
 @settings(max_examples=20)
 @given(

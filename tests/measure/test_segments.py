@@ -56,6 +56,7 @@ def test_sums_of_segments_equal_numpy_for_every_chunking(labels, chunks, dtype):
     check_against_numpy(cells, labels, image, levels)
 
 
+@pytest.mark.slow
 @given(labels=label_arrays(), one=chunkings, other=chunkings)
 def test_every_chunking_gives_the_same_positions_bit_for_bit(labels, one, other):
     a, b = ix.measure(as_segmentation(labels, one)), ix.measure(as_segmentation(labels, other))

@@ -223,6 +223,7 @@ def test_colours_by_segment_properties_are_a_warning(sample):
 ODD = [None, True, -1, 2**64, 1e308, float("nan"), "", "x" * 999, "\ud800", [], {}, [[]], [None], [1, 2, 3, 4], {"x": 1}, {"url": None}, "local://x", "precomputed://"]  # fmt: skip
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("key", ["source", "annotations", "annotationColor", "annotationProperties", "annotationRelationships", "shader", "shaderControls", "linkedSegmentationLayer", "filterBySegmentation"])  # fmt: skip
 def test_odd_entries_open_or_leave_out_the_layer(sample, key):
     shader = '#uicontrol vec3 tint color(default="lime")\nvoid main() { setColor(tint); }'
@@ -233,6 +234,7 @@ def test_odd_entries_open_or_leave_out_the_layer(sample, key):
             assert "em" in opened(sample, layer).children
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("key", ["type", "point", "id", "segments", "props", "description"])
 def test_odd_entries_of_annotations_open_or_leave_out_the_layer(sample, key):
     properties = [{"id": "x", "type": "float32"}, {"id": "a/b", "type": "rgb"}]

@@ -36,6 +36,7 @@ BAD = {
 }
 
 
+@pytest.mark.fast_forms(10)
 @pytest.mark.parametrize("visible", [True, False])
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.usefixtures("hasty_links")

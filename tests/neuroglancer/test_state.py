@@ -74,6 +74,7 @@ def test_the_background_in_a_selection_changes_nothing(cells):
     assert opened({**cells, "segments": ["0", str(one)]})["cells/segmentation"].attrs["selected_ids"] == [one]
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize(
     ("said", "rule"),
     [
@@ -349,6 +350,7 @@ def test_a_layer_group_has_its_own_position(image, cells):
             ix.open_neuroglancer(state, group=number, allow_local=True)
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("layout", ["xz", {"type": "xz", "orthographicProjection": True}, None])
 def test_a_single_viewer_has_no_groups(image, layout):
     state = {} if layout is None else {"layout": layout}

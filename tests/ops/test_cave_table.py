@@ -154,6 +154,7 @@ def test_views_are_read_like_tables(cave):
     assert found.attrs["source"].endswith("/version/9/views/synapse_view")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [23, 100])
 def test_large_answers_are_read_in_pages_without_a_lost_or_repeated_row(cave, monkeypatch, page):
     monkeypatch.setattr(table_rows, "PAGE", page)

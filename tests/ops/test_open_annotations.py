@@ -90,6 +90,7 @@ def test_all_annotations_of_each_type_have_the_written_values(layers, kind):
     check_values(kind, found, entries[kind])
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["", "_sharded"])
 def test_a_box_returns_exactly_the_annotations_that_meet_it(layers, kind, form):
@@ -209,6 +210,7 @@ def test_only_the_cells_that_a_box_meets_are_requested(tmp_path):
         assert cells == ["spatial0/0_0_0", "spatial1/1_1_0", "spatial2/2_1_1"]
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("form", ["", "_sharded"])
 def test_a_web_server_gives_the_same_as_a_local_folder(layers, form):
     folder, _ = layers

@@ -38,6 +38,7 @@ VERBS = {
 }
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize(
     "name", slow_except(VERBS, "overlay", "outline", "composite", "masks", "linear", "mean", "nearest", "mode", "chain")
 )
@@ -61,6 +62,7 @@ def test_a_verb_gives_equal_values_for_any_chunks_and_any_kind_of_array(name, ch
             assert other[dim].values.tolist() == truth[dim].values.tolist()
 
 
+@pytest.mark.fast_forms(8)
 @pytest.mark.parametrize("name", [n for n in VERBS if n not in ("crop", "linear", "mean", "nearest", "mode", "chain")])
 @pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
 @pytest.mark.parametrize("open_", [as_source, lambda da: as_source(da).chunk({"z": 1, "y": 9, "x": 17})])

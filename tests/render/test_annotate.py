@@ -32,6 +32,7 @@ def test_markers_cover_the_pixels_of_a_slow_drawing(marker, unit, size, axis):
     assert_like_oracle(drawn, oracle)
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("axis", slow_except("zyx", "z"))
 @pytest.mark.parametrize("depth", [None, 90.0])
 @pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
@@ -48,6 +49,7 @@ def test_sections_cover_the_pixels_of_a_slow_drawing(kind, depth, axis):
     assert_like_oracle(drawn, draw_oracle(rgba, table, axis="zyx".index(axis), depth=depth, width=3.0))
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("kind", ["point", "line", "box", "ellipsoid"])
 @pytest.mark.parametrize("depth", slow_except([None, 60.0], 60.0))
 def test_on_an_oblique_plane_distances_are_those_to_the_plane(kind, depth):

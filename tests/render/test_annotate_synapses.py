@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import imageryxr as ix
 from imageryxr.testing.micrograph import _SEED
@@ -10,6 +11,7 @@ from imageryxr.testing.sample import _OFFSET
 from imageryxr.testing.tissue import VOXEL, Chain, assign_ids, place_organelles, place_synapses, populate
 
 
+@pytest.mark.slow
 def test_a_synapse_lies_on_its_cleft_between_the_cells_that_it_joins(sample):
     rng = np.random.Generator(np.random.PCG64(_SEED))
     size = np.array(sample.shape) * VOXEL

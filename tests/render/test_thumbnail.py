@@ -38,6 +38,7 @@ def both(sample):
     return ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*requested ids are not in the data:imageryxr.errors.MissingIdsWarning")
 def test_levels_cover_the_box_of_the_array(sample):
     em, seg = both(sample)

@@ -80,6 +80,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.fast_forms(10)
 @pytest.mark.parametrize("target", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("mip", [0, 1])
 def test_no_spelling_of_a_source_is_written_to(data, target, mip):

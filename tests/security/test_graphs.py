@@ -44,6 +44,7 @@ def opened(source, kind, **options):
     return errors
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.LinkWarning")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("variable", [False, True])

@@ -201,6 +201,7 @@ def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = 
 WAYS = ["silence", "half", "drip", "connect", "later", "drop"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", [way if way == "silence" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )

@@ -124,6 +124,7 @@ def test_an_interim_status_does_not_shift_later_answers(status):
                 assert client.send_interruptible_request("GET", server.url + path, HASTY).body == path.encode()
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
 def test_decompression_gives_what_was_compressed(encoding, size):
@@ -197,6 +198,7 @@ def layer(server, shape=(16, 16, 16)):
     }
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("encoding", PACK)
 def test_a_bomb_for_a_chunk_is_refused(encoding):
     bomb = PACK[encoding](b"\0" * (64 << 20))

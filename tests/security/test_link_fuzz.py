@@ -206,6 +206,7 @@ def odd(tmp_path):
 PARTS = [(250, 250, 3), *(pytest.param(seed, 1250, 1, marks=pytest.mark.slow) for seed in range(10_000, 10_008))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "count", "ways"), PARTS)
 def test_mutated_links_open_or_end_in_our_error(sample, odd, seed, count, ways, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", _no_names)

@@ -56,6 +56,7 @@ def bounded():
     assert time.monotonic() - start < SECONDS
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("end", slow_except(["", ");", ");\nvoid main() { emitGrayscale(a()); }"], ""))
 @pytest.mark.parametrize("case", SHADERS)
 def test_a_shader_is_scanned_in_linear_time(case, end):
@@ -64,6 +65,7 @@ def test_a_shader_is_scanned_in_linear_time(case, end):
     displayed_invlerp(shader)
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("case", QUOTED)
 def test_a_quoted_link_is_scanned_in_linear_time(case):
     text = "{" + repeated(QUOTED[case])

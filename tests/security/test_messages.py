@@ -86,6 +86,7 @@ def with_password(url: str) -> str:
     return url.replace("://", f"://me:{SECRET}@")
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("way", slow_except(WAYS, "state", "zarr", "graphene", "datastack"))
 @pytest.mark.usefixtures("hasty_links")
 def test_errors_of_servers_show_no_secret(secrets, stranger, way, caplog):

@@ -104,6 +104,7 @@ def redirects(server, sock, head):
 WAYS = [value for value in list(globals().values()) if getattr(value, "__module__", "") == __name__]
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("way", slow_except(WAYS, slow_headers, slow_body, silence), ids=lambda way: way.__name__)
 def test_an_answer_ends_at_its_deadline(way):
     with HostileServer(lambda sock, head: way(server, sock, head)) as server:

@@ -109,6 +109,7 @@ def typed(message: str) -> dict[str, object]:
     return names
 
 
+@pytest.mark.fast_forms(9)
 @pytest.mark.parametrize("prefix", ["", "precomputed://", "zarr://", "file://"])
 @pytest.mark.parametrize("called", WRITERS)
 def test_the_code_in_the_error_opens_the_file_lazily(tmp_path, called, prefix):

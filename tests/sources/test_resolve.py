@@ -33,6 +33,7 @@ def root(tmp_path, request):
     return tmp_path / "root.zarr", request.param
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("inner", ["labels/my cells/", "labels/my cells", "/labels/my cells"])
 def test_the_path_after_the_format_is_opened(root, inner):
     folder, version = root

@@ -282,6 +282,7 @@ def test_a_late_lease_renewal_changes_nothing(bucket, needle, other):
     assert ix.export(picture(seed=int(other)), bucket.url("o.zarr"), **options).tasks == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("target", slow_except(["o.zarr", "s/z{z:02d}.png", "one.tif"], "s/z{z:02d}.png"))
 def test_lost_slices_are_reported_before_anything_is_replaced(bucket, monkeypatch, target):

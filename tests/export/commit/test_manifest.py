@@ -253,6 +253,7 @@ def complete(tmp_path_factory):
 KINDS = ("omezarr", "png", "precomputed", "tiff")
 
 
+@pytest.mark.fast_forms(7)
 @pytest.mark.parametrize(("values", "kind"), list(zip(VALUES, itertools.cycle(KINDS), strict=False)), ids=str)
 def test_wrong_values_in_a_manifest_are_errors_and_overwrite_starts_again(tmp_path, complete, kind, values):
     complete(kind, tmp_path)

@@ -81,6 +81,7 @@ def test_an_export_killed_once_is_continued(tmp_path, kind):
 # the same call again, another call
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_the_same_call_finds_a_complete_result(tmp_path, kind):
     first = run(kind, tmp_path)

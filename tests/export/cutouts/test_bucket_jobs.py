@@ -163,6 +163,7 @@ def test_a_page_in_a_bucket_equals_a_local_one_and_is_shown_by_browsers(bucket, 
     assert ix.export(other, target, overwrite=True).regions == 6
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("in_bucket", [True, False])
 def test_pictures_that_another_export_replaced_are_written_again(bucket, tmp_path, in_bucket):
     target = bucket.url("gallery/{id}.png") if in_bucket else str(tmp_path / "gallery/{id}.png")
@@ -180,6 +181,7 @@ def test_pictures_that_another_export_replaced_are_written_again(bucket, tmp_pat
     assert ix.export(pictures(), elsewhere).skipped == 6
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{id}.png", "gallery.html"])
 @pytest.mark.parametrize("in_bucket", [True, False])
 def test_two_exports_to_one_target_at_once_are_refused(bucket, tmp_path, monkeypatch, target, in_bucket):
@@ -204,6 +206,7 @@ def test_two_exports_to_one_target_at_once_are_refused(bucket, tmp_path, monkeyp
     assert ix.export(array, place).skipped == 6
 
 
+@pytest.mark.slow
 def test_workers_stop_when_their_export_has_ended(bucket, monkeypatch):
     kept = []
     original = writers.ZarrWriter.write

@@ -325,6 +325,7 @@ def test_the_progress_bar_counts_the_cutouts_that_are_written(tmp_path, capsys):
     assert seen[-1] == 1
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("resume", [True, False])
 def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
     tmp_path, dies_after, monkeypatch, resume

@@ -84,6 +84,7 @@ LOCK = threading.Lock()
 CROPS = [((0, 0, 0), (200, 200, 50)), ((5, 9, 3), (131, 120, 37)), ((16, 16, 4), (112, 112, 44))]
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.filterwarnings("ignore:the box .* reaches beyond")  # some crops reach out as well
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("target", ["o.zarr", "z{z}.png", "x{x}.png"])

@@ -63,6 +63,7 @@ def written(target, path):
 # regions follow blocks
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("target", ["s/z{z:03d}.png", "o.tif", "o.zarr"])
 @pytest.mark.parametrize("chunks", [(8, 20, 25), (7, 60, 13), ((5, 11, 8), (20, 40), (50,)), (24, 60, 50)])
 def test_each_block_is_computed_once(tmp_path, monkeypatch, target, chunks):
@@ -157,6 +158,7 @@ OTHER = {
 }
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("how", MOVED)
 @pytest.mark.parametrize("make", ["picture", "own"])
 def test_a_cropped_expression_equals_the_expression_of_a_crop(tmp_path, how, make):
@@ -259,6 +261,7 @@ def test_square_pixels_of_a_crop_equal_a_crop_of_square_pixels():
     np.testing.assert_array_equal(one(one.volume.grid.box), whole(whole.volume.grid.box)[5:25, :, 7:21])
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("chunks", [{"z": 1}, {"z": 3, "y": 30, "x": 50}, {"z": 2, "x": 7}])
 @pytest.mark.parametrize("target", ["z{z:03d}.png", "o.zarr"])
 def test_rechunked_arrays_are_read_in_their_original_blocks(tmp_path, monkeypatch, chunks, target):

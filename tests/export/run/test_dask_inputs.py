@@ -297,6 +297,7 @@ def cluster():
 # empty blocks
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize(
     "sizes", slow_except([(5, 0, 7), (0, 5, 7), (5, 7, 0), (0, 0, 12), (4, 0, 0, 4, 4)], (5, 0, 7))
 )
@@ -358,6 +359,7 @@ BYTE_ORDERS = [
 ]
 
 
+@pytest.mark.fast_forms(6)
 @pytest.mark.parametrize(
     ("kind", "target", "dtype"),
     slow_unless(lambda kind, target, dtype: dtype in ("u2", "f4"), BYTE_ORDERS),

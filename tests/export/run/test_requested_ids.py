@@ -35,6 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("crew", [pytest.param(c, marks=[pytest.mark.slow] * (c == "processes")) for c in CREWS])
 @pytest.mark.parametrize("array", ARRAYS)

@@ -39,6 +39,7 @@ def put(kind, bucket, **kwargs):
     return ix.export(kwargs.pop("array", picture()), address, **{"workers": 2, **options, **kwargs})
 
 
+@pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("kind", slow_except(TARGETS, "omezarr", "png"))
 def test_objects_equal_the_files_of_a_local_export(bucket, tmp_path, kind):
     report = put(kind, bucket)
@@ -94,6 +95,7 @@ def test_ids_survive_the_bucket(bucket):
     np.testing.assert_array_equal(ix.open_segmentation(store).values, FINE.values)
 
 
+@pytest.mark.slow
 def test_a_replaced_result_is_read_anew(bucket):
     """Chunks of the replaced result, with equal metadata, are in the memory cache of the process."""
     store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
@@ -104,6 +106,7 @@ def test_a_replaced_result_is_read_anew(bucket):
         np.testing.assert_array_equal(ix.open_segmentation(store).values, array.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_except(["omezarr", "precomputed", "png", "tiff"], "png"))
 def test_the_previous_result_stays_until_the_new_one_is_complete(bucket, kind):
     put(kind, bucket)

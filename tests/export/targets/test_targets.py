@@ -47,6 +47,7 @@ def values_of(name):
 # OME-Zarr
 
 
+@pytest.mark.fast_forms(7)
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize(
     "options",
@@ -100,6 +101,7 @@ def test_a_chunk_has_the_bytes_that_zarr_gives_it(tmp_path, version, compressor)
             assert data == theirs
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("compressor", ["zstd", "gzip:3", None, "lz4"])
 @pytest.mark.parametrize("options", [{}, {"shards": (4, 32, 16)}, {"version": "0.4"}])
 def test_a_pyramid_is_computed_from_the_written_voxels(tmp_path, options, compressor):
@@ -116,6 +118,7 @@ def test_a_pyramid_is_computed_from_the_written_voxels(tmp_path, options, compre
             np.testing.assert_array_equal(found, values[box.slices()])
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("compressor", ["zstd", "gzip:3", None, "lz4", "shards of lz4"])
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: bytes(len(data)), lambda data: b""])
 def test_a_pyramid_names_a_damaged_object(tmp_path, monkeypatch, compressor, damage):
@@ -289,6 +292,7 @@ def test_half_voxel_offsets_are_refused_by_precomputed(tmp_path):
 # pictures
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("axis", ["z", "x"])
 def test_a_tiff_stack_has_the_values_of_the_slices(tmp_path, name, axis):
@@ -307,6 +311,7 @@ def test_a_tiff_stack_has_the_values_of_the_slices(tmp_path, name, axis):
             assert (1 / width, 1 / height) == pytest.approx({"z": (8, 8), "x": (8, 40)}[axis])
 
 
+@pytest.mark.fast_forms(10)
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize(
     "options", [{}, {"compression": None, "bigtiff": True}, {"axis": "y"}], ids=["zlib", "big", "y"]
@@ -365,6 +370,7 @@ def test_slices_can_be_named_by_their_position_in_nm(tmp_path):
     assert {p.parent.name for p in tmp_path.rglob("em.tif")} == {f"slices_{c:06.0f}nm" for c in centers}
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("axis", ["y", "x"])
 @pytest.mark.parametrize("name", ["grey", "ids", "rgba"])
 def test_slices_are_resampled_to_square_pixels(tmp_path, axis, name):

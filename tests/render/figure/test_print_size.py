@@ -123,6 +123,7 @@ def test_the_scale_bar_of_an_inset_uses_the_pixels_of_the_inset():
     assert max(runs) == 50
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("width_mm", [85, 180])
 @pytest.mark.parametrize("points", [6, 7.5, 10])
 def test_text_has_its_points_at_the_printed_width(width_mm, points):
@@ -162,6 +163,7 @@ def test_text_too_small_in_print_warns(tmp_path):
     ix.save_figure(picture, tmp_path / "e.png")  # no printed size is given
 
 
+@pytest.mark.fast_forms(8)
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16", "1", "P"])
 @pytest.mark.parametrize("pixels", [251, 502, 1004, 2000])
 def test_width_and_dpi_can_be_combined(mode, pixels, tmp_path):

@@ -302,6 +302,7 @@ def test_a_stored_token_is_not_pickled(cave, home, monkeypatch):
     assert "token=" in repr(copy.deepcopy(pickle.loads(given).graph.token))
 
 
+@pytest.mark.slow
 def test_the_token_of_a_client_is_not_pickled(cave, home):
     from caveclient import CAVEclient
 

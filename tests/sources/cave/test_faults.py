@@ -16,8 +16,8 @@ from tests.support.slow import slow_except
 
 # Two retries at once; the timeout is longer than any answer of a busy machine takes.
 HASTY = ix.Connection(timeout=30, retries=2, backoff=0.001)
-IMPATIENT = ix.Connection(timeout=0.5, retries=1, backoff=0.001)
-ONCE = ix.Connection(timeout=0.5, retries=0)
+IMPATIENT = ix.Connection(timeout=0.2, retries=1, backoff=0.001)
+ONCE = ix.Connection(timeout=0.2, retries=0)
 
 BOX = voxels((3, 5, 7), (70, 75, 10))
 PART = (slice(7, 10), slice(5, 75), slice(3, 70))
@@ -157,6 +157,7 @@ def same(found, truth):
     return np.array_equal(found, truth)
 
 
+@pytest.mark.fast_forms(16)
 @pytest.mark.parametrize(("place", "fault", "verb"), list(cases()))
 def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths, tmp_path, place, fault, verb):
     # a fault without an answer lasts until the timeout, so only one verb retries it
@@ -171,6 +172,7 @@ def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths
     assert same(bounded(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path)), truths[verb])
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("fault", PASSING)
 def test_transient_errors_are_retried(cave, truths, place, fault):
@@ -247,6 +249,7 @@ def stale(cave, connection):
     return found
 
 
+@pytest.mark.fast_forms(13)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("place", slow_except(OPENING, "info service", "image", "table"))
 def test_opening_with_a_fault_succeeds_or_raises_our_error(cave, place, fault):

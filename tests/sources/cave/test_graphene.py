@@ -395,6 +395,7 @@ class TestIds:
         with pytest.raises(ix.errors.SegmentError, match=f"{unknown[0]}, {unknown[1]} are no roots of"):
             segmentation(cave, NOW, ids=[*stale, *unknown])
 
+    @pytest.mark.slow
     def test_stale_update_selects_the_successors(self, cave):
         a, b = cave.graph.merged_from
         found = segmentation(cave, NOW, ids=[a, b], stale="update")
@@ -411,6 +412,7 @@ class TestIds:
             out[(cave.graph.state(made[root]) == root) & (out == 0)] = root
         return out
 
+    @pytest.mark.fast_forms(1)
     @pytest.mark.parametrize("when", [MERGE - 1, MERGE + 1, NOW])
     @pytest.mark.parametrize(
         "which", slow_except(["merged", "one", "both", "all", "with a successor", "a half of it"], "a half of it")
@@ -439,6 +441,7 @@ class TestIds:
         assert found.attrs.get("stale_ids", []) == sorted(i for i in ids if i not in current)
         assert found.attrs["ids"] == sorted(ids)
 
+    @pytest.mark.slow
     def test_kept_roots_are_requested_only_for_candidate_supervoxels(self, cave):
         old = cave.graph.merged
         found = segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50))

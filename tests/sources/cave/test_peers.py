@@ -23,6 +23,7 @@ CENTER = (2 * OFFSET[0] + 150, 2 * OFFSET[1] + 140, OFFSET[2] + 12)
 TIMES = [int(BEGIN) + 1, int(MERGE) + 1, int(SPLIT) + 1]
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("when", TIMES)
 @pytest.mark.parametrize("size", [(160, 120, 4), (160, 120)])
 def test_cutouts_equal_those_of_imageryclient(client, when, size):

@@ -120,6 +120,7 @@ def objects(asked: list[str]) -> Counter:
 # sources
 
 
+@pytest.mark.fast_forms(4)
 def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     form, server, truth = volume
     source = opened(form, server.url)
@@ -139,6 +140,7 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     assert set(objects(server.asked)) & set(counted) == set() or "shard" in form
 
 
+@pytest.mark.fast_forms(3)
 def test_a_box_of_cached_chunks_looks_for_no_single_chunk(volume, monkeypatch):
     form, server, truth = volume
     source = opened(form, server.url)
@@ -155,6 +157,7 @@ def test_a_box_of_cached_chunks_looks_for_no_single_chunk(volume, monkeypatch):
     assert ix.sources.fetch.traffic.traffic().since(before).in_memory > 0
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("limit", [3_000, 40_000])
 @pytest.mark.usefixtures("small_cache")
 def test_a_cache_that_drops_chunks_between_slices_returns_the_stored_voxels(volume, limit):
@@ -190,6 +193,7 @@ def owner_of(values) -> tuple[int, int]:
     return id(values), len(values)
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("limit", [20_000, 1 << 20])
 @pytest.mark.usefixtures("small_cache")
 def test_two_threads_that_scroll_at_once_read_the_stored_voxels(volume, limit):
@@ -237,6 +241,7 @@ def test_scales_that_share_a_folder_are_not_confused(tmp_path):
             np.testing.assert_array_equal(source.read(1, box), padded(truth[..., 16:], box))
 
 
+@pytest.mark.fast_forms(3)
 def test_a_connection_without_a_cache_does_not_read_the_boxes_of_others(volume):
     form, server, truth = volume
     box = IndexBox((0, 0, 0), (2, 20, 20))

@@ -264,6 +264,7 @@ with start_all([lambda i=i: 2 * i for i in range(20)]) as results:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_jobs_run_in_as_many_threads_as_the_system_permits():
     # A warm process, as `run_python` forks, imports far more than these functions need.

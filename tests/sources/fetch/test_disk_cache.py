@@ -384,6 +384,7 @@ def damage(file: Path, kind: str) -> None:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize(
     "kind",
     ["empty", "directory", "symlink", "fifo", "foreign", "longer", "magic", "checksum", "header size", "body size", "header", "body"],

@@ -35,6 +35,7 @@ AT_ONCE = {
 }
 
 
+@pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("names", [["0"], ["s0", "s1", "s2"], ["1", "fine"]])
 def test_a_zarr_with_the_usual_names_opens_in_one_round_trip(tmp_path, version, names):
@@ -52,6 +53,7 @@ def test_a_zarr_with_the_usual_names_opens_in_one_round_trip(tmp_path, version, 
         assert counts["peak"] >= len(needed & AT_ONCE) + (version == "0.5")
 
 
+@pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("status", [200, 403, 404, 503])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_a_zarr_opens_if_the_server_sends_a_page_for_files_that_do_not_exist(tmp_path, version, status):
@@ -123,6 +125,7 @@ def test_a_scroll_through_a_figure_requests_each_object_once(layers):
     assert len(layers.asked) == len(set(layers.asked)) == 2 * 2 * 9
 
 
+@pytest.mark.slow
 def test_layers_and_blocks_of_a_computation_are_read_side_by_side(tmp_path):
     precomputed.write_layer(tmp_path / "em", [noise(GRID.shape)], [GRID])
     cells = noise(GRID.shape, "uint64") % np.uint64(5)

@@ -79,6 +79,7 @@ def whole(source) -> np.ndarray:
     return source.read(0, IndexBox.of_shape(source.levels[0].grid.shape))
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("stamps", STAMPS)
 @pytest.mark.parametrize("form", WRITERS)
 def test_a_rewritten_volume_that_is_opened_again_shows_its_new_voxels(tmp_path, form, stamps):

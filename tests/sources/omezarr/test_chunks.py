@@ -78,6 +78,7 @@ def read_slices(store, path: str, metadata: str, where: tuple[slice, ...]):
     return chunks.read_box(store, path, metadata, ("z", "y", "x"), box, ix.Connection())
 
 
+@pytest.mark.fast_forms(6)
 @pytest.mark.parametrize("form", ARRAYS)
 def test_boxes_equal_those_of_zarr(tmp_path, form):
     array = write(tmp_path, **ARRAYS[form])

@@ -105,6 +105,7 @@ def check_mutations(folder: Path, seeds: range) -> None:
     assert "an error without a message" not in outcomes
 
 
+@pytest.mark.slow
 def test_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path):
     check_mutations(tmp_path, range(400))
 

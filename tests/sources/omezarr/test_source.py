@@ -200,6 +200,7 @@ def test_missing_units_are_nm_with_a_warning(tmp_path):
 # axes
 
 
+@pytest.mark.fast_forms(6)
 @pytest.mark.parametrize("order", ["zyx", "czyx", "tczyx", "tzyx", "xyz", "yxz", "cxyz", "tcyx", "cyx", "yx", "xy"])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_axes_may_be_in_any_order(tmp_path, order, version):
@@ -358,6 +359,7 @@ def write_holed(folder: Path, version: str = "0.5", fill: int = 0, **kwargs) -> 
 
 
 class TestMissing:
+    @pytest.mark.fast_forms(3)
     @pytest.mark.parametrize("options", [
         {}, {"version": "0.4"}, {"fill": 9}, {"version": "0.4", "chunk_key_encoding": {"name": "v2", "separator": "/"}},
         {"chunks": (4, 8, 8), "shards": (8, 16, 16)}, {"chunk_key_encoding": {"name": "v2", "separator": "."}},
@@ -727,6 +729,7 @@ FORMS = [("0.4", False), ("0.5", False), ("0.5", True)]
 @pytest.mark.parametrize(("version", "shards"), FORMS)
 @pytest.mark.parametrize("codec", slow_except(["blosc", "zstd", "gzip", "raw"], "zstd"))
 class TestDamage:
+    @pytest.mark.fast_forms(12)
     @pytest.mark.parametrize("missing", ["raise", "fill"])
     @pytest.mark.parametrize("left", [0, 1, 15, 20, -1, -40])
     def test_a_truncated_object_is_damaged(self, tmp_path, version, shards, codec, missing, left, capfd):

@@ -62,6 +62,7 @@ TENSORSTORE = [
 ]
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize(
     ("encoding", "dtype", "channels"), slow_unless(lambda encoding, dtype, channels: channels == 3, TENSORSTORE)
 )
@@ -86,6 +87,7 @@ def test_a_layer_written_by_tensorstore_is_read(tmp_path, encoding, dtype, chann
         compare(tmp_path, stored)
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("encoding", slow_except(["jxl", "JXL"], "jxl"))
 @pytest.mark.parametrize("options", [{}, {"usecontainer": True}, {"lossless": False, "distance": 0.1}])
 @pytest.mark.parametrize(
@@ -99,6 +101,7 @@ def test_a_jpeg_xl_written_by_imagecodecs_is_read(tmp_path, encoding, dtype, cha
     compare(tmp_path, stored, tolerance=np.iinfo(dtype).max / (10 if channels > 1 else 32) if lossy else 0)
 
 
+@pytest.mark.fast_forms(5)
 @pytest.mark.parametrize("order", ["rows", "columns", "one row"])
 @pytest.mark.parametrize("encoding", ["jxl", "png"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -123,6 +126,7 @@ def test_width_and_height_of_a_picture_are_arbitrary(tmp_path, order, encoding, 
 PILLOW = [("L", "png"), ("LA", "png"), ("RGB", "png"), ("RGBA", "png"), ("I;16", "png"), ("L", "jpeg"), ("RGB", "jpeg")]
 
 
+@pytest.mark.fast_forms(6)
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
 @pytest.mark.parametrize(("mode", "encoding"), PILLOW)
 def test_a_picture_written_by_pillow_is_read(tmp_path, mode, encoding, options):
@@ -153,6 +157,7 @@ CLOUDVOLUME = [
 ]  # fmt: skip
 
 
+@pytest.mark.fast_forms(8)
 @pytest.mark.parametrize(
     ("encoding", "dtype", "channels"), slow_unless(lambda encoding, dtype, channels: channels == 1, CLOUDVOLUME)
 )

@@ -64,6 +64,7 @@ class TestSharded(SourceSuite):
         assert again == []
 
 
+@pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("hashing", ["identity", "murmurhash3_x86_128"])
 @pytest.mark.parametrize("data", ["raw", "gzip"])
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (0, 3, 2), (2, 1, 5)])

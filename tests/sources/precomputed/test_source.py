@@ -510,6 +510,7 @@ class TestDamage:
         one = opened(tmp_path).read(0, IndexBox((3, 20, 9), (4, 21, 10)))
         np.testing.assert_array_equal(one, found[3:4, 20:21, 9:10])
 
+    @pytest.mark.fast_forms(40)
     @pytest.mark.parametrize("missing", ["raise", "fill"])
     @pytest.mark.parametrize("damage", ["cut", "short", "empty", "page"])
     def test_damage_is_an_error_and_nothing_is_printed(self, tmp_path, encoding, sharded, damage, missing, capfd):
