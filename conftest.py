@@ -50,9 +50,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def sample_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sample volume of this test session lies."""
-    return session_sample(tmp_path_factory).path
+def sample_path(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of the sample volume of the tests."""
+    return session_sample(request).path
 
 
 @pytest.fixture(autouse=True)

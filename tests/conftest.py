@@ -82,9 +82,9 @@ def _clear_memory_cache() -> None:
 
 
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> ix.Sample:
-    """Return the sample volume of this session, which the doctests also use."""
-    return session_sample(tmp_path_factory)
+def sample(request: pytest.FixtureRequest) -> ix.Sample:
+    """Return the sample volume of the tests, which the doctests also use."""
+    return session_sample(request)
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,33 @@
-"""The sample volume of a test session, which all its processes share."""
+"""The sample volume of the tests, which all processes of a session and later sessions share."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
 
+import imageryxr.testing
 from imageryxr.testing.sample import Sample, sample
 
 
-def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the sample volume that all processes of the session share."""
-    # Writing the volume takes longer than most tests. IMAGERYXR_TEST_SAMPLE=folder keeps it between sessions.
-    kept = os.environ.get("IMAGERYXR_TEST_SAMPLE")
-    base = tmp_path_factory.getbasetemp()
-    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return Path(kept) if kept else session / "sample-volume"
+def _sample_folder(request: pytest.FixtureRequest) -> Path:
+    """Return the folder of the sample volume: in pytest's cache, or in the folder of the session if it has no cache."""
+    code = blake2b(digest_size=8)
+    for path in sorted(Path(imageryxr.testing.__path__[0]).glob("*.py")):
+        code.update(path.read_bytes())
+    with suppress(AttributeError, OSError):  # without the plugin of the cache, or if its folder is not writable
+        return request.config.cache.mkdir(f"imageryxr-{code.hexdigest()}") / "sample-volume"  # type: ignore[union-attr]
+    base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sample-volume"
 
 
-def session_sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """Write the sample volume of this session, or wait for the process that writes it."""
-    folder = sample_folder(tmp_path_factory)
+def session_sample(request: pytest.FixtureRequest) -> Sample:
+    """Write the sample volume, which takes 20 s of the processor, or wait for the process that writes it."""
+    folder = _sample_folder(request)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(f"{folder.name}.lock")):
         return sample(folder)
