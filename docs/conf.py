@@ -87,7 +87,8 @@ html_sidebars = {"**": []}  # the pages are flat: the theme's sidebar would be e
 html_theme_options = {
     "navigation_with_keys": False,
     "show_prev_next": True,
-    "header_links_before_dropdown": 6,
-    "navbar_persistent": ["search-button"],  # a search field would move to a second row
+    # More links, or a search field, would move to a second row.
+    "header_links_before_dropdown": 4,
+    "navbar_persistent": ["search-button"],
     "secondary_sidebar_items": ["page-toc"],
 }
