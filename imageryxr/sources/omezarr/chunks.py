@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ from imageryxr.sources.omezarr.object_check import DamagedObjectError, ObjectFor
 Coords = tuple[int, ...]
 StoredAxes = tuple[str | int, ...]
 # Offset and size of a chunk that its shard does not contain.
-_LEFT_OUT = np.uint64(2**64 - 1)
+_LEFT_OUT = (2**64 - 1, 2**64 - 1)
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,13 @@ class _Layout:
         return 4 * self.chunk_bytes + (1 << 20)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A chunk of a box."""
 
     key: str
     """Key of its object."""
-    inner: Coords
-    """Its position in the object."""
+    row: int
+    """Its row in the index of the object."""
     taken: tuple[slice, ...]
     """Its part in the box (z, y, x)."""
     place: tuple[slice, ...]
@@ -240,8 +239,11 @@ def _parts(layout: _Layout, path: str, axes: StoredAxes, spans: Axes) -> Iterato
     for box in product(*spans):
         along = dict(zip(DIMS, box, strict=True))
         numbers = (a // n if isinstance(a, int) else along[a].number for a, n in zip(axes, layout.chunks, strict=True))
-        places, inner = zip(*map(divmod, numbers, layout.per_object), strict=True)
-        yield _Part(prefix + encode(places), inner, tuple(s.taken for s in box), tuple(s.place for s in box))
+        places, row = [], 0
+        for number, per_object in zip(numbers, layout.per_object, strict=True):
+            places.append(number // per_object)
+            row = row * per_object + number % per_object
+        yield _Part(prefix + encode(tuple(places)), row, tuple(s.taken for s in box), tuple(s.place for s in box))
 
 
 def _request(layout: _Layout, part: _Part, span: tuple[int, int] | None = None) -> ObjectRequest:
@@ -263,11 +265,10 @@ def _shard_requests(layout: _Layout, store: ObjectStore, parts: list[_Part]) -> 
     indexes = get_indexes(store, {(part.key,) for part in parts}, fetch)
     for part in parts:
         index = indexes[(part.key,)]
-        row = None if index is None else index[int(np.ravel_multi_index(part.inner, layout.per_object))]
-        if row is None or (row[0] == _LEFT_OUT and row[1] == _LEFT_OUT):
+        start, count = _LEFT_OUT if index is None else (index.item(part.row, 0), index.item(part.row, 1))
+        if (start, count) == _LEFT_OUT:
             yield None
             continue
-        start, count = int(row[0]), int(row[1])
         if count > layout.limit or start > 1 << 62:
             raise DamagedObjectError(
                 f"the index of {part.key} states a chunk of {count:,} bytes; the limit is {layout.limit:,}"
