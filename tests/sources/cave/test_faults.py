@@ -16,8 +16,8 @@ from tests.support.slow import slow_except
 
 # Two retries at once; the timeout is longer than any answer of a busy machine takes.
 HASTY = ix.Connection(timeout=30, retries=2, backoff=0.001)
-IMPATIENT = ix.Connection(timeout=0.2, retries=1, backoff=0.001)
-ONCE = ix.Connection(timeout=0.2, retries=0)
+IMPATIENT = ix.Connection(timeout=0.5, retries=1, backoff=0.001)
+ONCE = ix.Connection(timeout=0.5, retries=0)
 
 BOX = voxels((3, 5, 7), (70, 75, 10))
 PART = (slice(7, 10), slice(5, 75), slice(3, 70))
