@@ -14,6 +14,7 @@ from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from imageryxr.core.validate import to_items, to_number, to_numbers
 from imageryxr.errors import BoxError, Wording, format_value, param
@@ -59,6 +60,12 @@ def snap(value: Fraction) -> Fraction:
     """Round a position to the nearest integer if it lies within `SNAP` of it; otherwise return it unchanged."""
     whole = round(value)
     return Fraction(whole) if abs(value - whole) < SNAP else value
+
+
+def snap_places(places: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Round positions to the nearest integer if they lie within `SNAP` of it, as `snap` does."""
+    whole = np.rint(places)
+    return np.where(np.abs(places - whole) < float(SNAP), whole, places)
 
 
 def check_point(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[int | float, ...]:
@@ -144,11 +151,6 @@ class IndexBox(NamedTuple):
         if stop[0] <= start[0] or stop[1] <= start[1] or stop[2] <= start[2]:
             return IndexBox(self.start, self.start)
         return IndexBox(start, stop)
-
-    def overlap(self, other: IndexBox) -> tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]:
-        """Return the slices of the intersection in an array of this box, and in one of another box."""
-        part = self.clip(other)
-        return part.slices(self), part.slices(other)
 
     def hull(self, other: IndexBox) -> IndexBox:
         """Return the smallest box that contains this one and another; empty boxes are ignored."""

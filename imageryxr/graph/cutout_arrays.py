@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.array_labels import grid_of
-from imageryxr.core.bbox import DIMS, SNAP, Triple
+from imageryxr.core.bbox import DIMS, SNAP, Triple, snap_places
 from imageryxr.core.grid import Grid, check_same_grid
 from imageryxr.errors import GridMismatchError, LayerError
 from imageryxr.graph.expr import Array
@@ -156,9 +156,7 @@ def centers_of(coords: Mapping[Any, Any]) -> _Points | None:
 
 def central_voxels(centers: _Points, resolution: Triple) -> _Points:
     """Return the indexes (z, y, x) of the voxels that contain points in nm, counted from 0 nm."""
-    places = centers / np.array(resolution[::-1], np.float64)
-    whole = np.rint(places)
-    found: _Points = np.where(np.abs(places - whole) < float(SNAP), whole, np.floor(places))
+    found: _Points = np.floor(snap_places(centers / np.array(resolution[::-1], np.float64)))
     return found
 
 

@@ -11,7 +11,17 @@ import xarray as xr
 
 from imageryxr.core.annotations import AXIS
 from imageryxr.core.array_labels import layer_type_of, spatial_arrays
-from imageryxr.core.bbox import DIMS, SNAP, BBox, Index3, IndexBox, Triple, check_resolution, format_triple, tidy
+from imageryxr.core.bbox import (
+    DIMS,
+    BBox,
+    Index3,
+    IndexBox,
+    Triple,
+    check_resolution,
+    format_triple,
+    snap_places,
+    tidy,
+)
 from imageryxr.core.grid import Axis, Grid, check_extent
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError, format_value, warn
@@ -266,19 +276,14 @@ def _first_voxels(points: Points, grid: Grid, shape: Index3) -> npt.NDArray[np.i
     """Return the index (z, y, x) of the first voxel of each box, by the rules of `BBox.around` and `Grid.select`."""
     found = np.empty((len(points), 3), np.int64)
     for axis, (own, size) in enumerate(zip(grid.axes, shape, strict=True)):
-        low = np.floor(_snap(points[:, 2 - axis] / own.resolution)) - size // 2
-        found[:, axis] = np.ceil(_snap(low - own.offset - 0.5))
+        low = np.floor(snap_places(points[:, 2 - axis] / own.resolution)) - size // 2
+        found[:, axis] = np.ceil(snap_places(low - own.offset - 0.5))
     return found
 
 
 def _phase(offset: float) -> float:
     """Return the part of a voxel by which cutouts of a volume with this offset lie off a grid of whole voxels."""
-    return float(tidy(np.ceil(_snap(np.array([-offset - 0.5])))[0] + offset))
-
-
-def _snap(places: Points) -> Points:
-    whole = np.rint(places)
-    return np.where(np.abs(places - whole) < float(SNAP), whole, places)
+    return float(tidy(np.ceil(snap_places(np.array([-offset - 0.5])))[0] + offset))
 
 
 def _check_inside(

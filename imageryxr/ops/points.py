@@ -11,7 +11,7 @@ import xarray as xr
 
 from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
-from imageryxr.core.bbox import SNAP, Triple, check_resolution, format_triple, tidy
+from imageryxr.core.bbox import Triple, check_resolution, format_triple, snap_places, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, LayerError, OutOfVolumeError, format_value
 from imageryxr.graph.expr import Array, ArrayLeaf
@@ -161,9 +161,7 @@ def _voxel_indexes(places: Places, unit: Sequence[float], grid: Grid) -> list[Pl
     found = []
     for axis, own in enumerate(grid.axes):
         along = 2 - axis
-        place = places[:, along] * (unit[along] / own.resolution) - own.offset
-        whole = np.rint(place)
-        found.append(np.where(np.abs(place - whole) < float(SNAP), whole, np.floor(place)))
+        found.append(np.floor(snap_places(places[:, along] * (unit[along] / own.resolution) - own.offset)))
     return found
 
 

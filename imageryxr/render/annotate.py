@@ -15,7 +15,7 @@ import xarray as xr
 
 from imageryxr.core.annotation_values import column_texts
 from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
-from imageryxr.core.bbox import DIMS
+from imageryxr.core.bbox import DIMS, snap_places
 from imageryxr.core.colors import parse_color
 from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.core.grid import Grid
@@ -31,7 +31,7 @@ from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
 from imageryxr.render.mark_labels import LabelStyle
 from imageryxr.render.mark_selection import rows_near_picture, warn_other_unit
-from imageryxr.render.mark_shapes import Marker, MarkStyle, snap_places
+from imageryxr.render.mark_shapes import Marker, MarkStyle
 from imageryxr.render.marks import Annotated, Marks
 from imageryxr.render.overlay import label_rgba, rgba_volume
 

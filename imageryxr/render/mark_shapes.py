@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from imageryxr.core import mark_kinds
 from imageryxr.core.annotations import AnnotationType
-from imageryxr.core.bbox import SNAP
+from imageryxr.core.bbox import SNAP, snap_places
 from imageryxr.core.colors import RGBA
 
 Floats = npt.NDArray[np.float64]
@@ -145,12 +145,6 @@ def slice_shapes(marks: MarkTable, number: int) -> tuple[Shapes, npt.NDArray[np.
         if marks.kind != "line":  # the kernel fades a line along its length
             paints[:, (3, 7)] *= fading[:, np.newaxis]
     return Shapes(kinds, params, paints, fading), rows
-
-
-def snap_places(places: Floats) -> Floats:
-    """Return positions in voxels; those within float noise of an integer are rounded to it."""
-    whole = np.rint(places)
-    return np.where(np.abs(places - whole) < float(SNAP), whole, places)
 
 
 def _meets(bottom: Floats, top: Floats, style: MarkStyle, number: int) -> npt.NDArray[np.bool_]:
