@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,7 @@ def read_annotations(
 def _read_ids(layer: AnnotationSource, ids: list[int]) -> tuple[Records, list[Pairs]]:
     records, columns = layer.read_ids(ids)
     found = set(records.ids.tolist())
-    _warn_missing(f"{layer.folder.name} has no annotation with the id", ids, found)
+    warn_missing_ids(f"{layer.folder.name} has no annotation with the id", ids, found)
     pairs = []
     for column in columns:
         rows = np.repeat(np.arange(len(column)), [len(numbers) for numbers in column])
@@ -149,7 +149,7 @@ def _read_segments(layer: AnnotationSource, segments: list[int]) -> tuple[Record
     by_relationship = [layer.read_segments(number, segments) for number in range(len(layer.info.relationships))]
     parts = [records for found in by_relationship for records in found.values()]
     related = {segment for found in by_relationship for segment, part in found.items() if len(part.ids)}
-    _warn_missing(f"{layer.folder.name} has no annotation that is related to the segment", segments, related)
+    warn_missing_ids(f"{layer.folder.name} has no annotation that is related to the segment", segments, related)
     records = join_records(layer.info, parts).unique()
     pairs = []
     for found in by_relationship:
@@ -159,7 +159,8 @@ def _read_segments(layer: AnnotationSource, segments: list[int]) -> tuple[Record
     return records, pairs
 
 
-def _warn_missing(problem: str, ids: list[int], found: set[int]) -> None:
+def warn_missing_ids(problem: str, ids: list[int], found: Container[int]) -> None:
+    """Warn of ids that were not found; `problem` is the message before them."""
     absent = [number for number in ids if number not in found]
     if absent:
         shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")

@@ -12,7 +12,7 @@ import xarray as xr
 
 from imageryxr.core.annotations import make_annotations
 from imageryxr.core.colors.ids import list_unique_ids
-from imageryxr.errors import MissingIdsWarning, warn
+from imageryxr.ops.open_annotations import warn_missing_ids
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.skeletons import find_skeletons, read_skeletons
 from imageryxr.sources.fetch.connection import Connection
@@ -75,10 +75,7 @@ def open_skeletons(
     requested = list_unique_ids(ids)
     folder, info = find_skeletons(*open_folder(source, token, connection))
     found = read_skeletons(folder, info, requested)
-    absent = [number for number in requested if number not in found]
-    if absent:
-        shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")
-        warn(f"{folder.name} has no skeleton of the segment {shown}", MissingIdsWarning)
+    warn_missing_ids(f"{folder.name} has no skeleton of the segment", requested, found)
     starts, ends, radii, segments = [np.empty((0, 3))], [np.empty((0, 3))], [np.empty(0)], [np.empty(0, np.uint64)]
     for number in requested:
         if number not in found:

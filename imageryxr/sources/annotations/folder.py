@@ -92,6 +92,15 @@ class Folder:
             requests = [ObjectRequest(key, MOST_BYTES, _FILE_MEMORY, tag=key) for key in keys]
             return self._read(requests, parse)
 
+    def read_ids(
+        self, sharding: dict[str, Any] | None, ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
+    ) -> dict[int, Parsed]:
+        """Return the parsed entries for ids, in shards or in a file each; ids that do not occur are omitted."""
+        if sharding is not None:
+            return self.read_sharded(sharding, ids, parse)
+        found = self.read([str(number) for number in ids], lambda key, body: parse(int(key), body))
+        return {int(key): content for key, content in found.items()}
+
     def read_sharded(
         self, sharding: dict[str, Any], ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
     ) -> dict[int, Parsed]:

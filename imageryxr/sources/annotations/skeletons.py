@@ -72,10 +72,7 @@ def read_skeletons(folder: Folder, info: dict[str, Any], ids: Sequence[int]) -> 
     def parse(number: int, body: bytes) -> Skeleton:
         return _decode(number, body, attributes, transform, folder.name)
 
-    if sharding is not None:
-        return folder.read_sharded(sharding, ids, parse)
-    found = folder.read([str(number) for number in ids], lambda key, body: parse(int(key), body))
-    return {int(key): skeleton for key, skeleton in found.items()}
+    return folder.read_ids(sharding, ids, parse)
 
 
 def _decode(

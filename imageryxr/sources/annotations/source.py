@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from imageryxr.core.bbox import BBox, Triple
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import OptionError, SourceError
-from imageryxr.sources.annotations.folder import Folder, Parsed
-from imageryxr.sources.annotations.info import AnnotationInfo, Index, SpatialLevel
+from imageryxr.sources.annotations.folder import Folder
+from imageryxr.sources.annotations.info import AnnotationInfo, SpatialLevel
 from imageryxr.sources.annotations.records import Ids, Records, decode_list, decode_single, join_records
 
 MOST_CELLS = 1_000_000
@@ -45,7 +45,7 @@ class AnnotationSource:
         def parse(number: int, body: bytes) -> tuple[Records, list[Ids]]:
             return decode_single(self.info, number, body, f"annotation {number} in {what}")
 
-        found = self._read_entries(index, ids, parse)
+        found = self.folder.child(index.key).read_ids(index.sharding, ids, parse)
         parts, related = [record for record, _ in found.values()], [segments for _, segments in found.values()]
         columns = [[row[i] for row in related] for i in range(len(self.info.relationships))]
         return join_records(self.info, parts), columns
@@ -53,9 +53,9 @@ class AnnotationSource:
     def read_segments(self, number: int, segments: Sequence[int]) -> dict[int, Records]:
         """Return the annotations related to each segment by the relationship of a number."""
         relationship = self.info.relationships[number]
-        what = f"{self.folder.name}/{relationship.index.key}"
-        return self._read_entries(
-            relationship.index,
+        index, what = relationship.index, f"{self.folder.name}/{relationship.index.key}"
+        return self.folder.child(index.key).read_ids(
+            index.sharding,
             segments,
             lambda segment, body: decode_list(self.info, body, f"the entry of segment {segment} in {what}"),
         )
@@ -137,15 +137,6 @@ class AnnotationSource:
         codes = dict(zip(_morton_codes(cells, level.grid_shape), names, strict=True))
         stored = folder.read_sharded(level.index.sharding, list(codes), lambda code, body: parse(codes[code], body))
         return list(stored.values())
-
-    def _read_entries(
-        self, index: Index, ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
-    ) -> dict[int, Parsed]:
-        folder = self.folder.child(index.key)
-        if index.sharding is not None:
-            return folder.read_sharded(index.sharding, ids, parse)
-        found = folder.read([str(number) for number in ids], lambda key, body: parse(int(key), body))
-        return {int(key): content for key, content in found.items()}
 
 
 def _morton_codes(cells: Sequence[Cell], shape: Cell) -> list[int]:
