@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,24 +135,19 @@ def _cut_tiles(
 # Noise
 
 
-def _double(a: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
-    """Double the number of samples, n to 2n - 4, by linear interpolation; repeated, the result is a smooth spline."""
-    ahead = (slice(None),) * axis
-    out = np.empty((*a.shape[:axis], 2 * (a.shape[axis] - 2), *a.shape[axis + 1 :]), np.float32)
-    middle, quarter = a[(*ahead, slice(1, -1))] * np.float32(0.75), a * np.float32(0.25)
-    np.add(middle, quarter[(*ahead, slice(None, -2))], out=out[(*ahead, slice(None, None, 2))])
-    np.add(middle, quarter[(*ahead, slice(2, None))], out=out[(*ahead, slice(1, None, 2))])
-    return out
+def _double(a: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
+    """Double the number of samples, n to 2n - 4, by linear interpolation; repeated, the result is a smooth spline.
 
-
-def _double16(a: npt.NDArray[np.int16], axis: int) -> npt.NDArray[np.int16]:
-    """Double the number of samples like `_double`, for integers from -8,000 to 8,000."""
-    ahead = (slice(None),) * axis
-    out = np.empty((*a.shape[:axis], 2 * (a.shape[axis] - 2), *a.shape[axis + 1 :]), np.int16)
-    middle = a[(*ahead, slice(1, -1))] * np.int16(3)
-    np.add(middle, a[(*ahead, slice(None, -2))], out=out[(*ahead, slice(None, None, 2))])
-    np.add(middle, a[(*ahead, slice(2, None))], out=out[(*ahead, slice(1, None, 2))])
-    out >>= 2
+    The samples are float32, or int16 from -8,000 to 8,000.
+    """
+    ahead, is_float = (slice(None),) * axis, a.dtype.kind == "f"
+    out = np.empty((*a.shape[:axis], 2 * (a.shape[axis] - 2), *a.shape[axis + 1 :]), a.dtype)
+    middle = a[(*ahead, slice(1, -1))] * (np.float32(0.75) if is_float else np.int16(3))
+    side = a * np.float32(0.25) if is_float else a
+    np.add(middle, side[(*ahead, slice(None, -2))], out=out[(*ahead, slice(None, None, 2))])
+    np.add(middle, side[(*ahead, slice(2, None))], out=out[(*ahead, slice(1, None, 2))])
+    if not is_float:
+        out >>= 2
     return out
 
 
@@ -216,14 +212,14 @@ def _draw_tile(
     tile, fields = _tile_fields(tissue, corner)
     count = len(tile.cells)
     numbers = np.array(tile.cells, np.uint16)
-    half = _double16(_double16(_double16(fields, 3), 2), 1)
+    half = _double(_double(_double(fields, 3), 2), 1)
     nearest, depth = _nearest(half[:count, :, 2:-2, 2:-2], half[count, :, 2:-2, 2:-2])
     cells = numbers[nearest]
     cells[depth < 0] = 0
     grey = np.empty(TILE, np.uint8)
     for z in range(0, TILE[0], _FEW):
         few = slice(z, z + _FEW)
-        full = _double16(_double16(half[:, few], 3)[..., 2:-2], 2)[:, :, 2:-2]
+        full = _double(_double(half[:, few], 3)[..., 2:-2], 2)[:, :, 2:-2]
         nearest, depth = _nearest(full[:count], full[count])
         names = ("cleft", "reticulum", *tile.extra)
         aux = {name: row * _UNIT.get(name, _NM) for name, row in zip(names, full[count:], strict=True)}
