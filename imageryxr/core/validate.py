@@ -135,10 +135,10 @@ def check_flag(name: str, value: Any, expected: Part = "True or False") -> bool:
     return found
 
 
-def check_path(name: str, value: Any, kind: str = "a file") -> Path:
-    """Return an argument that is the path of a file, or of another kind for the message."""
+def check_path(name: str, value: Any) -> Path:
+    """Return an argument that is the path of a file."""
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes) or "\0" in os.fspath(value):
-        raise OptionError(param(name, value), f" must be the path of {kind}")
+        raise OptionError(param(name, value), " must be the path of a file")
     return Path(value)
 
 

@@ -18,15 +18,15 @@ def non_image_message(address: Address, ome: dict[str, Any], attributes: Attribu
     """
     name = f"zarr://{address.public}"
     if isinstance(ome.get("plate"), dict):
-        wells = _paths(ome["plate"].get("wells"), "path")
+        wells = _paths(ome["plate"].get("wells"))
         well = wells[0] if wells else "A/1"
-        fields = _paths(_member(attributes(well), "well", "images"), "path") or ["0"]
+        fields = _paths(_member(attributes(well), "well", "images")) or ["0"]
         return f"is a plate of many images; give one of them, such as {name}/{well}/{fields[0]}"
     if isinstance(ome.get("labels"), list):
         found = [str(label) for label in ome["labels"] if isinstance(label, str)]
         return f"holds the list of an image's labels; give one of them: {_addresses(name, found) or name + '/NAME'}"
     if isinstance(ome.get("well"), dict):
-        fields = _paths(ome["well"].get("images"), "path") or ["0"]
+        fields = _paths(ome["well"].get("images")) or ["0"]
         return f"is a well with {len(fields)} images; give one of them: {_addresses(name, fields)}"
     if "bioformats2raw.layout" in ome:
         series = attributes("OME").get("series")
@@ -84,9 +84,9 @@ def array_advice(address: Address, path: str, count: int | None) -> str:
     )
 
 
-def _paths(entries: Any, key: str) -> list[str]:
+def _paths(entries: Any) -> list[str]:
     found = entries if isinstance(entries, list) else []
-    return [str(e[key]).strip("/") for e in found if isinstance(e, dict) and isinstance(e.get(key), str)]
+    return [e["path"].strip("/") for e in found if isinstance(e, dict) and isinstance(e.get("path"), str)]
 
 
 def _member(value: Any, *keys: str) -> Any:
