@@ -252,9 +252,12 @@ def _pixel_size(style: Outline | None, grid: Grid, across: int) -> tuple[float, 
 
 def warn_if_thin(style: Outline, grid: Grid, across: int) -> None:
     """Warn if an outline is thinner than a pixel."""
+    size = _pixel_size(style, grid, across)
+    if style.width >= min(size):
+        return  # without the import of kernels, which the blocks of a picture need later
     from imageryxr.kernels import outline as kernel
 
-    if kernel.halo_size(float(style.width), _pixel_size(style, grid, across)) == (0, 0):
+    if kernel.halo_size(float(style.width), size) == (0, 0):
         pixel = " × ".join(f"{grid.axes[a].resolution:g}" for a in reversed(_plane_axes(across)))
         warn(f"an outline of {style.width:g} {style.unit} is thinner than a pixel ({pixel} nm) and is not drawn")
 
