@@ -139,9 +139,10 @@ def _open_address(
     if path is not None:
         _check_path(path)
     shown = str(path or address.public)
-    problem = format_problem(shown)
-    if problem and (path is None or find_archive(path) is None):
-        raise SourceError(f"{shown} {problem}")
+    if path is None or not os.path.exists(path / "info"):
+        problem = format_problem(shown)
+        if problem and (path is None or find_archive(path) is None):
+            raise SourceError(f"{shown} {problem}")
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, graph_options, connection)
     # A server of a Zarr receives a token only if the caller gave it: never a stored CAVE token.
