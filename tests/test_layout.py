@@ -100,6 +100,10 @@ def test_function_bodies_are_under_50_lines(name):
             assert lines <= 50, f"{name}.{node.name} has {lines} lines"
 
 
+def test_one_function_issues_all_warnings_at_the_line_of_the_caller():
+    assert [name for name, path in MODULES.items() if "warnings.warn(" in path.read_text()] == ["imageryxr.errors"]
+
+
 def modules_after(code: str) -> set[str]:
     """Return the modules that code loads in a new process."""
     code += "\nimport sys; print(*sys.modules)"

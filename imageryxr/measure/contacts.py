@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -86,7 +85,7 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     found = reduce_volumes([volume], task, partial(merge_contacts, requested=requested), before=1)
     if requested is not None and found.present is not None and not found.present.all():
         absent = requested.array[~found.present].tolist()
-        warnings.warn(requested.missing_message(absent), MissingIdsWarning, stacklevel=2)
+        warn(requested.missing_message(absent), MissingIdsWarning)
     return label_contacts(found.pairs, volume)
 
 

@@ -54,9 +54,7 @@ def measure_cutouts(
     if own is not None:
         _warn_missing_ids(own, table)
     rows = np.repeat(np.arange(len(table)), [len(part.ids) for part in table])
-    found = label_segments(
-        _join(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1], stacklevel=4
-    )
+    found = label_segments(_join(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1])
     return add_columns(found, segmentation, rows, _SEGMENT)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -197,13 +196,12 @@ def label_segments(
     percentiles: Sequence[float] | None,
     *,
     origin: npt.NDArray[np.float64] | None = None,
-    stacklevel: int = 3,
 ) -> xr.Dataset:
     """Return the Dataset of the sums of all segments; ``origin`` is the first voxel (x, y, z) of the array or row."""
     labels = volumes[0]
     absent = [] if requested is None else np.setdiff1d(requested.array, found.ids).tolist()
     if requested is not None and absent:
-        warnings.warn(requested.missing_message(absent), MissingIdsWarning, stacklevel=stacklevel)
+        warn(requested.missing_message(absent), MissingIdsWarning)
     grid, count = labels.grid, np.maximum(found.voxels, 1)[:, np.newaxis]
     centers = np.asarray(found.sums / count, np.float64).reshape(-1, 3)
     data: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -12,7 +11,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import BBox, IndexBox
 from imageryxr.core.grid import check_extent, out_of_volume_error
-from imageryxr.errors import ImageryWarning, LayerError, Message, Wording, warn
+from imageryxr.errors import LayerError, Message, Wording, warn
 from imageryxr.graph.labelled import as_dask, is_lazy, level_array
 from imageryxr.ops.crop import crop_array, cut_box
 from imageryxr.ops.labels import select_ids
@@ -294,14 +293,12 @@ def _resolve(
         source, bbox = as_dask(source if bbox is None else crop_array(source, bbox, outside_ok=missing == "fill")), None
     layer = resolve_source(source, layer_type, missing=missing, **choices)
     if layer_type == "segmentation" and getattr(layer, "declared_type", None) == "image":
-        warnings.warn(
+        warn(
             Message(
                 f"{layer.name} is declared an image, but its {layer.dtype} values are opened as ids; open it with ",
                 Wording("imageryxr.open_image", "--image"),
                 " if they are grey values",
-            ),
-            ImageryWarning,
-            stacklevel=3,
+            )
         )
     return layer, bbox
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +17,7 @@ from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
 from imageryxr.core.validate import check_choice, check_counts, check_number, list_choices
-from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError
+from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError, warn
 from imageryxr.graph.labelled import clip_volume, label_result, volume_of
 from imageryxr.graph.oblique import Cut, plane_expr
 from imageryxr.ops.align import METHODS, Method
@@ -196,7 +195,7 @@ def _cut_layers(
     if outside and not out:
         raise next(iter(outside.values()))
     for name in outside:
-        warnings.warn(f"the layer {name!r} does not overlap the picture and is left out", LinkWarning, stacklevel=3)
+        warn(f"the layer {name!r} does not overlap the picture and is left out", LinkWarning)
     return out
 
 

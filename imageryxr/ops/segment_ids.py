@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from imageryxr.core.bbox import IndexBox, is_covered_by
 from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.validate import to_id
-from imageryxr.errors import LayerError, Message, MissingIdsWarning, SegmentError, Wording, format_value, param
+from imageryxr.errors import LayerError, Message, MissingIdsWarning, SegmentError, Wording, format_value, param, warn
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume, volume_of
 
@@ -174,7 +173,7 @@ class RequestedIds:
         found = _TALLIES.add(array, whole, box, here)
         absent = [] if found is None else self.array[~found].tolist()
         if absent:
-            warnings.warn(self.missing_message(absent), MissingIdsWarning, stacklevel=2)
+            warn(self.missing_message(absent), MissingIdsWarning)
 
     def missing_message(self, absent: list[int]) -> Message:
         """Return the warning about requested ids that do not occur in the data."""

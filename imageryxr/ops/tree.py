@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -17,7 +16,7 @@ from imageryxr.core.display import DIMENSIONS, DISPLAY, LAYER, LAYER_ORDER, ORIE
 from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, screen_axes, screen_dimensions
 from imageryxr.core.validate import check_texts
-from imageryxr.errors import LayerError, LinkWarning, OptionError, param
+from imageryxr.errors import LayerError, LinkWarning, OptionError, param, warn
 from imageryxr.ops.align import regrid
 from imageryxr.ops.multiscale import coarsest_level_for
 from imageryxr.ops.tree_annotations import annotation_layers, view_annotations
@@ -84,7 +83,7 @@ def view(
     arrays = _choose_layers(layers_of(tree), names, annotation_layers(tree))
     other = _plane_warning(tree)
     if other:
-        warnings.warn(other, LinkWarning, stacklevel=2)
+        warn(other, LinkWarning)
     unit = dimensions_of(tree, arrays)
     target = unit if resolution is None else check_resolution(resolution)
     point = position_of(tree, arrays, unit) if center is None else center
@@ -100,7 +99,7 @@ def view(
     if not shown:
         raise out_of_volume_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
-        warnings.warn(f"the layer {name!r} does not overlap the view and is left out", LinkWarning, stacklevel=2)
+        warn(f"the layer {name!r} does not overlap the view and is left out", LinkWarning)
     attrs: dict[Any, Any] = {**tree.attrs, POSITION: [float(v) for v in point], **view_annotations(tree, grid, names)}
     if layers is not None or LAYER_ORDER not in attrs:
         attrs[LAYER_ORDER] = list(arrays)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from imageryxr.core.bbox import Index3, IndexBox, format_triple, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_choice, to_numbers, to_whole
-from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, MissingChunkWarning, Wording, param
+from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, MissingChunkWarning, Wording, param, warn
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None
@@ -132,11 +131,10 @@ def report_missing_chunks(source: Any, mip: int, boxes: Sequence[str], filling: 
     if found is not None:
         found.update(f"{source.name}, mip {mip}, box {box}" for box in boxes)
     if boxes and source.missing == "warn":
-        warnings.warn(
+        warn(
             f"{source.name}, mip {mip}: {len(boxes)} missing {'chunk is' if len(boxes) == 1 else 'chunks are'} filled "
             f"with {filling}: {list_boxes(boxes)}",
             MissingChunkWarning,
-            stacklevel=3,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -23,7 +22,7 @@ from imageryxr.core.colors.ids import (
 )
 from imageryxr.core.colors.palettes import palette_colors, palette_table
 from imageryxr.core.colors.parse import RGBA, parse_color
-from imageryxr.errors import ColorError, ImageryWarning, Message, param
+from imageryxr.errors import ColorError, Message, param, warn
 
 #: Values of ``colors=``: None, a palette name, a dict id → colour, or ``("neuroglancer", seed)``.
 ColorSpec: TypeAlias = str | Mapping[Any, Any] | tuple[str, int] | None
@@ -235,11 +234,9 @@ def _warn_nearly_black(colors: Mapping[Any, Any]) -> None:
         return
     example = next(parts for parts in ints if any(parts))
     floats = tuple(float(part) for part in example)
-    warnings.warn(
+    warn(
         f"all colours are ints of 0 and 1, such as {example}; ints range from 0 to 255, so these are nearly black. "
-        f"Write floats, such as {floats}, for the range 0 to 1.",
-        ImageryWarning,
-        stacklevel=4,
+        f"Write floats, such as {floats}, for the range 0 to 1."
     )
 
 

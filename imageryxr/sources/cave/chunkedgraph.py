@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from imageryxr.errors import (
     SourceNotFoundError,
     TimestampError,
     param,
+    warn,
 )
 from imageryxr.sources.address import Address
 from imageryxr.sources.cave.root_cache import Ids, disk_of, memory_of
@@ -327,11 +327,10 @@ def _reconcile_clocks(graph: ChunkedGraph, here: Instant, clock: Instant | None)
     apart = (here.micros - clock.micros) / 1e6
     if -CLOCK_SECONDS <= apart <= 1 + CLOCK_SECONDS:
         return min(here, clock.after(1))
-    warnings.warn(
+    warn(
         f"this machine's clock is {'ahead of' if apart > 0 else 'behind'} that of {graph.server} by {abs(apart):.0f} "
         f"s; the server's time, {clock}, is used as the current time",
         ClockWarning,
-        stacklevel=2,
     )
     return clock
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.validate import to_number
-from imageryxr.errors import Message, NaiveTimestampWarning, TimestampError, param
+from imageryxr.errors import Message, NaiveTimestampWarning, TimestampError, param, warn
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
@@ -125,12 +124,11 @@ def _from_datetime(value: datetime) -> Instant:
 
 
 def _warn_naive(value: datetime) -> None:
-    warnings.warn(
+    warn(
         Message(
             param("timestamp", text=f"{value.isoformat()}"),
             f" has no time zone and is interpreted as UTC; write {value.isoformat()}Z, or give a datetime ",
             "with tzinfo",
         ),
         NaiveTimestampWarning,
-        stacklevel=3,
     )

@@ -5,7 +5,6 @@ Format: https://ngff.openmicroscopy.org (0.4, 0.5 and 0.6). This module does no 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from imageryxr.core.bbox import DIMS, to_fraction
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.core.validate import to_number, to_whole
-from imageryxr.errors import ImageryWarning, SourceError, UnitError, format_value
+from imageryxr.errors import SourceError, UnitError, format_value, warn
 from imageryxr.sources.base import pick_index
 from imageryxr.sources.json_members import as_list, as_object, as_text
 
@@ -137,11 +136,7 @@ def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:
     factors |= {dim: to_fraction(length_in_nm(assumed)) for dim in bare}
     if bare:
         assumption = f"{assumed} is assumed, as for its other axes" if stated else "nanometres are assumed"
-        warnings.warn(
-            f"{name} states no unit for {', '.join(bare)}; {assumption}",
-            ImageryWarning,
-            stacklevel=2,
-        )
+        warn(f"{name} states no unit for {', '.join(bare)}; {assumption}")
     return factors
 
 

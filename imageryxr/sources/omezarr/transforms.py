@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from imageryxr.core.bbox import DIMS, tidy, to_fraction
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import to_number
-from imageryxr.errors import ImageryWarning, SourceError, format_value
+from imageryxr.errors import SourceError, format_value, warn
 from imageryxr.sources.json_members import as_list, as_number, as_object, as_text
 from imageryxr.sources.omezarr.array_metadata import MOST_ALONG
 from imageryxr.sources.omezarr.metadata import Axes
@@ -69,11 +68,9 @@ def _scale_and_translation(
         own += _steps(multiscale.get("coordinateTransformations") or [], what)
     elif mip == 0 and multiscale.get("coordinateTransformations"):
         # Since 0.6 these transformations map from one coordinate system to another; levels use the intrinsic one.
-        warnings.warn(
+        warn(
             f"{what.partition(': ')[0]} is opened in its coordinate system {format_value(axes.system)}; "
-            "transformations to its other coordinate systems are not applied",
-            ImageryWarning,
-            stacklevel=2,
+            "transformations to its other coordinate systems are not applied"
         )
     scale = {dim: Fraction(1) for dim in axes.factors}
     translation = {dim: Fraction(0) for dim in axes.factors}
