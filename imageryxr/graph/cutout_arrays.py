@@ -20,7 +20,7 @@ from imageryxr.core.bbox import DIMS, SNAP, Triple, snap_places
 from imageryxr.core.grid import Grid, check_same_grid
 from imageryxr.errors import GridMismatchError, LayerError
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import Volume, is_lazy
+from imageryxr.graph.labelled import Volume, is_dask, is_lazy
 from imageryxr.graph.to_dask import check_query_planning
 
 CUTOUT = "cutout"
@@ -86,23 +86,23 @@ def route_cutouts(
 
 def map_cutouts(
     function: Callable[..., Array],
-    arrays: Sequence[da.Array | Array],
+    arrays: Sequence[xr.DataArray],
     shape: tuple[int, ...],
     dtype: Any,
     *,
     rows: Array | None = None,
-    name: str = "cutouts",
-) -> da.Array:
-    """Return the dask array of a function of blocks that contain whole cutouts.
+    name: str,
+) -> da.Array | Array:
+    """Return the results of a function of blocks that contain whole cutouts.
 
-    Lazy: one task per block.
+    Lazy, with one task per block, unless all arrays are in memory: then the function is called once.
 
     Parameters
     ----------
     function : callable
         Picklable function of a block of each array (cutout, z, y, x) and, if given, of ``rows``.
     arrays : sequence of arrays
-        Arrays with equal lengths along their first axis.
+        Arrays with equal lengths along their first axis, the cutouts.
     shape : tuple of int
         Shape of a result for one cutout: (z, y, x), or (z, y, x, channels).
     dtype : dtype
@@ -112,11 +112,13 @@ def map_cutouts(
     name : str
         Prefix of the array's name, which dask's dashboard displays.
     """
+    if not any(is_dask(a) or is_lazy(a) for a in arrays):
+        return function(*(a.values for a in arrays), *([] if rows is None else [rows]))
     check_query_planning()
-    first = next((a for a in arrays if isinstance(a, da.Array)), None)
-    own = first.chunks[0] if first is not None else "auto"
+    blocks = [as_blocks(a) for a in arrays]
+    own = next(a for a in blocks if isinstance(a, da.Array)).chunks[0]
     parts: list[Any] = []
-    for number, array in enumerate(arrays):
+    for number, array in enumerate(blocks):
         whole = dict.fromkeys(range(1, array.ndim), -1)
         block = array.rechunk(whole) if isinstance(array, da.Array) else da.from_array(array, {0: own, **whole})
         parts += [block, ("cutout", *(f"{axis}{number}" for axis in _AXES[1 : array.ndim]))]

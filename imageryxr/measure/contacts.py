@@ -12,9 +12,8 @@ import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, as_blocks, contains_cutouts, first_cutout, map_cutouts
+from imageryxr.graph.cutout_arrays import CUTOUT, contains_cutouts, first_cutout, map_cutouts
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.contact_sums import contacts_of_block, label_contacts, merge_contacts
 from imageryxr.measure.cutout_segments import add_columns, check_arrays
@@ -102,10 +101,7 @@ def _contacts_of_cutouts(segmentation: xr.DataArray, ids: Any) -> xr.Dataset:
     volume = segmentation_volume(first_cutout(array))
     rows = np.zeros((array.sizes[CUTOUT], 0), np.uint64) if own is None else own.values
     run = partial(_find_contacts, box=volume.grid.box, shared=shared, has_own=own is not None)
-    if is_dask(array) or is_lazy(array):
-        table: Array = map_cutouts(run, [as_blocks(array)], (), object, rows=rows, name="contacts").compute()
-    else:
-        table = run(array.values, rows)
+    table: Array = np.asarray(map_cutouts(run, [array], (), object, rows=rows, name="contacts"))
     message = None if own is None else own.missing_message(np.stack([part.own for part in table]))
     if shared is not None:
         absent = shared.array[~np.logical_or.reduce([part.shared for part in table])].tolist()

@@ -14,14 +14,12 @@ from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
 from imageryxr.graph.cutout_arrays import (
     CUTOUT,
-    as_blocks,
     check_same_cutouts,
     contains_cutouts,
     first_cutout,
     map_cutouts,
 )
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.measure.groups import PairSums
 from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, prepare_measurement
 from imageryxr.ops.cutout_align import first_voxels
@@ -47,10 +45,7 @@ def measure_cutouts(
     volumes, task, requested = prepare_measurement(*map(first_cutout, arrays), ids=ids, percentiles=percentiles)
     box = volumes[0].grid.box
     run = partial(_sum_cutouts, task=task, box=box)
-    if any(is_dask(a) or is_lazy(a) for a in arrays):
-        table: Array = map_cutouts(run, [as_blocks(a) for a in arrays], (), object, name="measure").compute()
-    else:
-        table = run(*(a.values for a in arrays))
+    table: Array = np.asarray(map_cutouts(run, arrays, (), object, name="measure"))
     if own is not None:
         _warn_missing_ids(own, table)
     rows = np.repeat(np.arange(len(table)), [len(part.ids) for part in table])

@@ -18,8 +18,8 @@ from imageryxr.core.grid import Axis, Grid
 from imageryxr.errors import BoxError, LayerError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import (
     BOUNDS,
+    CUTOUT,
     PHASE,
-    as_blocks,
     centers_of,
     central_voxels,
     check_same_cutouts,
@@ -27,9 +27,8 @@ from imageryxr.graph.cutout_arrays import (
     map_cutouts,
 )
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import attrs_on_grid, is_dask, is_lazy
+from imageryxr.graph.labelled import attrs_on_grid
 
-CUTOUT = "cutout"
 P = ParamSpec("P")
 _TARGETS = ("finest", "coarsest", "image", "segmentation")
 
@@ -74,10 +73,7 @@ def align_cutouts(
             if ranges is None:
                 ranges = np.tile([0, 0, 0, *own.grid.shape], (len(firsts), 1))
             rows = np.concatenate([own.firsts, firsts, ranges], axis=1)
-            if is_dask(array) or is_lazy(array):
-                data = map_cutouts(run, [as_blocks(array)], grid.shape, array.dtype, rows=rows, name=name)
-            else:
-                data = run(array.values, rows)
+            data = map_cutouts(run, [array], grid.shape, array.dtype, rows=rows, name=name)
         attrs = {n: v for n, v in attrs_on_grid(array.attrs, grid).items() if n != PHASE}
         found[name] = xr.Variable((CUTOUT, *DIMS), data, attrs | ({PHASE: phase} if any(phase) else {}))
     return xr.Dataset(found, coords)
@@ -227,11 +223,7 @@ def map_placed_cutouts(
     array = array.transpose(CUTOUT, *DIMS, *tail)
     place = _Placement.of(array)
     run = _PlacedDrawing(draw, place.grid.resolution)
-    if is_dask(array) or is_lazy(array):
-        data: Any = map_cutouts(run, [as_blocks(array)], array.shape[1:], array.dtype, rows=place.firsts, name=name)
-    else:
-        data = run(array.values, place.firsts)
-    return array.copy(data=data)
+    return array.copy(data=map_cutouts(run, [array], array.shape[1:], array.dtype, rows=place.firsts, name=name))
 
 
 def grids_in_volume(array: xr.DataArray) -> Iterator[Grid]:

@@ -205,12 +205,9 @@ def _select_rows(segmentation: xr.DataArray, select: _SelectIds) -> xr.DataArray
         raise LayerError(f"{array.name!r} has dtype {array.dtype}, but a segmentation has integers")
     rows = np.arange(array.sizes[CUTOUT])[:, np.newaxis]
     if is_dask(array) or is_lazy(array):
-        blocks = as_blocks(array)
-        select = replace(select, key=tokenize(blocks.name, select.requested.values, select.as_numbers))
-        data: Any = map_cutouts(select, [blocks], array.shape[1:], np.uint64, rows=rows, name="select-ids")
-    else:
-        data = select(array.values, rows)
-    return array.copy(data=data)
+        array = array.copy(data=as_blocks(array))
+        select = replace(select, key=tokenize(array.data.name, select.requested.values, select.as_numbers))
+    return array.copy(data=map_cutouts(select, [array], array.shape[1:], np.uint64, rows=rows, name="select-ids"))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Grid
 from imageryxr.graph.cutout_arrays import (
     CUTOUT,
-    as_blocks,
     check_same_cutouts,
     contains_cutouts,
     first_cutout,
@@ -26,7 +25,6 @@ from imageryxr.graph.cutout_arrays import (
     route_cutouts,
 )
 from imageryxr.graph.expr import Array
-from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.ops.cutout_align import ranges_with_data
 from imageryxr.ops.cutout_columns import apply_columns, name_colors
 from imageryxr.ops.segment_ids import record_ids
@@ -159,13 +157,8 @@ def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataAr
     template = call(zeros)
     ranges = _ranges_to_draw(arrays) if template.shape[:3] == first.shape[1:4] else None
     run = _Block(call, tuple(labels), by_slice, ranges is not None)
-    rows = [] if ranges is None else [ranges]
-    if any(is_dask(a) or is_lazy(a) for a in arrays):
-        name = str(template.name or "cutouts")
-        blocks = [as_blocks(a) for a in arrays]
-        data: Any = map_cutouts(run, blocks, template.shape, template.dtype, rows=ranges, name=name)
-    else:
-        data = run(*(a.values for a in arrays), *rows)
+    name = str(template.name or "cutouts")
+    data = map_cutouts(run, arrays, template.shape, template.dtype, rows=ranges, name=name)
     columns = {n: c.variable for a in arrays for n, c in a.coords.items() if c.dims == (CUTOUT,)}
     coords = {**{name: c.variable for name, c in template.coords.items()}, **columns}
     return xr.DataArray(data, coords, (CUTOUT, *template.dims), template.name, template.attrs)
