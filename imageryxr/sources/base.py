@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -82,6 +82,12 @@ class Source(Protocol):
 
     def __dask_tokenize__(self) -> object:
         """Return plain data that differ if the voxels or the options differ."""
+
+
+ALLOCATE: ContextVar[Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]] = ContextVar(
+    "imageryxr_allocate", default=np.empty
+)
+"""Returns the array that a read fills. Exports set a function that reuses the memory of earlier reads."""
 
 
 def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:

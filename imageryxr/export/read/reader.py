@@ -10,7 +10,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from imageryxr.export.read.sweep import BRICK_VOXELS, KEPT_BYTES, Sweep, Window,
 from imageryxr.export.run.executors import map_in_order
 from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf
+from imageryxr.sources.base import ALLOCATE
 
 
 def draw(
@@ -119,8 +120,12 @@ class SweepReader:
 
 def _read(job: tuple[_Store, IndexBox]) -> None:
     store, tile = job
-    with wrap_source_errors():
+    # The values of a whole window are kept as they are read; tiles are copied, so their memory is freed at once.
+    is_whole = store.window.tile is None
+    with wrap_source_errors(), BUFFERS.lend() if is_whole else nullcontext():
         values = store.window.leaf.read(tile)
+    if is_whole and values.base is None and values.nbytes >= KEPT_BYTES:
+        BUFFERS.drop_idle()  # the source has copied its buffer, which would add to the memory
     store.put(tile, values)
 
 
@@ -311,16 +316,35 @@ class Buffers:
         if size < KEPT_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
-            idle = [i for i in range(len(self._held)) if _count_references(self._held, i) <= _IDLE]
-            fits = [i for i in idle if self._held[i].nbytes >= size]
+            fits = [i for i in self._idle() if self._held[i].nbytes >= size]
             if fits:
                 chosen = self._held[min(fits, key=lambda i: self._held[i].nbytes)]
             else:
-                # drop idle buffers that are too small, which would add to the memory
-                self._held = [a for i, a in enumerate(self._held) if i not in idle]
+                self._drop_idle()  # those that are too small would add to the memory
                 chosen = np.empty(size, np.uint8)
                 self._held.append(chosen)
             return chosen[:size].view(dtype).reshape(shape)
+
+    def _idle(self) -> list[int]:
+        return [i for i in range(len(self._held)) if _count_references(self._held, i) <= _IDLE]
+
+    def _drop_idle(self) -> None:
+        idle = self._idle()
+        self._held = [a for i, a in enumerate(self._held) if i not in idle]
+
+    def drop_idle(self) -> None:
+        """Drop the buffers that nothing refers to."""
+        with self._lock:
+            self._drop_idle()
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Let sources that are read in this context allocate their results here."""
+        before = ALLOCATE.set(self.empty)
+        try:
+            yield
+        finally:
+            ALLOCATE.reset(before)
 
     def clear(self) -> None:
         """Drop all buffers; those that are still referenced stay valid."""

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.lazy_import import import_package
+from imageryxr.sources.base import ALLOCATE
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.chunk_boxes import Axes, chunk_spans, copy_cached, remember_box
 from imageryxr.sources.fetch.connection import Connection
@@ -125,7 +126,7 @@ def read_box(
     if cached is not None:
         return cached, absent
     dtype = layout.array.dtype
-    blank, out = np.asarray(layout.array.metadata.fill_value, dtype), np.empty(box.shape, dtype)
+    blank, out = np.asarray(layout.array.metadata.fill_value, dtype), ALLOCATE.get()(box.shape, dtype)
     parts, guarded = list(_parts(layout, path, axes, spans)), _Guarded(store, absent)
     if layout.index is None:
         found: list[ObjectRequest | None] = [_request(layout, part) for part in parts]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import AuthError, ServerError
-from imageryxr.sources.base import LayerType, Level, Missing, clean_message, is_html_page
+from imageryxr.sources.base import ALLOCATE, LayerType, Level, Missing, clean_message, is_html_page
 from imageryxr.sources.codecs.chunk_decoder import EMPTY, HTML, DamagedChunkError, decode_chunk
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
@@ -154,7 +154,8 @@ def read_box(
         if on_chunk is not None:
             on_chunk(cached)
         return cached
-    chunks, decode, out = stored_chunks(level, axes), _object_decoder(source, mip), np.empty(box.shape, source.dtype)
+    chunks, decode = stored_chunks(level, axes), _object_decoder(source, mip)
+    out = ALLOCATE.get()(box.shape, source.dtype)
 
     def use(request: ObjectRequest, voxels: npt.NDArray[Any] | None) -> None:
         chunk: StoredChunk = request.tag
@@ -375,7 +376,7 @@ def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] |
             stored = np.empty(size + 1, np.uint8)
         if not _read_into(stored, path):
             return None
-        out = np.empty(box.shape, source.dtype) if out is None else out
+        out = ALLOCATE.get()(box.shape, source.dtype) if out is None else out
         # x varies fastest, then y, z and the channel
         voxels = stored[:size].view(dtype).reshape(channels, *chunk.shape)[source.channel]
         out[chunk.place] = voxels[chunk.taken]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,11 +14,14 @@ import zarr
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.export.read.reader import BUFFERS, Buffers, SweepReader, draw
-from imageryxr.export.read.sweep import whole_sweep
+from imageryxr.export.read.sweep import Sweep, Window, whole_sweep
 from imageryxr.export.targets.omezarr import OmeZarr
 from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader
+from imageryxr.sources.transposed import TransposedSource
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
+from tests.support.latency_server import LatencyServer
 
 READER, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("reader", "sweep"))
 
@@ -79,6 +83,57 @@ def test_idle_buffers_are_freed(small):
     assert len(buffers._held) == 1
     buffers.clear()
     assert buffers._held == []
+
+
+def swept(array, z):
+    """Read the sources of two slices at once; return the reader and their voxels, one array per window."""
+    read = box_reader(array)
+    box = IndexBox((z, 0, 0), (z + 2, *array.shape[1:]))
+    sources = SweepReader(read.volume.expr, whole_sweep(read.volume.expr, box))
+    sources.advance(0)
+    return sources, [values for parts in sources.readings(box).values() for _, values in parts]
+
+
+@pytest.mark.parametrize("kind", ["precomputed", "zarr"])
+def test_remote_voxels_are_read_into_the_memory_of_earlier_regions(sample, small, tmp_path, kind):
+    seg = ix.open_segmentation(sample.segmentation, mip=1).isel(z=slice(0, 8))
+    if kind == "zarr":
+        ix.export(seg, tmp_path / "ids.ome.zarr", levels=1, chunks=(2, 64, 64))
+    root, scheme = (tmp_path, "zarr") if kind == "zarr" else (sample.path, "precomputed")
+    name, mip = ("ids.ome.zarr", 0) if kind == "zarr" else ("segmentation", 1)
+    with LatencyServer(root, latency=0.0) as server:
+        uncached = ix.Connection(memory_cache=0)  # boxes in the memory cache are not read
+        remote = ix.open_segmentation(f"{scheme}://{server.url}/{name}", mip=mip, connection=uncached)
+        sources, (first,) = swept(remote, 0)
+        other, (second,) = swept(remote, 2)
+        assert not np.shares_memory(first, second), "the first region is not finished"
+        np.testing.assert_array_equal(first, seg[0:2])
+        np.testing.assert_array_equal(second, seg[2:4])
+        place = first.ctypes.data
+        del sources, first
+        for thread in threading.enumerate():
+            if thread.name == "imageryxr-web":  # it may refer to the voxels until it ends
+                thread.join()
+        third = swept(remote, 4)[1][0]
+        assert third.ctypes.data == place
+        assert len(BUFFERS._held) == 2
+        np.testing.assert_array_equal(third, seg[4:6])
+        np.testing.assert_array_equal(second, seg[2:4])
+        computed = remote[0:2].compute().values
+        del other, second, third
+        assert all(not np.shares_memory(computed, swept(remote, z)[1][0]) for z in (2, 4)), "not part of an export"
+
+
+def test_the_memory_of_voxels_that_their_source_copies_is_not_kept(sample, small, tmp_path):
+    source = box_reader(ix.open_segmentation(sample.segmentation, mip=1)).volume.expr.source
+    turned = LevelLeaf(TransposedSource(source, (1, 0, 2)), 1)
+    box = IndexBox((0, 0, 0), (2, 60, 50))
+    window = Window(turned, box)
+    sources = SweepReader(turned, Sweep((box,), (window,)))
+    sources.advance(0)
+    ((_, values),) = sources.readings(box)[turned]
+    np.testing.assert_array_equal(values, source.read(1, IndexBox((0, 0, 0), (2, 50, 60))).swapaxes(1, 2))
+    assert BUFFERS._held == []
 
 
 @pytest.mark.parametrize("part", [1000, 50_000, 10**9])
