@@ -101,7 +101,7 @@ def copy_cached(
     if found.table is None:
         chunks = found.chunks if view is None else [view(chunk) for chunk in found.chunks]
         found.table = chunk_table(chunks, [[*(s.low for s in spans), spans[-1].high] for spans in axes])
-    count(in_memory=len(found.chunks))
+    count(in_memory=len(found.keys))
     return gather(found.table, *box)
 
 
