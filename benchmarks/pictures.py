@@ -80,7 +80,7 @@ def layers(shape: tuple[int, int, int], count: int) -> Layers:
     return Layers(folder, shape, count)
 
 
-def write_layer(path: str, values: NDArray[Any], layer_type: str, encoding: str, compress: str | None = "gzip") -> None:
+def write_layer(path: str, values: NDArray[Any], layer_type: str, encoding: str, compress: str | bool = "gzip") -> None:
     """Write an array (z, y, x) as a precomputed layer."""
     from cloudvolume import CloudVolume
 

@@ -14,6 +14,8 @@ class _Cutout(work.Work):
     peer_name = "one CloudVolume.download"
     shape: ClassVar[tuple[int, int, int]] = (16, 1024, 1024)
     layer: ClassVar[str] = "segmentation"
+    encoding: ClassVar[str] = ""
+    """Encoding of a copy of the segmentation in uncompressed files, which both sides read instead."""
 
     def setup(self, *params: Any) -> None:
         from cloudvolume import CloudVolume
@@ -22,6 +24,9 @@ class _Cutout(work.Work):
         whole = (4, 128, 128) if self.small else (16, 1024, 1024)
         self.layers = pictures.layers(whole, 10 if self.small else 300)
         self.path = getattr(self.layers, self.layer)
+        if self.encoding:
+            self.path = self.path.replace("/seg", f"/{self.encoding}")
+            pictures.write_layer(self.path, self.layers.labels(), "segmentation", self.encoding, compress=False)
         self.open = ix.open_image if self.layer == "image" else ix.open_segmentation
         self.volume = CloudVolume(self.path, progress=False, bounded=False)
         self.lo = pictures.OFFSET
@@ -70,21 +75,41 @@ class SmallCutout(_Cutout):
     shape = (1, 512, 512)
 
 
+class RawCutout(_Cutout):
+    title = "open(…).sel(…), 16 Mvoxel of raw uint64"
+    encoding = "raw"
+    at_least = 1.0
+
+
+class SmallRawCutout(RawCutout):
+    title = "open(…).sel(…), 512² of raw uint64"
+    shape = (1, 512, 512)
+
+
 class TensorStoreCutout(_Cutout):
     title = "open(…).sel(…), 16 Mvoxel of uint64"
     peer_name = "TensorStore"
+    encoding = "compressed_segmentation"  # TensorStore does not find CloudVolume's gzipped local chunks
 
     def setup(self, *params: Any) -> None:
         import tensorstore as ts
 
         super().setup(*params)
-        # TensorStore does not find CloudVolume's gzipped local chunks, so it reads an uncompressed copy.
-        path = self.path.replace("/seg", "/plain")
-        pictures.write_layer(path, self.layers.labels(), "segmentation", "compressed_segmentation", compress=None)
-        folder = path.removeprefix("precomputed://file://")
+        folder = self.path.removeprefix("precomputed://file://")
         spec = {"driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": folder}}
         self.store = ts.open(spec, open=True, read=True).result()
 
     def peer(self) -> Any:
         box = tuple(slice(a, b) for a, b in zip(self.lo, self.hi, strict=True))
         return self.store[box].read().result()
+
+
+class RawTensorStoreCutout(TensorStoreCutout):
+    title = "open(…).sel(…), 16 Mvoxel of raw uint64"
+    encoding = "raw"
+    at_least = 1.0
+
+
+class SmallRawTensorStoreCutout(RawTensorStoreCutout):
+    title = "open(…).sel(…), 512² of raw uint64"
+    shape = (1, 512, 512)

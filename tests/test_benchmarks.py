@@ -60,6 +60,11 @@ def test_both_sides_of_a_row_give_the_same_result():
     cut = reading.SegmentationCutout()
     cut.setup()
     np.testing.assert_array_equal(cut.ours(), cut.peer()[..., 0].T)
+    for kind in (reading.TensorStoreCutout, reading.RawTensorStoreCutout):
+        pytest.importorskip("tensorstore", reason="TensorStore is in the extra `benchmarks`")
+        raw = kind()
+        raw.setup()
+        np.testing.assert_array_equal(raw.ours(), np.asarray(raw.peer())[..., 0].T)
     drawn = overlays.FillImageryClient()
     drawn.setup()
     mine = drawn.ours()[0, ..., :3].astype(int)

@@ -1,10 +1,9 @@
-"""Read the chunks of precomputed layers: raw files on a disk directly, all others through the engine."""
+"""Read the chunks of precomputed layers through the engine."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -347,54 +346,3 @@ def is_absent(reply: Reply, url: str) -> bool:
     """Return whether a response means that a file is missing, and not that access is denied."""
     # Buckets also answer 403 for missing objects; servers that check tokens do not.
     return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# raw chunks in local files
-
-
-def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
-    """Return the voxels of a box of raw chunks in local files, or None if `read_box` must read it.
-
-    Copying raw chunks takes most of the time, so each file is read into one buffer and copied once, into the result.
-    `read_box` reads layers that are remote, encoded or sharded, and boxes with compressed, missing or damaged
-    chunks, for which it raises the error.
-    """
-    level, scale = source.levels[mip], source.info["scales"][mip]
-    if not source.url.startswith("file://") or level.encoding != "raw" or "sharding" in scale:
-        return None
-    channels, dtype = int(source.info.get("num_channels", 1)), source.dtype.newbyteorder("<")
-    folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
-    out: npt.NDArray[Any] | None = None
-    stored = np.empty(0, np.uint8)
-    for chunk in stored_chunks(level, level_spans(level, box)):
-        size = math.prod(chunk.shape) * channels * dtype.itemsize
-        path = f"{folder}/{chunk.name}"
-        if not _has_size(path, size):  # checked before memory of that size is allocated
-            return None
-        if len(stored) != size + 1:
-            stored = np.empty(size + 1, np.uint8)
-        if not _read_into(stored, path):
-            return None
-        out = ALLOCATE.get()(box.shape, source.dtype) if out is None else out
-        # x varies fastest, then y, z and the channel
-        voxels = stored[:size].view(dtype).reshape(channels, *chunk.shape)[source.channel]
-        out[chunk.place] = voxels[chunk.taken]
-    return out
-
-
-def _has_size(path: str, size: int) -> bool:
-    try:
-        return os.stat(path).st_size == size
-    except OSError:
-        return False
-
-
-def _read_into(stored: npt.NDArray[np.uint8], path: str) -> bool:
-    """Read a file into an array that is one byte longer; return whether the length is right and it is not HTML."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            length = file.readinto(stored.data)
-    except OSError:
-        return False
-    return length == len(stored) - 1 and not is_html_page(stored[:256].data)

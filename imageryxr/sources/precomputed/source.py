@@ -55,6 +55,7 @@ from imageryxr.sources.precomputed.info import (
     complete_info,
     info_problem,
 )
+from imageryxr.sources.precomputed.raw_files import read_raw
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class PrecomputedSource(chunks.StoredLayer):
         on_chunk: ChunkCallback | None = None,
     ) -> npt.NDArray[Any]:
         try:
-            whole = chunks.read_raw(self, mip, box)
+            whole = read_raw(self, mip, box)
             if whole is None:
                 return chunks.read_box(self, mip, box, missing_boxes, on_chunk)
             if on_chunk is not None:
