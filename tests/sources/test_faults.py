@@ -29,7 +29,7 @@ import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.sources.cave import root_cache
 from imageryxr.sources.fetch import attempt, disk_cache, index_cache, memory_cache
-from imageryxr.sources.omezarr import chunks
+from imageryxr.sources.omezarr import chunk_decoder
 from tests.support import shards
 from tests.support.annotations import some_annotations, write_levels
 from tests.support.cave import BOX, NOW
@@ -241,7 +241,7 @@ def difference(case: Case, found: Values, expected: Values, flipped: list[str], 
 def sockets() -> int:
     """Return the number of open sockets of this process, without the pools of idle connections and event loops."""
     attempt._state.connections.close()
-    chunks._close_loops()
+    chunk_decoder.close_loops()
     count = 0
     for name in os.listdir("/proc/self/fd"):
         try:

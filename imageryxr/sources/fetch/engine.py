@@ -48,6 +48,8 @@ class ObjectRequest(NamedTuple):
     """A value of the caller, which is passed on with the object."""
     form: Hashable = None
     """What distinguishes arrays that are decoded from the same bytes, such as the channel."""
+    unpack: Callable[[Stored | None], Iterator[tuple[ObjectRequest, Stored | None]]] | None = None
+    """Yields the objects that a shard contains and their bytes, from the whole shard: they are decoded in its place."""
 
 
 Voxels = npt.NDArray[Any]
@@ -248,6 +250,9 @@ def _is_empty(bundle: list[ObjectRequest]) -> bool:
 def _split(bundle: list[ObjectRequest], found: Stored | None) -> Iterator[tuple[ObjectRequest, Stored | None]]:
     """Yield the objects of a bundle, which are one object or neighbouring ranges of one, from what was fetched."""
     first = bundle[0]
+    if first.unpack is not None:
+        yield from first.unpack(found)
+        return
     if first.span is None or found is None:
         yield from ((request, found) for request in bundle)
         return

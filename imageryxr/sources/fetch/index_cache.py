@@ -31,24 +31,32 @@ def get_indexes(
     A missing shard may be written later, so it is not cached. Neither are the indexes of local files, which may change
     and are fast to read.
     """
-    found: dict[Key, Index | None] = {}
-    identity = store.identity
+    found: dict[Key, Index | None] = {**cached_indexes(store, keys)}
+    unknown = sorted(keys - found.keys())
+    for key, index in zip(unknown, run_in_parallel(fetch, unknown, store.width), strict=True):
+        found[key] = index
+        if index is not None:
+            put_index(store, key, index)
+    return found
+
+
+def cached_indexes(store: ObjectStore, keys: set[Key]) -> dict[Key, Index]:
+    """Return the indexes at some keys that are cached."""
+    found, identity = dict[Key, Index](), store.identity
     with _lock:
         for key in keys if identity is not None else ():
             if (identity, key) in _indexes:
                 _indexes.move_to_end((identity, key))
                 found[key] = _indexes[identity, key]
-    unknown = sorted(keys - found.keys())
-    for key, index in zip(unknown, run_in_parallel(fetch, unknown, store.width), strict=True):
-        found[key] = index
-        if index is not None and identity is not None:
-            _store((identity, key), index)
     return found
 
 
-def _store(key: tuple[Hashable, Key], index: Index) -> None:
+def put_index(store: ObjectStore, key: Key, index: Index) -> None:
+    """Cache an index, unless those of the store are not cached."""
+    if store.identity is None:
+        return
     with _lock:
-        _indexes[key] = index
+        _indexes[store.identity, key] = index
         size = sum(one.nbytes for one in _indexes.values())
         while len(_indexes) > MOST_INDEXES or (size > _MOST_BYTES and len(_indexes) > 1):
             size -= _indexes.popitem(last=False)[1].nbytes
