@@ -100,9 +100,9 @@ class Lanes(Generic[Job, Result]):
         while True:
             if stop.is_set():
                 raise StoppedError("stopped")
+            self._start_jobs(stop)
             if self._failed:
                 raise self._failed[0]
-            self._start_jobs(stop)
             if not (self._jobs or self._on_socket or self._asleep or self._ended):
                 return None
             is_free = self._finishing < self._most_finishing

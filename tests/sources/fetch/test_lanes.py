@@ -74,6 +74,18 @@ def test_each_job_is_finished_once_and_no_more_run_than_the_width(threads):
     assert (work.running, work.reserved) == (0, 0)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_jobs_that_fail_before_they_wait_raise_their_error(count, threads):
+    def start(job, stop):
+        raise ValueError("a fault")
+        yield
+
+    lanes = Lanes(range(count), 7, threads, start=start, finish=print, discard=print)
+    with pytest.raises(ValueError, match="a fault"):
+        run_in_parallel(lanes.work, range(threads), threads)
+
+
 def test_jobs_wait_for_memory():
     work = Work(50, 20, memory=3)
     work.run()
