@@ -77,7 +77,6 @@ class ChunkPart(NamedTuple):
 @lru_cache(maxsize=256)
 def chunk_layout(metadata: str) -> ChunkLayout:
     """Return how the chunks of an array are stored, from its metadata."""
-    """Return how the chunks of an array are stored, from its metadata."""
     from imageryxr.sources.omezarr.stores import parse_array_metadata
 
     document, form = json.loads(metadata), object_format(metadata)
