@@ -33,7 +33,7 @@ from imageryxr.graph.cutout_reads import (
     chunks_of,
     morton_codes,
 )
-from imageryxr.graph.dask_inputs import DaskInputs, Opaque, block_position, block_spec, touched_blocks
+from imageryxr.graph.dask_inputs import DaskInputs, Opaque, touched_blocks
 from imageryxr.graph.evaluate import Readings, assemble_box, evaluate, required_boxes
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.to_dask import check_query_planning
@@ -334,8 +334,7 @@ def _cut_batch(opaque: Opaque, cache: ChunkCache, values: list[Any]) -> list[Arr
     pieces: dict[Leaf, list[tuple[IndexBox, Array]]] = {}
     pieces.update(cache.read(work.number, work.chunks).items())
     for (leaf, box), value in zip(work.labels, values[1:], strict=True):
-        checked = check_block(value, block_spec(leaf), block_position(leaf, box))
-        pieces.setdefault(leaf, []).append((box, checked))
+        pieces.setdefault(leaf, []).append((box, check_block(value, leaf, box)))
     near = {leaf: PieceIndex(own) for leaf, own in pieces.items()}
     return [_cut_boxes(work, starts, near) for starts in work.starts]
 

@@ -20,7 +20,7 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from imageryxr.core.bbox import IndexBox, block_box, block_starts
-from imageryxr.graph.block_check import BlockPosition, BlockSpec, OutputArray, add_block_checks, check_block
+from imageryxr.graph.block_check import OutputArray, Splits, add_block_checks, check_block
 from imageryxr.graph.evaluate import (
     Readings,
     SharedReads,
@@ -31,7 +31,6 @@ from imageryxr.graph.evaluate import (
 )
 from imageryxr.graph.expr import Array, DaskLeaf, Expr
 
-Splits = tuple[tuple[int, ...], ...]
 DaskInputs = Mapping[str, da.Array]
 
 
@@ -57,7 +56,7 @@ class InputBoxes:
         if self.futures:
             values = gather_futures(self.futures) if values is None else values
             arrays = tuple(_rebuild_arrays({**arrays[0].dask, **values}, arrays))
-        rooms = [_output_array(leaf, box, array.shape) for array, (leaf, box) in zip(arrays, self.leaves, strict=True)]
+        rooms = [OutputArray(leaf, box) for leaf, box in self.leaves]
         # Copy each block into the result as it is computed: concatenating at the end would need twice the memory.
         into: list[Any] = list(rooms)
         da.store(list(arrays), into, lock=False, scheduler="synchronous")
@@ -68,17 +67,12 @@ class InputBoxes:
         return found
 
 
-def _output_array(leaf: DaskLeaf, box: IndexBox, shape: tuple[int, ...]) -> OutputArray:
-    start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
-    return OutputArray(np.empty(shape, leaf.dtype), block_spec(leaf), start)
-
-
 def input_boxes(expr: Expr, dask_inputs: DaskInputs, box: IndexBox) -> InputBoxes:
     """Return the boxes of input dask arrays that a box of an expression requires."""
     leaves = [
         (leaf, b) for leaf, boxes in required_boxes(expr, box).items() if isinstance(leaf, DaskLeaf) for b in boxes
     ]
-    sure = {leaf: add_block_checks(dask_inputs[leaf.name], block_spec(leaf)) for leaf, _ in leaves}
+    sure = {leaf: add_block_checks(dask_inputs[leaf.name], leaf) for leaf, _ in leaves}
     arrays = [sure[leaf][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
     arrays, futures = _split_futures(arrays)
     return InputBoxes(tuple(leaves), tuple(arrays), futures)
@@ -215,14 +209,6 @@ class DaskInputLayer(MaterializedLayer):
         self.splits = splits
 
 
-@dataclass(frozen=True)
-class _InputBlock:
-    """The leaf that an input block of a task belongs to, and the box of the block."""
-
-    leaf: DaskLeaf
-    box: IndexBox
-
-
 def input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     """Yield the keys and tasks of the blocks of an expression with dask inputs."""
     lead, tail = (0,) * len(expr.lead), (0,) * len(expr.tail)
@@ -233,7 +219,7 @@ def input_tasks(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> I
         for leaf, boxes in required_boxes(expr, box).items():
             if isinstance(leaf, DaskLeaf):
                 for part, source_key in touched_blocks(leaf, boxes):
-                    pieces.append(_InputBlock(leaf, part))
+                    pieces.append((leaf, part))
                     keys.append(source_key)
         shared = [(name, *idx) for name in reads]
         own = restrict_tables(expr, box)
@@ -269,20 +255,9 @@ def _run_with_inputs(expr: Expr, opaque: Opaque, blocks: list[Array], reads: lis
     for leaf, boxes in required_boxes(expr, box).items():
         if isinstance(leaf, DaskLeaf):
             mine = [
-                (p.box, check_block(b, block_spec(leaf), block_position(leaf, p.box)))
-                for p, b in zip(pieces, blocks, strict=True)
-                if p.leaf == leaf
+                (part, check_block(values, leaf, part))
+                for (own, part), values in zip(pieces, blocks, strict=True)
+                if own == leaf
             ]
             readings[leaf] = [(target, assemble_box(leaf, target, mine)) for target in boxes]
     return evaluate_shared(expr, box, readings, reads)
-
-
-def block_spec(leaf: DaskLeaf) -> BlockSpec:
-    """Return the specification that the blocks of a leaf's dask array must meet."""
-    return BlockSpec(leaf.name, leaf.type, len(leaf.lead))
-
-
-def block_position(leaf: DaskLeaf, box: IndexBox) -> BlockPosition:
-    """Return the position of a box in a leaf's dask array."""
-    start = (*(0 for _ in leaf.lead), *box.start, *(0 for _ in leaf.tail))
-    return BlockPosition(start, (*leaf.lead, *box.shape, *leaf.tail))

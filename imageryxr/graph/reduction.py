@@ -22,10 +22,10 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.dask_inputs import Splits
+from imageryxr.graph.block_check import BlockBoxDep, Splits
 from imageryxr.graph.expr import Array, ArrayLeaf, widen_to
 from imageryxr.graph.labelled import Volume, crop_volume
-from imageryxr.graph.to_dask import PlainBoxDep, choose_splits, to_dask
+from imageryxr.graph.to_dask import choose_splits, to_dask
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def _reduce_arrays(
     arrays: Sequence[Array], one: Callable[..., T], merge: Callable[[list[T]], T], box: IndexBox, before: int
 ) -> T:
     """Return the reduction of a box of arrays in memory, by threads unless dask is configured otherwise."""
-    boxes = PlainBoxDep(_slabs(box.shape))
+    boxes = BlockBoxDep(_slabs(box.shape))
     counts = boxes.numblocks
     if counts == (1, 1, 1):
         return merge([one(box, *(a[box.slices()] for a in arrays))])
@@ -153,7 +153,7 @@ def reduce_blocks(arrays: Sequence[da.Array], one: Callable[..., T], merge: Call
         partial(_run_one, one),
         name,
         _SPACE,
-        PlainBoxDep(splits),
+        BlockBoxDep(splits),
         _SPACE,
         *(part for array in arrays for part in (array.name, _SPACE)),
         numblocks={array.name: counts for array in arrays},

@@ -17,8 +17,7 @@ never collide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -28,9 +27,10 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
-from imageryxr.core.bbox import Index3, IndexBox, block_box, block_starts
+from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.errors import OptionError, format_value, param
-from imageryxr.graph.dask_inputs import DaskInputLayer, Splits, input_tasks
+from imageryxr.graph.block_check import BlockBoxDep, Splits
+from imageryxr.graph.dask_inputs import DaskInputLayer, input_tasks
 from imageryxr.graph.evaluate import (
     SharedReads,
     evaluate_shared,
@@ -46,30 +46,7 @@ BLOCK_VOXELS = 1 << 22
 
 
 @dataclass(frozen=True)
-class PlainBoxDep(BlockwiseDep):
-    """Map each block of a Blockwise layer to its box."""
-
-    splits: Splits
-    produces_tasks: bool = field(default=False, init=False)
-
-    @property
-    def numblocks(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Blocks along z, y and x."""
-        return tuple(map(len, self.splits))
-
-    def __getitem__(self, idx: tuple[int, ...]) -> Any:
-        return block_box(self._starts, idx)
-
-    @cached_property
-    def _starts(self) -> Splits:
-        return block_starts(self.splits)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.splits,))
-
-
-@dataclass(frozen=True)
-class BoxDep(PlainBoxDep):
+class BoxDep(BlockBoxDep):
     """Map each block of a Blockwise layer to its box; store the expression, so that `expr_of` can recover it."""
 
     expr: Expr
