@@ -8,25 +8,21 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 from imageryxr.errors import ChunkReadError, ImageryError, ServerError, SourceError, SourceNotFoundError
 from imageryxr.sources.address import Address, parse_address
-from imageryxr.sources.base import clean_message, is_html_page
+from imageryxr.sources.base import clean_message
 from imageryxr.sources.fetch.auth import Token, find_token
-from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection, to_connection
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.disk_reads import DiskPlace
+from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.memory_cache import Stored
-from imageryxr.sources.fetch.object_stores import DeniedError, ForbiddenObjectError, WebFolder
+from imageryxr.sources.fetch.object_stores import DeniedError, WebFolder
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.precomputed import chunks, shards
 from imageryxr.sources.precomputed.source import fetch_info_file
@@ -90,7 +86,7 @@ class Folder:
         """
         with self._errors():
             requests = [ObjectRequest(key, MOST_BYTES, _FILE_MEMORY, tag=key) for key in keys]
-            return self._read(requests, parse)
+            return self._read(self._store(), requests, parse)
 
     def read_ids(
         self, sharding: dict[str, Any] | None, ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
@@ -106,7 +102,8 @@ class Folder:
     ) -> dict[int, Parsed]:
         """Return the parsed entries of the shards for ids; ids that do not occur are omitted. See `read`."""
         with self._errors():
-            where = shards.fetch_shards(_FolderStore(self), "", sharding, ids)
+            store = self._store()
+            where = shards.fetch_shards(store, "", sharding, ids)
             requests = []
             for number, place in ((number, where(number)) for number in ids):
                 if place is None:
@@ -116,10 +113,12 @@ class Folder:
                     raise ValueError(f"{name} is damaged: its index states an entry of {stop - start:,} bytes")
                 requests.append(ObjectRequest(name, MOST_BYTES, 4 * (stop - start), (start, stop), number))
             return self._read(
-                requests, lambda number, body: parse(number, shards.decompress_chunk(sharding, body, MOST_BYTES))
+                store, requests, lambda number, body: parse(number, shards.decompress_chunk(sharding, body, MOST_BYTES))
             )
 
-    def _read(self, requests: Sequence[ObjectRequest], parse: Callable[[Any, bytes], Parsed]) -> dict[Any, Parsed]:
+    def _read(
+        self, store: ObjectStore, requests: Sequence[ObjectRequest], parse: Callable[[Any, bytes], Parsed]
+    ) -> dict[Any, Parsed]:
         found: dict[Any, Parsed] = {}
 
         def decode(request: ObjectRequest, stored: Stored) -> Any:
@@ -130,95 +129,34 @@ class Folder:
             if content is not None:
                 found[request.tag] = content
 
-        read_objects(_FolderStore(self), requests, decode, use, replace(self.connection, memory_cache=0))
+        read_objects(store, requests, decode, use, replace(self.connection, memory_cache=0))
         return {request.tag: found[request.tag] for request in requests if request.tag in found}
+
+    def _store(self) -> ObjectStore:
+        """Return the files of the folder, for the engine."""
+        url, connection = self.url, self.connection
+        is_web = not url.startswith(("file://", "mem://"))
+        place = chunks.place_of(url, connection, self.token) if is_web else None
+        if place is None:
+            return chunks.store_at(url, connection, self.token, self.stamp)
+        # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
+        kind = chunks.LayerFolder if _BUCKET_HOSTS.match(place.folder) else WebFolder
+        is_service = url.startswith(MIDDLEAUTH)
+        return kind(place.folder, connection, place.credential, is_service, self.stamp, headers=place.headers)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except DeniedError as error:
+            chunks.check_reply(error.reply, self.name, self.url, self.token, self.connection.access)
+            raise
         except ServerError as error:
             raise ChunkReadError(f"could not read {self.name}: {error}") from error
         except ImageryError:
             raise
         except (OSError, ValueError, OverflowError) as error:
             raise ChunkReadError(f"could not read {self.name}: {clean_message(error)}") from error
-
-    def _version(self) -> str:
-        """Return the key under which indexes of shards are cached; that of a local folder changes with its files."""
-        if not self.url.startswith("file://"):
-            return f"{self.url} {self.stamp}"
-        files = sorted(Path(self.url.removeprefix("file://")).glob("*.shard"))
-        return f"{self.url}#{hash(tuple((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))}"
-
-    def _read_file(self, key: str, start: int, stop: int | None) -> bytes | None:
-        path = Path(self.url.removeprefix("file://"), key)
-        for suffix, encoding in (("", ""), (".gz", "gzip"), (".br", "br")):
-            try:
-                with open(f"{path}{suffix}", "rb") as file:
-                    if not encoding and stop is not None:
-                        file.seek(start)
-                        return file.read(stop - start)
-                    body = file.read(MOST_BYTES + 1)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            whole = decompress(body, encoding, MOST_BYTES) if encoding else body
-            if is_html_page(whole):
-                raise ValueError(f"{key} contains HTML instead of data")
-            return whole if stop is None else whole[start:stop]
-        return None
-
-
-class _FolderStore:
-    """The files of a folder, for the engine."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder, connection = folder, folder.connection
-        self._is_local = folder.url.startswith("file://")
-        is_service = folder.url.startswith(MIDDLEAUTH)
-        is_web = not folder.url.startswith(("file://", "mem://"))
-        place = chunks.place_of(folder.url, connection, folder.token) if is_web else None
-        self._is_bucket = place is not None and _BUCKET_HOSTS.match(place.folder) is not None
-        self._inner: Any = (
-            chunks.store_at(folder.url, connection, folder.token, folder.stamp)
-            if place is None
-            else WebFolder(place.folder, connection, place.credential, is_service, folder.stamp, headers=place.headers)
-        )
-
-    @cached_property
-    def identity(self) -> str:
-        """Key of the cached indexes of shards."""
-        return self.folder._version()
-
-    @property
-    def disk_place(self) -> DiskPlace | None:
-        """Where the files are cached on a disk; see `ObjectStore`."""
-        place: DiskPlace | None = self._inner.disk_place
-        return place
-
-    @property
-    def width(self) -> int:
-        """Number of simultaneous requests."""
-        return int(self._inner.width)
-
-    def get(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event, known: Stored | None = None
-    ) -> Stored | None:
-        """Return a file or a range of it, or None if it does not exist; see `ConditionalStore`."""
-        if self._is_local:
-            body = self.folder._read_file(key, 0 if part is None else part.start, None if part is None else part.stop)
-            return None if body is None else Stored(body)
-        more = () if known is None else (known,)
-        try:
-            found: Stored | None = self._inner.get(key, part, limit, stop, *more)
-            return found
-        except DeniedError as error:
-            # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
-            if self._is_bucket and isinstance(error, ForbiddenObjectError):
-                return None
-            folder = self.folder
-            chunks.check_reply(error.reply, folder.name, folder.url, folder.token, folder.connection.access)
-            raise
 
 
 def open_folder(

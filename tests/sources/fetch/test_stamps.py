@@ -137,7 +137,7 @@ def test_indexes_of_rewritten_skeletons_are_read_again(tmp_path):
         server.stamps = ("ETag",)
         first = open_folder(server.url, None, None)[0]
         os.utime(tmp_path / "info", (1, 1))
-        assert first._version() != open_folder(server.url, None, None)[0]._version()
+        assert first._store().identity != open_folder(server.url, None, None)[0]._store().identity
 
 
 def test_a_stamp_is_both_headers():
