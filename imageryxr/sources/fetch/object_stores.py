@@ -1,7 +1,6 @@
 """Folders of stored objects that `engine.read_objects` reads: on a web server, on a local disk, in other stores.
 
-Public buckets are folders on web servers. Buckets with stored credentials and the rarer stores are read by CloudFiles,
-which finds the credentials.
+Buckets are folders on web servers, or those of `buckets`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import quote
 
 from imageryxr.errors import ServerError
-from imageryxr.sources.address import has_no_bucket_credentials
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
@@ -32,7 +30,6 @@ from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import Steps, run
 from imageryxr.sources.fetch.stamps import stamp_of
-from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 
@@ -41,7 +38,6 @@ SAFE = "/!$&'()*+,;=:@-._~"
 _PLAIN_KEY = re.compile("[A-Za-z0-9/._-]*")
 _SUFFIXES = {"": "", ".gz": "gzip", ".br": "br", ".zstd": "zstd"}
 _SALT = secrets.token_bytes(16)
-_CLOUD_FILES_WIDTH = 20
 
 
 class DeniedError(PermissionError):
@@ -190,50 +186,23 @@ class LocalFolder:
         return None
 
 
-@dataclass(frozen=True)
-class CloudFolder:
-    """A folder in any store of CloudFiles, read with the credentials that CloudFiles finds."""
-
-    url: str = field(repr=False)
-    connection: Connection
-    version: str = ""
-    """Text that changes if the objects change."""
-
-    @property
-    def identity(self) -> Hashable | None:
-        """Key in the memory cache."""
-        return None if self.url.startswith("mem://") else (self.url, self.version)
-
-    @property
-    def disk_place(self) -> None:
-        """None: CloudFiles states no ETag, so an entry could not be validated."""
-
-    @property
-    def width(self) -> int:
-        """Number of simultaneous requests: as many as CloudFiles itself makes."""
-        return min(self.connection.concurrency or _CLOUD_FILES_WIDTH, _CLOUD_FILES_WIDTH)
+class MemoryFolder(LocalFolder):
+    """A folder in the memory of this process, whose address ``mem://…`` is `path`, as CloudFiles keeps it."""
 
     def get(self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None) -> Stored | None:
         """Return an object or a range of it, or None if it does not exist; see `ObjectStore`."""
+        from cloudfiles import CloudFiles
+
         start, end = (None, None) if part is None else (part.start, part.stop)
-        count(requests=1)
-        found = _cloud_files(self.url, os.getpid()).get([{"path": key, "start": start, "end": end}], raw=True)[0]
+        found = CloudFiles(self.path, progress=False).get([{"path": key, "start": start, "end": end}], raw=True)[0]
         if found["error"] is not None:
             raise found["error"]
         body = found["content"]
         if body is None:
             return None
-        count(received=len(body))
         if len(body) > limit:
             raise TooLargeError(f"{key} has {len(body):,} bytes; the limit is {limit:,}")
         return Stored(body, str(found["compress"] or "") if part is None else "")
-
-
-@lru_cache(maxsize=64)
-def _cloud_files(url: str, pid: int) -> Any:
-    from cloudfiles import CloudFiles
-
-    return CloudFiles(url, progress=False, use_https=has_no_bucket_credentials(url))
 
 
 def checksum_problem(reply: Reply) -> str:

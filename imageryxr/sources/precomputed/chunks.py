@@ -30,10 +30,10 @@ from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, Use, read_objects
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import (
-    CloudFolder,
     DeniedError,
     ForbiddenObjectError,
     LocalFolder,
+    MemoryFolder,
     WebFolder,
     checksum_problem,
 )
@@ -233,7 +233,7 @@ def store_at(url: str, connection: Connection, token: Token | None, version: str
     if url.startswith("file://"):
         return LocalFolder(url.removeprefix("file://").rstrip("/"))
     if url.startswith("mem://"):
-        return CloudFolder(url, connection, version)
+        return MemoryFolder(url)
     place = place_of(url, connection, token)
     if place is None:
         return LayerBucket(url, connection, version)

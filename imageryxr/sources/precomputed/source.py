@@ -134,8 +134,6 @@ class PrecomputedSource(chunks.StoredLayer):
         except ImportError as error:
             raise CodecError(f"{self.name}: {error}; pip install 'imageryxr[codecs]' installs all encodings") from error
         except Exception as error:
-            if status_of(error) in (401, 403):
-                raise chunks.access_denied_error(self.name, error) from error
             raise read_error(self, mip, box, error) from error
 
     def _read_with_missing_chunks(self, mip: int, box: IndexBox, on_chunk: ChunkCallback | None) -> npt.NDArray[Any]:
@@ -157,11 +155,6 @@ class PrecomputedSource(chunks.StoredLayer):
 
 def _is_remote(url: str) -> bool:
     return not url.startswith(("file://", "mem://"))
-
-
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error, or None."""
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 _VOLUME = "neuroglancer_multiscale_volume"
@@ -201,8 +194,6 @@ def fetch_info_file(
     except ValueError as error:
         raise SourceError(f"{address.public}/info is not JSON ({error}); it may be a login page or damaged") from None
     except Exception as error:
-        if status_of(error) in (401, 403):
-            raise chunks.access_denied_error(address.public, error) from error
         raise ChunkReadError(
             f"could not read {address.public}/info: {type(error).__name__}: {clean_message(error)}"
         ) from error
