@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf
+from imageryxr.graph.selection import AxisGroup, read_selection
+from imageryxr.graph.strides import Indexes
 
 Vector = tuple[float, float, float]
-Indexes = npt.NDArray[np.int64]
+Take = Callable[[Indexes], Array]
+"""Function that returns the values of voxels (3, n)."""
 
 # Positions closer than this (in voxels) to the edge between two voxels are on the edge and belong to the upper voxel.
 _SNAP = 1e-6
@@ -59,7 +62,7 @@ class Cut:
         high = np.floor(positions.max(axis=0) + 0.5 * around + _SNAP).astype(int) + 1
         return IndexBox(_index3(low), _index3(high)).shift(self.base)
 
-    def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+    def sample(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], take: Take) -> Array:
         """Return the values of a box of pixels, computed tile by tile to limit memory (8 voxels per pixel).
 
         Parameters
@@ -70,27 +73,17 @@ class Cut:
             Voxels that exist; pixels whose position is outside are 0.
         dtype : dtype
             Type of the result.
-        read : callable
-            Function that returns the voxels of an index box.
-        edges : callable
-            Function of an axis, a start and a stop that returns the chunk edges between them, or None.
+        take : callable
+            Function that returns the values of voxels (3, n).
         """
-
-        def read_local(part: IndexBox) -> Array:
-            return np.asarray(read(part.shift(self.base)))
-
-        def local_edges(axis: int, start: int, stop: int) -> list[int] | None:
-            by = self.base[axis]
-            found = edges(axis, start + by, stop + by)
-            return None if found is None else [edge - by for edge in found]
-
+        base = np.array(self.base, np.int64)[:, None]
         out = np.zeros(box.shape, dtype)
         local = bounds.shift(self.base, -1)
         for tile in _tiles(box):
-            out[tile.slices(box)] = self._tile(tile, local, dtype, read_local, local_edges)
+            out[tile.slices(box)] = self._tile(tile, local, dtype, lambda voxels: take(voxels + base))
         return out
 
-    def _tile(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
+    def _tile(self, box: IndexBox, bounds: IndexBox, dtype: np.dtype[Any], take: Take) -> Array:
         positions = self.positions(box)
         voxel = np.floor(positions + _SNAP).astype(np.int64)
         inside = np.ones(box.shape, bool)
@@ -100,9 +93,9 @@ class Cut:
         if not inside.any():
             return out
         if self.method == "nearest":
-            out[inside] = _read_voxels(voxel[:, inside], dtype, read, edges)
+            out[inside] = take(voxel[:, inside])
         else:
-            out[inside] = _interpolate(positions[:, inside], bounds, dtype, read, edges)
+            out[inside] = _interpolate(positions[:, inside], bounds, dtype, take)
         return out
 
 
@@ -119,16 +112,14 @@ def _tiles(box: IndexBox) -> list[IndexBox]:
     ]
 
 
-def _interpolate(
-    positions: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], read: Any, edges: Any
-) -> Array:
+def _interpolate(positions: npt.NDArray[np.float64], bounds: IndexBox, dtype: np.dtype[Any], take: Take) -> Array:
     low = np.floor(positions - 0.5 + _SNAP)
     weight = np.clip(np.rint((positions - 0.5 - low) / _WEIGHT) * _WEIGHT, 0, 1)
     corners = list(product((0, 1), repeat=3))
     stops = np.array(bounds.stop)[:, None] - 1
     start = np.array(bounds.start)[:, None]
     voxels = [np.clip(low.astype(np.int64) + np.array(c)[:, None], start, stops) for c in corners]
-    values = _read_voxels(np.concatenate(voxels, axis=1), dtype, read, edges).reshape(8, -1)
+    values = take(np.concatenate(voxels, axis=1)).reshape(8, -1)
     shares = np.stack([np.prod([w if c else 1 - w for c, w in zip(k, weight, strict=True)], axis=0) for k in corners])
     return _integer_mean(values, shares) if dtype.kind in "iu" else _weighted_sum(values, shares)
 
@@ -157,25 +148,6 @@ def _integer_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
     return np.asarray((low.astype(np.uint64) + rounded).astype(dtype))
 
 
-def _read_voxels(voxels: Indexes, dtype: np.dtype[Any], read: Any, edges: Any) -> Array:
-    """Return the values of voxels (3, n); for each storage chunk, read the bounding box of its voxels once."""
-    chunk = np.zeros(voxels.shape[1], np.int64)
-    for axis in range(3):
-        low, high = int(voxels[axis].min()), int(voxels[axis].max()) + 1
-        cuts = np.array(edges(axis, low, high) or range(low - low % 64 + 64, high, 64), dtype=np.int64)
-        chunk = chunk * (len(cuts) + 1) + np.searchsorted(cuts, voxels[axis], side="right")
-    order = np.argsort(chunk, kind="stable")
-    borders = np.flatnonzero(np.diff(chunk[order])) + 1
-    out = np.empty(voxels.shape[1], dtype)
-    for members in np.split(order, borders):
-        part = voxels[:, members]
-        start, stop = part.min(axis=1), part.max(axis=1) + 1
-        values = read(IndexBox(_index3(start), _index3(stop)))
-        z, y, x = part - start[:, None]
-        out[members] = values[z, y, x]
-    return out
-
-
 def _index3(values: Any) -> Index3:
     z, y, x = (int(v) for v in values)
     return (z, y, x)
@@ -201,9 +173,8 @@ class PlaneSlice(Expr):
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the pixels of a box."""
         (need,) = self.needs(box)
-        return self.cut.sample(
-            box, self.child.bounds, self.dtype, lambda part: arrays[0][part.slices(need)], lambda *_: None
-        )
+        first = np.array(need.start, np.int64)[:, None]
+        return self.cut.sample(box, self.child.bounds, self.dtype, lambda voxels: arrays[0][tuple(voxels - first)])
 
     def edges(self, axis: int, start: int, stop: int) -> list[int] | None:
         """Return None: storage chunks are not aligned with an oblique plane."""
@@ -241,7 +212,11 @@ class PlaneLeaf(Leaf):
     def read(self, box: IndexBox) -> Array:
         """Read the pixels of a box."""
         expr = self.hidden.expr
-        return self.cut.sample(box, expr.bounds, self.dtype, lambda part: evaluate(expr, part), expr.edges)
+
+        def take(voxels: Indexes) -> Array:
+            return read_selection(expr, [AxisGroup((0, 1, 2), tuple(voxels))])
+
+        return self.cut.sample(box, expr.bounds, self.dtype, take)
 
 
 def plane_expr(expr: Expr, cut: Cut, shape: Index3) -> Expr:

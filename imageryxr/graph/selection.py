@@ -138,8 +138,11 @@ def _split_groups(expr: Expr, groups: Sequence[AxisGroup]) -> list[list[_ReadPar
 
 
 def _chunk_numbers(expr: Expr, axis: int, places: Indexes) -> Indexes:
-    """Return the number of the storage chunk that contains each index along an axis."""
-    edges = expr.edges(axis, int(places.min()), int(places.max()) + 1) or []
+    """Return the number of the storage chunk that contains each index along an axis; 64 voxels if there are none."""
+    low, high = int(places.min()), int(places.max()) + 1
+    edges = expr.edges(axis, low, high)
+    if edges is None:
+        edges = list(range(low - low % 64 + 64, high, 64))
     return np.searchsorted(np.asarray(edges, np.int64), places, "right")
 
 
