@@ -98,26 +98,14 @@ def _check_percentiles(percentiles: Sequence[float], images: list[Volume]) -> No
 
 
 @dataclass(frozen=True)
-class Grey:
-    """Grey values of segments: the mean, the sum of squared deviations from it, and the range."""
-
-    mean: npt.NDArray[np.float64]
-    deviation: npt.NDArray[np.float64]
-    low: Array
-    high: Array
-
-
-@dataclass(frozen=True)
 class SegmentSums:
     """Sums of the segments of a part of an array, in ascending order of id; indexes (z, y, x) count from its start."""
 
     ids: npt.NDArray[np.uint64]
-    voxels: npt.NDArray[np.int64]
-    sums: Array
-    """(k, 3), the sums of the indexes of all voxels: int64, or Python integers where int64 could overflow."""
-    first: npt.NDArray[np.int64]
-    last: npt.NDArray[np.int64]
-    grey: Grey | None
+    columns: dict[str, Array]
+    """One row per segment: ``voxels``; ``sums`` (k, 3) of the indexes of all voxels, int64, or Python integers where
+    int64 could overflow; ``first`` and ``last``; and with an image those of `imageryxr.kernels.segment_sums.GreySums`.
+    """
     histogram: PairSums | None
     """Numbers of voxels by id and grey value."""
 
@@ -135,16 +123,25 @@ def sum_block(
     from imageryxr.kernels import segment_sums
 
     found, tally = segment_sums.sum_segments(labels, None if requested is None else requested.array)
-    grey = values = None
-    if image is not None:
-        grey = Grey(*segment_sums.sum_grey(labels, image, found, tally))
-        if histogram:
-            pairs, counts = segment_sums.count_values(labels, image, tally)
-            values = merge_pairs([PairSums(pairs, counts[:, np.newaxis])])
     start = np.array(box.start, np.int64)
     kind = np.int64 if is_exact else object
     sums = found.sums.astype(kind) + found.voxels.astype(kind)[:, np.newaxis] * start.astype(kind)
-    return SegmentSums(found.ids, found.voxels, sums, found.first + start, found.last + start, grey, values)
+    columns = {"voxels": found.voxels, "sums": sums, "first": found.first + start, "last": found.last + start}
+    values = None
+    if image is not None:
+        columns |= segment_sums.sum_grey(labels, image, found, tally)._asdict()
+        if histogram:
+            pairs, counts = segment_sums.count_values(labels, image, tally)
+            values = merge_pairs([PairSums(pairs, counts[:, np.newaxis])])
+    return SegmentSums(found.ids, columns, values)
+
+
+def concatenate_segments(parts: list[SegmentSums]) -> SegmentSums:
+    """Return the rows of all parts; equal ids of different parts keep separate rows."""
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    tables = [part.histogram for part in parts if part.histogram is not None]
+    histogram = PairSums(*map(np.concatenate, zip(*tables, strict=True))) if tables else None
+    return SegmentSums(np.concatenate([part.ids for part in parts]), columns, histogram)
 
 
 def merge_segments(parts: list[SegmentSums]) -> SegmentSums:
@@ -152,37 +149,29 @@ def merge_segments(parts: list[SegmentSums]) -> SegmentSums:
     if len(parts) == 1:
         return parts[0]
     parts = [part for part in parts if len(part.ids)] or parts[:1]
-    ids = np.concatenate([part.ids for part in parts])
-    if not len(ids):
+    found = concatenate_segments(parts)
+    if not len(found.ids):
         return parts[0]
-    groups = group_rows(ids)
-    voxels, sums, first, last = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("voxels", "sums", "first", "last")
-    )
-    greys = [part.grey for part in parts if part.grey is not None]
-    histograms = [part.histogram for part in parts if part.histogram is not None]
-    return SegmentSums(
-        groups.one(ids),
-        groups.add(voxels),
-        groups.add(sums),
-        groups.minimum(first),
-        groups.maximum(last),
-        _merge_grey(greys, voxels, groups) if greys else None,
-        merge_pairs(histograms) if histograms else None,
-    )
+    groups, columns = group_rows(found.ids), found.columns
+    merged = {name: groups.add(columns[name]) for name in ("voxels", "sums")}
+    merged |= {name: groups.minimum(columns[name]) for name in ("first", "low") if name in columns}
+    merged |= {name: groups.maximum(columns[name]) for name in ("last", "high") if name in columns}
+    if "mean" in columns:
+        merged |= _merge_means(columns, groups)
+    histogram = None if found.histogram is None else merge_pairs([found.histogram])
+    return SegmentSums(groups.one(found.ids), merged, histogram)
 
 
-def _merge_grey(parts: list[Grey], voxels: npt.NDArray[np.int64], groups: Groups) -> Grey:
+def _merge_means(columns: dict[str, Array], groups: Groups) -> dict[str, Array]:
     """Merge means and squared deviations as Chan, Golub and LeVeque (1979) do, relative to one mean of each group."""
-    names = ("mean", "deviation", "low", "high")
-    mean, deviation, low, high = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    voxels, mean, deviation = (columns[name] for name in ("voxels", "mean", "deviation"))
     reference = groups.one(mean)
     with np.errstate(invalid="ignore"):
         shift = groups.add(voxels * (mean - groups.spread(reference))) / groups.add(voxels)
         # The difference of infinite means is NaN, but their sum is infinite if their signs are equal.
         merged = np.where(np.isfinite(shift), reference + shift, groups.add(mean))
         deviation = groups.add(deviation) + groups.add(voxels * (mean - groups.spread(merged)) ** 2)
-    return Grey(merged, deviation, groups.minimum(low), groups.maximum(high))
+    return {"mean": merged, "deviation": deviation}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -202,24 +191,25 @@ def label_segments(
     absent = [] if requested is None else np.setdiff1d(requested.array, found.ids).tolist()
     if requested is not None and absent:
         warn(requested.missing_message(absent), MissingIdsWarning)
-    grid, count = labels.grid, np.maximum(found.voxels, 1)[:, np.newaxis]
-    centers = np.asarray(found.sums / count, np.float64).reshape(-1, 3)
+    grid, columns, voxels = labels.grid, found.columns, found.columns["voxels"]
+    count = np.maximum(voxels, 1)[:, np.newaxis]
+    centers = np.asarray(columns["sums"] / count, np.float64).reshape(-1, 3)
     data: dict[str, Any] = {
-        "voxels": ("segment", found.voxels),
-        "volume": ("segment", found.voxels * voxel_volume(grid), {"units": "nm3"}),
+        "voxels": ("segment", voxels),
+        "volume": ("segment", voxels * voxel_volume(grid), {"units": "nm3"}),
         "centroid": (("segment", "axis"), positions(centers + 0.5, grid, origin), {"units": "nm"}),
-        "bbox_min": (("segment", "axis"), positions(found.first, grid, origin), {"units": "nm"}),
-        "bbox_max": (("segment", "axis"), positions(found.last + 1, grid, origin), {"units": "nm"}),
-        "touches_edge": ("segment", _touches_edge(found, grid.shape, labels.dropped)),
+        "bbox_min": (("segment", "axis"), positions(columns["first"], grid, origin), {"units": "nm"}),
+        "bbox_max": (("segment", "axis"), positions(columns["last"] + 1, grid, origin), {"units": "nm"}),
+        "touches_edge": ("segment", _touches_edge(columns, grid.shape, labels.dropped)),
     }
-    if found.grey is not None:
-        data["mean"] = ("segment", found.grey.mean)
-        data["std"] = ("segment", np.sqrt(found.grey.deviation / count[:, 0]))
-        data["min"], data["max"] = ("segment", found.grey.low), ("segment", found.grey.high)
+    if "mean" in columns:
+        data["mean"] = ("segment", columns["mean"])
+        data["std"] = ("segment", np.sqrt(columns["deviation"] / count[:, 0]))
+        data["min"], data["max"] = ("segment", columns["low"]), ("segment", columns["high"])
     coords: dict[str, Any] = {"segment": found.ids, "axis": AXES}
     if percentiles is not None and found.histogram is not None:
         levels = np.asarray(percentiles, np.float64).ravel()
-        data["percentiles"] = (("segment", "percentile"), _percentiles(found.histogram, found.voxels, levels))
+        data["percentiles"] = (("segment", "percentile"), _percentiles(found.histogram, voxels, levels))
         coords["percentile"] = levels
     return xr.Dataset(data, coords=coords, attrs=kept_attrs(labels))
 
@@ -249,9 +239,9 @@ def positions(
     return found
 
 
-def _touches_edge(found: SegmentSums, shape: Index3, dropped: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+def _touches_edge(columns: dict[str, Array], shape: Index3, dropped: tuple[str, ...]) -> Array:
     axes = [axis for axis, dim in enumerate("zyx") if dim not in dropped]
-    touches: npt.NDArray[np.bool_] = ((found.first == 0) | (found.last == np.array(shape) - 1))[:, axes].any(axis=1)
+    touches: Array = ((columns["first"] == 0) | (columns["last"] == np.array(shape) - 1))[:, axes].any(axis=1)
     return touches
 
 

@@ -15,8 +15,12 @@ from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
 from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, first_cutout, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
-from imageryxr.measure.groups import PairSums
-from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, merge_segments, prepare_measurement
+from imageryxr.measure.segment_tables import (
+    concatenate_segments,
+    label_segments,
+    merge_segments,
+    prepare_measurement,
+)
 from imageryxr.ops.cutout_align import first_voxels
 from imageryxr.ops.cutout_columns import requested_columns, select_columns
 from imageryxr.ops.cutout_ids import CutoutIds
@@ -130,7 +134,9 @@ def _measure_cutouts(
     if own is not None:
         _warn_missing_ids(own, table)
     rows = np.repeat(np.arange(len(table)), [len(part.ids) for part in table])
-    found = label_segments(_join(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1])
+    found = label_segments(
+        concatenate_segments(table.tolist()), volumes, requested, percentiles, origin=firsts[rows][:, ::-1]
+    )
     return add_columns(found, segmentation, rows, "segment")
 
 
@@ -179,16 +185,3 @@ def _sum_cutouts(*blocks: Array, task: Any, box: IndexBox) -> Array:
     for i, values in enumerate(zip(*blocks, strict=True)):
         out[i] = task(box, *values)
     return out
-
-
-def _join(parts: list[SegmentSums]) -> SegmentSums:
-    """Concatenate the rows of all parts; equal ids of different parts keep separate rows."""
-    names = ("ids", "voxels", "sums", "first", "last")
-    ids, voxels, sums, first, last = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-    greys = [part.grey for part in parts if part.grey is not None]
-    grey = None
-    if greys:
-        grey = Grey(*(np.concatenate([getattr(g, n) for g in greys]) for n in ("mean", "deviation", "low", "high")))
-    tables = [part.histogram for part in parts if part.histogram is not None]
-    histogram = PairSums(*(np.concatenate(columns) for columns in zip(*tables, strict=True))) if tables else None
-    return SegmentSums(ids, voxels, sums, first, last, grey, histogram)

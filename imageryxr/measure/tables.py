@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, block_starts, format_triple
@@ -29,7 +28,7 @@ from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume
 from imageryxr.graph.reduction import block_splits, group_shape, reduce_volumes
 from imageryxr.measure.groups import PairSums
-from imageryxr.measure.segment_tables import Grey, SegmentSums, label_segments, merge_segments, prepare_measurement
+from imageryxr.measure.segment_tables import SegmentSums, label_segments, merge_segments, prepare_measurement
 from imageryxr.measure.table import to_dataframe
 from imageryxr.ops.segment_ids import RequestedIds
 
@@ -309,14 +308,12 @@ def _as_zarr(measurements: xr.Dataset) -> xr.Dataset:
 
 
 def _save(sums: SegmentSums, path: Path) -> None:
-    arrays: dict[str, Array] = {name: getattr(sums, name) for name in ("ids", "voxels", "first", "last")}
-    # Sums may be Python integers beyond int64, which are stored as two int64.
-    arrays["high"], arrays["low"] = ((part).astype(np.int64) for part in (sums.sums >> 32, sums.sums & 0xFFFFFFFF))
-    arrays["is_exact"] = np.array(sums.sums.dtype != object)
-    if sums.grey is not None:
-        arrays |= {f"grey_{name}": value for name, value in vars(sums.grey).items()}
+    arrays = {"ids": sums.ids, **sums.columns}
+    if arrays["sums"].dtype == object:  # Python integers beyond int64, which are stored as two int64
+        whole = arrays.pop("sums")
+        arrays |= {"sums_high": (whole >> 32).astype(np.int64), "sums_low": (whole & 0xFFFFFFFF).astype(np.int64)}
     if sums.histogram is not None:
-        arrays |= {"histogram_pairs": sums.histogram.pairs, "histogram_sums": sums.histogram.sums}
+        arrays |= {f"histogram_{name}": values for name, values in sums.histogram._asdict().items()}
 
     def write(new: Path) -> None:
         with new.open("wb") as file:
@@ -327,14 +324,11 @@ def _save(sums: SegmentSums, path: Path) -> None:
 
 def _load(path: Path) -> SegmentSums:
     with np.load(path) as file:
-        arrays = dict(file)
-    kind: npt.DTypeLike = np.int64 if arrays["is_exact"] else object
-    sums = (arrays["high"].astype(kind) << 32) + arrays["low"].astype(kind)
-    names = ("mean", "deviation", "low", "high")
-    grey = Grey(*(arrays[f"grey_{name}"] for name in names)) if "grey_mean" in arrays else None
-    pairs = arrays.get("histogram_pairs")
-    histogram = None if pairs is None else PairSums(pairs, arrays["histogram_sums"])
-    return SegmentSums(arrays["ids"], arrays["voxels"], sums, arrays["first"], arrays["last"], grey, histogram)
+        arrays: dict[str, Array] = dict(file)
+    if "sums_high" in arrays:
+        arrays["sums"] = (arrays.pop("sums_high").astype(object) << 32) + arrays.pop("sums_low").astype(object)
+    tables = [arrays.pop(f"histogram_{name}") for name in PairSums._fields if f"histogram_{name}" in arrays]
+    return SegmentSums(arrays.pop("ids"), arrays, PairSums(*tables) if tables else None)
 
 
 def _merge_files(paths: list[Path]) -> SegmentSums:

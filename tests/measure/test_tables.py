@@ -145,9 +145,11 @@ def test_a_plan_knows_that_its_target_is_complete(tmp_path, ending):
 def test_sums_beyond_int64_survive_their_file(tmp_path):
     sums = np.array([[2**70 + 3, 5, 2**31]], object)
     one = np.array([[1, 1, 1]], np.int64)
-    part = tables.SegmentSums(np.array([7], np.uint64), np.array([2**50]), sums, one, one, None, None)
+    part = tables.SegmentSums(
+        np.array([7], np.uint64), {"voxels": np.array([2**50]), "sums": sums, "first": one, "last": one}, None
+    )
     tables._save(part, tmp_path / "part.npz")
-    assert tables._load(tmp_path / "part.npz").sums.tolist() == sums.tolist()
+    assert tables._load(tmp_path / "part.npz").columns["sums"].tolist() == sums.tolist()
 
 
 def test_a_plan_states_what_is_read():
