@@ -52,8 +52,8 @@ class AnnotationSource:
 
     def read_segments(self, number: int, segments: Sequence[int]) -> dict[int, Records]:
         """Return the annotations related to each segment by the relationship of a number."""
-        relationship = self.info.relationships[number]
-        index, what = relationship.index, f"{self.folder.name}/{relationship.index.key}"
+        index = self.info.relationships[number]
+        what = f"{self.folder.name}/{index.key}"
         return self.folder.child(index.key).read_ids(
             index.sharding,
             segments,
@@ -126,16 +126,16 @@ class AnnotationSource:
 
     def _read_cells(self, level: SpatialLevel, cells: list[Cell]) -> list[Records]:
         """Return the annotations of cells; cells without annotations need not be stored."""
-        folder = self.folder.child(level.index.key)
+        folder = self.folder.child(level.key)
         names = ["_".join(map(str, cell)) for cell in cells]
 
         def parse(name: str, body: bytes) -> Records:
             return decode_list(self.info, body, f"the cell {name} of {folder.name}")
 
-        if level.index.sharding is None:
+        if level.sharding is None:
             return list(folder.read(names, parse).values())
         codes = dict(zip(_morton_codes(cells, level.grid_shape), names, strict=True))
-        stored = folder.read_sharded(level.index.sharding, list(codes), lambda code, body: parse(codes[code], body))
+        stored = folder.read_sharded(level.sharding, list(codes), lambda code, body: parse(codes[code], body))
         return list(stored.values())
 
 
