@@ -19,7 +19,8 @@ from imageryxr.sources.fetch.url import MIDDLEAUTH, hide_secrets, parse_web_url
 
 Format = Literal["precomputed", "zarr", "graphene"]
 
-_SAFE = "/!$&'()*+,;=:@-._~"
+# Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
+SAFE = "/!$&'()*+,;=:@-._~"
 FORMAT_NAMES: dict[str, Format] = {
     "precomputed": "precomputed",
     "neuroglancer-precomputed": "precomputed",
@@ -285,14 +286,8 @@ def bucket_url(url: str) -> str:
     AddressError
         If the name of the bucket is not valid.
     """
-    address = parse_address(url)
-    if address.protocol not in ("gs", "s3"):
-        return address.url
-    bucket, _, key = address.url.partition("://")[2].partition("/")
-    key = quote(key, safe=_UNQUOTED + "%")
-    if address.protocol == "gs":
-        return f"https://storage.googleapis.com/{bucket}/{key}"
-    return f"https://s3.amazonaws.com/{bucket}/{key}" if "." in bucket else f"https://{bucket}.s3.amazonaws.com/{key}"
+    address = parse_address(url).url
+    return bucket_folder(address, _UNQUOTED + "%") if address.startswith(("gs://", "s3://")) else address
 
 
 def has_no_bucket_credentials(url: str) -> bool:
@@ -336,8 +331,11 @@ def web_folder(url: str) -> str | None:
     return bucket_folder(url) if has_no_bucket_credentials(url) else None
 
 
-def bucket_folder(url: str) -> str:
-    """Return the https address of a folder in a bucket, ``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``."""
+def bucket_folder(url: str, safe: str = SAFE) -> str:
+    """Return the https address of a folder in a bucket, ``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``.
+
+    ``safe`` are the characters of its key, besides letters and digits, that are not percent-encoded.
+    """
     scheme, _, place = url.partition("://")
     bucket, _, key = place.partition("/")
     if scheme == "gs":
@@ -346,4 +344,4 @@ def bucket_folder(url: str) -> str:
         folder = f"https://s3.amazonaws.com/{bucket}"
     else:
         folder = f"https://{bucket}.s3.amazonaws.com"
-    return f"{folder}/{quote(key, safe=_SAFE)}" if key else folder
+    return f"{folder}/{quote(key, safe=safe)}" if key else folder

@@ -6,10 +6,9 @@ Roots at a past instant do not change, so entries never expire and are never val
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -74,26 +73,13 @@ class RootMemory:
         return len(self._young[0]) + len(self._old[0])
 
 
-_memories: OrderedDict[tuple[Any, Instant], RootMemory] = OrderedDict()
-_lock = threading.Lock()
-
-
-def memory_of(table: Sequence[str], instant: Instant) -> RootMemory:
+@lru_cache(maxsize=STATES)
+def memory_of(table: tuple[str, ...], instant: Instant) -> RootMemory:
     """Return the cache of a table at an instant."""
-    with _lock:
-        memory = _memories.pop((tuple(table), instant), None) or RootMemory()
-        _memories[(tuple(table), instant)] = memory
-        while len(_memories) > STATES:
-            _memories.popitem(last=False)
-        return memory
+    return RootMemory()
 
 
-@run_after_fork
-def clear_roots() -> None:
-    """Clear the cache of roots."""
-    global _lock
-    _lock = threading.Lock()  # in a forked child, a missing thread may hold it
-    _memories.clear()
+clear_roots = run_after_fork(memory_of.cache_clear)  # a thread that the child does not have may hold their locks
 
 
 @dataclass(frozen=True)

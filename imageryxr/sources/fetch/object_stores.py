@@ -18,6 +18,7 @@ from typing import ClassVar
 from urllib.parse import quote
 
 from imageryxr.errors import ServerError
+from imageryxr.sources.address import SAFE
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
@@ -33,8 +34,6 @@ from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 
-# Characters, besides letters and digits, that are not percent-encoded in the path of a URL.
-SAFE = "/!$&'()*+,;=:@-._~"
 _PLAIN_KEY = re.compile("[A-Za-z0-9/._-]*")
 _SUFFIXES = {"": "", ".gz": "gzip", ".br": "br", ".zstd": "zstd"}
 _SALT = secrets.token_bytes(16)

@@ -602,7 +602,7 @@ class TestRequests:
         assert roots.tolist() == [0, 3 * 49_990, 3 * 49_999]
         for when in range(1, 20):
             segmentation(cave, NOW + when, bbox=voxels((0, 0, 0), (9, 9, 9))).compute()
-        assert len(root_cache._memories) == root_cache.STATES
+        assert root_cache.memory_of.cache_info().currsize == root_cache.STATES
 
     def test_the_root_cache_behaves_like_a_dict(self):
         rng = np.random.default_rng(3)

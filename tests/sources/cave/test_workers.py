@@ -112,12 +112,14 @@ def test_a_fork_during_requests_reads(cave):
     source = source_of(cave)
     cave.fault("/data/ws", "delay", seconds=0.05)
     everything = boxes(cave, 8, seed=2)
+    graph = source.graph
+    roots = root_cache.memory_of((graph.server, graph.service, graph.table), source.instant)
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(source.read, 0, box) for box in everything]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             # threads that the child lacks hold the locks of the requests and of the root cache
-            child = fork_amid(attempt._state.budgets._lock, root_cache._lock)
+            child = fork_amid(attempt._state.budgets._lock, roots._lock)
         if child == 0:
             code = 1
             try:
