@@ -19,7 +19,8 @@ from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_c
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError, LayerError, format_value
-from imageryxr.graph.dask_inputs import Splits, input_boxes
+from imageryxr.graph.block_check import Splits
+from imageryxr.graph.dask_inputs import input_boxes
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import (
     Array,

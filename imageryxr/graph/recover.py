@@ -24,7 +24,8 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
 from imageryxr.core.bbox import DIMS, block_starts
-from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, Splits, dask_leaves, without_p2p
+from imageryxr.graph.block_check import Splits
+from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, dask_leaves, without_p2p
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
 from imageryxr.graph.index_ranges import UnknownMoveError, Window, join_windows, shuffle_windows, slice_window
 from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view

@@ -88,16 +88,20 @@ class Relationship(Index, frozen=True, kw_only=True):
 class SpatialLevel(Index, frozen=True, kw_only=True):
     """A grid of cells, each with the annotations in it that no coarser level contains."""
 
-    grid_shape: tuple[_Count, _Count, _Count]
-    """Number of cells along each stored dimension; int, although a writer may have stored floats."""
+    stored_shape: tuple[_Count, _Count, _Count] = msgspec.field(name="grid_shape")
     chunk_size: tuple[_Size, _Size, _Size]
     """Size of a cell along each stored dimension, in units of `AnnotationInfo.units`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(n % 1 for n in self.grid_shape):
-            raise ValueError(f"its grid_shape is {self.grid_shape}; it must hold whole numbers")
-        force_setattr(self, "grid_shape", tuple(map(int, self.grid_shape)))
+        if any(n % 1 for n in self.stored_shape):
+            raise ValueError(f"its grid_shape is {self.stored_shape}; it must hold whole numbers")
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """Number of cells along each stored dimension."""
+        first, second, third = map(int, self.stored_shape)
+        return first, second, third
 
 
 class AnnotationInfo(Struct, frozen=True, dict=True):

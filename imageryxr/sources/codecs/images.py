@@ -50,7 +50,7 @@ def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[A
     if encoding == "png":
         found = _decode_png(stored, dtype)
     elif encoding == "jpeg":
-        import simplejpeg
+        import simplejpeg  # type: ignore[import-untyped]
 
         found = simplejpeg.decode_jpeg(stored, colorspace="GRAY" if shape[3] == 1 else "RGB")
     else:
@@ -142,7 +142,7 @@ def _jpeg_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
         return f"JPEG holds uint8, not {dtype}"
     if shape[3] not in (1, 3):
         return f"JPEG holds 1 or 3 channels, not {shape[3]}"
-    import simplejpeg  # type: ignore[import-untyped]
+    import simplejpeg
 
     try:
         height, width, color, _ = simplejpeg.decode_jpeg_header(stored)
