@@ -13,174 +13,119 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from imageryxr import errors
-from imageryxr.errors import ImageryError, ImageryWarning
+from imageryxr import errors as errors
+from imageryxr.errors import ImageryError as ImageryError
+from imageryxr.errors import ImageryWarning as ImageryWarning
 
 if TYPE_CHECKING:
-    from imageryxr.accessor import ImageryArray, ImageryDataset, ImageryTree
-    from imageryxr.core.array_labels import grid_of
-    from imageryxr.core.bbox import BBox
-    from imageryxr.core.colors import load_palette, palette, save_palette
-    from imageryxr.core.display import colors_of
-    from imageryxr.core.grid import Grid
-    from imageryxr.export import export, plan_export
-    from imageryxr.export.masks import save_masks
-    from imageryxr.export.plan.plan import ExportPlan
-    from imageryxr.export.report import ExportReport
-    from imageryxr.measure import measure
-    from imageryxr.measure.contacts import contacts
-    from imageryxr.measure.cutouts import cutouts
-    from imageryxr.measure.overlaps import overlaps
-    from imageryxr.neuroglancer.link import neuroglancer_link
-    from imageryxr.neuroglancer.open import open_neuroglancer
-    from imageryxr.ops.align import align, regrid
-    from imageryxr.ops.annotations import as_annotations
-    from imageryxr.ops.crop import crop
-    from imageryxr.ops.datastack import open_datastack
-    from imageryxr.ops.labels import select_ids, split_masks, unique_ids
-    from imageryxr.ops.open import open_image, open_multiscale, open_segmentation
-    from imageryxr.ops.open_annotations import open_annotations
-    from imageryxr.ops.plane import plane
-    from imageryxr.ops.points import sample_points
-    from imageryxr.ops.progress import progress
-    from imageryxr.ops.skeletons import open_skeletons
-    from imageryxr.render.annotate import annotate
-    from imageryxr.render.figure import inset, legend, montage, save_figure, scale_bar, to_pil
-    from imageryxr.render.layers import Layer, Outline
-    from imageryxr.render.overlay import composite, outline, overlay, to_rgba
-    from imageryxr.render.plot import plot
-    from imageryxr.render.thumbnail import contrast_limits, thumbnail
-    from imageryxr.sources.base import Level, Source
-    from imageryxr.sources.fetch.connection import Connection
-    from imageryxr.testing.sample import Sample, sample
+    from imageryxr.core.array_labels import grid_of as grid_of
+    from imageryxr.core.bbox import BBox as BBox
+    from imageryxr.core.colors import load_palette as load_palette
+    from imageryxr.core.colors import palette as palette
+    from imageryxr.core.colors import save_palette as save_palette
+    from imageryxr.core.display import colors_of as colors_of
+    from imageryxr.core.grid import Grid as Grid
+    from imageryxr.export import export as export
+    from imageryxr.export import plan_export as plan_export
+    from imageryxr.export.masks import save_masks as save_masks
+    from imageryxr.export.plan.plan import ExportPlan as ExportPlan
+    from imageryxr.export.report import ExportReport as ExportReport
+    from imageryxr.measure import measure as measure
+    from imageryxr.measure.contacts import contacts as contacts
+    from imageryxr.measure.cutouts import cutouts as cutouts
+    from imageryxr.measure.overlaps import overlaps as overlaps
+    from imageryxr.neuroglancer.link import neuroglancer_link as neuroglancer_link
+    from imageryxr.neuroglancer.open import open_neuroglancer as open_neuroglancer
+    from imageryxr.ops.align import align as align
+    from imageryxr.ops.align import regrid as regrid
+    from imageryxr.ops.annotations import as_annotations as as_annotations
+    from imageryxr.ops.crop import crop as crop
+    from imageryxr.ops.datastack import open_datastack as open_datastack
+    from imageryxr.ops.labels import select_ids as select_ids
+    from imageryxr.ops.labels import split_masks as split_masks
+    from imageryxr.ops.labels import unique_ids as unique_ids
+    from imageryxr.ops.open import open_image as open_image
+    from imageryxr.ops.open import open_multiscale as open_multiscale
+    from imageryxr.ops.open import open_segmentation as open_segmentation
+    from imageryxr.ops.open_annotations import open_annotations as open_annotations
+    from imageryxr.ops.plane import plane as plane
+    from imageryxr.ops.points import sample_points as sample_points
+    from imageryxr.ops.progress import progress as progress
+    from imageryxr.ops.skeletons import open_skeletons as open_skeletons
+    from imageryxr.render.annotate import annotate as annotate
+    from imageryxr.render.figure import inset as inset
+    from imageryxr.render.figure import legend as legend
+    from imageryxr.render.figure import montage as montage
+    from imageryxr.render.figure import save_figure as save_figure
+    from imageryxr.render.figure import scale_bar as scale_bar
+    from imageryxr.render.figure import to_pil as to_pil
+    from imageryxr.render.layers import Layer as Layer
+    from imageryxr.render.layers import Outline as Outline
+    from imageryxr.render.overlay import composite as composite
+    from imageryxr.render.overlay import outline as outline
+    from imageryxr.render.overlay import overlay as overlay
+    from imageryxr.render.overlay import to_rgba as to_rgba
+    from imageryxr.render.plot import plot as plot
+    from imageryxr.render.thumbnail import contrast_limits as contrast_limits
+    from imageryxr.render.thumbnail import thumbnail as thumbnail
+    from imageryxr.sources.base import Level as Level
+    from imageryxr.sources.base import Source as Source
+    from imageryxr.sources.fetch.connection import Connection as Connection
+    from imageryxr.testing.sample import Sample as Sample
+    from imageryxr.testing.sample import sample as sample
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "BBox",
-    "Connection",
-    "ExportPlan",
-    "ExportReport",
-    "Grid",
-    "ImageryError",
-    "ImageryWarning",
-    "Layer",
-    "Level",
-    "Outline",
-    "Sample",
-    "Source",
-    "align",
-    "annotate",
-    "as_annotations",
-    "colors_of",
-    "composite",
-    "contacts",
-    "contrast_limits",
-    "crop",
-    "cutouts",
-    "errors",
-    "export",
-    "grid_of",
-    "inset",
-    "legend",
-    "load_palette",
-    "measure",
-    "montage",
-    "neuroglancer_link",
-    "open_annotations",
-    "open_datastack",
-    "open_image",
-    "open_multiscale",
-    "open_neuroglancer",
-    "open_segmentation",
-    "open_skeletons",
-    "outline",
-    "overlaps",
-    "overlay",
-    "palette",
-    "plan_export",
-    "plane",
-    "plot",
-    "progress",
-    "regrid",
-    "sample",
-    "sample_points",
-    "save_figure",
-    "save_masks",
-    "save_palette",
-    "scale_bar",
-    "select_ids",
-    "split_masks",
-    "thumbnail",
-    "to_pil",
-    "to_rgba",
-    "unique_ids",
-]
-
 # Modules load when a name is first used, so that the import stays fast.
 _MODULES = {
-    "BBox": "imageryxr.core.bbox",
-    "Connection": "imageryxr.sources.fetch.connection",
-    "ExportPlan": "imageryxr.export.plan.plan",
-    "ExportReport": "imageryxr.export.report",
-    "Grid": "imageryxr.core.grid",
-    "Layer": "imageryxr.render.layers",
-    "Level": "imageryxr.sources.base",
-    "Outline": "imageryxr.render.layers",
-    "Sample": "imageryxr.testing.sample",
-    "Source": "imageryxr.sources.base",
-    "align": "imageryxr.ops.align",
-    "annotate": "imageryxr.render.annotate",
-    "as_annotations": "imageryxr.ops.annotations",
-    "colors_of": "imageryxr.core.display",
-    "composite": "imageryxr.render.overlay",
-    "contacts": "imageryxr.measure.contacts",
-    "contrast_limits": "imageryxr.render.thumbnail",
-    "crop": "imageryxr.ops.crop",
-    "cutouts": "imageryxr.measure.cutouts",
-    "export": "imageryxr.export",
-    "grid_of": "imageryxr.core.array_labels",
-    "inset": "imageryxr.render.figure",
-    "legend": "imageryxr.render.figure",
-    "load_palette": "imageryxr.core.colors",
-    "measure": "imageryxr.measure",
-    "montage": "imageryxr.render.figure",
-    "neuroglancer_link": "imageryxr.neuroglancer.link",
-    "open_annotations": "imageryxr.ops.open_annotations",
-    "open_datastack": "imageryxr.ops.datastack",
-    "open_image": "imageryxr.ops.open",
-    "open_multiscale": "imageryxr.ops.open",
-    "open_neuroglancer": "imageryxr.neuroglancer.open",
-    "open_segmentation": "imageryxr.ops.open",
-    "open_skeletons": "imageryxr.ops.skeletons",
-    "outline": "imageryxr.render.overlay",
-    "overlaps": "imageryxr.measure.overlaps",
-    "overlay": "imageryxr.render.overlay",
-    "palette": "imageryxr.core.colors",
-    "plan_export": "imageryxr.export",
-    "plane": "imageryxr.ops.plane",
-    "plot": "imageryxr.render.plot",
-    "progress": "imageryxr.ops.progress",
-    "regrid": "imageryxr.ops.align",
-    "sample": "imageryxr.testing.sample",
-    "sample_points": "imageryxr.ops.points",
-    "save_figure": "imageryxr.render.figure",
-    "save_masks": "imageryxr.export.masks",
-    "save_palette": "imageryxr.core.colors",
-    "scale_bar": "imageryxr.render.figure",
-    "select_ids": "imageryxr.ops.labels",
-    "split_masks": "imageryxr.ops.labels",
-    "thumbnail": "imageryxr.render.thumbnail",
-    "to_pil": "imageryxr.render.figure",
-    "to_rgba": "imageryxr.render.overlay",
-    "unique_ids": "imageryxr.ops.labels",
+    name: f"imageryxr.{module}"
+    for module, names in {
+        "core.array_labels": ["grid_of"],
+        "core.bbox": ["BBox"],
+        "core.colors": ["load_palette", "palette", "save_palette"],
+        "core.display": ["colors_of"],
+        "core.grid": ["Grid"],
+        "export": ["export", "plan_export"],
+        "export.masks": ["save_masks"],
+        "export.plan.plan": ["ExportPlan"],
+        "export.report": ["ExportReport"],
+        "measure": ["measure"],
+        "measure.contacts": ["contacts"],
+        "measure.cutouts": ["cutouts"],
+        "measure.overlaps": ["overlaps"],
+        "neuroglancer.link": ["neuroglancer_link"],
+        "neuroglancer.open": ["open_neuroglancer"],
+        "ops.align": ["align", "regrid"],
+        "ops.annotations": ["as_annotations"],
+        "ops.crop": ["crop"],
+        "ops.datastack": ["open_datastack"],
+        "ops.labels": ["select_ids", "split_masks", "unique_ids"],
+        "ops.open": ["open_image", "open_multiscale", "open_segmentation"],
+        "ops.open_annotations": ["open_annotations"],
+        "ops.plane": ["plane"],
+        "ops.points": ["sample_points"],
+        "ops.progress": ["progress"],
+        "ops.skeletons": ["open_skeletons"],
+        "render.annotate": ["annotate"],
+        "render.figure": ["inset", "legend", "montage", "save_figure", "scale_bar", "to_pil"],
+        "render.layers": ["Layer", "Outline"],
+        "render.overlay": ["composite", "outline", "overlay", "to_rgba"],
+        "render.plot": ["plot"],
+        "render.thumbnail": ["contrast_limits", "thumbnail"],
+        "sources.base": ["Level", "Source"],
+        "sources.fetch.connection": ["Connection"],
+        "testing.sample": ["Sample", "sample"],
+    }.items()
+    for name in names
 }
+__all__ = sorted(["ImageryError", "ImageryWarning", "errors", *_MODULES])
 
 
 if not TYPE_CHECKING:  # a type checker would accept every name
@@ -210,24 +155,11 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-def _array_accessor(array: xr.DataArray) -> ImageryArray:
-    from imageryxr.accessor import ImageryArray
-
-    return ImageryArray(array)
-
-
-def _dataset_accessor(dataset: xr.Dataset) -> ImageryDataset:
-    from imageryxr.accessor import ImageryDataset
-
-    return ImageryDataset(dataset)
+def _accessor(name: str) -> Callable[[Any], Any]:
+    """Return a function that creates an accessor of an object; its module loads with the first one."""
+    return lambda obj: getattr(import_module("imageryxr.accessor"), name)(obj)
 
 
-def _tree_accessor(tree: xr.DataTree) -> ImageryTree:
-    from imageryxr.accessor import ImageryTree
-
-    return ImageryTree(tree)
-
-
-xr.register_dataarray_accessor("imagery")(_array_accessor)
-xr.register_dataset_accessor("imagery")(_dataset_accessor)
-xr.register_datatree_accessor("imagery")(_tree_accessor)
+xr.register_dataarray_accessor("imagery")(_accessor("ImageryArray"))
+xr.register_dataset_accessor("imagery")(_accessor("ImageryDataset"))
+xr.register_datatree_accessor("imagery")(_accessor("ImageryTree"))
