@@ -109,8 +109,7 @@ def _text_size(rgba: xr.DataArray, colors: dict[int, object] | None, look: Pictu
 
     blank = Image.new("L", (columns * look.scale, rows * look.scale))
     if colors is not None:
-        held = geometry_of(ix.legend(blank, colors, label_pt=look.points, width_mm=look.width_mm))
-        return None if held is None else held.text
+        return geometry_of(ix.legend(blank, colors, label_pt=look.points, width_mm=look.width_mm)).text
     return label_pixels(None, look.points, look.width_mm, blank.width)
 
 

@@ -38,7 +38,7 @@ def accepts_pictures(verb: Verb) -> Verb:
 
 def _draw_on_picture(picture: Image, draw: Callable[..., xr.DataArray], options: dict[str, Any]) -> Image:
     geometry = geometry_of(picture)
-    if geometry is None or not geometry.views or any(view.has_inset for view in geometry.views):
+    if not geometry.views or any(view.has_inset for view in geometry.views):
         raise LayerError(
             "the position of this Pillow picture in the volume is unknown, because it was not made by to_pil or "
             "montage of arrays with coordinates, or was cropped, resized or given an inset since; annotate the array "

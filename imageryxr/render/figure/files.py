@@ -88,14 +88,14 @@ def save_figure(
             step = pixel_size(picture, None)
     picture = as_picture(picture)
     geometry = geometry_of(picture)
-    if step is None and geometry is not None and geometry.nm is not None:
+    if step is None and geometry.nm is not None:
         step = geometry.nm[0]
     dpi = None if dpi is None else check_number("dpi", dpi, high=1e5, above=0, unit="pixels per inch")
     inches = None if width_mm is None else check_length("width_mm", width_mm, "mm") / 25.4
     native = PRINT_DPI if dpi is None else dpi
     if inches is not None:
         native = picture.width / inches
-    if geometry is not None and geometry.text and (width_mm, dpi) != (None, None):
+    if geometry.text and (width_mm, dpi) != (None, None):
         _warn_of_small_text(geometry.text, native, picture.width / native * 25.4)
     if dpi is not None and inches is not None:
         before = picture.width

@@ -135,14 +135,8 @@ def inset(
         frames, text = [*frames, bar], smallest_text(text, other)
     is_opaque = whole.getchannel("A").getextrema()[0] == 255
     geometry = geometry_of(plain)
-    nm, views = (None, ()) if geometry is None else (geometry.nm, geometry.views)
-    return attach_geometry(
-        whole.convert("RGB") if is_opaque else whole,
-        nm,
-        frames,
-        text,
-        [replace(view, has_inset=True) for view in views],
-    )
+    views = [replace(view, has_inset=True) for view in geometry.views]
+    return attach_geometry(whole.convert("RGB") if is_opaque else whole, geometry.nm, frames, text, views)
 
 
 def _check_array(picture: Any) -> None:

@@ -20,7 +20,6 @@ from imageryxr.graph.cutout_arrays import CUTOUT, has_cutouts
 from imageryxr.graph.labelled import as_dask, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices
 from imageryxr.render.figure.picture import (
-    Geometry,
     attach_geometry,
     geometry_of,
     shift_rect,
@@ -125,18 +124,20 @@ def montage(
     pictures = list(_iter_pictures(images, dim, scale))
     geometries = [geometry_of(picture) for picture in pictures]
     tiles = [picture.convert("RGBA") for picture in pictures]
-    written: list[int | None] = [one.text for one in geometries if one is not None]
+    written = [one.text for one in geometries]
     if texts:
         width = _arrange_tiles(tiles, columns, spacing, fill)[0].width if label_pt is not None else 0
         size = label_pixels(label_size, label_pt, width_mm, width)
         size = size or max(10, min(min(tile.size) for tile in tiles) // 16)
         tiles = [_label_tile(tile, text, size, fill) for tile, text in zip(tiles, texts, strict=True)]
-        written += [one.text for one in map(geometry_of, tiles) if one is not None]
+        written += [geometry_of(tile).text for tile in tiles]
     whole, places = _arrange_tiles(tiles, columns, spacing, fill)
-    known = [(one, at) for one, at in zip(geometries, places, strict=True) if one]
-    views = [view.shift(*at) for one, at in known for view in one.views]
-    taken = [shift_rect(rect, *at) for one, at in known for rect in one.taken]
-    return attach_geometry(whole, _common_pixel_size(geometries), taken, smallest_text(*written), views)
+    placed = list(zip(geometries, places, strict=True))
+    views = [view.shift(*at) for one, at in placed for view in one.views]
+    taken = [shift_rect(rect, *at) for one, at in placed for rect in one.taken]
+    sizes = {one.nm for one in geometries}
+    nm = sizes.pop() if len(sizes) == 1 else None  # tiles may differ in the size of their pixels
+    return attach_geometry(whole, nm, taken, smallest_text(*written), views)
 
 
 def _central_pictures(cutouts: Any) -> xr.DataArray:
@@ -156,12 +157,6 @@ def _column_texts(images: Any, dim: str, name: str) -> list[str]:
         known = f"{', '.join(map(repr, columns))}, a list of texts, " if columns else "a list of texts, "
         raise OptionError(f"labels={name!r} is not a column of the tiles; give {known}True or 'slice'")
     return column_texts(images.coords[name].values)
-
-
-def _common_pixel_size(geometries: list[Geometry | None]) -> tuple[float, float] | None:
-    """Return the pixel size of the tiles; None if it differs between tiles or is unknown."""
-    sizes = {None if one is None else one.nm for one in geometries}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _column_count(columns: int | None, rows: int | None, count: int) -> int:

@@ -232,9 +232,9 @@ def shift_rect(rect: Rect, left: int, top: int) -> Rect:
 class Geometry:
     """Metadata of one picture and of copies that show the same."""
 
-    size: tuple[int, int]
-    nm: tuple[float, float] | None
-    """Width and height of a pixel in nm."""
+    size: tuple[int, int] = (0, 0)
+    nm: tuple[float, float] | None = None
+    """Width and height of a pixel in nm; None if they are unknown."""
     taken: tuple[Rect, ...] = ()
     """Areas of insets, scale bars and legends."""
     text: int | None = None
@@ -257,10 +257,10 @@ class Geometry:
         return _is_same_picture(self.samples, _sample_pixels(picture))
 
 
-def geometry_of(picture: Any) -> Geometry | None:
-    """Return the metadata of a picture; None for pictures of other origin and for cropped or resized ones."""
+def geometry_of(picture: Any) -> Geometry:
+    """Return the metadata of a picture; empty ones for pictures of other origin and for cropped or resized ones."""
     geometry = _info(picture).get(_KEY)
-    return geometry if isinstance(geometry, Geometry) and geometry.is_valid_for(picture) else None
+    return geometry if isinstance(geometry, Geometry) and geometry.is_valid_for(picture) else Geometry()
 
 
 def _info(picture: Any) -> dict[Any, Any]:
@@ -273,12 +273,6 @@ def stale_pixel_size(picture: Any) -> str | None:
     """Return the pixel size in a picture's ``info``, which may be outdated by cropping or resizing."""
     value = _info(picture).get(NM)
     return None if value is None else f"{float(value):g}" if isinstance(value, int | float) else str(value)
-
-
-def views_of(picture: Any) -> tuple[View, ...]:
-    """Return the slices that a picture shows; none for pictures of other origin and for cropped or resized ones."""
-    geometry = geometry_of(picture)
-    return () if geometry is None else geometry.views
 
 
 def attach_geometry(

@@ -23,7 +23,6 @@ from imageryxr.render.figure.picture import (
     squeeze_slice,
     stale_pixel_size,
     to_pil,
-    views_of,
 )
 from imageryxr.render.figure.print_size import check_length, label_pixels
 from imageryxr.render.figure.text import (
@@ -124,19 +123,18 @@ def scale_bar(
         picture = image
     size = label_pixels(label_size, label_pt, width_mm, picture.width)
     geometry = geometry_of(picture)
-    taken = () if geometry is None else geometry.taken
     canvas = picture.convert("RGBA")
-    tiles = [view.rect for view in views_of(picture)]
+    tiles = [view.rect for view in geometry.views]
     ink, at, text = draw_bar(
-        canvas, step, length, position, color, label=label, text_size=size, taken=taken, tiles=tiles
+        canvas, step, length, position, color, label=label, text_size=size, taken=geometry.taken, tiles=tiles
     )
     if picture.mode == "L" and ink[0] == ink[1] == ink[2]:
         canvas = canvas.convert("L")
     elif picture.mode != "RGBA":
         canvas = canvas.convert("RGB")
-    nm = geometry.nm if geometry is not None and geometry.nm is not None and geometry.nm[0] == step else (step, step)
-    written = smallest_text(None if geometry is None else geometry.text, text)
-    return attach_geometry(canvas, nm, (*taken, at), written, [view.cover(at) for view in views_of(picture)])
+    nm = geometry.nm if geometry.nm is not None and geometry.nm[0] == step else (step, step)
+    views = [view.cover(at) for view in geometry.views]
+    return attach_geometry(canvas, nm, (*geometry.taken, at), smallest_text(geometry.text, text), views)
 
 
 def check_position(position: Any) -> None:
@@ -256,15 +254,15 @@ def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
 
 
 def _stored_pixel_size(picture: Any) -> float:
-    geometry, outdated = geometry_of(picture), stale_pixel_size(picture)
-    if geometry is None and outdated is not None:
+    size, outdated = geometry_of(picture).nm, stale_pixel_size(picture)
+    if size is None and outdated is not None:
         raise OptionError(
             f"the picture was drawn with {outdated} nm per pixel and may have been resized since; give "
             f"nm_per_pixel={outdated} if it was only cropped, or the new pixel size"
         )
-    if geometry is None or geometry.nm is None:
+    if size is None:
         raise OptionError("the picture has no known pixel size; give nm_per_pixel=…")
-    across, down = geometry.nm
+    across, down = size
     if across != down:
         warn(
             f"the pixels are {across:g} × {down:g} nm but are drawn as squares, so the bar is correct only along rows; "
