@@ -5,8 +5,8 @@ The coordinates z, y and x of cutouts are offsets from their centres.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -164,16 +164,41 @@ def central_voxels(centers: _Points, resolution: Triple) -> _Points:
 
 def grid_in_volume(array: xr.DataArray) -> Grid | None:
     """Return the grid of an array, of a single cutout that of its voxels in the volume; None if it is unknown."""
-    grid, centers = grid_of(array), centers_of(array.coords)
     if CUTOUT not in array.coords:
-        return grid
-    if centers is None or len(centers) != 1:
-        return None
-    phase = _phase_of(array.attrs) or (0.0, 0.0, 0.0)
-    middles = central_voxels(centers, grid.resolution)[0]
+        return grid_of(array)
+    centers = centers_of(array.coords)
+    return None if centers is None or len(centers) != 1 else next(grids_in_volume(array.expand_dims(CUTOUT)))
+
+
+def grids_in_volume(array: xr.DataArray) -> Iterator[Grid]:
+    """Iterate over the grids of cutouts, which have the dim ``cutout``, in their volume."""
+    grid = grid_of(first_cutout(array))
+    yield from (grid_at(grid.shape, grid.resolution, first) for first in first_voxels(array))
+
+
+def grid_at(shape: tuple[int, ...], resolution: Triple, first: _Points) -> Grid:
+    """Return the grid of voxels of which the first has the index (z, y, x) ``first``, counted from 0 nm."""
+    (nz, ny, nx), (z, y, x) = shape[:3], first.tolist()
+    return Grid((nz, ny, nx), resolution, (x, y, z))
+
+
+def first_voxels(array: xr.DataArray) -> _Points:
+    """Return the index (z, y, x) of the first voxel of each cutout of an array, counted from 0 nm."""
+    centers = centers_of(array.coords)
+    if centers is None:
+        raise LayerError(
+            f"the cutouts {array.name!r} lack the coordinates 'center_x', 'center_y' and 'center_z', which "
+            "ix.cutouts sets"
+        )
+    grid = grid_of(first_cutout(array))
     # The middle of the voxel that contains the centre has the offset 0.
-    places = zip(grid.axes, middles, phase[::-1], strict=True)
-    return Grid.from_axes([replace(a, offset=round(float(a.offset) + 0.5) + int(m) + p) for a, m, p in places])
+    starts = [round(float(axis.offset) + 0.5) for axis in grid.axes]
+    return central_voxels(centers, grid.resolution) + np.array(starts) + phase_of(array)[::-1]
+
+
+def phase_of(array: xr.DataArray) -> _Points:
+    """Return the remainder (x, y, z) in voxels that the attrs of cutouts state, by default 0; see `PHASE`."""
+    return np.array(array.attrs.get(PHASE, (0, 0, 0)), np.float64)
 
 
 @dataclass(frozen=True)

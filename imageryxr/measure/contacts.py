@@ -12,13 +12,12 @@ import xarray as xr
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, contains_cutouts, first_cutout, map_cutouts
+from imageryxr.graph.cutout_arrays import CUTOUT, contains_cutouts, first_cutout, first_voxels, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.contact_sums import contacts_of_block, label_contacts, merge_contacts
 from imageryxr.measure.groups import PairSums
 from imageryxr.measure.segments import add_columns, check_arrays
-from imageryxr.ops.cutout_align import first_voxels
 from imageryxr.ops.cutout_columns import check_ids, requested_columns
 from imageryxr.ops.segment_ids import RequestedIds, segmentation_volume
 

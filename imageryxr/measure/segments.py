@@ -12,7 +12,14 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, check_same_cutouts, contains_cutouts, first_cutout, map_cutouts
+from imageryxr.graph.cutout_arrays import (
+    CUTOUT,
+    check_same_cutouts,
+    contains_cutouts,
+    first_cutout,
+    first_voxels,
+    map_cutouts,
+)
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.segment_tables import (
@@ -21,7 +28,6 @@ from imageryxr.measure.segment_tables import (
     merge_segments,
     prepare_measurement,
 )
-from imageryxr.ops.cutout_align import first_voxels
 from imageryxr.ops.cutout_columns import requested_columns, select_columns
 from imageryxr.ops.cutout_ids import CutoutIds
 

@@ -21,11 +21,11 @@ from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole, suggest_names
 from imageryxr.errors import LayerError, OptionError, format_value
-from imageryxr.graph.cutout_arrays import first_cutout, has_cutouts
+from imageryxr.graph.cutout_arrays import first_cutout, grids_in_volume, has_cutouts
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.ops.annotations import as_annotations
-from imageryxr.ops.cutout_align import accepts_single_cutouts, grids_in_volume, map_placed_cutouts
+from imageryxr.ops.cutout_align import map_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import mark_colors
@@ -41,7 +41,6 @@ _MOST_CHECKED = 100
 
 
 @accepts_pictures
-@accepts_single_cutouts
 def annotate(
     picture: Any,
     annotations: Any,

@@ -12,6 +12,7 @@ import xarray as xr
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, param
+from imageryxr.graph.cutout_arrays import CUTOUT, contains_cutouts, has_cutouts
 from imageryxr.render.figure.picture import KEPT_ATTRS, View, attach_geometry, geometry_of, smallest_text
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def accepts_pictures(verb: Verb) -> Verb:
-    """Return a verb of RGBA arrays that also draws on Pillow pictures."""
+    """Return a verb of RGBA arrays that also draws on Pillow pictures, and on a cutout without the dim ``cutout``."""
 
     @functools.wraps(verb)
     def wrapper(picture: Any, *args: Any, **kwargs: Any) -> Any:
         from PIL import Image as PilImage
 
+        if isinstance(picture, xr.DataArray) and contains_cutouts(picture, singles=True) and not has_cutouts(picture):
+            return verb(picture.expand_dims(CUTOUT), *args, **kwargs).isel({CUTOUT: 0})
         if not isinstance(picture, PilImage.Image):
             return verb(picture, *args, **kwargs)
         if kwargs.get("axis") is not None:
