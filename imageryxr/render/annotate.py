@@ -163,8 +163,7 @@ def annotate(
     opacity = check_number("alpha", alpha, 0, 1)
     sizes = _sizes(table, size)
     stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
-    look = _Look(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill)
-    style = look.style(_directions(picture, across), volume.grid, across)
+    style = _mark_style(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill, picture, volume.grid, across)
     texts = _label_texts(table, labels)
     label_style = LabelStyle(
         check_whole("label_size", label_size, LEGIBLE, unit="pixels"),
@@ -235,40 +234,32 @@ class _Drawing:
         return evaluate(Annotated(ArrayLeaf(values, tail=(4,)), marks, self.across), grid.box)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """The arguments that define how marks are drawn."""
-
-    marker: Any
-    unit: Any
-    width: float
-    edgecolor: Any
-    edgewidth: float
-    depth: float | None
-    fade: bool
-    fill: float
-
-    def style(self, directions: Floats, grid: Grid, axis: int) -> MarkStyle:
-        """Return the style on a picture, after checking the arguments."""
-        if check_flag("fade", self.fade) and self.depth is None:
-            raise OptionError("fade=True needs depth=, the distance in nm at which marks have faded to nothing")
-        depth = None if self.depth is None else check_number("depth", self.depth, 0)
-        order = _turned_axes(axis)
-        spacing = grid.resolution[::-1]
-        turned = tuple(tuple(float(v) for v in row) for row in directions)
-        return MarkStyle(
-            self.marker,
-            self.unit,
-            self.width,
-            None if self.edgecolor is None else parse_color(self.edgecolor),
-            0.0 if self.edgecolor is None else check_number("edgewidth", self.edgewidth, 0),
-            depth,
-            bool(self.fade),
-            check_number("fill", self.fill, 0, 1),
-            tuple(spacing[i] for i in order),  # type: ignore[arg-type]
-            turned,  # type: ignore[arg-type]
-            (grid.shape[order[1]], grid.shape[order[2]]),
-        )
+def _mark_style(
+    marker: Any,
+    unit: Any,
+    width: float,
+    edgecolor: Any,
+    edgewidth: float,
+    depth: float | None,
+    fade: bool,
+    fill: float,
+    picture: xr.DataArray,
+    grid: Grid,
+    axis: int,
+) -> MarkStyle:
+    """Return the style of marks on a picture, after checking the arguments that define it."""
+    if check_flag("fade", fade) and depth is None:
+        raise OptionError("fade=True needs depth=, the distance in nm at which marks have faded to nothing")
+    edge = None if edgecolor is None else parse_color(edgecolor)
+    edge_width = 0.0 if edgecolor is None else check_number("edgewidth", edgewidth, 0)
+    depth = None if depth is None else check_number("depth", depth, 0)
+    order, spacing = _turned_axes(axis), grid.resolution[::-1]
+    # The directions (x, y, z) of the axes (slice, row, column) of the picture in the volume.
+    axes = np.reshape(picture.attrs.get("plane_axes", np.eye(3)), (3, 3)).astype(np.float64)
+    directions = tuple(map(tuple, axes[::-1][order].tolist()))
+    fill, frame = check_number("fill", fill, 0, 1), (grid.shape[order[1]], grid.shape[order[2]])
+    steps = (spacing[order[0]], spacing[order[1]], spacing[order[2]])
+    return MarkStyle(marker, unit, width, edge, edge_width, depth, bool(fade), fill, steps, directions, frame)
 
 
 def _check_picture(picture: Any) -> xr.DataArray:
@@ -290,13 +281,6 @@ def _slice_axis(picture: xr.DataArray, axis: Any) -> int:
 def _turned_axes(axis: int) -> list[int]:
     """Return the axes of the array in the order (slice, row, column)."""
     return [axis, *(other for other in range(3) if other != axis)]
-
-
-def _directions(picture: xr.DataArray, axis: int) -> Floats:
-    """Return the directions (x, y, z) of the picture's axes (slice, row, column) in the volume."""
-    stated = picture.attrs.get("plane_axes")
-    axes = np.eye(3) if stated is None else np.asarray(stated, np.float64).reshape(3, 3)
-    return axes[::-1][_turned_axes(axis)]
 
 
 def _column(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
