@@ -19,7 +19,7 @@ from imageryxr.core.bbox import DIMS, snap_places
 from imageryxr.core.colors import parse_color
 from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole, suggest_names
+from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole
 from imageryxr.errors import LayerError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import first_cutout, grids_in_volume, has_cutouts
 from imageryxr.graph.evaluate import evaluate
@@ -28,7 +28,7 @@ from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import map_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
 from imageryxr.render.figure.text import LEGIBLE
-from imageryxr.render.mark_colors import mark_colors
+from imageryxr.render.mark_colors import column_values, mark_colors
 from imageryxr.render.mark_labels import LabelStyle
 from imageryxr.render.mark_selection import rows_near_picture, warn_other_unit
 from imageryxr.render.mark_shapes import Marker, MarkStyle
@@ -283,29 +283,10 @@ def _turned_axes(axis: int) -> list[int]:
     return [axis, *(other for other in range(3) if other != axis)]
 
 
-def _column(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
-    if not isinstance(name, str):
-        raise OptionError(
-            f"{what}={format_value(name)} is not the name of a column; add the values to the annotations, e.g. "
-            f"annotations.assign({what}=('annotation', values)), and give {what}={what!r}"
-        )
-    if name in table.variables and table[name].dims == (DIM,):
-        return np.asarray(table[name].values)
-    if name in table.variables:
-        raise OptionError(
-            f"the column {what}={name!r} has dims {table[name].dims}; give a column with one value per annotation"
-        )
-    columns = [str(key) for key in table.variables if table[key].dims == (DIM,)]
-    raise OptionError(
-        f"{what}={name!r} is not a column of the annotations{suggest_names(str(name), columns)}; their columns are "
-        f"{columns[:12]}"
-    )
-
-
 def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
     if not isinstance(size, str):
         return np.array([check_number("size", size, 0)], np.float32)
-    values = _column(table, size, "size")
+    values = column_values(table, size, "size")
     if values.dtype.kind not in "iuf":
         raise OptionError(f"the column size={format_value(size)} holds {values.dtype} values; give a column of numbers")
     numbers = values.astype(np.float64)
@@ -358,4 +339,4 @@ def _place_marks(
 
 
 def _label_texts(table: xr.Dataset, labels: Any) -> npt.NDArray[Any] | None:
-    return None if labels is None else np.array(column_texts(_column(table, labels, "labels")), dtype=object)
+    return None if labels is None else np.array(column_texts(column_values(table, labels, "labels")), dtype=object)

@@ -15,7 +15,7 @@ import xarray as xr
 from imageryxr.core.annotation_values import is_id_name
 from imageryxr.core.annotations import CATEGORIES, DIM
 from imageryxr.core.colors import RGBA, parse_color, resolve_colors
-from imageryxr.core.colors.palettes import colormap, ranked_colors
+from imageryxr.core.colors.palettes import category_colors, colormap
 from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, describe_masks, recorded_colors
 from imageryxr.core.validate import check_pair, suggest_names
@@ -86,13 +86,7 @@ def _all_colors(
                 f"colors= and limits= need the name of a column in color=, but color={format_value(color)}"
             )
         return MarkColors(np.array([_one_color(color, annotations)], np.uint8))
-    values = annotations[color]
-    if values.dims != (DIM,):
-        raise OptionError(
-            f"the column color={format_value(color)} has dims {values.dims}; give a column with one value for each "
-            "annotation"
-        )
-    plain = np.asarray(values.values)
+    plain = column_values(annotations, color, "color")
     if _has_segments(annotations, color, colors, cmap, limits):
         return _by_segment(plain, picture, colors)
     if plain.dtype.kind in "iuf" and not isinstance(colors, Mapping):
@@ -103,7 +97,27 @@ def _all_colors(
                 f"{name}={given!r} applies to columns of numbers, but {color!r} holds categories; give colors=, a dict "
                 "value → colour or the name of a palette"
             )
-    return _by_category(values, color, colors)
+    return _by_category(annotations[color], color, colors)
+
+
+def column_values(table: xr.Dataset, name: str, what: str) -> npt.NDArray[Any]:
+    """Return the values of a column of annotations, or raise `OptionError` if the argument ``what`` names none."""
+    if not isinstance(name, str):
+        raise OptionError(
+            f"{what}={format_value(name)} is not the name of a column; add the values to the annotations, e.g. "
+            f"annotations.assign({what}=('annotation', values)), and give {what}={what!r}"
+        )
+    if name in table.variables and table[name].dims == (DIM,):
+        return np.asarray(table[name].values)
+    if name in table.variables:
+        raise OptionError(
+            f"the column {what}={name!r} has dims {table[name].dims}; give a column with one value per annotation"
+        )
+    columns = [str(key) for key in table.variables if table[key].dims == (DIM,)]
+    raise OptionError(
+        f"{what}={name!r} is not a column of the annotations{suggest_names(str(name), columns)}; their columns are "
+        f"{columns[:12]}"
+    )
 
 
 def _one_color(color: Any, annotations: xr.Dataset) -> RGBA:
@@ -163,13 +177,6 @@ def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
     known: list[Any] = [False, True] if values.dtype == bool else json.loads(column.attrs.get(CATEGORIES, "[]"))
     ordered = [*known, *(v for v in present if v not in {*known})]
     return _by_value(distinct, inverse, name, category_colors(ordered, colors))
-
-
-def category_colors(values: list[Any], name: Any = None) -> dict[Any, tuple[int, int, int]]:
-    """Return a colour for each category, in order: distinct ones by default, or those of a palette."""
-    chosen = name or ("colorblind" if len(values) <= 7 else "glasbey_light")
-    table = ranked_colors(chosen, len(values)).tolist()
-    return {value: (r, g, b) for value, (r, g, b) in zip(values, table, strict=True)}
 
 
 def _record(colors: Mapping[Any, Any], name: str) -> dict[str, Any] | None:

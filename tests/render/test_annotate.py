@@ -472,7 +472,7 @@ def test_a_category_keeps_its_colour_in_a_part_of_the_table(row):
         one = ix.colors_of(ix.annotate(rgba, table.isel(annotation=[1]), color=column))
         assert one.items() <= whole.items()
         assert len(one) == 1
-    from imageryxr.render.mark_colors import category_colors
+    from imageryxr.core.colors.palettes import category_colors
 
     declared = category_colors(["c", "b", "a"])
     assert ix.colors_of(ix.annotate(rgba, table, color="sort")) == {k: declared[k] for k in "ba"}

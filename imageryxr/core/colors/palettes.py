@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -136,7 +136,14 @@ class TypePalette(dict[int, RGB]):
         return (TypePalette, (dict(self), self.types))
 
 
-def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int], UInt8Array]) -> TypePalette:
+def category_colors(values: Sequence[Any], name: Any = None) -> dict[Any, RGB]:
+    """Return a colour for each category, in order: distinct ones by default, or those of a palette."""
+    default = "colorblind" if len(values) <= 7 else "glasbey_light"
+    table = ranked_colors(default if name is None else name, len(values)).tolist()
+    return {value: (r, g, b) for value, (r, g, b) in zip(values, table, strict=True)}
+
+
+def _palette_by_type(table: Any, by: str, id: str, name: Any) -> TypePalette:
     """Return the colours of the ids of a table by their type; ids without a type are left out."""
     from imageryxr.core.annotation_values import property_values  # imports xarray
 
@@ -146,10 +153,10 @@ def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int]
             "DataFrame or a dict name → values"
         )
     names = [str(name) for name in getattr(table, "columns", table)]
-    for name, argument in ((by, "by"), (id, "id")):
-        if not isinstance(name, str) or name not in names:
+    for column, argument in ((by, "by"), (id, "id")):
+        if not isinstance(column, str) or column not in names:
             raise OptionError(
-                f"{argument}={format_value(name)} is not a column of the table{suggest_names(str(name), names)}; "
+                f"{argument}={format_value(column)} is not a column of the table{suggest_names(str(column), names)}; "
                 f"its columns are {names[:12]}"
             )
     ids, kinds = property_values(table[id], id, strict=True, are_ids=True), property_values(table[by])
@@ -164,9 +171,7 @@ def palette_by_type(table: Any, by: str, id: str, colors_of_rank: Callable[[int]
                 f"the segment {segment} has the types {found[segment]!r} and {str(kind)!r} in the column {by!r}; "
                 "remove one of its rows"
             )
-    types = sorted(set(found.values()))
-    table_rgb = colors_of_rank(len(types)).tolist()
-    chosen: dict[str, RGB] = {kind: (r, g, b) for kind, (r, g, b) in zip(types, table_rgb, strict=True)}
+    chosen = category_colors(sorted(set(found.values())), name)
     return TypePalette({segment: chosen[kind] for segment, kind in found.items()}, chosen)
 
 
@@ -180,10 +185,7 @@ def _by_type(table: Any, name: Any, by: str | None, id: str | None, *, distinct:
             f"distinct=True gives ids that touch different colours, and by={format_value(by)} ids of one type the "
             "same; leave out one of them"
         )
-    is_default = name is None or (isinstance(name, str) and name == "auto")
-    return palette_by_type(
-        table, by, id, lambda n: ranked_colors(("colorblind" if n <= 7 else "glasbey_light") if is_default else name, n)
-    )
+    return _palette_by_type(table, by, id, None if isinstance(name, str) and name == "auto" else name)
 
 
 def _resolve_name(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, Any]:
