@@ -27,10 +27,17 @@ ArrayOrDataset = TypeVar("ArrayOrDataset", xr.DataArray, xr.Dataset)
 
 
 def spatial_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
-    """Return the variables of a Dataset that have z, y and x as dims or as scalar coordinates, by name."""
+    """Return the variables of a Dataset that have z, y and x as dims or as scalar coordinates, by name.
+
+    Raises `LayerError` if there are none.
+    """
     if not isinstance(dataset, xr.Dataset):
         raise LayerError(f"an object of type {type(dataset).__name__} has no layers; give a DataArray or a Dataset")
-    return {name: v for name, v in dataset.data_vars.items() if {*DIMS} <= {*v.dims, *v.coords}}
+    found = {name: v for name, v in dataset.data_vars.items() if {*DIMS} <= {*v.dims, *v.coords}}
+    if not found:
+        names = list(map(str, dataset.data_vars))
+        raise LayerError(f"the Dataset has the variables {names}, none of which has the dims z, y and x")
+    return found
 
 
 def layer_type_of(array: xr.DataArray) -> Literal["image", "segmentation"]:

@@ -146,7 +146,7 @@ def cutouts(
             f"{type(source).__name__} on one grid; resample it first: ix.cutouts(ix.align(image, segmentation, "
             "to=…), …) or ix.cutouts(ix.regrid(array, …), …)"
         )
-    arrays = {name: source[name] for name in _spatial_names(source)} if isinstance(source, xr.Dataset) else {"": source}
+    arrays = spatial_arrays(source) if isinstance(source, xr.Dataset) else {"": source}
     volumes = {name: _volume(array) for name, array in arrays.items()}
     first = next(iter(volumes.values()))
     grid = first.grid
@@ -225,15 +225,6 @@ def _warn_unusual_size(shape: Index3, grid: Grid) -> None:
 
 def _volume(array: xr.DataArray) -> Volume:
     return clip_volume(volume_of(array, tail=("rgba",) if "rgba" in getattr(array, "dims", ()) else ()))
-
-
-def _spatial_names(dataset: xr.Dataset) -> list[Any]:
-    names = list(spatial_arrays(dataset))
-    if not names:
-        raise LayerError(
-            f"the Dataset has the variables {list(map(str, dataset.data_vars))}, none of which has the dims z, y and x"
-        )
-    return names
 
 
 def _align_tree(tree: xr.DataTree, to: Any) -> xr.Dataset:

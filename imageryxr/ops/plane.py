@@ -103,7 +103,7 @@ def plane(
     """
     if isinstance(obj, xr.Dataset):
         layers = spatial_arrays(obj)
-        if nm_per_pixel is None and layers:
+        if nm_per_pixel is None:
             nm_per_pixel = min(min(grid_of(v).resolution) for v in layers.values())
         common: dict[str, Any] = {"normal": normal, "up": up, "orientation": orientation, "resolution": resolution}
 

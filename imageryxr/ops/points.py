@@ -13,7 +13,7 @@ from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, snap_places, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.errors import BoxError, LayerError, OutOfVolumeError, format_value
+from imageryxr.errors import BoxError, OutOfVolumeError, format_value
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, read_selection
@@ -70,7 +70,7 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     (('point',), dtype('uint64'), 0)
     """
     places, unit = _points_array(points), check_resolution(resolution)
-    layers: Mapping[Any, Any] = _sampled_arrays(obj) if isinstance(obj, xr.Dataset) else {None: obj}
+    layers: Mapping[Any, Any] = spatial_arrays(obj) if isinstance(obj, xr.Dataset) else {None: obj}
     volumes = {name: volume_of(array, tail=_tail_dims(array)) for name, array in layers.items()}
     if len(places) and not any(_any_inside(places, unit, volume.grid) for volume in volumes.values()):
         name, volume = next(iter(volumes.items()))
@@ -81,15 +81,6 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
 
 def _tail_dims(array: Any) -> tuple[str, ...]:
     return ("rgba",) if "rgba" in getattr(array, "dims", ()) else ()
-
-
-def _sampled_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:
-    """Return the variables of a Dataset that have the dims or coordinates z, y and x."""
-    found = spatial_arrays(dataset)
-    if not found:
-        names = list(map(str, dataset.data_vars))
-        raise LayerError(f"the Dataset has the variables {names}, none of which has the dims z, y and x")
-    return found
 
 
 def _sample_volume(volume: Volume, places: Places, unit: Triple) -> xr.DataArray:

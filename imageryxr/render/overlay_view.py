@@ -86,15 +86,11 @@ def _sort_layers(dataset: xr.Dataset) -> list[xr.DataArray]:
     """
     found = {str(name): v for name, v in spatial_arrays(dataset).items()}
     layers = [v for v in found.values() if v.attrs.get(VISIBLE, True)]
-    if found and not layers:
+    if not layers:
         name = next(iter(found))
         raise LayerError(
             f"the layers of the Dataset, {list(found)}, are switched off in their link; to draw one anyway, set "
             f"ds[{name!r}].attrs[{VISIBLE!r}] = True"
-        )
-    if not layers:
-        raise LayerError(
-            f"none of the Dataset's variables {list(map(str, dataset.data_vars))} is an image or a segmentation"
         )
     order = [str(name) for name in np.atleast_1d(dataset.attrs.get(LAYER_ORDER, []))]
     if all(_order_index(order, v) is not None for v in layers):

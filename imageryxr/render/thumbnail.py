@@ -165,7 +165,7 @@ def _middle_slices(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
     If the first layer has no coarse level, the slice covers only the centre of the volume. Other layers that would
     need more than `MAX_VOXELS` voxels are skipped.
     """
-    layers = layers_of(obj) if isinstance(obj, xr.DataTree) else _dataset_layers(obj)
+    layers = layers_of(obj) if isinstance(obj, xr.DataTree) else spatial_arrays(obj)
     shown = {n: a for n, a in layers.items() if a.attrs.get(VISIBLE, True)} or layers
     name, first = next(iter(shown.items()))
     whole, coarse = grid_of(first), grid_of(levels_of(first)[-1])
@@ -192,13 +192,6 @@ def _set_contrast_limits(array: xr.DataArray) -> xr.DataArray:
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     return array.assign_attrs({CONTRAST_LIMITS: (low, high if high > low else low + 1)})
-
-
-def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
-    found = {str(name): v for name, v in spatial_arrays(dataset).items()}
-    if not found:
-        raise LayerError(f"none of the Dataset's variables {list(map(str, dataset.data_vars))} has dims z, y and x")
-    return found
 
 
 def _draw_slice(array: xr.DataArray, size: int) -> Image:
