@@ -67,7 +67,9 @@ def check_overlap_maps(axes: tuple[OverlapMap, OverlapMap, OverlapMap], shape: t
             raise GridMismatchError(f"runs that start at voxels {begin} with lengths {count} exceed [0, {size})")
         if (given <= 0).any():
             raise OptionError("overlap weights must be positive")
-        parts.append((begin, ends, as_kernel_input(_reduce_weights(ends, given))))
+        # The weights of each output voxel are divided by their common divisor, so that sums stay small and exact.
+        common = np.gcd.reduceat(given, ends[:-1]) if begin.size else given
+        parts.append((begin, ends, as_kernel_input(given // np.repeat(common, count))))
     return parts
 
 
@@ -75,21 +77,6 @@ def covered_range(part: OverlapParts) -> tuple[int, int]:
     """Return the half-open range of source voxels that an overlap map covers."""
     first, offsets, _ = part
     return (int(first.min()), int((first + np.diff(offsets)).max())) if first.size else (0, 0)
-
-
-@compile_kernel
-def _reduce_weights(offsets: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Divide the weights of each output voxel by their greatest common divisor, so that sums stay small and exact."""
-    out = np.empty(weights.size, np.int64)
-    for i in range(offsets.size - 1):
-        common = np.int64(0)
-        for k in range(offsets[i], offsets[i + 1]):
-            other = weights[k]
-            while other != 0:
-                common, other = other, common % other
-        for k in range(offsets[i], offsets[i + 1]):
-            out[k] = weights[k] // common
-    return out
 
 
 # --- values ---------------------------------------------------------------------------------------

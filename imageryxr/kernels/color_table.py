@@ -156,13 +156,16 @@ def find_row(table: KernelTable, key: np.uint64) -> int:
 
 
 def build_hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
-    """Return the keys and slots of a hash table of ids, and the position of the id 0 (-1 if absent)."""
+    """Return the keys and slots of a hash table of distinct ids, and the position of the id 0 (-1 if absent).
+
+    They have the form that kernels need. A slot is the position of an id; of equal ids, the last one counts.
+    """
     # At most two thirds full, so that probe sequences are short and always end at an empty slot.
     capacity = 1 << (3 * ids.size // 2).bit_length()
     keys = np.zeros(capacity, np.uint64)
     slots = np.full(capacity, -1, np.int32)
     zero = _insert(ids, keys, slots)
-    return keys, slots, zero
+    return as_kernel_input(keys), as_kernel_input(slots), zero
 
 
 # --- colour tables --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.color_table import ColorTable, as_labels, find_slot, kernel_table
+from imageryxr.kernels.color_table import ColorTable, KernelTable, as_labels, find_row, kernel_table
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import (
     PAD,
@@ -54,11 +54,7 @@ def _fill(
     shape: tuple[int, int, int],
     corner: tuple[int, int, int],
     image: NDArray[np.uint8] | None,
-    keys: NDArray[np.uint64],
-    slots: NDArray[np.int32],
-    packed: NDArray[np.uint32],
-    explicit: int,
-    fallback: int,
+    look: KernelTable,
     out: NDArray[np.uint32],
     size: tuple[int, int, int],
 ) -> None:
@@ -77,8 +73,8 @@ def _fill(
             start = 0
             for k in range(run_ends(row, buffers)):
                 end = buffers.ends[k]
-                slot = find_slot(keys, slots, -1, explicit, fallback, np.uint64(row[start]))
-                color = packed[slot] if slot >= 0 else np.uint32(0)
+                slot = find_row(look, np.uint64(row[start]))
+                color = look.packed[slot] if slot >= 0 else np.uint32(0)
                 if image is None:
                     fill_run(out, base + start, base + end, color)
                 else:
@@ -109,7 +105,7 @@ def fill_packed(
     ids, look = as_labels(labels), kernel_table(table)
     out = make_padded(math.prod(shape), np.uint32)
     under = None if image is None else _as_image(image).reshape(-1)
-    _fill(ids.reshape(-1), ids.shape, corner, under, *look, out, shape)
+    _fill(ids.reshape(-1), ids.shape, corner, under, look, out, shape)
     return out[: math.prod(shape)].reshape(shape)
 
 

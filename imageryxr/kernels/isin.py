@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imageryxr.kernels.color_table import as_ids, as_labels, build_hash_table, find_slot
 from imageryxr.kernels.jit import compile_kernel
-from imageryxr.kernels.run_length import (
-    PIECE,
-    as_kernel_input,
-    fill_run,
-    is_blank,
-    make_padded,
-    make_run_buffers,
-    run_ends,
-)
-
-
-class IdSet(NamedTuple):
-    """A searchable list of ids, from `build_set`; build it once for many blocks.
-
-    `keys` and `slots` are those of `ColorTable`; a slot is the position in the list of distinct ids. `zero` is the slot
-    of the id 0, or -1. `order` (int64[k]) is the slot of each id of the original list, which may contain duplicates.
-    """
-
-    keys: NDArray[np.uint64]
-    slots: NDArray[np.int32]
-    zero: int
-    order: NDArray[np.int64]
-
-
-def build_set(ids: ArrayLike) -> IdSet:
-    """Build a searchable list of ids for `select`, `masks` and `is_present`; 0 has no special meaning here."""
-    distinct, order = np.unique(as_ids(ids), return_inverse=True)
-    return IdSet(*build_hash_table(distinct), order.astype(np.int64))
-
-
-def _as_set(ids: IdSet | ArrayLike) -> IdSet:
-    return ids if isinstance(ids, IdSet) else build_set(ids)
+from imageryxr.kernels.run_length import PIECE, fill_run, is_blank, make_padded, make_run_buffers, run_ends
 
 
 @compile_kernel
@@ -61,13 +30,13 @@ def _select(
             begin = end
 
 
-def select(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[Any]:
+def select(labels: NDArray[Any], ids: ArrayLike) -> NDArray[Any]:
     """Set all labels that are not in `ids` to 0; dtype (in native byte order) and shape are kept."""
-    flat, kept = as_labels(labels), _as_set(ids)
+    flat, table = as_labels(labels), build_hash_table(as_ids(ids))
     if is_blank(flat.reshape(-1)):
         return np.zeros(flat.shape, np.asarray(labels).dtype.newbyteorder("="))
     out = make_padded(flat.size, flat.dtype)
-    _select(flat.reshape(-1), as_kernel_input(kept.keys), as_kernel_input(kept.slots), kept.zero, out)
+    _select(flat.reshape(-1), *table, out)
     return out[: flat.size].reshape(flat.shape).astype(np.asarray(labels).dtype.newbyteorder("="), copy=False)
 
 
@@ -87,15 +56,12 @@ def _masks(
             begin = end
 
 
-def masks(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
-    """Compute one mask per id in one pass over `labels`: bool (k, *labels.shape), in the order of `ids`."""
-    flat, wanted = as_labels(labels), _as_set(ids)
-    distinct = int(wanted.order.max(initial=-1)) + 1
-    out = np.zeros((distinct, flat.size), np.bool_)
-    _masks(flat.reshape(-1), as_kernel_input(wanted.keys), as_kernel_input(wanted.slots), wanted.zero, out)
-    if not np.array_equal(wanted.order, np.arange(distinct)):
-        out = out[wanted.order]
-    return out.reshape((len(wanted.order), *flat.shape))
+def masks(labels: NDArray[Any], ids: ArrayLike) -> NDArray[np.bool_]:
+    """Compute one mask per id, of distinct ones, in one pass: bool (k, *labels.shape), in the order of `ids`."""
+    flat, wanted = as_labels(labels), as_ids(ids)
+    out = np.zeros((wanted.size, flat.size), np.bool_)
+    _masks(flat.reshape(-1), *build_hash_table(wanted), out)
+    return out.reshape((wanted.size, *flat.shape))
 
 
 @compile_kernel
@@ -117,9 +83,9 @@ def _is_present(
             return
 
 
-def is_present(labels: NDArray[Any], ids: IdSet | ArrayLike) -> NDArray[np.bool_]:
-    """Return whether each of `ids` occurs in `labels`: bool[k], in the order of `ids`."""
-    flat, wanted = as_labels(labels), _as_set(ids)
-    out = np.zeros(int(wanted.order.max(initial=-1)) + 1, np.bool_)
-    _is_present(flat.reshape(-1), as_kernel_input(wanted.keys), as_kernel_input(wanted.slots), wanted.zero, out)
-    return out[wanted.order]
+def is_present(labels: NDArray[Any], ids: ArrayLike) -> NDArray[np.bool_]:
+    """Return whether each of `ids`, which are distinct, occurs in `labels`: bool[k], in the order of `ids`."""
+    wanted = as_ids(ids)
+    out = np.zeros(wanted.size, np.bool_)
+    _is_present(as_labels(labels).reshape(-1), *build_hash_table(wanted), out)
+    return out

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from imageryxr.kernels.color_table import KernelTable, find_place, find_row
 from imageryxr.kernels.jit import compile_kernel
+from imageryxr.kernels.relabel import find_distinct_ids
 from imageryxr.kernels.run_length import PAD, RunBuffers, copy_values, fill_run, make_run_buffers, run_ends
 
 _NONE = np.uint64(0)
@@ -22,47 +23,17 @@ _MAX_RANK = 65_535  # ranks are uint16; 0 means no segment
 
 
 @compile_kernel
-def _collect_ids(
-    flat: NDArray[Any],
-    base: int,
-    height: int,
-    width: int,
-    look: KernelTable,
-    buffers: RunBuffers,
-) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-    """Return the shown ids of a slice in ascending order, and their colours; stop after `_MAX_RANK` + 1 ids."""
-    known = np.zeros(1024, np.uint64)
-    ids, colors = np.empty(1024, np.uint64), np.empty(1024, np.uint32)
+def _collect_ids(slice_: NDArray[Any], width: int, look: KernelTable) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Return the shown ids of a slice in ascending order, and their colours."""
+    ids = np.sort(find_distinct_ids(slice_, width))
+    colors = np.empty(ids.size, np.uint32)
     n = 0
-    for y in range(height):
-        row = flat[base + y * width : base + (y + 1) * width]
-        x = 0
-        for k in range(run_ends(row, buffers)):
-            label = np.uint64(row[x])
-            x = buffers.ends[k]
-            if label == _NONE:
-                continue
-            at = find_place(known, label)
-            if known[at] == label:
-                continue
-            slot = find_row(look, label)
-            if slot < 0:
-                continue
-            known[at] = label
-            ids[n], colors[n] = label, look.packed[slot]
+    for i in range(ids.size):
+        row = find_row(look, ids[i])
+        if row >= 0:
+            ids[n], colors[n] = ids[i], look.packed[row]
             n += 1
-            if n > _MAX_RANK:
-                return ids[:n], colors[:n]
-            if 2 * n >= known.size:
-                known = np.zeros(2 * known.size, np.uint64)
-                more_ids, more_colors = np.empty(known.size, np.uint64), np.empty(known.size, np.uint32)
-                copy_values(ids[:n], more_ids)
-                copy_values(colors[:n], more_colors)
-                ids, colors = more_ids, more_colors
-                for i in range(n):
-                    known[find_place(known, ids[i])] = ids[i]
-    order = np.argsort(ids[:n])
-    return ids[:n][order], colors[:n][order]
+    return ids[:n], colors[:n]
 
 
 @compile_kernel
@@ -132,7 +103,7 @@ def draw_merged(
     The slice (height, width) of labels begins at `base`; `out` is its part that begins at (y_low, x_low).
     """
     buffers = make_run_buffers(width)
-    ids, colors = _collect_ids(flat, base, height, width, look, buffers)
+    ids, colors = _collect_ids(flat[base : base + height * width], width, look)
     if ids.size > _MAX_RANK:
         return False
     if ids.size == 0 or radius == 0:

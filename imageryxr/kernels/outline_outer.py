@@ -117,7 +117,6 @@ def _sort_runs(rows: NDArray[np.int64], ids: NDArray[np.uint64]) -> tuple[NDArra
     height = rows.size - 1
     first = np.empty(height + 1, np.int64)
     order = np.empty(rows[height], np.int64)
-    spare = np.empty(rows[height], np.int64)
     n = 0
     for y in range(height):
         first[y] = n
@@ -125,37 +124,10 @@ def _sort_runs(rows: NDArray[np.int64], ids: NDArray[np.uint64]) -> tuple[NDArra
             if ids[r] != _NONE:
                 order[n] = r
                 n += 1
-        _sort(order[first[y] : n], spare, ids)
+        part = order[first[y] : n]
+        copy_values(part[np.argsort(ids[part], kind="mergesort")], part)
     first[height] = n
     return first, order
-
-
-@compile_kernel
-def _sort(part: NDArray[np.int64], spare: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
-    """Sort `part` by `keys[part]` with a stable merge sort that begins with insertion-sorted parts of 16."""
-    size = part.size
-    for low in range(0, size, 16):
-        for i in range(low + 1, min(low + 16, size)):
-            item = part[i]
-            j = i
-            while j > low and keys[part[j - 1]] > keys[item]:
-                part[j] = part[j - 1]
-                j -= 1
-            part[j] = item
-    width = 16
-    while width < size:
-        for low in range(0, size, 2 * width):
-            middle, high = min(low + width, size), min(low + 2 * width, size)
-            i, j = low, middle
-            for k in range(low, high):
-                if i < middle and (j >= high or keys[part[i]] <= keys[part[j]]):
-                    spare[k] = part[i]
-                    i += 1
-                else:
-                    spare[k] = part[j]
-                    j += 1
-        copy_values(spare[:size], part)
-        width *= 2
 
 
 @compile_kernel

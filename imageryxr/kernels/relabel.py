@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageryxr.errors import GridMismatchError
-from imageryxr.kernels.color_table import as_labels, find_place, find_slot
-from imageryxr.kernels.isin import build_set
+from imageryxr.kernels.color_table import as_ids, as_labels, build_hash_table, find_place, find_slot
 from imageryxr.kernels.jit import compile_kernel
 from imageryxr.kernels.run_length import PAD, PIECE, as_kernel_input, fill_run, make_run_buffers, run_ends
 
@@ -21,7 +20,8 @@ _ZERO = np.uint64(0)
 
 
 @compile_kernel
-def _distinct_ids(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
+def find_distinct_ids(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
+    """Return the distinct ids of a block with rows of `row` voxels, without 0, in any order (compiled)."""
     keys = np.zeros(4096, np.uint64)
     found = 0
     last = _ZERO
@@ -61,7 +61,7 @@ def distinct_ids(labels: NDArray[Any]) -> NDArray[np.uint64]:
     """Return the distinct ids of a block, without 0, as ascending uint64[k]; runs are along the last axis."""
     ids = as_labels(labels)
     row = ids.shape[-1] if ids.ndim > 1 else ids.size
-    return np.sort(_distinct_ids(ids.reshape(-1), row))
+    return np.sort(find_distinct_ids(ids.reshape(-1), row))
 
 
 @compile_kernel
@@ -109,10 +109,8 @@ def build_relabel_table(ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> 
     """
     if len(ids) != len(values):
         raise GridMismatchError(f"{len(ids)} ids need as many values, got {len(values)}")
-    table = build_set(ids)
-    ordered = np.empty(len(ids), np.uint64)
-    ordered[table.order] = values
-    return RelabelTable(as_kernel_input(table.keys), as_kernel_input(table.slots), as_kernel_input(ordered))
+    keys, slots, _ = build_hash_table(as_ids(ids))
+    return RelabelTable(keys, slots, as_kernel_input(values))
 
 
 def relabel(labels: NDArray[np.uint64], table: RelabelTable) -> None:

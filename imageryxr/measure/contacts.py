@@ -123,7 +123,7 @@ class _Found(NamedTuple):
 
 def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: RequestedIds | None, has_own: bool) -> Array:
     """Return what is found in each cutout of a block, as an array of objects; ``rows`` has the ids of each."""
-    from imageryxr.kernels import isin
+    from imageryxr.kernels import relabel
 
     out = np.empty(len(block), object)
     for i, (labels, ids) in enumerate(zip(block, rows, strict=True)):
@@ -132,5 +132,5 @@ def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: Requeste
         if has_own:
             kept = np.isin(pairs.pairs, ids[ids != 0]).any(axis=1)
             pairs = PairSums(pairs.pairs[kept], pairs.sums[kept])
-        out[i] = _Found(pairs, isin.is_present(labels, ids), found.present)
+        out[i] = _Found(pairs, np.isin(ids, relabel.distinct_ids(labels)), found.present)
     return out
