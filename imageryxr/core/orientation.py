@@ -30,14 +30,9 @@ def axes_of_quaternion(orientation: Any) -> Floats:
     length = float(np.linalg.norm(values))
     if len(values) != 4 or not 1e-6 < length < math.inf:
         raise OptionError(param("orientation", orientation), " is not a quaternion (x, y, z, w), such as (0, 0, 0, 1)")
-    x, y, z, w = values / length
-    turned = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
-            [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
-            [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    v, w = values[:3] / length, values[3] / length
+    # Rodrigues' formula for x, y and z.
+    turned = (w * w - v @ v) * np.eye(3) + 2 * np.outer(v, v) + 2 * w * np.cross(v, np.eye(3))
     # Rounding errors leave the components of quarter turns slightly off 0 and 1.
     return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
 
