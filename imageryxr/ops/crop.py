@@ -138,21 +138,25 @@ def box_around(
     )
 
 
-def crop_array(array: xr.DataArray, bbox: BBox, *, outside_ok: bool = False) -> xr.DataArray:
+def crop_array(
+    array: xr.DataArray,
+    bbox: BBox,
+    *,
+    outside_ok: bool = False,
+    what: str = "",
+    others: Sequence[Grid] = (),
+    chunks: Any = None,
+) -> xr.DataArray:
     """Return the part of an array within a box in space, filled with 0 where the box extends beyond the array.
 
-    Raises `OutOfVolumeError` if the box lies wholly outside the array, unless ``outside_ok``.
+    Raises `OutOfVolumeError` if the box lies wholly outside the array, unless ``outside_ok``; the error names the array
+    as ``what``, and may suggest the unit of ``others``.
     """
-    grid = grid_of(array)
+    grid, what = grid_of(array), what or f"the array {array.name!r}"
     box = grid.select(bbox)
     if not outside_ok and not box.clip(grid.box).voxels:
-        raise out_of_volume_error(bbox, grid, f"the array {array.name!r}")
-    check_extent(box, bbox, grid, f"the array {array.name!r}")
-    return cut_box(array, grid, box)
-
-
-def cut_box(array: xr.DataArray, grid: Grid, box: IndexBox, chunks: Any = None) -> xr.DataArray:
-    """Return a box of indexes of an array on a grid, filled with 0 where the box extends beyond the array."""
+        raise out_of_volume_error(bbox, grid, what, others)
+    check_extent(box, bbox, grid, what)
     box = _keep_dropped_planes(box, array)
     tail = "rgba" if "rgba" in array.dims else None
     if set(array.dims) - {*DIMS, "rgba"}:

@@ -9,11 +9,10 @@ from typing import Any, Literal, Protocol
 
 import xarray as xr
 
-from imageryxr.core.bbox import BBox, IndexBox
-from imageryxr.core.grid import check_extent, out_of_volume_error
+from imageryxr.core.bbox import BBox
 from imageryxr.errors import LayerError, Message, Wording, warn
 from imageryxr.graph.labelled import as_dask, is_lazy, level_array
-from imageryxr.ops.crop import crop_array, cut_box
+from imageryxr.ops.crop import crop_array
 from imageryxr.ops.labels import select_ids
 from imageryxr.ops.segment_ids import id_array
 from imageryxr.sources.base import (
@@ -251,7 +250,7 @@ def open_multiscale(
     graphene: dict[str, Any] = {"agglomerate": agglomerate, "timestamp": timestamp, "connection": connection}
     layer = resolve_source(source, None, missing=missing, **choices, **graphene)
     levels = _openable_levels(layer)
-    children = {str(lv.mip): _label_level(layer, lv, bbox, chunks).to_dataset() for lv in levels}
+    children = {str(lv.mip): open_level(layer, lv.mip, bbox, chunks).to_dataset() for lv in levels}
     first = level_attrs(layer, find_level(layer, None))
     attrs = {key: first[key] for key in first if key not in ("mip", "resolution", "voxel_offset")}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **{f"/{k}": v for k, v in children.items()}})
@@ -277,13 +276,6 @@ def check_requested_ids(layer: Source, ids: Iterable[int] | None, stale: Stale) 
     return resolve_root_ids(layer, requested, stale) if isinstance(layer, GrapheneSource) else (layer, requested)
 
 
-def open_level(
-    layer: Source, mip: Mip, bbox: BBox | None = None, chunks: Any = None, *, outside_ok: bool = False
-) -> xr.DataArray:
-    """Return a level of a source, or a box of it, as a labelled array; reads nothing."""
-    return _label_level(layer, find_level(layer, mip), bbox, chunks, outside_ok=outside_ok)
-
-
 def _resolve(
     source: SourceLike, layer_type: LayerType, bbox: BBox | None, missing: Missing, **choices: Any
 ) -> tuple[Source, BBox | None]:
@@ -303,9 +295,11 @@ def _resolve(
     return layer, bbox
 
 
-def _label_level(
-    layer: Source, level: Level, bbox: BBox | None, chunks: Any, *, outside_ok: bool = False
+def open_level(
+    layer: Source, mip: Mip, bbox: BBox | None = None, chunks: Any = None, *, outside_ok: bool = False
 ) -> xr.DataArray:
+    """Return a level of a source, or a box of it, as a labelled array; reads nothing."""
+    level = find_level(layer, mip)
     layer.check(level.mip)
     dtype = dtype_of(layer, level.mip)
     if layer.layer_type == "segmentation" and dtype.kind not in "iu":
@@ -316,8 +310,6 @@ def _label_level(
         )
     if bbox is None:
         return level_array(layer, level, chunks)
-    box: IndexBox = level.grid.select(bbox)
-    if not outside_ok and not box.clip(level.grid.box).voxels:
-        raise out_of_volume_error(bbox, level.grid, layer.name, [lv.grid for lv in layer.levels])
-    check_extent(box, bbox, level.grid, layer.name)
-    return cut_box(level_array(layer, level), level.grid, box, chunks)
+    others = [lv.grid for lv in layer.levels]
+    array = level_array(layer, level)
+    return crop_array(array, bbox, outside_ok=outside_ok, what=layer.name, others=others, chunks=chunks)
