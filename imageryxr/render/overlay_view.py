@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.array_labels import layer_type_of, spatial_arrays
-from imageryxr.core.display import LAYER, LAYER_ORDER, OPACITY, VISIBLE
+from imageryxr.core.display import LAYER, LAYER_ORDER, OPACITY, VISIBLE, SegmentDisplay
 from imageryxr.errors import LayerError
 from imageryxr.ops.tree_annotations import annotations_of_view
 from imageryxr.render.annotate import annotate
-from imageryxr.render.overlay import OverlayOptions, composite, grey_volume, label_rgba, overlay
+from imageryxr.render.overlay import OverlayOptions, composite, grey_volume, label_rgba, overlay, to_rgba
 from imageryxr.render.paint import grey_to_rgba
 
 
@@ -77,6 +77,15 @@ def overlay_dataset(
         for i, (layer, kind) in enumerate(zip(layers, kinds, strict=True))
     ]
     return pictures[0] if len(pictures) == 1 else composite(*pictures)
+
+
+def draw_array(array: xr.DataArray, contrast_limits: tuple[float, float] | None = None) -> xr.DataArray:
+    """Return an array as it is shown alone: ids in opaque colours, grey values as RGBA, RGBA and masks unchanged."""
+    if "rgba" in array.dims or array.dtype == np.bool_:
+        return array
+    if layer_type_of(array) == "segmentation":
+        return overlay(None, array, alpha=None if SegmentDisplay.from_attrs(array.attrs) else 1.0)
+    return to_rgba(array, contrast_limits=contrast_limits)
 
 
 def _sort_layers(dataset: xr.Dataset) -> list[xr.DataArray]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of, layer_type_of
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.display import SegmentDisplay
 from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import check_choice, check_flag
 from imageryxr.errors import OptionError, format_value
@@ -17,8 +16,7 @@ from imageryxr.graph.labelled import check_array
 from imageryxr.render.figure import array_to_pil
 from imageryxr.render.figure.picture import squeeze_slice
 from imageryxr.render.figure.scale_bars import format_length, largest_round_length
-from imageryxr.render.overlay import overlay, to_rgba
-from imageryxr.render.overlay_view import overlay_view
+from imageryxr.render.overlay_view import draw_array, overlay_view
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,11 +112,7 @@ def plot(
 def _to_picture(array: xr.DataArray, limits: tuple[float, float] | None) -> xr.DataArray:
     check_array(array)
     squeeze_slice(array if "rgba" in array.dims else array.astype(bool))  # checks the shape
-    if "rgba" in array.dims or array.dtype == np.bool_:
-        return array
-    if layer_type_of(array) == "segmentation":
-        return overlay(None, array, alpha=None if SegmentDisplay.from_attrs(array.attrs) else 1.0)
-    return to_rgba(array, contrast_limits=limits)
+    return draw_array(array, limits)
 
 
 def _draw_scale_bar(ax: Axes, extent: tuple[float, float, float, float], factor: float) -> None:

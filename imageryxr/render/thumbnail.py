@@ -14,7 +14,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import grid_of, layer_type_of, spatial_arrays
 from imageryxr.core.bbox import DIMS, BBox, format_triple
-from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE, SegmentDisplay
+from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_pair, check_whole
 from imageryxr.errors import ImageryError, LayerError
@@ -22,8 +22,7 @@ from imageryxr.graph.labelled import check_array
 from imageryxr.ops.multiscale import coarsest_level_for, levels_of
 from imageryxr.ops.tree import dimensions_of, layers_of, position_of, regrid_layer
 from imageryxr.render.figure import to_pil
-from imageryxr.render.overlay import overlay, to_rgba
-from imageryxr.render.overlay_view import overlay_dataset
+from imageryxr.render.overlay_view import draw_array, overlay_dataset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -186,7 +185,7 @@ def _middle_slices(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
 
 def _set_contrast_limits(array: xr.DataArray) -> xr.DataArray:
     """Return an image with the minimum and maximum as contrast limits if it needs limits and has none."""
-    if layer_type_of(array) == "segmentation" or array.dtype == np.uint8 or CONTRAST_LIMITS in array.attrs:
+    if layer_type_of(array) == "segmentation" or array.dtype in (np.uint8, np.bool_) or CONTRAST_LIMITS in array.attrs:
         return array
     values = array.values
     finite = values[np.isfinite(values)]
@@ -200,12 +199,7 @@ def _draw_slice(array: xr.DataArray, size: int) -> Image:
     level = full if "rgba" in full.dims else _coarsest_level(full, size)
     level = level.isel(z=[level.sizes["z"] // 2])
     level = _crop_center(level, 4 * size).load()
-    if "rgba" in level.dims or level.dtype == np.bool_:
-        return to_pil(level)
-    if layer_type_of(level) == "segmentation":
-        alpha = None if SegmentDisplay.from_attrs(level.attrs) else 1.0
-        return to_pil(overlay(None, level, alpha=alpha))
-    return to_pil(to_rgba(_set_contrast_limits(level)))
+    return to_pil(draw_array(_set_contrast_limits(level)))
 
 
 def describe_tree(tree: xr.DataTree) -> str:
