@@ -77,12 +77,7 @@ def column_texts(values: Any) -> list[str]:
 def list_categories(values: Any, converted: npt.NDArray[Any]) -> list[str]:
     """Return the categories of a column of texts, in the order of a categorical dtype, otherwise sorted.
 
-    Parameters
-    ----------
-    values : Series, array or list
-        The column.
-    converted : numpy.ndarray
-        Its values, as `property_values` returns them.
+    ``converted`` are the values of the column as `property_values` returns them.
     """
     dtype = getattr(values, "dtype", None)
     if isinstance(dtype, pd.CategoricalDtype):

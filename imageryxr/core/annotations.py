@@ -112,13 +112,7 @@ def make_annotations(
 
 
 def annotation_type_of(annotations: Any) -> AnnotationType:
-    """Return the type of a Dataset of annotations, after checking its form.
-
-    Raises
-    ------
-    LayerError
-        If the object is not a Dataset of annotations.
-    """
+    """Return the type of a Dataset of annotations; raise `LayerError` for other objects."""
     if not isinstance(annotations, xr.Dataset):
         raise LayerError(
             f"a {type(annotations).__name__} is not a Dataset of annotations; convert a table with "

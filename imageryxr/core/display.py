@@ -114,13 +114,7 @@ class SegmentDisplay:
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> SegmentDisplay | None:
-        """Parse display settings from attributes; return None if there are none.
-
-        Raises
-        ------
-        OptionError, ColorError
-            If the value of an attribute is invalid.
-        """
+        """Parse display settings from attributes; return None if there are none."""
         found = {f.name: attrs[f.name] for f in fields(cls) if f.name in attrs}
         if not found:
             return None

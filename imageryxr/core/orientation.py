@@ -19,13 +19,7 @@ PANEL_TURNS = {"xz": (0.5**0.5, 0.0, 0.0, 0.5**0.5), "yz": (0.0, 0.5**0.5, 0.0, 
 
 
 def axes_of_quaternion(orientation: Any) -> Floats:
-    """Return the vectors (rows of a 3 × 3 array) into which a quaternion (x, y, z, w) rotates x, y and z.
-
-    Raises
-    ------
-    OptionError
-        If ``orientation`` is not a quaternion.
-    """
+    """Return the vectors (rows of a 3 × 3 array) into which a quaternion (x, y, z, w) rotates x, y and z."""
     values = np.array(to_numbers(orientation), np.float64)
     length = float(np.linalg.norm(values))
     if len(values) != 4 or not 1e-6 < length < math.inf:

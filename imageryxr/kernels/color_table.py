@@ -46,13 +46,7 @@ def as_labels(labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
-    """Convert ids to uint64[k], signed ids modulo 2**64.
-
-    Raises
-    ------
-    LayerError
-        If an id is not an integer.
-    """
+    """Convert ids to uint64[k], signed ids modulo 2**64."""
     if not isinstance(ids, np.ndarray | np.generic):
         # numpy converts a list such as [1, 2**64 - 1], and an empty one, to floats.
         given = np.array(ids, dtype=object).ravel()

@@ -100,13 +100,7 @@ class RelabelTable(NamedTuple):
 
 
 def build_relabel_table(ids: NDArray[np.uint64], values: NDArray[np.uint64]) -> RelabelTable:
-    """Build the table of distinct ids and their replacements for `relabel`.
-
-    Raises
-    ------
-    GridMismatchError
-        If `ids` and `values` differ in length.
-    """
+    """Build the table of distinct ids and their replacements for `relabel`."""
     if len(ids) != len(values):
         raise GridMismatchError(f"{len(ids)} ids need as many values, got {len(values)}")
     keys, slots, _ = build_hash_table(as_ids(ids))

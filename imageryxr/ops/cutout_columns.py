@@ -122,14 +122,7 @@ def _column_names(columns: list[Any]) -> list[str]:
 def select_columns(segmentation: xr.DataArray, ids: Any, *, is_reported: bool = True) -> tuple[xr.DataArray, Any]:
     """Return cutouts of a segmentation with the ids of each cutout only, and None; or all ids, and ids of all cutouts.
 
-    Parameters
-    ----------
-    segmentation : DataArray
-        Ids (cutout, z, y, x).
-    ids : column, list of columns, iterable of int or None
-        Ids of each cutout, or of all of them.
-    is_reported : bool
-        Whether computing all cutouts warns about those that do not contain their ids.
+    ``is_reported`` is whether computing all cutouts warns about those that do not contain their ids.
     """
     found = apply_columns({"segmentation": segmentation, "ids": ids}, is_reported=is_reported)
     return found["segmentation"], found.get("ids")

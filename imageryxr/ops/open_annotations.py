@@ -176,16 +176,8 @@ def _select_pairs(pairs: Pairs, chosen: npt.NDArray[np.bool_]) -> Pairs:
 def make_dataset(info: AnnotationInfo, records: Records, name: str, related: list[Pairs] | None = None) -> xr.Dataset:
     """Return decoded annotations as a Dataset.
 
-    Parameters
-    ----------
-    info : AnnotationInfo
-        Description of the layer.
-    records : Records
-        Annotations.
-    name : str
-        Address of the layer, without secrets.
-    related : list, optional
-        For each relationship, the rows of annotations and the related segments, pair by pair.
+    ``name`` is the address of the layer without secrets. ``related`` has, for each relationship, the rows of
+    annotations and the related segments, pair by pair.
     """
     stored = records.values[GEOMETRY].astype(np.float64).reshape(
         len(records.ids), 1 if info.type == "point" else 2, 3

@@ -19,14 +19,7 @@ from imageryxr.graph.labelled import BoxReader, box_reader, label_array
 def square_reader(read: BoxReader, across: str, layer_type: str) -> BoxReader:
     """Return a reader that resamples slices perpendicular to an axis to square pixels.
 
-    Parameters
-    ----------
-    read : BoxReader
-        Reader of an array (z, y, x) or (z, y, x, rgba).
-    across : {"z", "y", "x"}
-        The axis perpendicular to the slices.
-    layer_type : {"image", "segmentation"}
-        Segmentations are resampled with "nearest", images and RGBA with "linear".
+    Segmentations are resampled with "nearest", images and RGBA with "linear".
     """
     across = check_axis(across)
     volume = read.volume

@@ -55,16 +55,8 @@ def plane_annotations(
 ) -> dict[str, str]:
     """Return the attr of a plane with the visible annotations near it, or an empty dict without any.
 
-    Parameters
-    ----------
-    tree : DataTree
-        Tree with Datasets of annotations.
-    center : numpy.ndarray
-        Float64 (3,), the centre (x, y, z) in nm.
-    axes : numpy.ndarray
-        Float64 (3, 3), the directions (x, y, z) of the columns, the rows and the depth of the plane.
-    size : numpy.ndarray
-        Float64 (3,), width, height and depth in nm, with the margin that markers need.
+    ``center`` is (x, y, z) in nm; ``axes`` (3, 3) has the directions (x, y, z) of the columns, the rows and the depth
+    of the plane; ``size`` is width, height and depth in nm, with the margin that markers need.
     """
     reach = size / 2 @ np.abs(axes)
     return _annotations_near(tree, BBox((center - reach).tolist(), (center + reach).tolist()), None)

@@ -26,20 +26,9 @@ _NEAR = 100
 def rows_near_picture(
     annotations: xr.Dataset, grid: Grid, style: MarkStyle, order: list[int], sizes: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64] | None:
-    """Return the rows of annotations that may be drawn on a picture, or None for all.
+    """Return the rows of annotations that may be drawn on the grid of a picture, or None for all.
 
-    Parameters
-    ----------
-    annotations : Dataset
-        Dataset of annotations.
-    grid : Grid
-        Grid of the picture.
-    style : MarkStyle
-        Style of the marks.
-    order : list of int
-        Axes of the picture in the order (slice, row, column).
-    sizes : numpy.ndarray
-        Float32, sizes of the markers.
+    ``order`` are the axes of the picture in the order (slice, row, column); ``sizes`` those of the markers.
     """
     count = annotations.sizes[DIM]
     low, high = _picture_box(grid, style, order, float(sizes.max(initial=0)))

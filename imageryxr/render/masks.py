@@ -46,13 +46,7 @@ class MaskUnion(Expr):
 
 
 def draw_masks(canvas: Canvas, layer: Layer) -> None:
-    """Draw a layer of masks on a canvas.
-
-    Raises
-    ------
-    LayerError, GridMismatchError, ColorError, OptionError
-        If a mask or an option of the layer is invalid.
-    """
+    """Draw a layer of masks on a canvas."""
     image = canvas.take_image()
     named = _named_masks(layer.segmentation, layer.ids)
     volumes = [_mask_volume(mask, canvas.image, f"mask {key!r}") for key, mask in named.items()]

@@ -20,13 +20,7 @@ Contacts = dict[int, set[int]]
 
 
 def find_contacts(labels: npt.NDArray[Any]) -> Contacts:
-    """Return the ids that each id touches, within the planes of the last two axes and between adjacent planes.
-
-    Parameters
-    ----------
-    labels : integer array, at least 2-D
-        The last two axes are rows and columns.
-    """
+    """Return the ids that each id touches, within the planes of the last two axes and between adjacent planes."""
     if labels.ndim < 2 or labels.dtype.kind not in "iu":
         raise LayerError(
             f"distinct=True needs a segmentation, to find the ids that touch; this is {labels.dtype} of shape "

@@ -116,17 +116,9 @@ def as_picture(picture: Any) -> Image:
 
 
 def array_to_pil(plane: npt.NDArray[Any]) -> Image:
-    """Convert an array of pixels to a Pillow image.
+    """Convert pixels (rows, columns) of uint8, uint16 or bool, or uint8 (rows, columns, 4), to a Pillow image.
 
-    Parameters
-    ----------
-    plane : array, shape (rows, columns) or (rows, columns, 4)
-        uint8, uint16 or bool; with four channels uint8.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGBA for four channels, I;16 for uint16, otherwise L. True becomes 255.
+    Its mode is RGBA for four channels, I;16 for uint16, otherwise L. True becomes 255.
     """
     from PIL import Image
 
