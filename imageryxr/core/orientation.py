@@ -26,7 +26,7 @@ def axes_of_quaternion(orientation: Any) -> Floats:
         raise OptionError(param("orientation", orientation), " is not a quaternion (x, y, z, w), such as (0, 0, 0, 1)")
     v, w = values[:3] / length, values[3] / length
     # Rodrigues' formula for x, y and z.
-    turned = (w * w - v @ v) * np.eye(3) + 2 * np.outer(v, v) + 2 * w * np.cross(v, np.eye(3))
+    turned: Floats = (w * w - v @ v) * np.eye(3) + 2 * np.outer(v, v) + 2 * w * np.cross(v, np.eye(3))
     # Rounding errors leave the components of quarter turns slightly off 0 and 1.
     return np.where(np.abs(turned - np.rint(turned)) < 1e-12, np.rint(turned), turned)
 

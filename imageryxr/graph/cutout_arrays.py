@@ -193,7 +193,8 @@ def first_voxels(array: xr.DataArray) -> _Points:
     grid = grid_of(first_cutout(array))
     # The middle of the voxel that contains the centre has the offset 0.
     starts = [round(float(axis.offset) + 0.5) for axis in grid.axes]
-    return central_voxels(centers, grid.resolution) + np.array(starts) + phase_of(array)[::-1]
+    voxels: _Points = central_voxels(centers, grid.resolution) + np.array(starts) + phase_of(array)[::-1]
+    return voxels
 
 
 def phase_of(array: xr.DataArray) -> _Points:
