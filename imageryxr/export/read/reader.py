@@ -24,6 +24,7 @@ from imageryxr.export.run.executors import map_in_order
 from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf
 from imageryxr.sources.base import ALLOCATE
+from imageryxr.sources.fetch.engine import reading_once
 
 
 def draw(
@@ -122,7 +123,7 @@ def _read(job: tuple[_Store, IndexBox]) -> None:
     store, tile = job
     # The values of a whole window are kept as they are read; tiles are copied, so their memory is freed at once.
     is_whole = store.window.tile is None
-    with wrap_source_errors(), BUFFERS.lend() if is_whole else nullcontext():
+    with wrap_source_errors(), reading_once(), BUFFERS.lend() if is_whole else nullcontext():
         values = store.window.leaf.read(tile)
     if is_whole and values.base is None and values.nbytes >= KEPT_BYTES:
         BUFFERS.drop_idle()  # the source has copied its buffer, which would add to the memory

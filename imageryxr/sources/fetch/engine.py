@@ -11,6 +11,8 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,6 +53,8 @@ class ObjectRequest(NamedTuple):
     unpack: Callable[[Stored | None], Iterator[tuple[ObjectRequest, Stored | None]]] | None = None
     """Yields the objects that a shard contains and their bytes, from the whole shard: they are decoded in its place."""
 
+
+_READS_ONCE: ContextVar[bool] = ContextVar("imageryxr_reads_once", default=False)
 
 Voxels = npt.NDArray[Any]
 Decode = Callable[[ObjectRequest, Stored], Voxels]
@@ -102,12 +106,25 @@ def read_objects(
     identity, waiting = store.identity if connection.cache_bytes else None, list(requests)
     if identity is not None:
         waiting = _use_decoded(identity, requests, use)
-    reader = _Reader(store, decode, use, connection, identity, disk_reader(store))
+    reader = _Reader(store, decode, use, connection, identity, disk_reader(store), _READS_ONCE.get())
     bundles = list(_bundles(waiting, identity, reader.disk))
     if lanes.IS_SUPPORTED and reader.disk is None and getattr(store, "can_interleave", False):
         _read_in_lanes(reader, bundles)
     else:
         run_in_parallel(reader.work, bundles, store.width)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Cache no decoded chunks of reads in this context, whose voxels are needed once, as those of an export.
+
+    Otherwise the system would clear new memory for each chunk until the cache is full.
+    """
+    before = _READS_ONCE.set(True)
+    try:
+        yield
+    finally:
+        _READS_ONCE.reset(before)
 
 
 def _read_in_lanes(reader: _Reader, bundles: list[list[ObjectRequest]]) -> None:
@@ -160,6 +177,7 @@ class _Reader:
     connection: Connection
     identity: Hashable | None
     disk: DiskReader | None
+    reads_once: bool
 
     def work(self, bundle: list[ObjectRequest], stop: threading.Event) -> None:
         """Read the objects of a bundle: from memory, from the disk, and the others from the store."""
@@ -213,7 +231,8 @@ class _Reader:
         if self.identity is not None:
             key, cache = cache_key(self.identity, request), memory_cache.cache
             cache.put(key, stored, self.connection.cache_bytes)
-            cache.put_decoded(key, request.form, voxels)
+            if not self.reads_once:
+                cache.put_decoded(key, request.form, voxels)
 
 
 def _item(request: ObjectRequest) -> Item:

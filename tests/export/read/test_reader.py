@@ -19,6 +19,7 @@ from imageryxr.export.targets.omezarr import OmeZarr
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import box_reader
+from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.transposed import TransposedSource
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
 from tests.support.latency_server import LatencyServer
@@ -122,6 +123,18 @@ def test_remote_voxels_are_read_into_the_memory_of_earlier_regions(sample, small
         computed = remote[0:2].compute().values
         del other, second, third
         assert all(not np.shares_memory(computed, swept(remote, z)[1][0]) for z in (2, 4)), "not part of an export"
+
+
+def test_an_export_leaves_encoded_chunks_in_the_cache_and_no_voxels(sample, tmp_path):
+    with LatencyServer(sample.path, latency=0.0) as server:
+        remote = ix.open_segmentation(f"precomputed://{server.url}/segmentation", mip=1)
+        memory_cache.cache.clear()
+        ix.export(remote, tmp_path / "o.ome.zarr", levels=1)
+        server.counts()
+        assert memory_cache.cache._encoded.size > 0
+        assert memory_cache.cache._decoded.size == 0
+        remote[:4].compute()
+        assert server.counts()["requests"] == 0
 
 
 def test_the_memory_of_voxels_that_their_source_copies_is_not_kept(sample, small, tmp_path):

@@ -91,6 +91,18 @@ def test_an_object_that_cannot_be_decoded_is_not_cached():
     assert len(store.asked) == 2
 
 
+def test_voxels_that_are_needed_once_are_not_cached_decoded():
+    store, requests = Folder({"a": b"1", "b": b"2"}), [ObjectRequest(key, 10, 10) for key in "ab"]
+    with engine.reading_once():
+        first = read(store, requests)
+    assert memory_cache.cache.size == 2, "the encoded objects"
+    assert read(store, requests) == first
+    assert len(store.asked) == 2
+    assert memory_cache.cache.size == 4
+    with engine.reading_once():
+        assert read(store, requests) == first, "decoded chunks that the cache has are used"
+
+
 def test_neighbouring_ranges_take_one_request():
     store = Folder({"f": WHOLE})
     spans = [(0, 100), (100, 250), (300, 400), (500_000, 500_100)]
