@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.validate import as_list, as_number, as_object, as_text
 from imageryxr.errors import ChunkReadError, NoVolumeError, SourceError, format_value
 from imageryxr.sources.annotations.folder import Folder, read_info
 from imageryxr.sources.annotations.info import parse_index
 from imageryxr.sources.base import clean_message
-from imageryxr.sources.json_members import as_list, as_number, as_object, as_text
 
 _KIND = "neuroglancer_skeletons"
 _TYPES = ("float32", "int8", "uint8", "int16", "uint16", "int32", "uint32")

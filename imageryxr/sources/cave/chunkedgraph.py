@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.validate import parse_json
 from imageryxr.errors import (
     ClockWarning,
     ServerError,
@@ -35,7 +36,6 @@ from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
-from imageryxr.sources.json_members import parse_json
 
 # Ids in one request, as in cloud-volume.
 BATCH = 250_000

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from imageryxr.core.bbox import Triple, check_resolution
-from imageryxr.core.validate import check_whole, to_whole
+from imageryxr.core.validate import check_whole, parse_json, to_whole
 from imageryxr.errors import (
     AddressError,
     OptionError,
@@ -33,7 +33,6 @@ from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.json_service import request_service
 from imageryxr.sources.fetch.policy import Access, access_for_named_address
 from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
-from imageryxr.sources.json_members import parse_json
 
 # CAVE's global server of datastacks, which is also the default of caveclient.
 DEFAULT_SERVER = "https://global.daf-apis.com"

@@ -21,14 +21,23 @@ from imageryxr.errors import (
     param,
 )
 from imageryxr.sources.address import Address, parse_address
-from imageryxr.sources.base import LayerType, Level, Missing, Source, Stale, clean_message, read_error, read_filled
+from imageryxr.sources.base import (
+    LayerType,
+    Level,
+    MetadataFile,
+    Missing,
+    Source,
+    Stale,
+    clean_message,
+    read_error,
+    read_filled,
+)
 from imageryxr.sources.cave.chunkedgraph import ChunkedGraph, graph_at, parse_timestamp, pin_instant
 from imageryxr.sources.cave.timestamp import Instant
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.policy import access_for_named_address
-from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
 from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomputed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from imageryxr.core.bbox import Triple, check_resolution
-from imageryxr.core.validate import suggest_names
+from imageryxr.core.validate import parse_json, suggest_names
 from imageryxr.errors import BoxError, ServerError, SourceError, SourceNotFoundError, TimestampError, format_value
 from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.datastack import Datastack
@@ -22,7 +22,6 @@ from imageryxr.sources.fetch.auth import check_allowed
 from imageryxr.sources.fetch.client import server_message
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.json_service import json_problem, request_service
-from imageryxr.sources.json_members import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

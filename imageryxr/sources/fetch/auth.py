@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
+from imageryxr.core.validate import parse_json
 from imageryxr.errors import (
     AddressError,
     AuthError,
@@ -22,7 +23,6 @@ from imageryxr.errors import (
 from imageryxr.sources.fetch.attempt import Reply, SecretText
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.url import Origin, WebURL, origins_of, parse_web_url
-from imageryxr.sources.json_members import parse_json
 
 _ARGUMENT, _CLIENT, _VARIABLE = "token=", "the client", "CAVE_TOKEN"
 HTTP_SECRET = "http-secret.json"

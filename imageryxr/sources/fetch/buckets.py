@@ -19,7 +19,7 @@ from imageryxr.core.fork import run_after_fork
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import AuthError, ChunkReadError, OptionError, ServerError, param
 from imageryxr.sources.address import bucket_folder, has_no_bucket_credentials, web_folder
-from imageryxr.sources.base import clean_message
+from imageryxr.sources.base import clean_message, stamp_of
 from imageryxr.sources.fetch import ip_filter
 from imageryxr.sources.fetch.attempt import Reply, request_slot
 from imageryxr.sources.fetch.auth import find_password
@@ -33,7 +33,6 @@ from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import DeniedError, ForbiddenObjectError
 from imageryxr.sources.fetch.policy import Credential
 from imageryxr.sources.fetch.sockets import RequestLimits, resolve, run
-from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from imageryxr.core.validate import parse_json
 from imageryxr.errors import AddressError, AuthError, ServerError
 from imageryxr.sources.fetch.attempt import Reply, Request, check_part, send_following_redirects
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
@@ -27,7 +28,6 @@ from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import ProtocolError, SlowError, Steps, StoppedError, Wait, run
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
-from imageryxr.sources.json_members import parse_json
 
 _log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from imageryxr.sources.base import stable_version
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_cache import DiskCache, open_cache
 from imageryxr.sources.fetch.disk_entry import entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import StoppedError
-from imageryxr.sources.fetch.stamps import stable_version
 from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.validators import Validator
 

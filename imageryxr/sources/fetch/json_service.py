@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from imageryxr.core.validate import parse_json
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
 from imageryxr.sources.fetch.client import METADATA_BYTES, send_interruptible_request
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.json_members import parse_json
 
 
 def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:

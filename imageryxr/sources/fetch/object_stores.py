@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from imageryxr.errors import ServerError
 from imageryxr.sources.address import SAFE
+from imageryxr.sources.base import stamp_of
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
@@ -30,7 +31,6 @@ from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import Steps, run
-from imageryxr.sources.fetch.stamps import stamp_of
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.fetch.validators import validator_of
 

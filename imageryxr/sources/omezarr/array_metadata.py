@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imageryxr.core.validate import to_whole
+from imageryxr.core.validate import as_counts, as_list, as_object, as_text, to_whole
 from imageryxr.errors import SourceError, format_value
-from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text
 from imageryxr.sources.omezarr import codec_metadata
 
 MOST_ALONG = 2**24

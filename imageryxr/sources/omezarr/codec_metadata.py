@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from imageryxr.core.lazy_import import import_package
-from imageryxr.core.validate import to_whole
+from imageryxr.core.validate import as_counts, as_list, as_object, as_text, to_whole
 from imageryxr.errors import CodecError, SourceError, format_value
 from imageryxr.sources.base import clean_message
-from imageryxr.sources.json_members import as_counts, as_list, as_object, as_text
 
 # Options for decoding, in the form of numcodecs.
 _OPTIONS_V2: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from functools import partial
 from typing import NamedTuple
 
 from imageryxr.sources.address import Address
+from imageryxr.sources.base import MetadataFile
 from imageryxr.sources.fetch.budget import FILE_REQUESTS
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_all, start_all
 from imageryxr.sources.omezarr.stores import fetch_json_file
 

@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from imageryxr.core.bbox import DIMS, to_fraction
 from imageryxr.core.units import has_unit, length_in_nm
-from imageryxr.core.validate import to_number, to_whole
+from imageryxr.core.validate import as_list, as_object, as_text, to_number, to_whole
 from imageryxr.errors import SourceError, UnitError, format_value, warn
 from imageryxr.sources.base import pick_index
-from imageryxr.sources.json_members import as_list, as_object, as_text
 
 _NEWEST = (0, 6)
 _OLDEST = (0, 4)

@@ -19,11 +19,11 @@ from imageryxr.sources.address import Address
 from imageryxr.sources.base import (
     Assume,
     Level,
+    MetadataFile,
     Missing,
     check_assume,
 )
 from imageryxr.sources.fetch.connection import Connection, to_connection
-from imageryxr.sources.fetch.stamps import MetadataFile
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.omezarr import groups
 from imageryxr.sources.omezarr import metadata as ngff

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from imageryxr.core.lazy_import import import_package
+from imageryxr.core.validate import parse_json
 from imageryxr.errors import AuthError, ChunkReadError, ImageryError, ServerError, SourceError
 from imageryxr.sources.address import Address
-from imageryxr.sources.base import clean_message
+from imageryxr.sources.base import MetadataFile, clean_message, opening_stamp
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.buckets import BucketFolder, web_place
 from imageryxr.sources.fetch.client import METADATA_BYTES
@@ -26,10 +27,8 @@ from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
-from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata
 from imageryxr.sources.omezarr.codec_metadata import register_codecs
 from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format

@@ -8,9 +8,8 @@ from typing import Any
 
 from imageryxr.core.bbox import DIMS, tidy, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import to_number
+from imageryxr.core.validate import as_list, as_number, as_object, as_text, to_number
 from imageryxr.errors import SourceError, format_value, warn
-from imageryxr.sources.json_members import as_list, as_number, as_object, as_text
 from imageryxr.sources.omezarr.array_metadata import MOST_ALONG
 from imageryxr.sources.omezarr.metadata import Axes
 

@@ -41,8 +41,7 @@ from imageryxr.sources.fetch.policy import Access
 from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
-from imageryxr.sources.precomputed.chunk_grid import StoredChunk, level_spans, stored_chunks
-from imageryxr.sources.precomputed.info import info_levels
+from imageryxr.sources.precomputed.info import StoredChunk, info_levels, level_spans, stored_chunks
 
 ChunkCallback = Callable[[npt.NDArray[Any]], None]
 

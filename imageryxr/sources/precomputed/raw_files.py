@@ -14,8 +14,8 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.base import ALLOCATE, is_html_page
 from imageryxr.sources.fetch.engine import cpu_count
 from imageryxr.sources.fetch.threads import run_in_parallel
-from imageryxr.sources.precomputed.chunk_grid import StoredChunk, level_spans, stored_chunks
 from imageryxr.sources.precomputed.chunks import StoredLayer
+from imageryxr.sources.precomputed.info import StoredChunk, level_spans, stored_chunks
 
 LARGE_BOX = 8 << 20
 """Size in bytes from which a box is copied in several threads."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.validate import parse_json
 from imageryxr.errors import (
     ChunkReadError,
     CodecError,
@@ -30,13 +31,16 @@ from imageryxr.errors import (
 from imageryxr.sources.address import Address
 from imageryxr.sources.base import (
     LayerType,
+    MetadataFile,
     Missing,
     Source,
     clean_message,
+    opening_stamp,
     pick_index,
     read_error,
     read_filled,
     report_missing_chunks,
+    stamp_of,
 )
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.client import METADATA_BYTES
@@ -44,9 +48,7 @@ from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.object_stores import DeniedError
-from imageryxr.sources.fetch.stamps import MetadataFile, opening_stamp, stamp_of
 from imageryxr.sources.fetch.threads import run_in_parallel
-from imageryxr.sources.json_members import parse_json
 from imageryxr.sources.precomputed import chunks
 from imageryxr.sources.precomputed.chunks import ChunkCallback
 from imageryxr.sources.precomputed.info import (

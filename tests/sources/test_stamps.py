@@ -13,7 +13,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.annotations.folder import open_folder
-from imageryxr.sources.fetch.stamps import stamp_of
+from imageryxr.sources.base import stamp_of
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support import omezarr, precomputed, shards
 from tests.support.source_suite import noise, serving

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.sources.base import Level
-from imageryxr.sources.precomputed.chunk_grid import level_spans, stored_chunks
+from imageryxr.sources.precomputed.info import level_spans, stored_chunks
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
 
