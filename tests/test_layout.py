@@ -174,8 +174,8 @@ def test_the_top_level_exports_only_the_base_classes_of_errors_and_warnings():
 
 def test_an_unknown_name_is_an_attribute_error_with_a_suggestion():
     code = "import imageryxr as ix\nix.opn_image"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    assert "module 'imageryxr' has no attribute 'opn_image'. Did you mean: 'open_image'?" in said
+    errors = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    assert "module 'imageryxr' has no attribute 'opn_image'. Did you mean: 'open_image'?" in errors
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def command(monkeypatch, capsys):
             main.main()
         except SystemExit as end:
             code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run

@@ -56,7 +56,7 @@ def test_command_line_options_override_a_job_file(tmp_path, sample):
     report = json.loads(done.stdout)
     assert report["complete"]
     assert (report["tasks"], report["regions"]) == (plan["tasks"], plan["regions"])
-    assert done.stderr == "", "nothing is told to a terminal that is none"
+    assert done.stderr == "", "standard error is not a terminal"
     stored = zarr.open_group(tmp_path / "o.ome.zarr", mode="r")["0"][:]
     expected = truth(sample, alpha=0.25, outline=ix.Outline(3, side="in"))
     np.testing.assert_array_equal(np.moveaxis(stored, 0, -1), expected)
@@ -144,10 +144,10 @@ def test_outlines_and_other_segments_equal_those_of_python(tmp_path, sample):
     done = run(tmp_path / "z{z}.png", *sources, *PLACE, *words, "--outline-alpha", 0.5)
     assert done.returncode == 0, done.stderr
     lines = ix.Outline(40, alpha=0.5, unit="nm")
-    want = ix.overlay(ds.image, ds.segmentation, ids=ids, rest_alpha=0.1, outline=lines).values
-    for z in range(len(want)):
+    expected = ix.overlay(ds.image, ds.segmentation, ids=ids, rest_alpha=0.1, outline=lines).values
+    for z in range(len(expected)):
         found = np.asarray(Image.open(tmp_path / f"z{z}.png").convert("RGBA"))
-        np.testing.assert_array_equal(found, want[z])
+        np.testing.assert_array_equal(found, expected[z])
 
 
 REFUSALS = {
@@ -164,10 +164,10 @@ def test_errors_are_printed_as_json(tmp_path, sources, case):
     options, target, kind, words = REFUSALS[case]
     done = run(target if "//" in target else tmp_path / target, *sources, *options, "--json")
     assert done.returncode == (1 if case == "a source" else 2)
-    told = json.loads(done.stdout)
-    assert told["error"] == kind
-    assert words in told["message"]
-    assert ("regions" in told) == ("--dry-run" in options)
+    output = json.loads(done.stdout)
+    assert output["error"] == kind
+    assert words in output["message"]
+    assert ("regions" in output) == ("--dry-run" in options)
     assert done.stderr.startswith("error: ")
 
 

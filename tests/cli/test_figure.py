@@ -37,7 +37,7 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         (["--legend"], "--legend lists segments"),
         (["--inset", "1,2"], "--inset 1,2 is not two corners"),
@@ -54,12 +54,12 @@ def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
         ),
     ],
 )
-def test_errors_name_options_as_flags(sample, tmp_path, args, says):
+def test_errors_name_options_as_flags(sample, tmp_path, args, message):
     (tmp_path / "points.csv").write_text("x,y,z\n1,2,3\n")
     args = [tmp_path / "points.csv" if arg == "POINTS" else arg for arg in args]
     failed = run("figure", tmp_path / "a.png", "--image", sample.image, "--image-mip", 2, *args)
     assert failed.returncode == 2
-    assert f"error: {says}" in failed.stderr
+    assert f"error: {message}" in failed.stderr
     assert not (tmp_path / "a.png").exists()
 
 

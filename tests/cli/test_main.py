@@ -169,7 +169,7 @@ def test_raw_exports_the_voxels_of_one_layer(sample, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("a.jpg", "wrote"),
         ("a.tif", "wrote"),
@@ -178,18 +178,18 @@ def test_raw_exports_the_voxels_of_one_layer(sample, tmp_path):
         ("a.png", "wrote"),
     ],
 )
-def test_figures_are_written_in_each_format(sample, tmp_path, name, said):
+def test_figures_are_written_in_each_format(sample, tmp_path, name, message):
     (tmp_path / name).write_bytes(b"old")
     done = run("figure", tmp_path / name, "--image", sample.image, "--image-mip", 2, "--overwrite")
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(f.name for f in tmp_path.iterdir()) == [name]
-    assert ((tmp_path / name).read_bytes() == b"old") == (said != "wrote")
+    assert ((tmp_path / name).read_bytes() == b"old") == (message != "wrote")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["figure", "a.png", "--image", "IM", "--axis", "w"], "--axis w must be 'z', 'y' or 'x'"),
         (["figure", "a.png", "--image", "IM", "--outline", "2"], "--segmentation SOURCE"),
@@ -205,13 +205,13 @@ def test_figures_are_written_in_each_format(sample, tmp_path, name, said):
         (["export", "a.ome.zarr", "--datastack", "d", "--channel", "0"], "--channel and --time need --image"),
     ],
 )
-def test_messages_name_options_as_flags(sample, tmp_path, arguments, said):
+def test_messages_name_options_as_flags(sample, tmp_path, arguments, message):
     given = [
         {"IM": sample.image, "SEG": sample.segmentation, "a.png": str(tmp_path / "a.png")}.get(a, a) for a in arguments
     ]
     done = run(*given)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -276,13 +276,13 @@ class TestCave:
         drawn = ds.imagery.overlay(alpha=0.4).values[0, ..., :3]
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
         box = ["--center", "70,60,40", "--size", "10,10", "--resolution", "viewer"]
-        for wrong, says in (
+        for wrong, message in (
             ([*stack, "--image", cave.image], "omit --image and --segmentation"),
             (["--image", cave.image, *box], "--datastack, or nm per unit"),
         ):
             failed = run("figure", tmp_path / "b.png", *wrong)
             assert failed.returncode == 2
-            assert says in failed.stderr
+            assert message in failed.stderr
 
     @pytest.mark.slow
     def test_the_rows_of_a_table_are_drawn_on_a_figure_of_a_datastack(self, cave, tmp_path):

@@ -33,23 +33,23 @@ def want(sample):
 
 
 @pytest.mark.slow
-def test_a_table_equals_measure_on_the_grid_of_the_segmentation(tmp_path, sources, want):
+def test_a_table_equals_measure_on_the_grid_of_the_segmentation(tmp_path, sources, expected):
     target = tmp_path / "cells.csv"
     done = run(*sources, *PLACE, "--percentiles", 50, "--output", target)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{want.sizes['segment']} segments in {target}\n"
+    assert done.stdout == f"{expected.sizes['segment']} segments in {target}\n"
     table = pd.read_csv(target, index_col="segment")
-    pd.testing.assert_frame_equal(table, want.imagery.to_dataframe(), check_dtype=False, check_index_type=False)
+    pd.testing.assert_frame_equal(table, expected.imagery.to_dataframe(), check_dtype=False, check_index_type=False)
 
 
-def test_a_zarr_holds_the_requested_ids(tmp_path, sources, want):
-    ids = want.segment.values[:2].tolist()
+def test_a_zarr_holds_the_requested_ids(tmp_path, sources, expected):
+    ids = expected.segment.values[:2].tolist()
     done = run(*sources[2:], *PLACE, "--ids", ",".join(map(str, ids)), "--output", tmp_path / "c.zarr", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["segments"] == 2
     with xr.open_zarr(tmp_path / "c.zarr", consolidated=False) as cells:
         assert cells.segment.values.tolist() == ids
-        assert cells.voxels.values.tolist() == want.voxels.values[:2].tolist()
+        assert cells.voxels.values.tolist() == expected.voxels.values[:2].tolist()
 
 
 def test_a_complete_table_is_not_repeated(tmp_path, sources):
@@ -78,7 +78,7 @@ def test_an_interrupted_measurement_states_what_is_kept_and_continues(tmp_path, 
     target = tmp_path / "cells.csv"
     command = [*sources[2:], "--output", target]
     assert run(*command).returncode == 0
-    want = target.read_text()
+    expected = target.read_text()
     target.unlink()
     monkeypatch.setattr(tables, "_REGION_VOXELS", 1 << 20)
     total = json.loads(run(*command, "--dry-run", "--json").stdout)["regions"]
@@ -91,7 +91,7 @@ def test_an_interrupted_measurement_states_what_is_kept_and_continues(tmp_path, 
     assert stopped.stderr == f"{kept} continue\nstopped\n"
     assert "of which 1 are done" in run(*command, "--dry-run").stdout
     assert run(*command).returncode == 0
-    assert target.read_text() == want
+    assert target.read_text() == expected
 
 
 def stop():

@@ -257,10 +257,10 @@ def test_invalid_options_exit_with_2(tmp_path, sample, command, monkeypatch, cas
     place = [] if any(t in ("--bbox", "--size", "--resolution") for t in typed) else PLACE
     code, out, err = command("export", *target, *typed, *place, "--json")
     assert code == 2, err
-    told = json.loads(out)
-    assert told["exit_code"] == 2
+    output = json.loads(out)
+    assert output["exit_code"] == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert line == f"error: {told['message']}"
+    assert line == f"error: {output['message']}"
     assert not [word for word in words if word not in line]
     assert not python_in(line)
     assert "Client" not in line
@@ -290,9 +290,9 @@ def test_errors_while_reading_or_writing_exit_with_1(tmp_path, sample, command):
     ]
     for typed, kind in cases:
         code, out, err = command("export", *typed, "--json")
-        told = json.loads(out)
-        assert (code, told["error"], told["exit_code"]) == (1, kind, 1), err
-        assert not python_in(told["message"])
+        output = json.loads(out)
+        assert (code, output["error"], output["exit_code"]) == (1, kind, 1), err
+        assert not python_in(output["message"])
     link = tmp_path / "link.json"
     link.write_text("{]")
     assert command("figure", link, tmp_path / "a.png")[0] == 2

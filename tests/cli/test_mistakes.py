@@ -31,9 +31,9 @@ def job(tmp_path, sample):
 @pytest.mark.parametrize("typed", [["--workers", "two"], ["--nosuch", "3"], ["--retries", "many"]])
 def test_errors_of_the_option_parser_are_printed_as_json(command, typed):
     code, out, err = command("export", "o.zarr", *typed, "--json")
-    told = json.loads(out)
-    assert (code, told["exit_code"], set(told)) == (2, 2, {"error", "message", "exit_code"})
-    assert typed[0] in told["message"]
+    output = json.loads(out)
+    assert (code, output["exit_code"], set(output)) == (2, 2, {"error", "message", "exit_code"})
+    assert typed[0] in output["message"]
     assert typed[0] in err
     code, out, err = command("export", "o.zarr", *typed)
     assert (code, out) == (2, "")
@@ -71,12 +71,12 @@ def test_the_command_line_removes_the_shards_of_a_job_file(command, job):
 
 @pytest.mark.parametrize("typed", [["--on-error", "maybe"], ["--retries", "-3"]])
 def test_a_dry_run_raises_the_errors_of_the_export(tmp_path, sample, command, typed):
-    said = []
+    results = []
     for dry in ([], ["--dry-run"]):
         target = tmp_path / "o.zarr"
-        said.append(command("export", target, "--image", sample.image, *PLACE, *typed, *dry, "--json"))
-    assert said[0] == said[1]
-    assert said[0][0] == 2
+        results.append(command("export", target, "--image", sample.image, *PLACE, *typed, *dry, "--json"))
+    assert results[0] == results[1]
+    assert results[0][0] == 2
 
 
 @pytest.mark.parametrize(

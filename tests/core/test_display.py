@@ -35,15 +35,15 @@ def pixels(picture: xr.DataArray) -> dict[int, tuple[int, ...]]:
 @pytest.mark.parametrize("ids", [None, IDS, IDS[1:3], IDS[::-1]], ids=["all", "listed", "some", "reversed"])
 def test_the_colours_of_a_picture_are_those_of_its_pixels(form, ids):
     picture = ix.overlay(None, SEG, ids=ids, colors=form, alpha=1)
-    want = pixels(picture)
-    assert ix.colors_of(picture, IDS) == want
-    assert ix.colors_of(picture.copy(), ix.unique_ids(SEG)) == want
+    expected = pixels(picture)
+    assert ix.colors_of(picture, IDS) == expected
+    assert ix.colors_of(picture.copy(), ix.unique_ids(SEG)) == expected
     if ids is not None:
-        assert ix.colors_of(picture) == want
-        assert ix.palette(ids, form) == want
+        assert ix.colors_of(picture) == expected
+        assert ix.palette(ids, form) == expected
     by_id_alone = form in (None, "stable", "neuroglancer") or isinstance(form, tuple | dict)
     if ids is None and by_id_alone:
-        assert ix.palette(IDS, form) == want
+        assert ix.palette(IDS, form) == expected
 
 
 def test_the_colours_of_a_layer_of_a_link_are_those_of_its_pixels():
@@ -80,17 +80,17 @@ def test_colours_of_masks_are_keyed_by_name():
 
 def test_the_colours_survive_crops_slices_and_files(tmp_path):
     picture = ix.overlay(EM, SEG, ids=IDS, colors=("neuroglancer", 5), alpha=1)
-    want = ix.colors_of(picture)
+    expected = ix.colors_of(picture)
     picture.to_dataset().to_zarr(tmp_path / "p.zarr")
     for other in (picture.isel(z=0), picture.compute(), xr.open_zarr(tmp_path / "p.zarr").overlay):
-        assert ix.colors_of(other) == want
+        assert ix.colors_of(other) == expected
 
 
 def test_a_legend_lists_the_drawn_segments():
     picture = ix.overlay(EM, SEG, ids=[5, 1], colors="husl")
     wide = picture.isel(z=0, y=np.zeros(300, int), x=np.repeat(np.arange(6), 50)).drop_vars(["z", "y", "x"])
-    want = ix.legend(ix.to_pil(wide), ix.palette([5, 1], "husl"))
-    assert ix.legend(wide).tobytes() == ix.legend(wide, [5, 1]).tobytes() == want.tobytes()
+    expected = ix.legend(ix.to_pil(wide), ix.palette([5, 1], "husl"))
+    assert ix.legend(wide).tobytes() == ix.legend(wide, [5, 1]).tobytes() == expected.tobytes()
     with pytest.raises(ix.errors.OptionError, match=r"the second argument, for example imageryxr\.unique_ids"):
         ix.legend(ix.overlay(EM, SEG))
     with pytest.raises(ix.errors.OptionError, match="none of the ids in colors is drawn"):

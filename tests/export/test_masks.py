@@ -105,7 +105,7 @@ def test_invalid_file_names_raise_before_anything_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("masks", "error", "says"),
+    ("masks", "error", "message"),
     [
         (lambda: segmentation(), LayerError, r"split_masks\(segmentation, ids\)"),
         (lambda: "masks", LayerError, "a str is not a collection of masks"),
@@ -116,8 +116,8 @@ def test_invalid_file_names_raise_before_anything_is_read(tmp_path):
         (lambda: [segmentation() == 1, segmentation((2, 5, 7)) == 1], OptionError, "masks of equal size"),
     ],
 )
-def test_an_array_that_is_no_mask_is_an_error_of_imageryxr(masks, error, says, tmp_path):
-    with pytest.raises(error, match=says):
+def test_an_array_that_is_no_mask_is_an_error_of_imageryxr(masks, error, message, tmp_path):
+    with pytest.raises(error, match=message):
         ix.save_masks(masks(), tmp_path / "{z}_{id}.png")
 
 

@@ -26,12 +26,12 @@ def test_the_refusal_of_another_call_names_its_sources(tmp_path, sample, opened)
     ix.export(picture, tmp_path / "o.ome.zarr")
     with pytest.raises(ix.errors.TargetExistsError) as caught:
         ix.export(picture.copy(data=picture.data + np.uint8(0)), tmp_path / "o.ome.zarr")
-    said = str(caught.value)
-    assert "in memory" not in said
+    message = str(caught.value)
+    assert "in memory" not in message
     names = [f"{sample.image}, mip 0", f"{sample.segmentation}, mip 0"]
-    assert f"{' and '.join(names)} there" in said
-    assert f"a dask array of {' and '.join(names)} here" in said
-    assert said.count("[") == said.count("]")
+    assert f"{' and '.join(names)} there" in message
+    assert f"a dask array of {' and '.join(names)} here" in message
+    assert message.count("[") == message.count("]")
     # the same sources with another box
     for part in (slice(0, 4), slice(None, None, 2)):
         with pytest.raises(ix.errors.TargetExistsError, match=r"\(box: ") as caught:
@@ -50,8 +50,8 @@ def test_a_message_lists_some_of_many_sources_and_counts_the_others():
     from imageryxr.export.commit.conflicts import describe_difference
 
     names = [f"precomputed://https://example.org/a-long-name-of-a-layer-{i}, mip 0" for i in range(6)]
-    said = describe_difference({"sources": names}, {"sources": names[:1]})
-    assert said == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
+    message = describe_difference({"sources": names}, {"sources": names[:1]})
+    assert message == f"sources: {names[0]}, {names[1]}, {names[2]} and 3 more there, {names[0]} here"
 
 
 @pytest.mark.parametrize(("target", "zarr"), [("o.ome.zarr", False), ("{z}.png", True), ("o.tif", True)])
@@ -76,10 +76,10 @@ def test_errors_in_a_job_file_name_its_keys(tmp_path):
 def test_an_unwritable_folder_is_named_as_given(opened):
     with pytest.raises(ix.errors.TargetError) as caught:
         ix.save_figure(Image.new("L", (600, 600)), "/proc/x.png")
-    said = str(caught.value)
-    assert said.startswith("/proc/x.png cannot be written")
-    assert ".x-" not in said
-    assert "choose another" in said
+    message = str(caught.value)
+    assert message.startswith("/proc/x.png cannot be written")
+    assert ".x-" not in message
+    assert "choose another" in message
     with pytest.raises(ix.errors.TargetError, match=r"no file can be created in the folder /proc .*choose another"):
         ix.export(opened.image, "/proc/foo/o.ome.zarr")
 
@@ -92,9 +92,9 @@ def test_square_is_for_slices(tmp_path, opened, target):
 
 
 def test_pixels_that_are_not_square_warn_once(tmp_path, opened):
-    with pytest.warns(ix.ImageryWarning, match=r"across y are 8 × 40 nm.*square=True") as told:
+    with pytest.warns(ix.ImageryWarning, match=r"across y are 8 × 40 nm.*square=True") as caught:
         ix.plan_export(opened.image, tmp_path / "{y}.png")
-    assert len(told) == 1
+    assert len(caught) == 1
     for square in (True, False):  # the user chose it
         ix.plan_export(opened.image, tmp_path / "{y}.png", square=square)
     ix.plan_export(opened.image, tmp_path / "{z}.png")
@@ -114,11 +114,11 @@ def test_plan_and_report_contain_equal_counts(tmp_path, opened):
 
 
 def test_a_plan_uses_the_words_of_its_target(tmp_path, opened):
-    said = repr(ix.plan_export(opened.image, tmp_path / "o.tif", axis="y", square=False, workers=1))
-    assert "axis=y" in said
-    assert "regions of up to" in said
-    assert said.endswith("included; 1 thread")
-    assert "400 MB for the process itself included" in said
+    message = repr(ix.plan_export(opened.image, tmp_path / "o.tif", axis="y", square=False, workers=1))
+    assert "axis=y" in message
+    assert "regions of up to" in message
+    assert message.endswith("included; 1 thread")
+    assert "400 MB for the process itself included" in message
     plan = ix.plan_export(opened.image, tmp_path / "o.ome.zarr", chunks=(1, 8, 8), memory="1 MB")
     assert "1 region of 64 × 48 × 8 voxels" in repr(ix.plan_export(opened.image, tmp_path / "o.ome.zarr"))
     with pytest.raises(ix.errors.OptionError, match="400 MB of that are the process itself"):

@@ -53,7 +53,7 @@ def test_a_folder_that_no_export_wrote_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (np.zeros((4, 8, 8), np.uint8), r"not a ndarray; add coordinates: xarray.DataArray\(values, dims="),
         ("o.zarr", r"not a str; the array comes first, then the target: export\(array, target\)"),
@@ -69,8 +69,8 @@ def test_a_folder_that_no_export_wrote_is_not_replaced(tmp_path):
         ),
     ],
 )
-def test_values_that_are_no_volume_are_refused(tmp_path, given, told):
-    with pytest.raises(ix.errors.LayerError, match=told):
+def test_values_that_are_no_volume_are_refused(tmp_path, given, message):
+    with pytest.raises(ix.errors.LayerError, match=message):
         ix.export(given, tmp_path / "o.zarr")
 
 
@@ -109,10 +109,10 @@ def test_pixels_that_are_not_square_warn_in_formats_without_a_voxel_size(tmp_pat
     attrs = {"resolution": grid.resolution}
     whole = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
     side = whole.isel(y=[1])
-    told = "the pixels are 10 × 40 nm but are drawn as squares, so the bar is correct only along x; .*regrid"
-    with pytest.warns(ix.ImageryWarning, match=told):
+    message = "the pixels are 10 × 40 nm but are drawn as squares, so the bar is correct only along x; .*regrid"
+    with pytest.warns(ix.ImageryWarning, match=message):
         ix.scale_bar(side)
-    with pytest.warns(ix.ImageryWarning, match=told):
+    with pytest.warns(ix.ImageryWarning, match=message):
         ix.save_figure(side, tmp_path / "a.png", dpi=300)
     ix.save_figure(volume(np.zeros((4, 8, 8), np.uint8)).isel(z=[3]), tmp_path / "b.png", dpi=300)
 

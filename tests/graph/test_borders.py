@@ -239,9 +239,9 @@ def test_interpolation_reads_only_planes_with_a_weight(monkeypatch):
     coarse = ix.regrid(ix.open_image(image), (12, 16, 40))
     assert min(len(sizes) for sizes in coarse.chunks) > 1
     z = np.cumsum([0, *coarse.chunks[0]])
-    want = sorted(zip(z[:-1].tolist(), z[1:].tolist(), strict=True))
+    expected = sorted(zip(z[:-1].tolist(), z[1:].tolist(), strict=True))
     coarse.compute(scheduler="synchronous")
-    assert sorted({(b.start[0], b.stop[0]) for b in image.boxes}) == want
+    assert sorted({(b.start[0], b.stop[0]) for b in image.boxes}) == expected
     # Each voxel along y contributes to one row only.
     read = np.zeros(GREY.shape[1], int)
     for b in image.boxes:

@@ -239,8 +239,8 @@ def test_an_in_place_function_does_not_change_other_arrays(layers, scheduler, op
     ]
     for _ in range(3):
         found = dask.compute(*arrays[::order], scheduler=scheduler, optimize_graph=optimize)[::order]
-        for values, want in zip(found, [*truth, truth[-1]], strict=True):
-            np.testing.assert_array_equal(values, want)
+        for values, expected in zip(found, [*truth, truth[-1]], strict=True):
+            np.testing.assert_array_equal(values, expected)
 
 
 def test_copy_if_shared_copies_only_shared_memory(layers):
@@ -305,17 +305,17 @@ def boxes():
     return st.tuples(*spans).map(lambda s: IndexBox(tuple(a for a, _ in s), tuple(b for _, b in s)))
 
 
-@given(asked=st.lists(boxes(), min_size=1, max_size=6))
-def test_shared_reads_return_any_boxes_in_any_order(asked):
+@given(requested=st.lists(boxes(), min_size=1, max_size=6))
+def test_shared_reads_return_any_boxes_in_any_order(requested):
     leaf = Logged()
     reads = SharedReads(leaf)
-    for box in asked:
+    for box in requested:
         np.testing.assert_array_equal(reads.read(box), VALUES[box.slices()])
-    nested = all(a.contains(b) or b.contains(a) for a in asked for b in asked)
+    nested = all(a.contains(b) or b.contains(a) for a in requested for b in requested)
     if nested:
         assert leaf.seen.max() == 1
     union = np.zeros(VALUES.shape, bool)
-    for box in asked:
+    for box in requested:
         union[box.slices()] = True
     np.testing.assert_array_equal(leaf.seen > 0, union)
 

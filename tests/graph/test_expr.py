@@ -39,14 +39,14 @@ def test_replacing_no_input_returns_the_same_object():
 
 
 def test_a_leaf_is_replaced_in_every_field_and_once():
-    asked = []
+    leaves_read = []
 
     def swap(leaf):
-        asked.append(leaf)
+        leaves_read.append(leaf)
         return TWO
 
     union = replace_leaves(MaskUnion((ONE, Mapped(ONE, np.abs, "int64"))), swap)
-    assert asked == [ONE]
+    assert leaves_read == [ONE]
     np.testing.assert_array_equal(evaluate(union, WHOLE), TWO.array != 0)
 
 

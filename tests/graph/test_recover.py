@@ -53,14 +53,14 @@ BOXES = st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in
 @given(kind=st.sampled_from(list(SOURCES)), chunks=BLOCKS, side=SIDES, width=st.integers(1, 5), box=BOXES)
 def test_a_crop_of_an_outline_is_the_outline_of_a_crop(kind, chunks, side, width, box):
     style = {"width": width, "side": side[0], "merge": side[1]}
-    want = ix.outline(held(), **style).values[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
+    expected = ix.outline(held(), **style).values[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
     array = SOURCES[kind](chunks)
     with no_compute():
         drawn = ix.outline(array, **style)
         shown = ix.crop(drawn, box_of(*box))
-    np.testing.assert_array_equal(shown.values, want)
+    np.testing.assert_array_equal(shown.values, expected)
     if kind != "numpy":  # An array in memory has no data beyond its border.
-        np.testing.assert_array_equal(ix.outline(ix.crop(array, box_of(*box)), **style).values, want)
+        np.testing.assert_array_equal(ix.outline(ix.crop(array, box_of(*box)), **style).values, expected)
     np.testing.assert_array_equal(drawn.values, ix.outline(held(), **style).values)
 
 
@@ -221,14 +221,14 @@ def test_any_chain_of_moves_gives_the_voxels_of_numpy(make, steps):
             arrays = [x.transpose(dim, ...) for x in arrays]
         else:
             arrays[0] = arrays[0].chunk({dim: n})
-    got, want = (x.sortby(list("zyx")) for x in arrays)
-    np.testing.assert_array_equal(got.values, want.values)
+    got, correct = (x.sortby(list("zyx")) for x in arrays)
+    np.testing.assert_array_equal(got.values, correct.values)
     attrs = {"layer_type": "segmentation", "resolution": ix.grid_of(held()).resolution}
-    if min(want.shape) > 1:
-        got, want = got.assign_attrs(attrs), want.assign_attrs(attrs)
+    if min(correct.shape) > 1:
+        got, correct = got.assign_attrs(attrs), correct.assign_attrs(attrs)
         volume = volume_of(got)
         assert not volume.dask_inputs
-        drawn, expected = (ix.overlay(None, x, colors="glasbey") for x in (got, want))
+        drawn, expected = (ix.overlay(None, x, colors="glasbey") for x in (got, correct))
         np.testing.assert_array_equal(drawn.values, expected.values)
 
 
@@ -299,5 +299,5 @@ def test_a_slice_of_a_dask_input_ends_at_its_border(monkeypatch):
     z = da.from_array(VALUES, chunks=(4, 44, 52)).map_blocks(np.copy, dtype="u8")
     array = held().copy(data=z).isel(x=slice(0, 20))
     part = ix.outline(array, width=3, side="out", merge=False)
-    want = ix.outline(held().isel(x=slice(0, 20)), width=3, side="out", merge=False)
-    np.testing.assert_array_equal(part.values, want.values)
+    expected = ix.outline(held().isel(x=slice(0, 20)), width=3, side="out", merge=False)
+    np.testing.assert_array_equal(part.values, expected.values)

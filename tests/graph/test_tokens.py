@@ -107,13 +107,13 @@ def test_ids_and_their_counts_equal_numpy(chunks, kind, dtype):
             "rechunked": lambda: opened({"z": 5, "y": 20, "x": 17}).chunk(chunks),
             "lazy": opened,
         }[kind]()
-    want, voxels = numpy_ids(array.values)
+    expected, voxels = numpy_ids(array.values)
     ids, counts = ix.unique_ids(array, counts=True)
-    np.testing.assert_array_equal(ids, want)
+    np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(counts, voxels)
     assert ids.dtype == array.dtype
     assert counts.dtype == np.int64
-    np.testing.assert_array_equal(ix.unique_ids(array), want)
+    np.testing.assert_array_equal(ix.unique_ids(array), expected)
 
 
 def test_each_chunk_is_read_once_for_all_ids():

@@ -58,9 +58,9 @@ def test_find_rows_equals_a_dict_lookup(labels, ids, m):
             return ids.index(i)
         return len(ids) + splitmix64(i) % m if m else -1
 
-    want = np.array([slot(i) for i in as_python_ints(labels).ravel()]).reshape(labels.shape)
+    expected = np.array([slot(i) for i in as_python_ints(labels).ravel()]).reshape(labels.shape)
     got = find_rows(labels, table)
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.slow
@@ -114,14 +114,14 @@ def test_equal_tables_pickle_to_equal_small_bytes():
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_select_accepts_any_memory_layout(order):
     labels = np.array(np.arange(24).reshape(2, 3, 4), order=order, dtype=np.uint64)
-    want = np.where(labels.copy() % 2 == 1, labels, 0)
+    expected = np.where(labels.copy() % 2 == 1, labels, 0)
     odd = np.arange(1, 24, 2)
-    np.testing.assert_array_equal(isin.select(labels, odd), want)
-    np.testing.assert_array_equal(isin.select(labels[:, ::-1, ::2], odd), want[:, ::-1, ::2])
+    np.testing.assert_array_equal(isin.select(labels, odd), expected)
+    np.testing.assert_array_equal(isin.select(labels[:, ::-1, ::2], odd), expected[:, ::-1, ::2])
     labels.flags.writeable = False
-    np.testing.assert_array_equal(isin.select(labels, odd), want)
+    np.testing.assert_array_equal(isin.select(labels, odd), expected)
     raw = np.frombuffer(b"x" + labels.tobytes(), np.uint8)[1:].view(np.uint64)
-    np.testing.assert_array_equal(isin.select(raw, odd), want.ravel())
+    np.testing.assert_array_equal(isin.select(raw, odd), expected.ravel())
     assert isin.select(labels[:0], odd).shape == (0, 3, 4)
 
 

@@ -47,10 +47,10 @@ def test_alpha_over_equals_pillow_within_rounding():
     bottom, top = rng.integers(0, 256, (2, 500, 500, 4)).astype(np.uint8)
     bottom[:50, :, 3], top[50:100, :, 3] = 255, 255
     bottom[100:150, :, 3], top[150:200, :, 3] = 0, 0
-    want = np.asarray(Image.alpha_composite(Image.fromarray(bottom), Image.fromarray(top)))
+    expected = np.asarray(Image.alpha_composite(Image.fromarray(bottom), Image.fromarray(top)))
     got = alpha_over(bottom, top)
     assert got.shape == bottom.shape
-    assert np.abs(got.astype(int) - want).max() <= 1
+    assert np.abs(got.astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(got[150:200], bottom[150:200])
 
 
@@ -71,12 +71,12 @@ def pictures(draw):
 def test_fill_equals_a_lookup_and_alpha_over(picture):
     labels, image, table = picture
     slots = find_rows(labels, table)
-    want = np.zeros((*labels.shape, 4), np.uint8)
-    want[slots >= 0] = table.rgba[slots[slots >= 0]]
+    expected = np.zeros((*labels.shape, 4), np.uint8)
+    expected[slots >= 0] = table.rgba[slots[slots >= 0]]
     got = paint(labels, None, table, None)
     assert got.dtype == np.uint8
-    np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(paint(labels, image, table, None), alpha_over(gray_to_rgba(image), want))
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(paint(labels, image, table, None), alpha_over(gray_to_rgba(image), expected))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
@@ -91,9 +91,9 @@ def test_fill_equals_imageryclient_within_rounding(alpha):
     table = build_color_table(list(ids), np.array(rgba, np.uint8))
     for under in (None, image):
         there = ic.composite_overlay(masks, colors, alpha=alpha, imagery=None if under is None else under.T)
-        want = np.asarray(there).astype(int)
+        expected = np.asarray(there).astype(int)
         got = paint(labels[None], None if under is None else under[None], table, None)[0]
-        assert np.abs(got - want).max() <= 2
+        assert np.abs(got - expected).max() <= 2
 
 
 @given(
@@ -115,21 +115,21 @@ def test_to_uint8_equals_numpy(dtype, lo, hi, data):
     image = np.tile(image, (1, 1, 32))
     v = image.astype(np.float64)
     if lo == hi:
-        want = np.where(v > lo, 255, 0)
+        expected = np.where(v > lo, 255, 0)
     else:
         with np.errstate(invalid="ignore"):
             scaled = np.nan_to_num((v - lo) / (hi - lo) * 255, posinf=1e9, neginf=-1e9)
-        want = np.floor(np.clip(scaled, 0, 255) + 0.5)
+        expected = np.floor(np.clip(scaled, 0, 255) + 0.5)
     got = to_uint8(image, lo, hi)
     assert got.dtype == np.uint8
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_to_uint8_of_all_16_bit_values_equals_that_of_floats():
     for dtype in (np.uint16, np.int16):
         every = np.arange(70000).astype(np.uint16).view(dtype).reshape(7, 100, 100)
-        want = to_uint8(every.astype(np.float64), 100, 20000)
-        np.testing.assert_array_equal(to_uint8(every, 100, 20000), want)
+        expected = to_uint8(every.astype(np.float64), 100, 20000)
+        np.testing.assert_array_equal(to_uint8(every, 100, 20000), expected)
 
 
 def test_to_uint8_with_the_full_range_keeps_or_inverts_bytes():

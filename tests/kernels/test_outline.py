@@ -120,11 +120,11 @@ def test_outline_equals_imageryclient_within_rounding(side, merge, width, alpha)
     table = build_color_table(ids, np.array(rgba, np.uint8))
     got = outline(labels[None], table, limit=width, side=side, merge=merge)[0]
     inside = (slice(width, -width),) * 2
-    want, got = np.asarray(there)[inside].astype(int), got[inside].astype(int)
-    drawn = want[..., 3] > 0
+    expected, got = np.asarray(there)[inside].astype(int), got[inside].astype(int)
+    drawn = expected[..., 3] > 0
     assert drawn.any()
     np.testing.assert_array_equal(got[..., 3] > 0, drawn)
-    assert np.abs(got - want)[drawn].max() <= 2
+    assert np.abs(got - expected)[drawn].max() <= 2
 
 
 @pytest.mark.parametrize(("side", "merge"), SIDES)
@@ -165,13 +165,13 @@ def test_paint_equals_fill_and_outline(scene, options, limit, data):
     image = data.draw(hnp.arrays(np.uint8, part.shape))
     layer = outline(labels, lines, limit=limit, side=side, merge=merge, inner=inner)
     for under, area, line in itertools.product([None, image], [None, areas], [None, lines]):
-        want = np.zeros((*part.shape, 4), np.uint8) if under is None else gray_to_rgba(under)
+        expected = np.zeros((*part.shape, 4), np.uint8) if under is None else gray_to_rgba(under)
         if area is not None:
-            want = paint(part, under, area, None)
+            expected = paint(part, under, area, None)
         if line is not None:
-            want = alpha_over(want, layer)
+            expected = alpha_over(expected, layer)
         got = paint(labels, under, area, line, limit=limit, side=side, merge=merge, inner=inner)
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i4", "i8", ">u8"])
@@ -179,9 +179,9 @@ def test_outline_accepts_any_dtype_and_layout(dtype):
     rng = np.random.default_rng(2)
     labels = np.stack([blobs((20, 30), 9, rng)])
     table = build_color_table((), (), rng.integers(0, 256, (9, 4)).astype(np.uint8))
-    want = outline(labels.astype(np.uint64), table, limit=2)
-    np.testing.assert_array_equal(outline(labels.astype(dtype), table, limit=2), want)
-    np.testing.assert_array_equal(outline(np.asfortranarray(labels.astype(dtype)), table, limit=2), want)
+    expected = outline(labels.astype(np.uint64), table, limit=2)
+    np.testing.assert_array_equal(outline(labels.astype(dtype), table, limit=2), expected)
+    np.testing.assert_array_equal(outline(np.asfortranarray(labels.astype(dtype)), table, limit=2), expected)
 
 
 def test_the_edge_of_the_array_does_not_produce_a_line():

@@ -190,8 +190,8 @@ def test_mean_of_floats_equals_a_loop(data, a):
     got = mean(a, axes)
     for at in voxels(got):
         cell = list(covered_voxels(a, axes, at))
-        want = sum(float(v) * w for v, w in cell) / sum(w for _, w in cell)
-        np.testing.assert_allclose(got[at], want, rtol=1e-5, atol=1e-3)
+        expected = sum(float(v) * w for v, w in cell) / sum(w for _, w in cell)
+        np.testing.assert_allclose(got[at], expected, rtol=1e-5, atol=1e-3)
 
 
 BYTES = st.sampled_from([0, 1, 2, 127, 128, 254, 255]) | st.integers(0, 255)
@@ -212,9 +212,9 @@ def test_mean_of_colours_equals_exact_fractions(data, shape, turned):
         if not opaque:
             assert got[at].tolist() == [0, 0, 0, 0]
             continue
-        want = [Fraction(sum(pixel[i] * pixel[3] * w for pixel, w in cell), opaque) for i in range(3)]
-        want.append(Fraction(opaque, sum(w for _, w in cell)))
-        assert got[at].tolist() == [round_half_up(value, np.uint8) for value in want]
+        expected = [Fraction(sum(pixel[i] * pixel[3] * w for pixel, w in cell), opaque) for i in range(3)]
+        expected.append(Fraction(opaque, sum(w for _, w in cell)))
+        assert got[at].tolist() == [round_half_up(value, np.uint8) for value in expected]
 
 
 def test_mean_of_colours_in_wide_rows_equals_numpy():
@@ -244,8 +244,8 @@ def test_mode_equals_a_loop(data, dtype):
         sums = {}
         for label, weight in covered_voxels(a, axes, at):
             sums[int(label)] = sums.get(int(label), 0) + weight
-        want = min(sums, key=lambda i: (-sums[i], i == 0, i % 2**64))
-        assert int(got[at]) == want
+        expected = min(sums, key=lambda i: (-sums[i], i == 0, i % 2**64))
+        assert int(got[at]) == expected
 
 
 def halves(n):

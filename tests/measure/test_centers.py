@@ -113,7 +113,7 @@ def test_a_structured_array_is_a_table():
 
 
 @pytest.mark.parametrize(
-    ("centers", "says"),
+    ("centers", "message"),
     [
         ([[1, 2, 3], [1, 2]], r"row 1 is \[1, 2\]; give \(x, y, z\)"),
         ({"x": 1, "y": 2, "z": 3}, "is the single value 1"),
@@ -121,8 +121,8 @@ def test_a_structured_array_is_a_table():
         (5, "not an array of numbers"),
     ],
 )
-def test_centres_that_are_not_points_are_errors(centers, says):
-    with pytest.raises((BoxError, OptionError), match=says):
+def test_centres_that_are_not_points_are_errors(centers, message):
+    with pytest.raises((BoxError, OptionError), match=message):
         ix.cutouts(VOLUME, centers, (4, 4, 1))
 
 

@@ -23,10 +23,10 @@ AREAS = np.array([X * Y, X * Z, Y * Z])  # across z, y, x
 
 @given(labels=label_arrays(), chunks=chunkings)
 def test_contacts_equal_a_count_of_all_faces_for_every_chunking(labels, chunks):
-    found, want = ix.contacts(as_segmentation(labels, chunks)), count_faces(labels)
+    found, expected = ix.contacts(as_segmentation(labels, chunks)), count_faces(labels)
     pairs = list(zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True))
-    assert pairs == list(want)
-    for i, faces in enumerate(want.values()):
+    assert pairs == list(expected)
+    for i, faces in enumerate(expected.values()):
         contact, rows = found.isel(contact=i), np.array(faces)
         areas = AREAS[rows[:, 0].astype(int)]
         assert contact.faces == len(faces)
@@ -57,12 +57,14 @@ def check_against_cc3d(found, labels, resolution):
     ids, small = np.unique(labels, return_inverse=True)
     small = small.reshape(labels.shape).astype(np.uint32) + (ids[0] != 0)
     names = ids if ids[0] == 0 else np.append(np.uint64(0), ids)
-    want = cc3d.contacts(small.T, connectivity=6, surface_area=True, anisotropy=resolution)
-    want = {(int(names[a]), int(names[b])): area for (a, b), area in want.items() if a}
+    expected = cc3d.contacts(small.T, connectivity=6, surface_area=True, anisotropy=resolution)
+    expected = {(int(names[a]), int(names[b])): area for (a, b), area in expected.items() if a}
     pairs = zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True)
     areas = dict(zip(pairs, found.area.values.tolist(), strict=True))
-    assert areas.keys() == want.keys()
-    np.testing.assert_allclose([areas[pair] for pair in want], list(want.values()), rtol=1e-4)  # cc3d adds float32
+    assert areas.keys() == expected.keys()
+    np.testing.assert_allclose(
+        [areas[pair] for pair in expected], list(expected.values()), rtol=1e-4
+    )  # cc3d adds float32
     faces = cc3d.contacts(small.T, connectivity=6, surface_area=False)
     want_faces = {(int(names[a]), int(names[b])): n for (a, b), n in faces.items() if a}
     pairs = zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True)
@@ -101,10 +103,10 @@ def test_threads_and_one_thread_give_the_same_contacts():
 def test_slabs_of_an_array_in_memory_meet_at_their_borders(monkeypatch):
     from imageryxr.graph import reduction
 
-    want = ix.contacts(held())
+    expected = ix.contacts(held())
     for voxels in (100, 5000):
         monkeypatch.setattr(reduction, "_SLAB", voxels)
-        assert ix.contacts(held()).identical(want)
+        assert ix.contacts(held()).identical(expected)
 
 
 def test_a_segmentation_without_contacts_has_an_empty_table():

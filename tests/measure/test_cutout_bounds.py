@@ -43,12 +43,12 @@ def test_drawn_cutouts_equal_cutouts_of_a_drawn_volume(kind, options, resolution
     boxes = boxes.chunk(cutout=2) if kind == "dask" else boxes
     line = ix.Outline(1, **options)
     drawn = ix.outline(boxes.segmentation, width=1, **options)
-    want = ix.cutouts(ix.outline(ds.segmentation, width=1, **options), centers, SIZE)
-    np.testing.assert_array_equal(drawn.values[INNER], want.values[INNER])
+    expected = ix.cutouts(ix.outline(ds.segmentation, width=1, **options), centers, SIZE)
+    np.testing.assert_array_equal(drawn.values[INNER], expected.values[INNER])
     overlaid = ix.overlay(boxes.image, boxes.segmentation, outline=line)
-    want = ix.cutouts(ix.overlay(ds.image, ds.segmentation, outline=line), centers, SIZE).values[INNER]
-    inside = want[..., 3] > 0
-    np.testing.assert_array_equal(overlaid.values[INNER][inside], want[inside])
+    expected = ix.cutouts(ix.overlay(ds.image, ds.segmentation, outline=line), centers, SIZE).values[INNER]
+    inside = expected[..., 3] > 0
+    np.testing.assert_array_equal(overlaid.values[INNER][inside], expected[inside])
     assert (overlaid.values[INNER][~inside] == [0, 0, 0, 255]).all()
 
 
@@ -62,9 +62,9 @@ def test_nothing_is_outlined_where_the_smaller_layer_ends(kind):
     centers = corners_of(small.to_dataset(name="segmentation"))
     both = ix.align(ix.cutouts(grey, centers, (36, 32, 3)), ix.cutouts(small, centers, SIZE))
     drawn = ix.outline(both.segmentation, width=1).values
-    want = ix.cutouts(ix.outline(ix.align(grey, small).segmentation, width=1), centers, (36, 32, 3)).values
+    expected = ix.cutouts(ix.outline(ix.align(grey, small).segmentation, width=1), centers, (36, 32, 3)).values
     inner = (slice(None), slice(None), slice(3, -3), slice(3, -3))
-    np.testing.assert_array_equal(drawn[inner], want[inner])
+    np.testing.assert_array_equal(drawn[inner], expected[inner])
     assert drawn.any()
 
 

@@ -18,13 +18,13 @@ def test_contacts_in_each_cutout_equal_those_of_its_crop(kind):
     held = counted_source.held()
     for i, center in enumerate(CENTERS):
         crop = ix.crop(held, center=center, size=SIZE, resolution=(1, 1, 1))
-        want = ix.contacts(crop)
+        expected = ix.contacts(crop)
         own = found.isel(contact=found.cutout == i)
-        assert want.sizes["contact"]
+        assert expected.sizes["contact"]
         for name in ("segment_a", "segment_b", "faces"):
-            np.testing.assert_array_equal(own[name], want[name])
+            np.testing.assert_array_equal(own[name], expected[name])
         for name in ("area", "centroid"):
-            np.testing.assert_allclose(own[name], want[name], rtol=1e-12)
+            np.testing.assert_allclose(own[name], expected[name], rtol=1e-12)
     np.testing.assert_array_equal(found.pre_id, boxes(kind).pre_id.values[found.cutout])
     table = found.imagery.to_dataframe()
     assert {"cutout", "segment_a", "faces", "centroid_x", "pre_id"} <= {*table.columns}

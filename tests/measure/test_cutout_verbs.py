@@ -187,11 +187,11 @@ def test_cutouts_aligned_at_a_resolution_equal_crops_of_the_volume_at_it(kind, t
     centers = np.random.default_rng(5).uniform((200, 200, 160), (400, 350, 300), (9, 3))
     ds = ix.align(ix.cutouts(image, centers, (40, 36, 5)), ix.cutouts(seg, centers, (24, 20, 5)), to=to)
     assert ix.grid_of(ds.image.isel(cutout=0, drop=True)).resolution == to
-    want = ix.cutouts(ix.align(*LAYERS.values(), to=to), centers, ds.image.shape[:0:-1])
+    expected = ix.cutouts(ix.align(*LAYERS.values(), to=to), centers, ds.image.shape[:0:-1])
     inner = (slice(None), slice(1, -1), slice(4, -4), slice(4, -4))
     for name in ("image", "segmentation"):
-        np.testing.assert_array_equal(ds[name].values[inner], want[name].values[inner])
-    xr.testing.assert_equal(ds.x.variable, want.x.variable)
+        np.testing.assert_array_equal(ds[name].values[inner], expected[name].values[inner])
+    xr.testing.assert_equal(ds.x.variable, expected.x.variable)
     assert ix.measure(ds.segmentation, ds.image).sizes["segment"]
 
 

@@ -29,9 +29,9 @@ def test_overlaps_equal_a_count_of_voxels_for_every_chunking(labels, chunks, oth
     other = merged(labels)
     found = ix.overlaps(as_segmentation(labels, chunks), as_segmentation(other, other_chunks), background=background)
     shown = np.full(labels.shape, True) if background else (labels != 0) & (other != 0)
-    want = Counter(zip(labels[shown].tolist(), other[shown].tolist(), strict=True))
+    expected = Counter(zip(labels[shown].tolist(), other[shown].tolist(), strict=True))
     pairs = zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True)
-    assert list(zip(pairs, found.voxels.values.tolist(), strict=True)) == sorted(want.items())
+    assert list(zip(pairs, found.voxels.values.tolist(), strict=True)) == sorted(expected.items())
     np.testing.assert_allclose(found.volume, found.voxels * np.prod(RESOLUTION), rtol=1e-12)
 
 

@@ -155,8 +155,8 @@ def test_nan_of_an_image_stays_nan():
     seg = as_segmentation(np.array([[[1, 1, 1, 2, 2]]], np.uint8), {"x": 2})
     image = seg.copy(data=np.array([[[1, np.nan, 0, 4, 6]]], np.float32)).assign_attrs(layer_type="image")
     cells = ix.measure(seg, image)
-    for name, want in (("mean", 5), ("std", 1), ("min", 4), ("max", 6)):
-        np.testing.assert_array_equal(cells[name], [np.nan, want])
+    for name, expected in (("mean", 5), ("std", 1), ("min", 4), ("max", 6)):
+        np.testing.assert_array_equal(cells[name], [np.nan, expected])
     assert cells["min"].dtype == np.float32
 
 
@@ -174,20 +174,20 @@ def test_each_storage_chunk_of_both_layers_is_read_once(chunks):
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_any_scheduler_gives_the_same_segments(scheduler):
-    want = ix.measure(held())
+    expected = ix.measure(held())
     with dask.config.set(scheduler=scheduler):
         for seg in (held().chunk(z=5), held()):
-            assert ix.measure(seg).identical(want)
+            assert ix.measure(seg).identical(expected)
 
 
 @pytest.mark.slow
 def test_workers_of_a_cluster_give_the_same_segments():
     from distributed import Client
 
-    want = ix.measure(held())
+    expected = ix.measure(held())
     with Client(n_workers=1, threads_per_worker=2, dashboard_address=":0"):
         for seg in (held().chunk(z=5), held()):
-            assert ix.measure(seg).identical(want)
+            assert ix.measure(seg).identical(expected)
 
 
 def test_the_graph_of_100000_blocks_has_about_one_task_per_block():

@@ -33,19 +33,19 @@ def layers():
 def test_a_file_holds_what_measure_returns(tmp_path, ending):
     pytest.importorskip("pyarrow")
     seg, em = layers()
-    want = ix.measure(seg, em, percentiles=[5, 50])
+    expected = ix.measure(seg, em, percentiles=[5, 50])
     plan = plan_measurement(seg, tmp_path / f"cells{ending}", em, percentiles=[5, 50])
     assert len(plan.regions) > 3
     found = run_measurement(plan)
-    xr.testing.assert_allclose(found, want, rtol=1e-12)
-    assert found.drop_vars(["mean", "std"]).identical(want.drop_vars(["mean", "std"]))
+    xr.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found.drop_vars(["mean", "std"]).identical(expected.drop_vars(["mean", "std"]))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".imageryxr", f"cells{ending}"]
     if ending == ".zarr":
         with xr.open_zarr(plan.target) as again:
             xr.testing.assert_equal(again.load(), found)
         return
     table = pd.read_parquet(plan.target) if ending == ".parquet" else pd.read_csv(plan.target, index_col="segment")
-    assert table.index.tolist() == want.segment.values.tolist()
+    assert table.index.tolist() == expected.segment.values.tolist()
     pd.testing.assert_frame_equal(
         table, found.imagery.to_dataframe(), check_dtype=ending != ".csv", check_index_type=False
     )

@@ -43,13 +43,13 @@ BAD = {
 def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, visible):
     bad = {**CELLS, "name": "bad", "visible": visible, **BAD[case]}
     state = {**NEW, "layers": [EM, bad, {**CELLS, "segments": ["12"]}]}
-    with pytest.warns(ix.errors.LinkWarning, match="the layer 'bad' of the link is left out: ") as told:
+    with pytest.warns(ix.errors.LinkWarning, match="the layer 'bad' of the link is left out: ") as caught:
         tree = opened(state, sample)
-    assert len(told) == 1
+    assert len(caught) == 1
     assert list(tree.children) == ["em", "cells"]
     (entry,) = json.loads(tree.attrs["unsupported_layers"])
     assert entry["name"] == "bad"
-    assert entry["reason"] in str(told[0].message)
+    assert entry["reason"] in str(caught[0].message)
     assert tree.imagery.view(size=(8, 8)).imagery.overlay().shape == (1, 8, 8, 4)
     # The written link has the layer at its old position, unchanged.
     written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]

@@ -169,7 +169,7 @@ def cells(**entries):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         (pd.Series([213, np.nan]), "213.0"),
         (np.array([1.5]), "1.5"),
@@ -180,8 +180,8 @@ def cells(**entries):
         (np.array([-1]), "-1"),
     ],
 )
-def test_values_that_json_cannot_hold_are_named(value, says):
-    with pytest.raises(ix.errors.LinkError, match=says):
+def test_values_that_json_cannot_hold_are_named(value, message):
+    with pytest.raises(ix.errors.LinkError, match=message):
         ix.open_neuroglancer({"layers": [cells(segments=value)]}, allow_local=True)
 
 
@@ -449,7 +449,7 @@ def test_custom_shaders_warn(sample):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "disables the voxels"),
         ({"url": "IMAGE", "subsources": {"default": False}}, "disables the voxels"),
@@ -460,9 +460,9 @@ def test_custom_shaders_warn(sample):
         (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is drawn"),
     ],
 )
-def test_parts_of_a_source_that_are_not_drawn_are_reported(sample, source, said):
+def test_parts_of_a_source_that_are_not_drawn_are_reported(sample, source, message):
     layers = [{"type": "image", "name": "em", "source": source}, {"type": "image", "name": "b", "source": "IMAGE"}]
-    with pytest.warns(ix.errors.LinkWarning, match=f"'em' .*{said}"):
+    with pytest.warns(ix.errors.LinkWarning, match=f"'em' .*{message}"):
         tree = opened({"layers": layers}, sample)
     assert ("em" in tree.children) == isinstance(source, list)
 
@@ -710,10 +710,10 @@ ENTRIES = {
 
 @pytest.mark.parametrize("case", ENTRIES)
 def test_an_invalid_entry_is_named(case):
-    layers, says = ENTRIES[case]
+    layers, message = ENTRIES[case]
     if isinstance(layers, list) and isinstance(layers[0], dict):
         layers = [{"name": "x", "source": "precomputed://gs://b/x", **layers[0]}]
-    with pytest.raises(ix.errors.LinkError, match=says):
+    with pytest.raises(ix.errors.LinkError, match=message):
         ix.open_neuroglancer({"layers": layers})
 
 
@@ -875,10 +875,10 @@ def test_passwords_in_a_link_do_not_appear_in_messages(sample):
     layers = [{"type": "image", "name": "em", "source": [{"url": "IMAGE"}, url]}, notes]
     with pytest.warns(ix.errors.LinkWarning):
         tree = opened({"layers": layers}, sample)
-    told = json.dumps(dict(tree.attrs)) + json.dumps(dict(tree["em/image"].attrs))
-    told += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
-    assert "hunter2" not in told
-    assert "spelunker.cave-explorer.org/#!%7B" in told
+    shown = json.dumps(dict(tree.attrs)) + json.dumps(dict(tree["em/image"].attrs))
+    shown += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
+    assert "hunter2" not in shown
+    assert "spelunker.cave-explorer.org/#!%7B" in shown
 
 
 def test_links_above_the_size_limit_raise(tmp_path):

@@ -80,22 +80,22 @@ class TestStaleRoots:
 
     def test_a_stale_root_warns_with_its_successor_and_advice(self, cave, state):
         old = _before_the_merge(cave)
-        with pytest.warns(ix.errors.LinkWarning) as told:
+        with pytest.warns(ix.errors.LinkWarning) as caught:
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, old), allow_local=True)
-        (said,) = [str(w.message) for w in told]
-        assert "the layer 'cells' of the link selects a root that is not current at" in said
-        assert f"{old} became {cave.graph.merged}" in said
-        assert "the latest roots" in said
-        assert "stale='keep'" in said
-        assert cave_server.TOKEN not in said
+        (message,) = [str(w.message) for w in caught]
+        assert "the layer 'cells' of the link selects a root that is not current at" in message
+        assert f"{old} became {cave.graph.merged}" in message
+        assert "the latest roots" in message
+        assert "stale='keep'" in message
+        assert cave_server.TOKEN not in message
 
     def test_current_roots_do_not_warn(self, cave, state):
         ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, cave.graph.merged), allow_local=True)
         ix.open_neuroglancer(self.link(state, cave_server.MERGE - 1, _before_the_merge(cave)), allow_local=True)
-        asked = cave.count("is_latest_roots")
-        assert asked == 2
+        request_count = cave.count("is_latest_roots")
+        assert request_count == 2
         ix.open_neuroglancer(state, allow_local=True)  # no segment is selected, so no roots are requested
-        assert cave.count("is_latest_roots") == asked
+        assert cave.count("is_latest_roots") == request_count
 
     def test_an_id_that_is_not_a_root_warns(self, cave, state):
         with pytest.warns(ix.errors.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of a graph"):

@@ -122,8 +122,8 @@ def test_a_state_that_requires_a_token_is_read(server, token, form, sample):
     box = ix.BBox.around((4600.5, 2560.5, 130.5), (40, 30), resolution=(8, 8, 40))
     np.testing.assert_array_equal(ds.em.values, ix.open_image(sample.image, bbox=box).values)
     # Only the state service received the token.
-    told = [path for path, headers in server.seen if "Authorization" in headers or TOKEN in str(headers)]
-    assert told == ["/nglstate/api/v1/1"]
+    paths_with_token = [path for path, headers in server.seen if "Authorization" in headers or TOKEN in str(headers)]
+    assert paths_with_token == ["/nglstate/api/v1/1"]
     assert TOKEN not in ix.neuroglancer_link(tree, allow_local=True)
     assert TOKEN not in str(tree) + str(tree.attrs) + str(ds.attrs)
 
@@ -153,7 +153,7 @@ def test_a_middleauth_state_at_an_untrusted_host_raises(url, token):
 
 
 @pytest.mark.parametrize(
-    ("path", "error", "says"),
+    ("path", "error", "message"),
     [
         ("/nglstate/api/v1/9", ix.errors.LinkError, "status 404"),
         ("/elsewhere", ix.errors.AuthError, "status 302"),
@@ -161,8 +161,8 @@ def test_a_middleauth_state_at_an_untrusted_host_raises(url, token):
         ("/huge", ix.errors.LinkError, r"is larger than the limit of 500,000 .* max_state_size='2 MB'"),
     ],
 )
-def test_states_that_cannot_be_loaded_raise(server, token, path, error, says):
-    with pytest.raises(error, match=says):
+def test_states_that_cannot_be_loaded_raise(server, token, path, error, message):
+    with pytest.raises(error, match=message):
         ix.open_neuroglancer(server.url + path, allow_local=True, max_state_size=500_000)
     assert not any(seen == "/nglstate/api/v1/1" for seen, _ in server.seen)
 
@@ -192,13 +192,13 @@ def test_a_short_link_is_followed(server, own_token):
             tree = ix.open_neuroglancer(stranger.url + path, allow_local=True)
             assert list(tree.children) == ["em", "cells"], path
         assert not any(TOKEN in str(headers) for _, headers in stranger.seen)
-    told = {path for path, headers in server.seen if TOKEN in str(headers)}
+    paths_with_token = {path for path, headers in server.seen if TOKEN in str(headers)}
     # the token is sent to the address in a link, but not to the target of a redirect
-    assert told == {"/nglstate/api/v1/1"}
+    assert paths_with_token == {"/nglstate/api/v1/1"}
 
 
 @pytest.mark.parametrize(
-    ("place", "error", "says"),
+    ("place", "error", "message"),
     [
         ("{url}/short", ix.errors.LinkError, "more than 5 times"),
         ("ftp://elsewhere/state", ix.errors.AuthError, "status 302"),
@@ -210,10 +210,10 @@ def test_a_short_link_is_followed(server, own_token):
         ("{state}", ix.errors.AuthError, "requires a valid token"),
     ],
 )
-def test_a_short_link_without_a_valid_target_raises(server, own_token, place, error, says):
+def test_a_short_link_without_a_valid_target_raises(server, own_token, place, error, message):
     with StrangerServer() as stranger:
         stranger.redirects = {"/short": place.format(url=stranger.url, state=f"{server.url}/nglstate/api/v1/1")}
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             ix.open_neuroglancer(f"{stranger.url}/short", allow_local=True)
         assert not any(TOKEN in str(headers) for _, headers in [*stranger.seen, *server.seen])
 
@@ -251,10 +251,10 @@ def test_an_absent_layer_is_left_out(server, token):
     server.states["1"]["layers"][0]["source"] = f"precomputed://{server.url}/nowhere"
     for visible in (True, False):
         server.states["1"]["layers"][0]["visible"] = visible
-        with pytest.warns(ix.errors.LinkWarning) as told:
+        with pytest.warns(ix.errors.LinkWarning) as caught:
             tree = ix.open_neuroglancer(link, allow_local=True)
-        assert "the layer 'em' of the link is left out: " in str(told[0].message)
-        assert "nowhere" in str(told[0].message)
+        assert "the layer 'em' of the link is left out: " in str(caught[0].message)
+        assert "nowhere" in str(caught[0].message)
         assert list(tree.children) == ["cells"]
         assert [u["name"] for u in json.loads(tree.attrs["unsupported_layers"])] == ["em", "notes"]
     assert list(ix.open_neuroglancer(link, allow_local=True, layers=["cells"]).children) == ["cells"]

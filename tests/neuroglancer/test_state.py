@@ -76,7 +76,7 @@ def test_the_background_in_a_selection_changes_nothing(cells):
 
 @pytest.mark.fast_forms(5)
 @pytest.mark.parametrize(
-    ("said", "rule"),
+    ("message", "rule"),
     [
         ({}, "all"),
         ({"segments": []}, "all"),
@@ -95,10 +95,10 @@ def test_the_background_in_a_selection_changes_nothing(cells):
         ({"segments": ["ONE"], "segmentQuery": "/axon", "hoverHighlight": False, "objectAlpha": 0.2}, "one"),
     ],
 )  # fmt: skip
-def test_the_viewer_decides_which_segments_are_visible(cells, said, rule):
+def test_the_viewer_decides_which_segments_are_visible(cells, message, rule):
     _, there = drawn(opened(cells))
     one, two = sorted(there)[:2]
-    text = json.dumps(said).replace("ONE", str(one)).replace("TWO", str(two))
+    text = json.dumps(message).replace("ONE", str(one)).replace("TWO", str(two))
     tree = opened({**cells, **json.loads(text)})
     found, has = drawn(tree)
     wanted = {"all": has, "none": set(), "one": {one}, "joined": {one}}[rule]
@@ -271,12 +271,12 @@ def test_a_view_reports_other_display_dimensions(image):
 
 
 def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(image):
-    for said, message in (
+    for members, message in (
         ({"dimensions": {"t": [1, "s"], **DIMS}, "displayDimensions": ["t", "x", "y"]}, "dimensions t, x, y"),
         ({"relativeDisplayScales": {"z": 3}}, "stretches the display: z 3 times"),
         ({"displayDimensions": ["x", "y"], "layout": "xz"}, "only x and y"),
     ):
-        state = {"dimensions": DIMS, "position": PLACE, "layers": [image], **said}
+        state = {"dimensions": DIMS, "position": PLACE, "layers": [image], **members}
         if "t" in state["dimensions"]:
             moved = {"outputDimensions": {**DIMS, "t": [1, "s"]}, "sourceRank": 3}
             state["position"] = [0, *PLACE]
@@ -284,7 +284,7 @@ def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(ima
         with pytest.warns(ix.errors.LinkWarning, match=message):
             tree = ix.open_neuroglancer(state, allow_local=True)
         written = back(tree)
-        assert {k: written[k] for k in (*said, "position")} == {**said, "position": state["position"]}
+        assert {k: written[k] for k in (*members, "position")} == {**members, "position": state["position"]}
 
 
 def test_the_zoom_counts_the_smallest_displayed_side(image):

@@ -141,12 +141,12 @@ def test_values_that_are_not_grey_values_are_an_error_with_or_without_contrast_l
 
 def test_the_order_of_variables_does_not_change_a_picture(tmp_path):
     ds = xr.Dataset({"image": IMAGE, "segmentation": LABELS})
-    want = ds.imagery.overlay(alpha=0.5).values
+    expected = ds.imagery.overlay(alpha=0.5).values
     for turned in (ds[["segmentation", "image"]], ds.drop_vars("image").assign(image=IMAGE)):
-        np.testing.assert_array_equal(turned.imagery.overlay(alpha=0.5).values, want)
+        np.testing.assert_array_equal(turned.imagery.overlay(alpha=0.5).values, expected)
     ds.to_zarr(tmp_path / "ds.zarr", consolidated=False)
     np.testing.assert_array_equal(
-        xr.open_zarr(tmp_path / "ds.zarr", consolidated=False).imagery.overlay(alpha=0.5).values, want
+        xr.open_zarr(tmp_path / "ds.zarr", consolidated=False).imagery.overlay(alpha=0.5).values, expected
     )
 
 
@@ -168,8 +168,8 @@ def test_layers_of_one_kind_need_an_order(names):
     with pytest.raises(ix.errors.LayerError, match="layer_order"):
         ds.imagery.overlay()
     ds.attrs["layer_order"] = ["em", "cells", "mito"]
-    want = ix.overlay(layers["em"], [layers["cells"], layers["mito"]])
-    np.testing.assert_array_equal(ds.imagery.overlay().values, want.values)
+    expected = ix.overlay(layers["em"], [layers["cells"], layers["mito"]])
+    np.testing.assert_array_equal(ds.imagery.overlay().values, expected.values)
 
 
 def test_a_mask_in_a_dataset_is_drawn_as_a_segment():

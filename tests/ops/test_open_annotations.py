@@ -205,7 +205,7 @@ def test_only_the_cells_that_a_box_meets_are_requested(tmp_path):
     with serving(tmp_path) as server:
         box = ix.BBox((1, -10, 3), (20, 10, 4), resolution=UNIT)
         open_annotations(f"precomputed://{server.url}/a", bbox=box, connection=HASTY)
-        cells = sorted(path.removeprefix("/a/") for path in server.asked if "spatial" in path)
+        cells = sorted(path.removeprefix("/a/") for path in server.requested if "spatial" in path)
         # x in 1..20 of -52..52: cell 1 of 2 and cell 2 of 4; y in -10..10: cell 1 of 3; z in 3..4: cell 1 of 2
         assert cells == ["spatial0/0_0_0", "spatial1/1_1_0", "spatial2/2_1_1"]
 

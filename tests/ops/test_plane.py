@@ -160,26 +160,26 @@ def test_a_plane_reads_only_the_chunks_that_it_crosses(tmp_path, monkeypatch):
     vol.commit_info()
     vol[:, :, :] = values.T[..., None]
     em = ix.open_image(tmp_path)
-    asked = []
+    read_boxes = []
     original = precomputed.PrecomputedSource.read
     monkeypatch.setattr(
-        precomputed.PrecomputedSource, "read", lambda self, mip, box: asked.append(box) or original(self, mip, box)
+        precomputed.PrecomputedSource, "read", lambda self, mip, box: read_boxes.append(box) or original(self, mip, box)
     )
     cut = ix.plane(em, point(em, 64, 64, 64), (150, 150), normal=(1, 1, 0))
     with no_compute():
         lazy = ix.plane(em, point(em, 64, 64, 64), (150, 150), normal=(1, 1, 0))
-    assert asked == []
+    assert read_boxes == []
     cut.load()
     assert lazy.data.name == ix.plane(em, point(em, 64, 64, 64), (150, 150), normal=(1, 1, 0)).data.name
     # 8 x 8 x 8 chunks, of which a diagonal plane crosses two or three in each of 8 columns and 8 slices.
-    assert len(asked) <= 8 * 8 * 3
+    assert len(read_boxes) <= 8 * 8 * 3
     boxes = set()
-    for box in asked:
+    for box in read_boxes:
         chunk = tuple(a // 16 for a in box.start)
         assert all((b - 1) // 16 == a // 16 for a, b in zip(box.start, box.stop, strict=True)), "one chunk a read"
         assert chunk not in boxes, "no chunk twice"
         boxes.add(chunk)
-    assert sum(box.voxels for box in asked) < 0.3 * values.size
+    assert sum(box.voxels for box in read_boxes) < 0.3 * values.size
 
 
 def test_an_overlay_of_a_plane_has_the_shape_of_the_plane():
@@ -219,7 +219,7 @@ def test_the_plane_of_a_link_follows_its_orientation(sample):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"size": (5,)}, ix.errors.OptionError, "2 or 3 whole numbers"),
         ({"size": (5, 2.5)}, ix.errors.OptionError, "2 or 3 whole numbers"),
@@ -233,8 +233,8 @@ def test_the_plane_of_a_link_follows_its_orientation(sample):
         ({"method": "mean"}, ix.errors.OptionError, "'mean'"),
     ],
 )
-def test_invalid_planes_raise(options, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_planes_raise(options, error, message):
+    with pytest.raises(error, match=message):
         ix.plane(IMAGE, **{"center": (100, 100, 100), "size": (5, 5), **options})
 
 
@@ -310,11 +310,11 @@ def test_linear_values_of_64_bit_integers_are_within_a_float_of_the_exact_mean(v
     da = volume(np.array(values, np.uint64).reshape(2, 2, 2), (1, 1, 1), (0, 0, 0), layer_type="image")
     x, y, z = shift
     got = int(ix.plane(da, (0.5 + x, 0.5 + y, 0.5 + z), (1, 1)).values[0, 0, 0])
-    want = sum(
+    expected = sum(
         Fraction(int(da.values[k, j, i])) * Fraction(x if i else 1 - x) * Fraction(y if j else 1 - y) * Fraction(z if k else 1 - z)
         for k in (0, 1) for j in (0, 1) for i in (0, 1)
     )  # fmt: skip
-    assert abs(got - want) <= Fraction(1, 2) + Fraction(max(values) - min(values), 2**50)
+    assert abs(got - expected) <= Fraction(1, 2) + Fraction(max(values) - min(values), 2**50)
 
 
 @pytest.mark.parametrize("offset", [2**31, 2**33 + 1, 2**40, -(2**40)])

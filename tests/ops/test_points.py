@@ -70,9 +70,9 @@ def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
         array = array.isel({d: i for d, i in now.items() if d in array.dims})
         if now is selected:
             break
-    want = held().transpose(*order).isel(selected).transpose(*array.dims)
+    expected = held().transpose(*order).isel(selected).transpose(*array.dims)
     got = array.values
-    np.testing.assert_array_equal(got, want.values)
+    np.testing.assert_array_equal(got, expected.values)
     assert set(READS.values()) <= {1}
     index = held().copy(data=np.arange(VALUES.size).reshape(SHAPE)).isel(selected).values
     assert set(READS) == chunks_of(*np.unravel_index(index, SHAPE))
@@ -134,12 +134,12 @@ def test_a_sampled_point_has_the_value_of_its_voxel(how):
         "numpy": held,
         "strided": lambda: opened().chunk(z=5).isel(z=slice(None, None, 1)),
     }[how]()
-    want = VALUES[tuple(index.T)]
+    expected = VALUES[tuple(index.T)]
     jitter = RNG.uniform(0.001, 0.999, xyz.shape)
     for points in (xyz, xyz + jitter, (xyz + jitter).tolist()):
         READS.clear()
         got = ix.sample_points(array, points, resolution=GRID.resolution)
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(got, expected)
         assert got.dtype == np.uint64
         assert got.dims == ("point",)
         if how in ("opened", "chunked"):
@@ -147,7 +147,7 @@ def test_a_sampled_point_has_the_value_of_its_voxel(how):
             assert set(READS) == chunks_of(*index.T)
     nm = (xyz + 0.5) * np.array(GRID.resolution)
     got = array.imagery.sample_points(nm)
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(got, expected)
     np.testing.assert_allclose(got.x, nm[:, 0])
     assert got.z.attrs["units"] == "nm"
 
@@ -169,15 +169,15 @@ def test_each_block_of_a_dask_input_is_computed_once():
 
 def test_points_are_read_from_tables():
     index, xyz = _points(20)
-    want = VALUES[tuple(index.T)]
+    expected = VALUES[tuple(index.T)]
     table = pd.DataFrame(xyz, columns=list("xyz"))
     nm = {d: (xyz[:, a] + 0.5) * GRID.resolution[a] for a, d in enumerate("xyz")}
     columns = xr.Dataset({d: ("annotation", v) for d, v in nm.items()})
-    np.testing.assert_array_equal(ix.sample_points(opened(), table, resolution=GRID.resolution), want)
-    np.testing.assert_array_equal(ix.sample_points(opened(), nm), want)
-    np.testing.assert_array_equal(ix.sample_points(opened(), columns), want)
+    np.testing.assert_array_equal(ix.sample_points(opened(), table, resolution=GRID.resolution), expected)
+    np.testing.assert_array_equal(ix.sample_points(opened(), nm), expected)
+    np.testing.assert_array_equal(ix.sample_points(opened(), columns), expected)
     triples = pd.Series(list(xyz))
-    np.testing.assert_array_equal(ix.sample_points(opened(), triples, resolution=GRID.resolution), want)
+    np.testing.assert_array_equal(ix.sample_points(opened(), triples, resolution=GRID.resolution), expected)
     with pytest.raises(ix.errors.BoxError, match=r"lacks \['x'\]"):
         ix.sample_points(opened(), table.rename(columns={"x": "pt_x"}))
 

@@ -29,8 +29,8 @@ def test_a_tree_has_a_group_for_each_level(sample):
         groups = xr.open_groups(sample.image, engine="imageryxr")
     assert sorted(tree.children) == ["0", "1", "2"]
     assert sorted(groups) == ["/", "/0", "/1", "/2"]
-    want = ix.open_image(sample.image, mip=1)
-    xr.testing.assert_identical(tree["1/image"][:2, :9, :9].compute(), want[:2, :9, :9].compute())
+    expected = ix.open_image(sample.image, mip=1)
+    xr.testing.assert_identical(tree["1/image"][:2, :9, :9].compute(), expected[:2, :9, :9].compute())
     assert tree.attrs["layer_type"] == "image"
     chunked = xr.open_datatree(sample.image, engine="imageryxr", chunks={})
     assert isinstance(chunked["2/image"].data, da.Array)

@@ -41,7 +41,7 @@ def test_layers_are_drawn_in_their_order():
 
 
 @pytest.mark.parametrize(
-    ("image", "layers", "says"),
+    ("image", "layers", "message"),
     [
         (IMAGE, [FINE, FINE[:, :, 1:]], "the image and layer 1 do not lie"),
         (IMAGE, {"a": FINE == 5, "b": FINE[:, 1:] == 5}, "the image and mask 'b' do not lie"),
@@ -49,8 +49,8 @@ def test_layers_are_drawn_in_their_order():
         (None, {"a": FINE == 5, "b": FINE[:, 1:] == 5}, "mask 'b' and the first one do not lie"),
     ],
 )
-def test_a_layer_on_another_grid_is_named(image, layers, says):
-    with pytest.raises(ix.errors.GridMismatchError, match=says):
+def test_a_layer_on_another_grid_is_named(image, layers, message):
+    with pytest.raises(ix.errors.GridMismatchError, match=message):
         ix.overlay(image, layers)
 
 
@@ -189,7 +189,7 @@ def test_split_masks_are_drawn_as_the_segments_are():
 
 
 @pytest.mark.parametrize(
-    ("masks", "options", "error", "says"),
+    ("masks", "options", "error", "message"),
     [
         ({}, {}, ix.errors.OptionError, "no masks"),
         ([], {}, ix.errors.OptionError, "empty list"),
@@ -202,8 +202,8 @@ def test_split_masks_are_drawn_as_the_segments_are():
         ({"a": IMAGE > 3}, {"ids": ["c"]}, ix.errors.OptionError, "'c'"),
     ],
 )
-def test_invalid_masks_raise(masks, options, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_masks_raise(masks, options, error, message):
+    with pytest.raises(error, match=message):
         ix.overlay(IMAGE, masks, **options)
 
 

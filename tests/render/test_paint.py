@@ -24,13 +24,13 @@ def cells(gap):
 @pytest.mark.parametrize("chunk", [256, 128])
 def test_merged_outlines_of_dense_tissue_warn_once_with_advice(chunk):
     picture = ix.overlay(None, cells(gap=False).chunk(y=chunk), alpha=0, outline=2)
-    with pytest.warns(ImageryWarning, match=r"side='in', merge=False") as said:
+    with pytest.warns(ImageryWarning, match=r"side='in', merge=False") as caught:
         drawn = picture.values
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture.compute()  # the warning is not repeated
     assert not drawn[..., 3].any()  # merged outlines are invisible where cells fill the picture
-    assert len([w for w in said if "touch each other" in str(w.message)]) == 1
+    assert len([w for w in caught if "touch each other" in str(w.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         named = ix.overlay(None, cells(gap=False), alpha=0, outline=ix.Outline(2, side="in", merge=False)).values

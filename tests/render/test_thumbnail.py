@@ -24,14 +24,14 @@ from tests.support.volumes import FINE, IMAGE, as_source
 @pytest.fixture
 def reads(monkeypatch):
     """Record all reads of precomputed layers as (mip, voxels)."""
-    asked = []
+    requested = []
     original = source.PrecomputedSource.read
     monkeypatch.setattr(
         source.PrecomputedSource,
         "read",
-        lambda self, mip, box: asked.append((mip, box.voxels)) or original(self, mip, box),
+        lambda self, mip, box: requested.append((mip, box.voxels)) or original(self, mip, box),
     )
-    return asked
+    return requested
 
 
 def both(sample):

@@ -63,11 +63,11 @@ def local():
 def names(monkeypatch):
     """Set the answers of name resolution: for each name a list that is used in order; the last answer repeats."""
     table: dict[str, list[list[str]]] = {}
-    asked: list[str] = []
+    resolved: list[str] = []
     real = socket.getaddrinfo
 
     def resolve(host, port, *args, **kwargs):
-        asked.append(host)
+        resolved.append(host)
         if host not in table:
             return real(host, port, *args, **kwargs)
         answers = table[host]
@@ -75,7 +75,7 @@ def names(monkeypatch):
         return [info for address in found for info in real(address, port, *args, **kwargs)]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    table["asked"] = asked
+    table["resolved"] = resolved
     return table
 
 
@@ -150,7 +150,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
     with pytest.raises(ix.errors.ServerError, match="refused"):
         ask(f"http://rebinding.example:{local.port}/")
     assert dialled == [("8.8.8.8", local.port)]
-    assert names["asked"].count("rebinding.example") == 1
+    assert names["resolved"].count("rebinding.example") == 1
     with pytest.raises(ix.errors.ServerError, match="this machine"):
         ask(f"http://rebinding.example:{local.port}/")
     assert len(dialled) == 1
@@ -234,7 +234,7 @@ def test_a_bucket_whose_host_resolves_to_this_machine_is_not_read(names, monkeyp
     scheme = "gs" if "google" in name else "s3"
     with pytest.raises(ix.ImageryError, match="this machine"):
         resolve_source(f"{form}://{scheme}://{bucket}/layer", None, connection=CLOSED)
-    assert name.format(bucket) in names["asked"]
+    assert name.format(bucket) in names["resolved"]
 
 
 def zarr_folder(path):

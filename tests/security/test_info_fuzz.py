@@ -162,7 +162,7 @@ def test_a_key_does_not_lead_out_of_the_folder(tmp_path, key):
     with serving(tmp_path) as server:
         with pytest.raises(SourceError, match="may lead out of the layer's folder"):
             ix.open_image(f"precomputed://{server.url}/layer")
-        assert all(path.endswith("/info") for path in server.asked)
+        assert all(path.endswith("/info") for path in server.requested)
 
 
 @pytest.mark.parametrize("key", ["a", "a/b", "8.0_8.0_40.0", "é è", "..a", "a..", "a+b", "(a)", "a&b=c"])

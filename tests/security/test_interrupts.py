@@ -40,16 +40,16 @@ class Hanging(ThreadingHTTPServer):
     def __init__(self, folder: Path, way: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.way = folder, way
-        self.asked = threading.Event()
-        self.deaf = socket.socket()
-        self.deaf.bind(("127.0.0.1", 0))
-        self.deaf.listen(0)
+        self.requested = threading.Event()
+        self.unresponsive = socket.socket()
+        self.unresponsive.bind(("127.0.0.1", 0))
+        self.unresponsive.listen(0)
         # connections that fill the queue of a socket that accepts none
         self.filling = [socket.socket() for _ in range(4)]
         for one in self.filling:
             one.setblocking(False)
             with suppress(BlockingIOError):
-                one.connect(self.deaf.getsockname())
+                one.connect(self.unresponsive.getsockname())
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.name in ("info", "zarr.json", ".zattrs", ".zarray", ".zgroup") or not path.is_file():
             self.answer(200 if path.is_file() else 404, path.read_bytes() if path.is_file() else b"")
             return
-        self.server.asked.set()
+        self.server.requested.set()
         getattr(self, self.server.way)()
 
     do_HEAD = do_GET
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.2)
 
     def connect(self) -> None:
-        self.answer(302, Location=f"http://127.0.0.1:{self.server.deaf.getsockname()[1]}{self.path}")
+        self.answer(302, Location=f"http://127.0.0.1:{self.server.unresponsive.getsockname()[1]}{self.path}")
 
     def later(self) -> None:
         self.answer(503, Retry_After="30")
@@ -185,16 +185,16 @@ def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = 
     try:
         written = script(folder, address, job.pop("target", "out.zarr"), **job)
         with running(written, folder, fresh=fresh) as process:
-            assert server.asked.wait(60), (folder / "output.txt").read_text()
+            assert server.requested.wait(60), (folder / "output.txt").read_text()
             time.sleep(0.3)
             assert process.poll() is None, (folder / "output.txt").read_text()
             seconds = seconds_to_end(process, number, group=group)
     finally:
         server.shutdown()
         server.server_close()
-    said = (folder / "output.txt").read_text()
-    assert process.returncode in (130, -number, 1), said
-    assert number != signal.SIGINT or "KeyboardInterrupt" in said, said
+    text = (folder / "output.txt").read_text()
+    assert process.returncode in (130, -number, 1), text
+    assert number != signal.SIGINT or "KeyboardInterrupt" in text, text
     return seconds
 
 
@@ -257,15 +257,15 @@ def test_an_interrupt_frees_the_workers_of_a_cluster(layers, tmp_path, kind, arr
     job = tmp_path / "job.py"
     job.write_text(CLUSTER.format(address=address, target=str(tmp_path / "out.zarr"), array=array))
     with running(job, tmp_path, fresh=True) as process:
-        assert server.asked.wait(60), (tmp_path / "output.txt").read_text()
+        assert server.requested.wait(60), (tmp_path / "output.txt").read_text()
         began = time.time()
         process.send_signal(signal.SIGINT)
         process.wait(60)
     server.shutdown()
     server.server_close()
-    said = (tmp_path / "output.txt").read_text()
+    text = (tmp_path / "output.txt").read_text()
     times = {
-        line.split()[0]: float(line.split()[1]) for line in said.splitlines() if line.startswith(("ended", "works"))
+        line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith(("ended", "works"))
     }
-    assert times["ended"] - began < SECONDS, said
-    assert times["works"] - began < SECONDS, said
+    assert times["ended"] - began < SECONDS, text
+    assert times["works"] - began < SECONDS, text

@@ -114,7 +114,7 @@ def states(sample):
     return [on_sample(state, sample) for state in (NEW, OLD, newer, turned)]
 
 
-def mutated(state, rng, odd):
+def mutated(state, rng, odd_values):
     """Return a state with some of its values changed, removed or put elsewhere."""
     state = copy.deepcopy(state)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
@@ -129,15 +129,15 @@ def mutated(state, rng, odd):
                 continue
             change = rng.random()
             if change < 0.65:
-                node[key] = copy.deepcopy(rng.choice(odd))
+                node[key] = copy.deepcopy(rng.choice(odd_values))
             elif change < 0.72:
                 del node[key]
             elif change < 0.8 and isinstance(node, dict):
                 node[rng.choice(KEYS)] = copy.deepcopy(node[key])
             elif isinstance(node, dict):
-                node[rng.choice(KEYS)] = copy.deepcopy(rng.choice(odd))
+                node[rng.choice(KEYS)] = copy.deepcopy(rng.choice(odd_values))
             else:
-                node.insert(0, copy.deepcopy(rng.choice(odd)))
+                node.insert(0, copy.deepcopy(rng.choice(odd_values)))
             break
     return state
 
@@ -150,10 +150,10 @@ def garbled(text, rng):
     return text
 
 
-def links(sample, rng, odd, count):
+def links(sample, rng, odd_values, count):
     bases = states(sample)
     for _ in range(count):
-        state, form = mutated(rng.choice(bases), rng, odd), rng.random()
+        state, form = mutated(rng.choice(bases), rng, odd_values), rng.random()
         if form < 0.45:
             yield state
             continue
@@ -196,7 +196,7 @@ USES = (_view, _plane, _link)
 
 
 @pytest.fixture
-def odd(tmp_path):
+def odd_values(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     return [o.replace("/LOOP", str(loop)) if isinstance(o, str) else o for o in ODD]
@@ -208,11 +208,11 @@ PARTS = [(250, 250, 3), *(pytest.param(seed, 1250, 1, marks=pytest.mark.slow) fo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "count", "ways"), PARTS)
-def test_mutated_links_open_or_end_in_our_error(sample, odd, seed, count, ways, monkeypatch):
+def test_mutated_links_open_or_end_in_our_error(sample, odd_values, seed, count, ways, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", _no_names)
     rng = random.Random(seed)
     opened = 0
-    for number, link in enumerate(links(sample, rng, odd, count)):
+    for number, link in enumerate(links(sample, rng, odd_values, count)):
         uses = [USES[(number + way) % len(USES)] for way in range(ways)]
         start = time.monotonic()
         with warnings.catch_warnings(), dask.config.set(scheduler="synchronous"):

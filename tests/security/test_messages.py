@@ -47,7 +47,7 @@ def everything(error: BaseException) -> str:
     return "\n".join(texts)
 
 
-def told_by(way, caplog) -> str:
+def output_of(way, caplog) -> str:
     """Run a function that fails or warns; return all text that a user may see."""
     caplog.clear()
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as warned:
@@ -59,8 +59,8 @@ def told_by(way, caplog) -> str:
     return "\n".join([found, caplog.text, *(str(w.message) for w in warned)])
 
 
-def leaks(said: str) -> list[str]:
-    return [line for line in said.splitlines() if any(secret in line for secret in SECRETS)]
+def leaks(output: str) -> list[str]:
+    return [line for line in output.splitlines() if any(secret in line for secret in SECRETS)]
 
 
 WAYS = {
@@ -92,11 +92,11 @@ def with_password(url: str) -> str:
 def test_errors_of_servers_show_no_secret(secrets, stranger, way, caplog):
     for answer in ANSWERS.values():
         stranger.answer = lambda request, answer=answer: answer
-        said = told_by(lambda: WAYS[way](stranger.url()), caplog)
-        assert not leaks(said)
+        output = output_of(lambda: WAYS[way](stranger.url()), caplog)
+        assert not leaks(output)
     for url in (dead_url(), "http://no.such.host.invalid", "http://127.0.0.1:99999", "http://[::1", "http://a b"):
-        said = told_by(lambda url=url: WAYS[way](url), caplog)
-        assert not leaks(said)
+        output = output_of(lambda url=url: WAYS[way](url), caplog)
+        assert not leaks(output)
 
 
 def test_what_a_service_names_shows_no_secret(secrets, stranger, caplog):
@@ -109,18 +109,18 @@ def test_what_a_service_names_shows_no_secret(secrets, stranger, caplog):
         (f"precomputed://http://me:{SECRET}@127.0.0.1:{stranger.port}/x", bad, ""),
     ):
         stranger.files[stack] = {"aligned_volume": {"image_source": image}, "segmentation_source": segmentation, "local_server": local}  # fmt: skip
-        said = told_by(lambda: ix.open_datastack("d", server_address=stranger.url(), connection=HASTY), caplog)
-        assert not leaks(said)
+        output = output_of(lambda: ix.open_datastack("d", server_address=stranger.url(), connection=HASTY), caplog)
+        assert not leaks(output)
     for data_dir in (
         bad,
         f"https://me:{SECRET}@h?sig={SECRET}",
         f"http://me:{SECRET}@127.0.0.1:{stranger.port}/x|zarr:",
     ):
         graph_info(stranger, "127.0.0.1", data_dir)
-        said = told_by(
+        output = output_of(
             lambda: ix.open_segmentation(f"graphene://{stranger.url()}/segmentation/table/t", connection=HASTY), caplog
         )
-        assert not leaks(said)
+        assert not leaks(output)
 
 
 @pytest.mark.slow
@@ -139,5 +139,5 @@ def test_reading_shows_no_secret(secrets, stranger, caplog):
             image = ix.open_image(place.format(with_password(stranger.url())), connection=HASTY)
             assert SECRET not in json.dumps(image.attrs, default=str)
             stranger.files, stranger.answer = {}, lambda request, answer=answer: answer
-            said = told_by(lambda image=image: image.compute(), caplog)
-            assert not leaks(said)
+            output = output_of(lambda image=image: image.compute(), caplog)
+            assert not leaks(output)

@@ -48,16 +48,16 @@ def honest(sock, head, folder, shift=0, label=True):
     if not file.is_file():
         return reply(sock, status="404 Not Found")
     whole = file.read_bytes()
-    asked = re.search(r"Range: bytes=(\d*)-(\d*)", head)
-    if asked is None:
+    range_header = re.search(r"Range: bytes=(\d*)-(\d*)", head)
+    if range_header is None:
         return reply(sock, whole)
-    first, last = asked.groups()
+    first, last = range_header.groups()
     start, stop = (int(first), int(last or len(whole) - 1) + 1) if first else (len(whole) - int(last), len(whole))
-    said = (start, min(stop, len(whole)) - 1)
+    requested = (start, min(stop, len(whole)) - 1)
     start, stop = start + shift, min(stop, len(whole)) + shift
     body = (whole + bytes(abs(shift)))[max(0, start) : stop]
-    given = said if label else (start, stop - 1)
-    return reply(sock, body, "206 Partial Content", Content_Range=f"bytes {given[0]}-{given[1]}/{len(whole)}")
+    labelled = requested if label else (start, stop - 1)
+    return reply(sock, body, "206 Partial Content", Content_Range=f"bytes {labelled[0]}-{labelled[1]}/{len(whole)}")
 
 
 @pytest.mark.parametrize("form", FORMATS)

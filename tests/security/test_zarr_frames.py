@@ -47,12 +47,12 @@ def number(frame: bytes, start: int, value: int, size: int = 4) -> bytes:
     return frame[:start] + value.to_bytes(size, "little") + frame[start + size :]
 
 
-def refuses(folder: Path, file: Path, frame: bytes, said: str = "") -> None:
+def refuses(folder: Path, file: Path, frame: bytes, message: str = "") -> None:
     file.write_bytes(frame)
     with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
         read(folder)
     assert not isinstance(caught.value, MissingChunkError)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["v2 blosc", "v3 blosc"])

@@ -164,7 +164,7 @@ def test_the_name_of_a_zarr_parses_to_the_same_address(text, parts):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("s3://b/a.zip|zip:x/|zarr2:", r"'\|zip:' is not supported; .*unpack"),
         ("s3://b/a.gz|gzip:|zarr2:", r"'\|gzip:' is not supported; .*unpack"),
@@ -194,8 +194,8 @@ def test_the_name_of_a_zarr_parses_to_the_same_address(text, parts):
         ("gs://b\x00/x", "names no bucket"),
     ],
 )
-def test_unsupported_parts_of_a_pipeline_are_named(text, says):
-    with pytest.raises(AddressError, match=says):
+def test_unsupported_parts_of_a_pipeline_are_named(text, message):
+    with pytest.raises(AddressError, match=message):
         parse_address(text)
 
 

@@ -188,7 +188,7 @@ def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"voxel_offset": [0.5, 0, 0]}, r"scale 0 has the voxel_offset \[0.5, 0, 0\]; it must hold whole numbers"),
         ({"size": [16.5, 16, 8]}, "scale 0 has the size"),
@@ -199,10 +199,10 @@ def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
         ({"compressed_segmentation_block_size": [1e300, 1, 1]}, r"block_size .*; the limit is 2\^31 voxels"),
     ],
 )
-def test_invalid_members_of_an_info_are_errors(tmp_path, change, said):
+def test_invalid_members_of_an_info_are_errors(tmp_path, change, message):
     written(tmp_path, "compressed_segmentation")
     rewritten(tmp_path, lambda info: info["scales"][0].update(change))
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         resolve_source(tmp_path, None)
 
 
@@ -295,11 +295,11 @@ def test_denied_requests_are_not_retried(tmp_path, missing):
     written(tmp_path, "raw")
     with serving(tmp_path) as server:
         source = resolve_source(f"precomputed://{server.url}", "segmentation", missing=missing)
-        server.asked.clear()
+        server.requested.clear()
         server.faults = {"8_8_40": 401}
         with pytest.raises(AuthError, match=server.url):
             source.read(0, GRID.box)
-        assert len(server.asked) == 1
+        assert len(server.requested) == 1
 
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])

@@ -131,8 +131,8 @@ class TestResolve:
         assert resolve_source(wide, None).layer_type == "segmentation"
         assert resolve_source(small, "segmentation").layer_type == "segmentation"
         assert resolve_source(real, None).layer_type == "image"
-        said = labelled(noise(GRID.shape), layer_type="segmentation")
-        assert resolve_source(said, None).layer_type == "segmentation"
+        labels = labelled(noise(GRID.shape), layer_type="segmentation")
+        assert resolve_source(labels, None).layer_type == "segmentation"
 
     @pytest.mark.parametrize("kind", ["int8", "int32", "int64"])
     def test_signed_ids_keep_their_type(self, kind):
@@ -148,9 +148,9 @@ class TestResolve:
             resolve_source(labelled(noise(GRID.shape) > 3), "segmentation")
 
     def test_a_segmentation_does_not_open_as_an_image(self):
-        said = labelled(noise(GRID.shape, "uint64"), layer_type="segmentation")
+        labels = labelled(noise(GRID.shape, "uint64"), layer_type="segmentation")
         with pytest.raises(LayerError, match="open_segmentation"):
-            resolve_source(said, "image")
+            resolve_source(labels, "image")
 
     def test_a_source_is_returned_unchanged(self):
         source = memory_source(labelled(noise(GRID.shape)), "image")

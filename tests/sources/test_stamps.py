@@ -99,11 +99,11 @@ def test_an_unchanged_volume_that_is_opened_again_makes_no_request_for_chunks(tm
         server.stamps = STAMPS["both"]
         whole(opened(form, server.url))
         again = opened(form, server.url)
-        server.asked.clear()
+        server.requested.clear()
         whole(again)
         # Requests for metadata that the opening did not wait for may still arrive.
         assert [
-            path for path in server.asked if not path.endswith(("zarr.json", ".zarray", ".zattrs", ".zgroup"))
+            path for path in server.requested if not path.endswith(("zarr.json", ".zarray", ".zattrs", ".zgroup"))
         ] == []
 
 
@@ -112,11 +112,11 @@ def test_a_server_without_stamps_is_asked_again_by_each_opening_only(tmp_path):
     with serving(tmp_path / "volume") as server:
         source = opened("precomputed", server.url)
         first = whole(source)
-        server.asked.clear()
+        server.requested.clear()
         np.testing.assert_array_equal(whole(source), first)
-        assert server.asked == []
+        assert server.requested == []
         whole(opened("precomputed", server.url))
-        assert len(server.asked) == 1 + 4
+        assert len(server.requested) == 1 + 4
 
 
 def test_tokens_and_equality_do_not_depend_on_the_stamp(tmp_path):

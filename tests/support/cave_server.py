@@ -263,7 +263,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A logged request."""
 
     method: str
@@ -290,7 +290,7 @@ class CaveServer(ThreadingHTTPServer):
         self.versions = dict(VERSIONS)
         self.parent_version: int | None = None
         """Version of another datastack that the newest ones of this one are."""
-        self.log: list[Asked] = []
+        self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
         self.busy = self.peak = 0
@@ -298,13 +298,13 @@ class CaveServer(ThreadingHTTPServer):
         """Called before each answer to a request for roots."""
         self.tokens = {TOKEN: "ok", FORBIDDEN: "forbidden", NO_TERMS: "terms"}
         self.secret_data = False
-        """Whether the storage asks for tokens, too."""
+        """Whether the storage also requires tokens."""
         self.date_shift = 0.0
         """Seconds by which its clock is ahead."""
         self.without: set[str] = set()
         """Endpoints that an older server has not."""
         self.zips = False
-        """Whether a proxy before it compresses what nobody asked it to."""
+        """Whether a proxy compresses answers although the client did not request that."""
 
     @property
     def url(self) -> str:
@@ -359,19 +359,19 @@ class Handler(BaseHTTPRequestHandler):
         query = {k: v[0] for k, v in parse_qs(parts.query).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-        asked = Asked(self.command, parts.path, query, token, body)
+        requested = Request(self.command, parts.path, query, token, body)
         with self.server.lock:
-            self.server.log.append(asked)
+            self.server.log.append(requested)
             self.server.busy += 1
             self.server.peak = max(self.server.peak, self.server.busy)
             fault = next(
-                (f for f in self.server.faults if re.search(f.pattern, str(asked)) and f.times != f.done), None
+                (f for f in self.server.faults if re.search(f.pattern, str(requested)) and f.times != f.done), None
             )
             if fault is not None:
                 fault.done += 1
         self.counted = True
         try:
-            self._answer(asked, fault)
+            self._answer(requested, fault)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         except Exception as error:
@@ -386,12 +386,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.busy -= self.counted
             self.counted = False
 
-    def _answer(self, asked: Asked, fault: Fault | None) -> None:
+    def _answer(self, requested: Request, fault: Fault | None) -> None:
         kind = fault.kind if fault else ""
         made = {
             "status": (
                 fault.status if fault else 0,
-                {"message": f"a fault, {asked.token}"},
+                {"message": f"a fault, {requested.token}"},
                 fault.headers if fault else {},
             ),
             "missing": (404, b"<xml>NoSuchKey</xml>", {"Content-Type": "application/xml"}),
@@ -407,11 +407,11 @@ class Handler(BaseHTTPRequestHandler):
         elif kind in made:
             self._send(*made[kind])
         else:
-            status, value, headers = self._route(asked)
+            status, value, headers = self._route(requested)
             body = value if isinstance(value, bytes) else json.dumps(value).encode()
             body = body[: len(body) // 2] if kind == "short" else body
             body = bytes(b ^ 0x5A for b in body) if kind == "corrupt" else body
-            if self.server.zips and not asked.path.startswith("/data/"):
+            if self.server.zips and not requested.path.startswith("/data/"):
                 body, headers = gzip.compress(body), {**headers, "Content-Encoding": "gzip"}
             self._send(status, body, headers, cut=kind == "truncate")
 
@@ -438,12 +438,12 @@ class Handler(BaseHTTPRequestHandler):
 
     # -----------------------------------------------------------------------------------------------------
 
-    def _route(self, asked: Asked) -> tuple[int, Any, dict[str, str]]:
-        path = asked.path
+    def _route(self, requested: Request) -> tuple[int, Any, dict[str, str]]:
+        path = requested.path
         if path == "/auth/login":
             return 200, b"<html>Sign in with your account</html>", {"Content-Type": "text/html"}
         if path.startswith("/data/"):
-            refused = self._refusal(asked) if self.server.secret_data else None
+            refused = self._refusal(requested) if self.server.secret_data else None
             return refused or self._file(path.removeprefix("/data/"))
         if path.endswith(("/api/version", "/api/versions", "/materialize/version", "/info/version")):
             values = {
@@ -453,23 +453,23 @@ class Handler(BaseHTTPRequestHandler):
                 "/materialize/version": "5.14.0",
             }
             return 200, values.get(path, [2, 3] if path.endswith("versions") else "5.0.0"), JSON
-        refused = self._refusal(asked)
+        refused = self._refusal(requested)
         if refused:
             return refused
         for pattern, function in ROUTES:
             found = re.fullmatch(pattern, path)
             if found and path.rpartition("/")[2] not in self.server.without:
-                return function(self, asked, *found.groups())
+                return function(self, requested, *found.groups())
         return 404, {"message": "no such place"}, JSON
 
-    def _refusal(self, asked: Asked) -> tuple[int, Any, dict[str, str]] | None:
-        if asked.token is None:  # a server that checks tokens redirects a browser to its login
+    def _refusal(self, requested: Request) -> tuple[int, Any, dict[str, str]] | None:
+        if requested.token is None:  # a server that checks tokens redirects a browser to its login
             return 302, b"", {"Location": f"{self.server.url}/auth/login"}
-        known = self.server.tokens.get(asked.token)
+        known = self.server.tokens.get(requested.token)
         if known is None:
-            return 401, {"message": f"Unknown token {asked.token}"}, JSON
+            return 401, {"message": f"Unknown token {requested.token}"}, JSON
         if known == "forbidden":
-            return 403, {"message": f"missing permission: view, token {asked.token}"}, JSON
+            return 403, {"message": f"missing permission: view, token {requested.token}"}, JSON
         if known == "terms":
             data = {"tos_form_url": f"{self.server.url}/auth/tos/1"}
             return 403, {"error": "missing_tos", "message": "Terms of Service not accepted", "data": data}, JSON
@@ -497,7 +497,7 @@ class Handler(BaseHTTPRequestHandler):
         place = "_".join(f"{a}-{a + 64}" for a in starts)
         return self._file(f"{layer}/{rest.rpartition('/')[0]}/{place}_{spans[4]}-{spans[5]}")
 
-    def datastack(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+    def datastack(self, requested: Request, name: str) -> tuple[int, Any, dict[str, str]]:
         if name != DATASTACK:
             return 404, {"message": f"datastack {name} not found"}, JSON
         volume = {"id": 1, "name": "fib25", "image_source": self.server.image, "description": ""}
@@ -507,7 +507,7 @@ class Handler(BaseHTTPRequestHandler):
         found |= {"viewer_site": None, "synapse_table": None, "soma_table": None, "analysis_database": None}
         return 200, found | {"description": "", "skeleton_source": None}, JSON
 
-    def table_info(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+    def table_info(self, requested: Request, table: str) -> tuple[int, Any, dict[str, str]]:
         if table not in (TABLE, f"wide_{TABLE}"):
             return 500, {"message": f"unknown table {table}"}, JSON
         bits = {"1": 10, "2": 10, "3": 1, "4": 1}
@@ -531,54 +531,56 @@ class Handler(BaseHTTPRequestHandler):
             JSON,
         )
 
-    def roots(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+    def roots(self, requested: Request, table: str) -> tuple[int, Any, dict[str, str]]:
         if self.server.before_roots is not None:
             self.server.before_roots()
-        body = gzip.decompress(asked.body) if self.headers.get("Content-Encoding") == "gzip" else asked.body
+        body = gzip.decompress(requested.body) if self.headers.get("Content-Encoding") == "gzip" else requested.body
         ids = np.frombuffer(body, "<u8").astype(np.uint64)
         layer = ids >> np.uint64(56)
-        found = self.server.graph.roots(ids, self._when(asked))
+        found = self.server.graph.roots(ids, self._when(requested))
         if (layer == LAYERS).any():
             found = np.where(layer == LAYERS, ids, found)
         return 200, found.astype("<u8").tobytes(), {}
 
-    def root(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
+    def root(self, requested: Request, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
         return (
             200,
-            {"root_id": int(self.server.graph.roots(np.array([int(node)], np.uint64), self._when(asked))[0])},
+            {"root_id": int(self.server.graph.roots(np.array([int(node)], np.uint64), self._when(requested))[0])},
             JSON,
         )
 
-    def leaves(self, asked: Asked, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
+    def leaves(self, requested: Request, table: str, node: str) -> tuple[int, Any, dict[str, str]]:
         graph = self.server.graph
         state = graph.state(graph.made.get(int(node), BEGIN))
         return 200, {"leaf_ids": [int(i) for i in graph.ids[state == np.uint64(int(node))]]}, JSON
 
-    def latest(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        state = self.server.graph.state(self._when(asked))
+    def latest(self, requested: Request, table: str) -> tuple[int, Any, dict[str, str]]:
+        state = self.server.graph.state(self._when(requested))
         current = set() if state is None else set(np.unique(state).tolist())
-        return 200, {"is_latest": [i in current for i in json.loads(asked.body)["node_ids"]]}, JSON
+        return 200, {"is_latest": [i in current for i in json.loads(requested.body)["node_ids"]]}, JSON
 
-    def timestamps(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+    def timestamps(self, requested: Request, table: str) -> tuple[int, Any, dict[str, str]]:
         made = self.server.graph.made
-        return 200, {"timestamp": [made[i] for i in json.loads(asked.body)["node_ids"] if i in made]}, JSON
+        return 200, {"timestamp": [made[i] for i in json.loads(requested.body)["node_ids"] if i in made]}, JSON
 
-    def oldest(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
+    def oldest(self, requested: Request, table: str) -> tuple[int, Any, dict[str, str]]:
         return 200, {"iso": str(datetime.fromtimestamp(self.server.graph.oldest, UTC))}, JSON
 
-    def lineage(self, asked: Asked, table: str) -> tuple[int, Any, dict[str, str]]:
-        past, future = (float(asked.query.get(f"timestamp_{w}", d)) for w, d in (("past", 0), ("future", time.time())))
-        return 200, self.server.graph.lineage(json.loads(asked.body)["root_ids"], past, future), JSON
+    def lineage(self, requested: Request, table: str) -> tuple[int, Any, dict[str, str]]:
+        past, future = (
+            float(requested.query.get(f"timestamp_{w}", d)) for w, d in (("past", 0), ("future", time.time()))
+        )
+        return 200, self.server.graph.lineage(json.loads(requested.body)["root_ids"], past, future), JSON
 
-    def version_numbers(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+    def version_numbers(self, requested: Request, name: str) -> tuple[int, Any, dict[str, str]]:
         return 200, sorted(self.server.versions), JSON
 
-    def version(self, asked: Asked, name: str, number: str) -> tuple[int, Any, dict[str, str]]:
+    def version(self, requested: Request, name: str, number: str) -> tuple[int, Any, dict[str, str]]:
         if int(number) not in self.server.versions:
             return 404, {"message": "version not found"}, JSON
         return 200, self._version_entry(name, int(number)), JSON
 
-    def all_versions(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
+    def all_versions(self, requested: Request, name: str) -> tuple[int, Any, dict[str, str]]:
         return 200, [self._version_entry(name, number) for number in self.server.versions], JSON
 
     def _version_entry(self, name: str, number: int) -> dict[str, Any]:
@@ -587,14 +589,14 @@ class Handler(BaseHTTPRequestHandler):
         found |= {"expires_on": "2121-01-01T00:00:00.000001", "is_merged": True, "status": "AVAILABLE"}
         return found | {"datastack": name, "parent_version": self.server.parent_version}
 
-    def rows(self, asked: Asked, name: str, number: str, place: str) -> tuple[int, Any, dict[str, str]]:
-        return self.server.tables.answer(self.server, asked, place, int(number), self.server.versions)
+    def rows(self, requested: Request, name: str, number: str, place: str) -> tuple[int, Any, dict[str, str]]:
+        return self.server.tables.answer(self.server, requested, place, int(number), self.server.versions)
 
-    def live_rows(self, asked: Asked, name: str) -> tuple[int, Any, dict[str, str]]:
-        return self.server.tables.live(self.server, json.loads(asked.body))
+    def live_rows(self, requested: Request, name: str) -> tuple[int, Any, dict[str, str]]:
+        return self.server.tables.live(self.server, json.loads(requested.body))
 
-    def _when(self, asked: Asked) -> float:
-        return float(asked.query.get("timestamp", time.time()))
+    def _when(self, requested: Request) -> float:
+        return float(requested.query.get("timestamp", time.time()))
 
 
 JSON = {"Content-Type": "application/json"}

@@ -67,7 +67,7 @@ class Tables:
         return other
 
     def answer(
-        self, server: Any, asked: Any, place: str, version: int, versions: dict[int, float]
+        self, server: Any, request: Any, place: str, version: int, versions: dict[int, float]
     ) -> tuple[int, Any, dict]:
         """Answer a request below ``/materialize/api/vN/datastack/NAME/``."""
         if version not in versions:
@@ -79,7 +79,7 @@ class Tables:
         if place == "views":
             return 200, {view: {"description": ""} for view in self.views}, JSON
         if kind == "query":
-            return self.joined(server, json.loads(asked.body), versions[version])
+            return self.joined(server, json.loads(request.body), versions[version])
         if name not in (self.frames if kind == "table" else self.views):
             return 404, {"message": f"{name} not found"}, JSON
         if what == "metadata":
@@ -90,7 +90,7 @@ class Tables:
                 JSON,
             )
         if what == "query":
-            return self.simple(server, name, json.loads(asked.body), versions[version])
+            return self.simple(server, name, json.loads(request.body), versions[version])
         return 404, {"message": "no such place"}, JSON
 
     def at(self, server: Any, name: str, when: float) -> pd.DataFrame:

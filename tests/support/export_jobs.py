@@ -191,7 +191,7 @@ def killed(pid):
 
 def kill_at_random(kind, folder, times, seed):
     """Kill exports at random times, some of them twice, and check that each continued result equals an undisturbed one."""
-    luck = random.Random(seed)
+    rng = random.Random(seed)
     # The first run compiles the kernels; with that time in `takes`, most exports would end before they are killed.
     assert ended_well(forked(lambda: run(kind, f"{folder}/compiled", seconds=0.02, region=1 << 12)))
     began = time.monotonic()
@@ -203,7 +203,7 @@ def kill_at_random(kind, folder, times, seed):
         at = f"{folder}/{attempt}"
         for _ in range(1 + attempt % 2):
             pid = forked(lambda at=at: run(kind, at, seconds=0.02, region=1 << 12))
-            time.sleep(luck.uniform(0, takes))
+            time.sleep(rng.uniform(0, takes))
             os.kill(pid, signal.SIGKILL)
             kills += killed(pid)
         assert ended_well(forked(lambda at=at: run(kind, at, region=1 << 12)))
@@ -219,7 +219,7 @@ def die_at_call(number):
     """Make this process kill itself before its n-th call that changes a disk."""
     left = [number]
 
-    def deadly(name):
+    def dying_call(name):
         original = getattr(os, name)
 
         def call(*args, **kwargs):
@@ -231,7 +231,7 @@ def die_at_call(number):
         return call
 
     for name in CALLS:
-        setattr(os, name, deadly(name))
+        setattr(os, name, dying_call(name))
 
 
 def kill_at_every_call(kind, folder, step):

@@ -47,7 +47,9 @@ class _Connection(HttpConnection):
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         self.transport.write(head + (b"" if status == 304 else body[:stop]))
 
-    async def _fail(self, fault: tuple[str, random.Random], path: str, asked: dict[str, str], answer: Answer) -> None:
+    async def _fail(
+        self, fault: tuple[str, random.Random], path: str, request_headers: dict[str, str], answer: Answer
+    ) -> None:
         (kind, rng), (status, headers, body) = fault, answer
         if kind == "late":
             await asyncio.sleep(rng.uniform(0, 0.05))
@@ -75,10 +77,10 @@ class _Connection(HttpConnection):
         elif kind == "moved":
             self._send(307, {"Location": f"/moved{path}"}, b"")
         else:
-            self._send(*_damaged(kind, rng, asked, answer))
+            self._send(*_damaged(kind, rng, request_headers, answer))
 
 
-def _damaged(kind: str, rng: random.Random, asked: dict[str, str], answer: Answer) -> Answer:
+def _damaged(kind: str, rng: random.Random, request_headers: dict[str, str], answer: Answer) -> Answer:
     status, headers, body = answer
     if kind == "html":
         return 200, {"Content-Type": "text/html"}, PAGE

@@ -33,27 +33,29 @@ class Forked:
     """A forked process, with the part of the interface of `subprocess.Popen` that tests use; streams are text."""
 
     def __init__(self, args: list[str], env: dict[str, str], stdout: int | None, stderr: int | None, session: bool):
-        ours, theirs = zip(*(_stream(given, number) for given, number in ((stdout, 1), (stderr, 2))), strict=True)
-        self.stdout, self.stderr = (None if end is None else os.fdopen(end) for end in ours)
-        told, status = os.pipe()
+        our_ends, their_ends = zip(
+            *(_stream(given, number) for given, number in ((stdout, 1), (stderr, 2))), strict=True
+        )
+        self.stdout, self.stderr = (None if end is None else os.fdopen(end) for end in our_ends)
+        status_reader, status_writer = os.pipe()
         request = json.dumps({"args": args, "env": env, "session": session}).encode()
-        fds = [theirs[0], theirs[1] if stderr != subprocess.STDOUT else theirs[0], status]
+        fds = [their_ends[0], their_ends[1] if stderr != subprocess.STDOUT else their_ends[0], status_writer]
         socket.send_fds(_server(), [len(request).to_bytes(8, "big") + request], fds)
-        for end in (status, *(end for end, kept in zip(theirs, ours, strict=True) if kept is not None)):
+        for end in (status_writer, *(end for end, kept in zip(their_ends, our_ends, strict=True) if kept is not None)):
             os.close(end)
         self.args, self.returncode = args, None
-        self._told = os.fdopen(told)
-        self.pid = int(self._told.readline())
+        self._status = os.fdopen(status_reader)
+        self.pid = int(self._status.readline())
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code, or the negative number of the signal that ended the process."""
         if self.returncode is None:
             with selectors.DefaultSelector() as waiting:
-                waiting.register(self._told, selectors.EVENT_READ)
+                waiting.register(self._status, selectors.EVENT_READ)
                 if not waiting.select(timeout):
                     raise subprocess.TimeoutExpired(self.args, timeout)
-            self.returncode = int(self._told.readline())
-            self._told.close()
+            self.returncode = int(self._status.readline())
+            self._status.close()
         return self.returncode
 
     def poll(self) -> int | None:
@@ -93,7 +95,7 @@ class Forked:
 
     def __del__(self) -> None:
         self._close()
-        self._told.close()
+        self._status.close()
 
 
 def _stream(given: object, number: int) -> tuple[int | None, int]:
@@ -134,7 +136,7 @@ def _serve(requests: socket.socket) -> list[str]:
             for key, _ in waiting.select():
                 if key.fileobj is not requests:
                     waiting.unregister(key.fileobj)
-                    _tell_end(key.fd, *running.pop(key.fd))
+                    _report_end(key.fd, *running.pop(key.fd))
                     continue
                 head, fds, _, _ = socket.recv_fds(requests, 8, 3)
                 if not head:
@@ -152,7 +154,7 @@ def _serve(requests: socket.socket) -> list[str]:
                 waiting.register(watch, selectors.EVENT_READ)
 
 
-def _tell_end(watch: int, pid: int, status: int) -> None:
+def _report_end(watch: int, pid: int, status: int) -> None:
     os.close(watch)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(BrokenPipeError):

@@ -113,14 +113,14 @@ class _Server:
         more = [*more, f"ETag: {etag}"]
         if headers.get("if-none-match") == etag:
             return "304 Not Modified", more, b""
-        asked = headers.get("range", "")
-        start, stop = byte_range(asked, size) if asked.startswith("bytes=") else (0, size)
-        if start >= stop and asked:
+        range_header = headers.get("range", "")
+        start, stop = byte_range(range_header, size) if range_header.startswith("bytes=") else (0, size)
+        if start >= stop and range_header:
             return "416 Range Not Satisfiable", [f"Content-Range: bytes */{size}"], b""
         file.seek(start)
         content = file.read(stop - start)
         self.sent += len(content)
-        if not asked.startswith("bytes="):
+        if not range_header.startswith("bytes="):
             return "200 OK", more, content
         more.append(f"Content-Range: bytes {start}-{stop - 1}/{size}")
         return "206 Partial Content", more, content

@@ -79,8 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         head = f"{self.requestline}\n{self.headers}"
-        said = self.headers.get
-        request = Recorded(self.command, said("Host", ""), self.path, said("Authorization"), said("Cookie"), body, head)
+        header = self.headers.get
+        request = Recorded(
+            self.command, header("Host", ""), self.path, header("Authorization"), header("Cookie"), body, head
+        )
         self.server.requests.append(request)
         path = self.path.partition("?")[0]
         if path in self.server.moved:

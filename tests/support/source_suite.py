@@ -203,8 +203,8 @@ class FileServer(ThreadingHTTPServer):
         self.folder = folder
         self.faults: dict[str, int | list[int]] = {}
         """Status by a part of the path, or those of the next answers; 0 hangs up in the middle of the body."""
-        self.asked: list[str] = []
-        """Paths asked for."""
+        self.requested: list[str] = []
+        """Paths of requests, in order."""
         self.moved: dict[str, str] = {}
         """Where requests are sent on to, by a part of the path."""
         self.needs: str | None = None
@@ -235,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: FileServer
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         place = next((to for part, to in self.server.moved.items() if part in self.path), None)
         if place is not None and place != self.path:
             self._answer(302, b"", {"Location": place})

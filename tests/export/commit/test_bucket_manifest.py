@@ -118,10 +118,10 @@ def test_a_running_export_is_reported_first(bucket):
         for kwargs in ({}, {"resume": False}, {"overwrite": True}, {}, {"overwrite": True}):
             with pytest.raises(ix.errors.TargetError) as caught:
                 ix.export(picture(seed=1), bucket.url("o.zarr"), **options, **kwargs)
-            said = str(caught.value)
-            assert f"process {process.pid}" in said
-            assert "wait for it to end, or stop it" in said
-            assert "overwrite" not in said
+            message = str(caught.value)
+            assert f"process {process.pid}" in message
+            assert "wait for it to end, or stop it" in message
+            assert "overwrite" not in message
             if kwargs.get("overwrite"):  # an invalid manifest does not prevent it
                 bucket.client.put_object(Bucket=bucket.name, Key="o.zarr.manifest.json", Body=b"")
         assert process.poll() is None
@@ -162,15 +162,15 @@ def test_a_suspended_process_changes_nothing_after_another_took_over(bucket, tar
         assert ix.export(picture(seed=int(other)), bucket.url(target), overwrite=replacing or other, **options).complete
         found, beside = bucket.contents(), bucket.names()
         process.send_signal(signal.SIGCONT)
-        _, said = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=100)
         assert process.returncode == 1
-        assert "took over this target while the bucket could not be reached; the finished regions are kept" in said
+        assert "took over this target while the bucket could not be reached; the finished regions are kept" in errors
     assert bucket.contents() == found
     assert bucket.names() == beside
     assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
 
 
-DOZING = """
+SUSPENDED_EXPORT = """
 import re, signal, sys, threading
 import obstore, imageryxr as ix
 from imageryxr.export.store.lease import Lease
@@ -194,9 +194,9 @@ ix.export(picture(), target, workers=1, overwrite=replacing, **options)
 """
 
 
-def asleep(*what):
+def suspended_export(*what):
     """Return a process that has suspended itself just before it sends a given object."""
-    process = python("-c", DOZING, repr(what), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = python("-c", SUSPENDED_EXPORT, repr(what), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -213,13 +213,15 @@ def test_an_upload_of_a_suspended_process_replaces_nothing(bucket, target, repla
     options = ZARR if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
-    process = asleep(bucket.url(target), "put", "/c/" if "zarr" in target else r"\d\.tif", count, replacing, options)
+    process = suspended_export(
+        bucket.url(target), "put", "/c/" if "zarr" in target else r"\d\.tif", count, replacing, options
+    )
     assert ix.export(picture(seed=int(other)), bucket.url(target), overwrite=replacing or other, **options).complete
     found, beside = bucket.contents(), bucket.names()
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "took over this target while the bucket could not be reached" in said
+    assert "took over this target while the bucket could not be reached" in errors
     assert bucket.contents() == found
     assert bucket.names() == beside
     assert ix.export(picture(seed=int(other)), bucket.url(target), **options).tasks == 0
@@ -231,16 +233,18 @@ def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypat
     """No condition refuses the upload: one process is suspended during an upload, another starts and is killed."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
-    code = DOZING.replace("ix.export(picture()", "ix.export(array").replace(
+    code = SUSPENDED_EXPORT.replace("ix.export(picture()", "ix.export(array").replace(
         "real, seen",
         "from tests.support.export_jobs import Computed, array_of\nfrom tests.support.slices import THICK\n"
         "sys.modules['imageryxr.export.plan.slab_regions'].BRICK_VOXELS = 1\n"
         "array = array_of(Computed(**THICK, seed=0))\nreal, seen",
         1,
     )
-    sleeper = python("-c", code, repr((url, "put", r"z\d+\.png", 1, False, {"square": False})), stderr=subprocess.PIPE)
-    while psutil.Process(sleeper.pid).status() != psutil.STATUS_STOPPED:
-        assert sleeper.poll() is None, sleeper.communicate()
+    suspended = python(
+        "-c", code, repr((url, "put", r"z\d+\.png", 1, False, {"square": False})), stderr=subprocess.PIPE
+    )
+    while psutil.Process(suspended.pid).status() != psutil.STATUS_STOPPED:
+        assert suspended.poll() is None, suspended.communicate()
         time.sleep(0.02)
     dying = DYING.replace("export(sys.argv[1])", "export(sys.argv[1], overwrite=True)")
     dying = (
@@ -253,9 +257,9 @@ def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypat
     )
     assert python("-c", dying, url, 0).wait() == -signal.SIGKILL
     assert not [name for name in bucket.names() if name.endswith(".png")]
-    sleeper.send_signal(signal.SIGCONT)
-    _, said = sleeper.communicate(timeout=60)
-    assert "took over this target" in said
+    suspended.send_signal(signal.SIGCONT)
+    _, errors = suspended.communicate(timeout=60)
+    assert "took over this target" in errors
     assert [name for name in bucket.names() if name.endswith(".png")] == ["s/z000.png"]
     assert ix.export(other, url, square=False).complete
     ix.export(other, tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
@@ -269,16 +273,16 @@ def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypat
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 def test_a_late_lease_renewal_changes_nothing(bucket, needle, other):
     options = {"chunks": (2, 16, 16), "levels": 1}  # enough objects for the lease to be renewed before the end
-    process = asleep(bucket.url("o.zarr"), "put", needle, 2, False, options)
+    process = suspended_export(bucket.url("o.zarr"), "put", needle, 2, False, options)
     with writing(
         bucket, "o.zarr", seconds=0.1, dead=1.0, seed=int(other), overwrite=other, goes_on=not other, **options
-    ) as taker:
+    ) as successor:
         process.send_signal(signal.SIGCONT)
-        _, said = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=100)
         assert process.returncode == 1
-        assert f"process {taker.pid} on" in said
-        _, said = taker.communicate(timeout=100)
-        assert taker.returncode == 0, said
+        assert f"process {successor.pid} on" in errors
+        _, errors = successor.communicate(timeout=100)
+        assert successor.returncode == 0, errors
     assert ix.export(picture(seed=int(other)), bucket.url("o.zarr"), **options).tasks == 0
 
 
@@ -292,14 +296,14 @@ def test_lost_slices_are_reported_before_anything_is_replaced(bucket, monkeypatc
     site = sys.modules["imageryxr.export.commit.publish"].BucketSite
     publish = site.publish
 
-    def losing(self, header, keys):
+    def publish_after_a_loss(self, header, keys):
         part = "/out/" if target == "one.tif" else "/data/"
         lost = [n for n in bucket.names() if part in n and not n.endswith("zarr.json")][-1]
         bucket.client.delete_object(Bucket=bucket.name, Key=lost)
         return publish(self, header, keys)
 
     with monkeypatch.context() as patched:
-        patched.setattr(site, "publish", losing)
+        patched.setattr(site, "publish", publish_after_a_loss)
         with pytest.raises(
             ix.errors.TargetError, match=r"is not complete: .* was removed by another program.*before is untouched"
         ):
@@ -319,14 +323,14 @@ def test_slices_lost_during_the_copy_are_reported(bucket, monkeypatch, target):
     place = sys.modules["imageryxr.export.store.bucket"].Bucket
     copy, copied = place.copy, []
 
-    def losing(self, key, *args):
+    def copy_with_a_loss(self, key, *args):
         copied.append(key)
         if len(copied) == 5:
             bucket.client.delete_object(Bucket=bucket.name, Key=f"{self.url.split('/', 3)[3]}/{key}")
         return copy(self, key, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(place, "copy", losing)
+        patched.setattr(place, "copy", copy_with_a_loss)
         with pytest.raises(
             ix.errors.TargetError, match="was removed by another program.*part old and part new"
         ) as caught:

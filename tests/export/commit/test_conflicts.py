@@ -47,9 +47,9 @@ def test_files_that_the_export_did_not_write_are_kept(longer):
     own = [*names(9, 10), "z1.png", "notes.png", "z03.tif"]
     for name in own:
         (longer / name).write_bytes(b"mine")
-    with pytest.warns(ix.ImageryWarning, match="3 files beside the 3 of this stack.*z09.png") as told:
+    with pytest.warns(ix.ImageryWarning, match="3 files beside the 3 of this stack.*z09.png") as caught:
         shorter(longer)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     assert there(longer) == sorted([*names(0, 1, 2), *own])
     assert all((longer / name).read_bytes() == b"mine" for name in own)
 
@@ -81,10 +81,10 @@ def test_an_export_of_another_version_is_refused_and_replaced(longer, phase):
 
 def test_an_empty_manifest_removes_no_files(longer):
     manifest = next(longer.rglob("*.manifest.json"))
-    said = json.loads(manifest.read_text())
-    assert said.pop("names")["count"] == 9  # as written by earlier versions
-    assert said.pop("outdated") == []
-    manifest.write_text(json.dumps(said))
+    document = json.loads(manifest.read_text())
+    assert document.pop("names")["count"] == 9  # as written by earlier versions
+    assert document.pop("outdated") == []
+    manifest.write_text(json.dumps(document))
     with pytest.warns(ix.ImageryWarning, match="6 files beside the 3"):
         shorter(longer)
     assert there(longer) == names(*range(9))

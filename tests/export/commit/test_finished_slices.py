@@ -82,13 +82,13 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "crew"),
+    ("kind", "worker_options"),
     [
         *((kind, {"workers": workers}) for kind in TARGETS for workers in (1, 2)),
         *((kind, {"workers": 2, "client": "processes"}) for kind in ("png", "tiff")),
     ],
 )
-def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, crew):
+def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, worker_options):
     """The only region is unfinished, but some of its slices are complete."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     place = str(tmp_path / TARGETS[kind])
@@ -106,17 +106,17 @@ def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, crew):
         "if __name__ == '__main__':\n"
         "    threading.Thread(target=stop, args=(sys.argv[2],), daemon=True).start()\n"
         "    try:\n"
-        f"        export(sys.argv[1], **{crew!r})\n"
+        f"        export(sys.argv[1], **{worker_options!r})\n"
         "    except KeyboardInterrupt as error:\n"
         "        print(*error.__notes__)\n"
     )
     (tmp_path / "job.py").write_text(code)
     process = python(tmp_path / "job.py", place, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    said, errors = process.communicate()
-    assert "slices that were finished are kept: run the same call again to continue" in said, errors
+    output, errors = process.communicate()
+    assert "slices that were finished are kept: run the same call again to continue" in output, errors
     kept = at_work(tmp_path, "data")
     assert 5 <= len(kept) < 70
-    if "client" not in crew:  # worker processes end with the main process
+    if "client" not in worker_options:  # worker processes end with the main process
         assert at_work(tmp_path, "new") == {}
     assert export(place).complete
     assert export(str(tmp_path / "other" / TARGETS[kind])).complete
@@ -148,7 +148,7 @@ def test_damaged_slices_of_a_finished_export_are_written_again(tmp_path):
     """The same for a complete result."""
     place = str(tmp_path / "a" / TARGETS["png"])
     export(place)
-    want = digest(tmp_path / "a")
+    expected = digest(tmp_path / "a")
     (tmp_path / "a" / "s" / "z003.png").write_bytes(b"")
     assert export(place).tasks == 1
-    assert digest(tmp_path / "a") == want
+    assert digest(tmp_path / "a") == expected

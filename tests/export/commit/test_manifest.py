@@ -166,8 +166,8 @@ def test_a_single_file_is_complete_without_its_journal(tmp_path, kind, harm):
     first = run(kind, tmp_path)
     truth = digest(tmp_path)
     log = next(tmp_path.rglob("*.log"))
-    said = log.read_bytes()
-    log.write_bytes(b"" if harm == "empty" else said[: len(said) // 2])
+    journal = log.read_bytes()
+    log.write_bytes(b"" if harm == "empty" else journal[: len(journal) // 2])
     if harm == "gone":
         log.unlink()
     report = run(kind, tmp_path)
@@ -261,10 +261,10 @@ def test_wrong_values_in_a_manifest_are_errors_and_overwrite_starts_again(tmp_pa
     edit(manifest(tmp_path), **values)
     with pytest.raises(ix.errors.ManifestError, match="is not a manifest that this version can read") as caught:
         run(kind, tmp_path)
-    said = str(caught.value)
-    assert said.startswith(str(manifest(tmp_path)))
-    assert "give overwrite=True to start over" in said
-    assert any(name in said for name in values)
+    message = str(caught.value)
+    assert message.startswith(str(manifest(tmp_path)))
+    assert "give overwrite=True to start over" in message
+    assert any(name in message for name in values)
     assert digest(tmp_path) == truth
     run(kind, tmp_path, overwrite=True)
     assert digest(tmp_path) == truth

@@ -335,18 +335,18 @@ def test_one_of_two_exports_to_one_target_is_refused(tmp_path, kind):
 
 def test_a_folder_created_during_the_check_is_accepted(tmp_path, monkeypatch):
     plan = ix.plan_export(picture(), tmp_path / "new" / "o.zarr")
-    isdir, asked = os.path.isdir, []
+    isdir, requested = os.path.isdir, []
 
     def late(path):
-        asked.append(path)
-        if len(asked) == 1:
+        requested.append(path)
+        if len(requested) == 1:
             os.makedirs(tmp_path / "new")  # by another process, after the check
             return False
         return isdir(path)
 
     monkeypatch.setattr(os.path, "isdir", late)
     plan.validate()
-    assert asked[0] == str(tmp_path / "new")
+    assert requested[0] == str(tmp_path / "new")
 
 
 def test_a_worker_of_a_dead_export_cannot_write_into_the_next(tmp_path):

@@ -344,7 +344,7 @@ def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
             np.testing.assert_array_equal(np.asarray(picture), plane)
 
 
-def lacking():
+def picture_without_some_ids():
     """Return a picture of 24 cutouts, two of which lack their ids."""
     ds = boxes(4)
     own = ds.segmentation.values[:, 1, 6, 8].copy()
@@ -356,7 +356,7 @@ def lacking():
 @pytest.mark.parametrize("client", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_cutouts_without_their_ids_are_reported_once(tmp_path, client):
     with pytest.warns(MissingIdsWarning, match="2 of 24 cutouts do not contain their own, e.g. cutout 3: ") as caught:
-        ix.export(lacking(), tmp_path / "{cutout}.png", client=client, workers=2, progress=False)
+        ix.export(picture_without_some_ids(), tmp_path / "{cutout}.png", client=client, workers=2, progress=False)
     assert len([w for w in caught if issubclass(w.category, MissingIdsWarning)]) == 1
     assert not [name for name in os.environ if name.startswith("IMAGERYXR_CUTOUT_IDS")]
 
@@ -375,7 +375,7 @@ def test_the_first_of_two_exports_may_end_before_the_second(tmp_path, monkeypatc
         original(self, rows, block)
 
     def run(name):
-        ix.export(lacking(), tmp_path / name / "{cutout}.png", workers=1, progress=False)
+        ix.export(picture_without_some_ids(), tmp_path / name / "{cutout}.png", workers=1, progress=False)
 
     def run_both():
         with ThreadPoolExecutor(2) as pool:
@@ -393,7 +393,7 @@ def test_the_first_of_two_exports_may_end_before_the_second(tmp_path, monkeypatc
 
 
 def test_a_resumed_export_reports_the_cutouts_of_its_run(tmp_path, monkeypatch):
-    drawn, original, written = lacking(), writers.PictureWriter.write, []
+    drawn, original, written = picture_without_some_ids(), writers.PictureWriter.write, []
 
     def write(self, rows, block):
         if written:

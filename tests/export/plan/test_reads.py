@@ -33,13 +33,13 @@ WARNED = {
 
 @pytest.mark.parametrize("case", WARNED)
 def test_a_box_that_reaches_out_of_its_volume_warns(tmp_path, case):
-    with pytest.warns(ix.ImageryWarning) as told:
+    with pytest.warns(ix.ImageryWarning) as caught:
         ix.plan_export(WARNED[case](OUT), tmp_path / "o.ome.zarr")
-    (said,) = [str(w.message) for w in told]
+    (message,) = [str(w.message) for w in caught]
     assert re.search(
-        r"reaches beyond computed://ramp: only .* lies inside the source, and the other 25 % are exported as 0", said
+        r"reaches beyond computed://ramp: only .* lies inside the source, and the other 25 % are exported as 0", message
     )
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
     ix.plan_export(WARNED[case](INSIDE), tmp_path / "o.ome.zarr")  # warnings are errors here
 
 
@@ -60,12 +60,12 @@ def test_a_box_that_reaches_out_of_the_segmentation_warns(tmp_path, array, share
     if not share:
         ix.plan_export(array(), tmp_path / "o.ome.zarr")  # warnings are errors here
         return
-    with pytest.warns(ix.ImageryWarning) as told:
+    with pytest.warns(ix.ImageryWarning) as caught:
         ix.plan_export(array(), tmp_path / "o.ome.zarr")
-    (said,) = [str(w.message) for w in told]
-    assert re.search(rf"computed://ramp: only .* lies inside the source, and the other {share} % show no cell", said), (
-        said
-    )
+    (message,) = [str(w.message) for w in caught]
+    assert re.search(
+        rf"computed://ramp: only .* lies inside the source, and the other {share} % show no cell", message
+    ), message
 
 
 def test_a_box_inside_its_volume_does_not_warn(tmp_path):

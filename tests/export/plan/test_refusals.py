@@ -117,17 +117,17 @@ def test_every_dtype_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
         return
     report = ix.export(array, place, **options)
     found = read_back(name, tmp_path, report)
-    want = array.values
+    expected = array.values
     if values.dtype == bool and name != "memory":
-        want = want.astype(np.uint8) * (
+        expected = expected.astype(np.uint8) * (
             255 if name in ("png", "tiffs", "tiff", "bigtiff", "ometiff", "mp4", "webm") else 1
         )
     if name in ("mp4", "webm"):
         assert found.shape == SHAPE
-        assert kind == "rgba" or np.abs(found.astype(int) - want).mean() < 12
+        assert kind == "rgba" or np.abs(found.astype(int) - expected).mean() < 12
         return
-    assert found.dtype == want.dtype or found.dtype.newbyteorder("=") == want.dtype
-    np.testing.assert_array_equal(found, want)
+    assert found.dtype == expected.dtype or found.dtype.newbyteorder("=") == expected.dtype
+    np.testing.assert_array_equal(found, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -253,10 +253,10 @@ def test_downsampling_ignores_nan(tmp_path, dtype):
     blocks = values.astype(np.float64).reshape(4, 2, 10, 2, 15, 2).transpose(0, 2, 4, 1, 3, 5).reshape(4, 10, 15, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        want = np.nanmean(blocks, axis=-1)
+        expected = np.nanmean(blocks, axis=-1)
     assert found.dtype == dtype
     np.testing.assert_array_equal(np.isnan(found), np.isnan(blocks).all(axis=-1))
-    np.testing.assert_allclose(found, want.astype(dtype), rtol=1e-3 if dtype == "float16" else 1e-6)
+    np.testing.assert_allclose(found, expected.astype(dtype), rtol=1e-3 if dtype == "float16" else 1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_coarser_levels_of_channels_are_their_means(tmp_path, name, dtype, kind)
 
         found = np.asarray(CloudVolume(report.target.removeprefix("precomputed://"), mip=1, progress=False)[:]).T
     blocks = values.astype(np.float64).reshape(3, 2, 8, 2, 9, 2).mean(axis=(1, 3, 5))
-    want = blocks if dtype == "float32" else np.floor(blocks + 0.5)
+    expected = blocks if dtype == "float32" else np.floor(blocks + 0.5)
     assert found.shape == (len(kind), 3, 8, 9)
     for channel in found:
-        np.testing.assert_allclose(channel, want.astype(dtype), rtol=1e-6 if dtype == "float32" else 0)
+        np.testing.assert_allclose(channel, expected.astype(dtype), rtol=1e-6 if dtype == "float32" else 0)

@@ -68,18 +68,18 @@ def written(target, path):
 @pytest.mark.parametrize("chunks", [(8, 20, 25), (7, 60, 13), ((5, 11, 8), (20, 40), (50,)), (24, 60, 50)])
 def test_each_block_is_computed_once(tmp_path, monkeypatch, target, chunks):
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
-    array, want = own(chunks=chunks)
+    array, expected = own(chunks=chunks)
     options = {"chunks": (4, 20, 25)} if "zarr" in target else {}
     CALLS.clear()
     with no_compute():
         plan = ix.plan_export(array, tmp_path / target, workers=1, **options)
     assert not CALLS
     ix.export(array, tmp_path / target, workers=1, **options)
-    np.testing.assert_array_equal(written(target, tmp_path / target), want)
+    np.testing.assert_array_equal(written(target, tmp_path / target), expected)
     blocks = np.prod(array.data.numblocks)
     assert len(CALLS) == blocks
-    (told,) = plan.computes
-    assert (told.chunks, told.requests) == (blocks, CALLS.total())
+    (planned,) = plan.computes
+    assert (planned.chunks, planned.requests) == (blocks, CALLS.total())
     assert CALLS.total() <= 1.15 * blocks
     noun = "block" if blocks == 1 else "blocks"
     assert f"compute: {blocks:,} {noun} of 'mine', each {CALLS.total() / blocks:.2f} times" in repr(plan)
@@ -94,8 +94,8 @@ def test_blocks_that_are_computed_many_times_warn(tmp_path):
         da.zeros((64, 4096, 4096), chunks=(32, 512, 512), dtype="uint8").map_blocks(lambda b: b, name="thick")
     )
     plan = ix.plan_export(array, tmp_path / "z{z}.png", memory="600 MB", workers=2)
-    (told,) = plan.computes
-    assert told.requests > 2 * told.chunks
+    (reads,) = plan.computes
+    assert reads.requests > 2 * reads.chunks
     plan.validate()
     with pytest.warns(ix.ImageryWarning, match=r"'thick' is computed [\d.]+ times.*array\.chunk\(z=\d+, y=-1, x=-1\)"):
         plan.warn_of_rereads()
@@ -110,10 +110,10 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
     em, _ = own()
     seg, _ = own(dtype="uint64", name="ids", kind="segmentation")
     drawn = ix.overlay(em, seg // np.uint64(9), outline=3)
-    want = drawn.compute().values
+    expected = drawn.compute().values
     CALLS.clear()
     report = ix.export(drawn, "memory://", workers=1, memory="1 GB")
-    np.testing.assert_array_equal(report.result.values, want)
+    np.testing.assert_array_equal(report.result.values, expected)
     assert max(CALLS.values()) <= 2 * report.regions  # each block is computed once per region, for each of two arrays
     CALLS.clear()
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png")
@@ -127,11 +127,11 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
 @pytest.mark.parametrize("client", ["threads", "processes"])
 def test_shared_tasks_of_blocks_give_the_same_voxels(client):
     """Tasks that join neighbouring blocks, and blocks that two branches use."""
-    array, want = own(function=_plus_seven)
+    array, expected = own(function=_plus_seven)
     smooth = array.rolling(z=3, min_periods=1, center=True).max().astype("uint8") // 2 + array // 3
     report = ix.export(smooth, "memory://", client=client, workers=2)
     np.testing.assert_array_equal(report.result.values, smooth.compute().values)
-    assert want.shape == smooth.shape
+    assert expected.shape == smooth.shape
 
 
 def _plus_seven(block):
@@ -167,15 +167,15 @@ def test_a_cropped_expression_equals_the_expression_of_a_crop(tmp_path, how, mak
     part = move(drawn)
     read = box_reader(part)
     assert not isinstance(read.volume.expr, DaskLeaf)
-    want = part.compute().values
+    expected = part.compute().values
     if where is not None:
-        np.testing.assert_array_equal(want, drawn.compute().values[where])
-    np.testing.assert_array_equal(ix.export(part, "memory://", workers=2).result.values, want)
+        np.testing.assert_array_equal(expected, drawn.compute().values[where])
+    np.testing.assert_array_equal(ix.export(part, "memory://", workers=2).result.values, expected)
     for box in (read.volume.grid.box, _inner(read.volume.grid.box)):
-        np.testing.assert_array_equal(read(box), want[box.slices()])
+        np.testing.assert_array_equal(read(box), expected[box.slices()])
     plan = ix.plan_export(part, tmp_path / "o.zarr")
-    told = plan.reads if make == "picture" else plan.computes
-    assert {r.source for r in told} == ({"computed://ramp"} if make == "picture" else {"mine", "ids"})
+    planned = plan.reads if make == "picture" else plan.computes
+    assert {r.source for r in planned} == ({"computed://ramp"} if make == "picture" else {"mine", "ids"})
 
 
 def _drawn(make):
@@ -224,10 +224,10 @@ def test_exported_voxels_equal_those_that_dask_computes(steps, make):
         else:
             first = a % part.sizes[dim]
             part = part.isel({dim: slice(first, first + n)})
-    want = part.compute().values
+    expected = part.compute().values
     read = box_reader(part)
     for box in (read.volume.grid.box, _inner(read.volume.grid.box)):
-        np.testing.assert_array_equal(read(box), want[box.slices()])
+        np.testing.assert_array_equal(read(box), expected[box.slices()])
     if all(what != "half" for what, *_ in steps):
         assert not isinstance(read.volume.expr, DaskLeaf)
 
@@ -237,15 +237,15 @@ def test_sources_of_other_dask_arrays_are_reported(tmp_path, how):
     drawn = picture()
     move, where = OTHER[how]
     part = move(drawn)
-    want = part.compute().values
+    expected = part.compute().values
     if where is not None:
-        np.testing.assert_array_equal(want, drawn.compute().values[where])
+        np.testing.assert_array_equal(expected, drawn.compute().values[where])
     plan = ix.plan_export(part, tmp_path / "o.zarr")
     assert {r.source for r in plan.reads} == {"computed://ramp"}
     assert all(r.bytes >= 12 * 48 * 64 for r in plan.reads)
     assert "read:" in repr(plan)
     got = ix.export(part, "memory://", workers=2).result.transpose(*part.dims)
-    np.testing.assert_array_equal(got.values, want)
+    np.testing.assert_array_equal(got.values, expected)
 
 
 def test_square_pixels_of_a_crop_equal_a_crop_of_square_pixels():
@@ -267,17 +267,17 @@ def test_square_pixels_of_a_crop_equal_a_crop_of_square_pixels():
 def test_rechunked_arrays_are_read_in_their_original_blocks(tmp_path, monkeypatch, chunks, target):
     """A rechunked array is computed in its original blocks, and regions follow those."""
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
-    array, want = own()
+    array, expected = own()
     thin = array.chunk(chunks)
     assert thin.data.chunks != array.data.chunks
     CALLS.clear()
     options = {"chunks": (4, 20, 25)} if "zarr" in target else {}
     plan = ix.plan_export(thin, tmp_path / target, workers=1, **options)
     ix.export(thin, tmp_path / target, workers=1, **options)
-    np.testing.assert_array_equal(written(target, tmp_path / target), want)
-    (told,) = plan.computes
-    assert told.source == "mine"
-    assert (told.chunks, told.requests, CALLS.total()) == (18, 18, 18)
+    np.testing.assert_array_equal(written(target, tmp_path / target), expected)
+    (reads,) = plan.computes
+    assert reads.source == "mine"
+    assert (reads.chunks, reads.requests, CALLS.total()) == (18, 18, 18)
 
 
 @pytest.mark.slow
@@ -286,7 +286,7 @@ def test_arrays_rechunked_by_a_shuffle_are_exported(cluster):
     import dask
 
     drawn = picture()
-    want = drawn.compute().values
+    expected = drawn.compute().values
     with dask.config.set({"array.rechunk.method": "p2p"}):
         part = drawn.chunk(z=5, y=7).isel(z=slice(1, 9)).chunk(z=2)
         half = (drawn // 2).chunk(z=5)
@@ -294,9 +294,9 @@ def test_arrays_rechunked_by_a_shuffle_are_exported(cluster):
     assert not box_reader(part).volume.dask_inputs
     for client in (cluster, None, "processes"):
         found = ix.export(part, "memory://", client=client, workers=2).result.values
-        np.testing.assert_array_equal(found, want[1:9])
+        np.testing.assert_array_equal(found, expected[1:9])
         found = ix.export(half, "memory://", client=client, workers=2).result.values
-        np.testing.assert_array_equal(found, want // 2)
+        np.testing.assert_array_equal(found, expected // 2)
 
 
 def test_a_rechunked_array_continues_the_same_export(tmp_path):
@@ -329,13 +329,13 @@ def cluster():
 def test_persisted_arrays_are_exported(tmp_path, cluster, how, monkeypatch):
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 11)
     array = PERSISTED[how](picture().chunk(z=3))
-    want = array.compute().values
+    expected = array.compute().values
     for client in (cluster, None, "processes", cluster.scheduler.address):
         folder = tmp_path / str(client).replace("/", "_")[:20]
         report = ix.export(array, folder / "o.zarr", client=client, chunks=(3, 16, 16), workers=2)
         assert report.complete
         found = np.moveaxis(zarr.open_array(folder / "o.zarr" / "0")[:], 0, -1)
-        np.testing.assert_array_equal(found, want)
+        np.testing.assert_array_equal(found, expected)
     assert cluster.scheduler_info()["workers"]
 
 

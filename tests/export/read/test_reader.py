@@ -173,11 +173,11 @@ def test_reading_in_parts_equals_reading_at_once(sample, small, monkeypatch, par
 def test_results_of_an_export_are_not_overwritten(sample, small, kind):
     seg = ix.open_segmentation(sample.segmentation, mip=1).isel(z=slice(0, 32))
     array = seg if kind == "ids" else ix.overlay(None, seg)
-    want = array.compute().values
+    expected = array.compute().values
     first = ix.export(array, "memory://", workers=2).result
     second = ix.export(array + 1 if kind == "ids" else 255 - array, "memory://", workers=2).result
     gc.collect()
-    np.testing.assert_array_equal(first.values, want)
+    np.testing.assert_array_equal(first.values, expected)
     assert not np.shares_memory(first.values, second.values)
     assert BUFFERS._held == []
 

@@ -208,7 +208,7 @@ def test_threads_share_regions(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
-class Weighing(Counting):
+class ScratchRecorder(Counting):
     """A source that records the size of the scratch files of its process while it reads."""
 
     most = [0]  # noqa: RUF012
@@ -224,10 +224,10 @@ def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch
     # each slice needs two source slices, the last one of a chunk one of the next chunk, which each region reads again
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(Weighing, "folder", str(scratch), raising=False)
+    monkeypatch.setattr(ScratchRecorder, "folder", str(scratch), raising=False)
     shape = (160, 192, 224)
-    seg = array_of(Weighing(shape, chunks=(8, 64, 64), layer_type="segmentation"))
-    em = array_of(Weighing(shape, chunks=(8, 64, 64)))
+    seg = array_of(ScratchRecorder(shape, chunks=(8, 64, 64), layer_type="segmentation"))
+    em = array_of(ScratchRecorder(shape, chunks=(8, 64, 64)))
     array = ix.overlay(ix.regrid(em, (16, 16, 80)), ix.regrid(seg, (16, 16, 80)), outline=2)
     assert array.shape[0] > 70
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
@@ -236,11 +236,11 @@ def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch
     # two layers of each source per running region, not the eight or more of a whole region
     assert plan.scratch.bytes <= plan.slab_settings.at_once * 2 * 8 * 192 * 224 * 9
     Counting.fetched.clear()
-    Weighing.most[0] = 0
+    ScratchRecorder.most[0] = 0
     ix.export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
     assert rereads() <= 1.15
     assert plan.requests == Counting.fetched.total()
-    assert 0 < Weighing.most[0] <= plan.scratch.bytes
+    assert 0 < ScratchRecorder.most[0] <= plan.scratch.bytes
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
@@ -482,7 +482,7 @@ def test_arrays_in_memory_are_not_spilled(tmp_path, client):
 # memory
 
 
-class Lean(Counting):
+class SmallSource(Counting):
     """A source that makes its voxels with little memory besides the voxels."""
 
     def read(self, mip, box):
@@ -497,8 +497,8 @@ class Lean(Counting):
 def peak_of(folder, memory):
     """Return the peak memory of an export in this process, the repetitions of reads, and the planned scratch space."""
     shape, chunks = (32, 1536, 1536), (32, 128, 128)
-    seg = Lean(shape, chunks=chunks, layer_type="segmentation")
-    array = ix.overlay(array_of(Lean(shape, chunks=chunks)), array_of(seg), outline=2)
+    seg = SmallSource(shape, chunks=chunks, layer_type="segmentation")
+    array = ix.overlay(array_of(SmallSource(shape, chunks=chunks)), array_of(seg), outline=2)
     plan = ix.plan_export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
     Counting.fetched.clear()
     ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
@@ -514,7 +514,7 @@ def test_peak_memory_with_scratch_matches_the_plan(tmp_path):
     # an interpreter, because a forked process has more modules in memory
     command, env = [sys.executable, "-c", f"import json; {code}"], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
-    told = json.loads(done.stdout)
-    assert told["scratch"] == math.prod((32, 1536, 1536)) * 9 > 600e6
-    assert told["rereads"] == 1
-    assert told["peak"] < 600e6
+    output = json.loads(done.stdout)
+    assert output["scratch"] == math.prod((32, 1536, 1536)) * 9 > 600e6
+    assert output["rereads"] == 1
+    assert output["peak"] < 600e6

@@ -201,11 +201,11 @@ def test_voxels_that_stay_are_moved_without_a_second_array():
     import tracemalloc
 
     shape = (96, 96, 96)
-    want = OnDisk(shape, layer_type="segmentation").read(0, IndexBox.of_shape(shape))
+    expected = OnDisk(shape, layer_type="segmentation").read(0, IndexBox.of_shape(shape))
 
     class Views(OnDisk):
         def read(self, mip, box):
-            return want[box.slices()]
+            return expected[box.slices()]
 
     leaf, whole = LevelLeaf(Views(shape, chunks=(32, 32, 32), layer_type="segmentation"), 0), IndexBox.of_shape(shape)
     for axis in range(3):
@@ -214,26 +214,26 @@ def test_voxels_that_stay_are_moved_without_a_second_array():
         for number in range(3):
             tracemalloc.start()
             sources.advance(number)
-            assert number == 0 or tracemalloc.get_traced_memory()[1] < want.nbytes / 48
+            assert number == 0 or tracemalloc.get_traced_memory()[1] < expected.nbytes / 48
             tracemalloc.stop()
             ((there, values),) = sources.readings(whole)[leaf]
             assert there == window.kept(number)
-            np.testing.assert_array_equal(values, want[there.slices()])
+            np.testing.assert_array_equal(values, expected[there.slices()])
 
 
 def test_the_largest_buffer_is_allocated_first(small, monkeypatch):
     """Otherwise a smaller array takes the buffer of a larger one, and the memory grows."""
-    asked = []
+    buffers = []
     empty = type(BUFFERS).empty
-    monkeypatch.setattr(type(BUFFERS), "empty", lambda self, *a: (asked.append(empty(self, *a)), asked[-1])[1])
+    monkeypatch.setattr(type(BUFFERS), "empty", lambda self, *a: (buffers.append(empty(self, *a)), buffers[-1])[1])
     em, seg = (array_of(Swapped((12, 64, 64), layer_type=t)) for t in ("image", "segmentation"))
     read = box_reader(ix.overlay(em, seg, contrast_limits=(0, 255)))
     for granule in ((4, 16, 16), (12, 64, 64)):
-        asked.clear()
+        buffers.clear()
         box = IndexBox.of_shape((12, 64, 64))
         for _ in swept(read.volume.expr, volume_sweep(read.volume.expr, box, granule)):
             pass
-        sizes = [a.nbytes for a in asked]
+        sizes = [a.nbytes for a in buffers]
         assert len(sizes) == 2
         assert sizes == sorted(sizes, reverse=True)
 

@@ -276,8 +276,8 @@ def test_an_export_waits_for_workers_with_one_message(tmp_path, truth):
         address = json.loads(place.read_text())["address"]
         export = python("-c", code, address, stderr=subprocess.PIPE)
         running.append(export)
-        said = export.stderr.readline()
-        assert said == (
+        first_line = export.stderr.readline()
+        assert first_line == (
             f"the scheduler {address} has no worker yet: waiting for one, such as `dask worker {address}` starts\n"
         )
         options = ["--no-dashboard", "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "worker")]

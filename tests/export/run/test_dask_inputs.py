@@ -158,8 +158,8 @@ def test_pictures_of_verbs_are_read_with_their_halo(tmp_path, kind):
         np.testing.assert_array_equal(exported(array), array.compute().values)
         assert not isinstance(box_reader(array).volume.expr, DaskLeaf)
         plan = ix.plan_export(array, tmp_path / "o.zarr")
-        told = plan.computes if kind == "own ids" else plan.reads
-        assert {r.source for r in told} == {"mine" if kind == "own ids" else "computed://ramp"}
+        planned = plan.computes if kind == "own ids" else plan.reads
+        assert {r.source for r in planned} == {"mine" if kind == "own ids" else "computed://ramp"}
         assert bool(plan.computes) == (kind == "own ids")
     # the same crop in other blocks continues the same export
     ix.export(part, tmp_path / "o.zarr")
@@ -247,11 +247,11 @@ def test_wrong_blocks_below_a_verb_are_errors(function):
             act(finer)
 
 
-@pytest.mark.parametrize(("given", "said"), [("u1", "u2"), ("u1", "f4"), ("f4", "f8"), ("?", "u1"), (">u2", "<u2")])
-def test_safe_dtype_conversions_of_blocks_are_allowed(given, said):
-    array = made_by(lambda b: (b % 2 if given == "?" else b).astype(given), np.dtype(said))
+@pytest.mark.parametrize(("given", "message"), [("u1", "u2"), ("u1", "f4"), ("f4", "f8"), ("?", "u1"), (">u2", "<u2")])
+def test_safe_dtype_conversions_of_blocks_are_allowed(given, message):
+    array = made_by(lambda b: (b % 2 if given == "?" else b).astype(given), np.dtype(message))
     found = exported(array)
-    assert found.dtype == said
+    assert found.dtype == message
     np.testing.assert_array_equal(found, VALUES % 2 if given == "?" else VALUES)
 
 
@@ -268,11 +268,11 @@ class Short:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [(Short(8), r"lacks 3,072 of "), (Short(7), r"\(3, 24, 32\).*\(4, 24, 32\)")]
+    ("source", "message"), [(Short(8), r"lacks 3,072 of "), (Short(7), r"\(3, 24, 32\).*\(4, 24, 32\)")]
 )
-def test_every_voxel_is_written(source, told):
+def test_every_voxel_is_written(source, message):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))
-    with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{told}"):
+    with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{message}"):
         exported(array, workers=1)  # with two concurrent regions, the second may fail first
 
 
@@ -314,10 +314,10 @@ def cluster():
 def test_empty_blocks_are_skipped(tmp_path, sizes, act):
     parts = da.from_array(VALUES, chunks=(sizes, (0, 24), 10))
     array = act(made_by(lambda b: b, parts=parts))
-    want = array.compute().values
-    np.testing.assert_array_equal(exported(array), want)
+    expected = array.compute().values
+    np.testing.assert_array_equal(exported(array), expected)
     ix.export(array, tmp_path / "o.ome.zarr", chunks=(4, 8, 8))
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.ome.zarr" / "0")[:], want)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.ome.zarr" / "0")[:], expected)
 
 
 # ---------------------------------------------------------------------------------------------------------

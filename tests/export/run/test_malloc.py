@@ -100,39 +100,39 @@ def test_the_malloc_setting_of_dask_is_recognised():
 
 
 def test_memory_is_kept_for_a_while_after_its_last_use():
-    told = []
-    kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 1000)
+    calls = []
+    kept = DelayedCleanup(lambda: calls.append("begin"), lambda: calls.append("end"), 1000)
     with kept.hold():
         with kept.hold():
             pass
         kept._end_if_idle()  # a late timer
-        assert told == ["begin"], "somebody is at it"
+        assert calls == ["begin"], "somebody is at it"
     first = kept._timer
     with kept.hold():
         assert first.finished.is_set()
-        assert told == ["begin", "begin"]
+        assert calls == ["begin", "begin"]
     with pytest.raises(KeyError), kept.hold():
         raise KeyError
     kept._timer.cancel()
     kept._end_if_idle()
-    assert told[-1] == "end"
-    short = DelayedCleanup(lambda: None, lambda: told.append("in time"), 0.01)
+    assert calls[-1] == "end"
+    short = DelayedCleanup(lambda: None, lambda: calls.append("in time"), 0.01)
     with short.hold():
         pass
     short._timer.join(60)
-    assert told[-1] == "in time"
+    assert calls[-1] == "in time"
 
 
 def test_memory_is_kept_if_no_thread_can_be_started(monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
-    told = []
-    kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 1000)
+    calls = []
+    kept = DelayedCleanup(lambda: calls.append("begin"), lambda: calls.append("end"), 1000)
     monkeypatch.setattr(threading.Timer, "start", start)
     with kept.hold():
         pass
-    assert told == ["begin", "end"]
+    assert calls == ["begin", "end"]
 
 
 def test_a_failed_start_is_tried_again():
@@ -155,12 +155,12 @@ def test_a_worker_frees_its_kept_memory(sample, monkeypatch):
     monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
-    told = []
-    kept = DelayedCleanup(lambda: told.append("begin"), JOB._free_memory, 1000)
+    calls = []
+    kept = DelayedCleanup(lambda: calls.append("begin"), JOB._free_memory, 1000)
     monkeypatch.setattr(JOB, "WORKER_MEMORY", kept)
     plan = ix.plan_export(ix.open_segmentation(sample.segmentation), "memory://")
     JOB.run_task(JOB.pickle_job(JOB.Job(plan.target, None, plan.read)), 0, 0, tuple(plan.regions[0]))
-    assert told == ["begin"]
+    assert calls == ["begin"]
     assert READER.BUFFERS._held
     kept._timer.cancel()
     kept._end_if_idle()
@@ -172,8 +172,8 @@ def test_kept_arrays_are_mapped_separately():
 
 
 def test_threads_that_hold_a_resource_at_once_begin_it_once():
-    told = []
-    kept = DelayedCleanup(lambda: told.append("begin"), lambda: told.append("end"), 0.05)
+    calls = []
+    kept = DelayedCleanup(lambda: calls.append("begin"), lambda: calls.append("end"), 0.05)
     gate = threading.Barrier(8)
 
     def one(_):
@@ -182,5 +182,5 @@ def test_threads_that_hold_a_resource_at_once_begin_it_once():
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))
-    assert told[:1] == ["begin"]
-    assert told.count("begin") == 1
+    assert calls[:1] == ["begin"]
+    assert calls.count("begin") == 1

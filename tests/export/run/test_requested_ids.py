@@ -16,16 +16,16 @@ from tests.support.export_jobs import Computed, array_of, cluster_of
 
 EM = array_of(Computed((12, 48, 64)))
 SEG = array_of(Computed((12, 48, 64), layer_type="segmentation"))
-THERE = [int(i) for i in ix.unique_ids(SEG)[:2]]
+PRESENT_IDS = [int(i) for i in ix.unique_ids(SEG)[:2]]
 TOP = 2**64 - 1
 LINE = Entry.line
-ASKED = [*THERE, 12345678901, TOP]
-SAID = "2 of the 4 requested ids are not in the data: 12345678901, 18446744073709551615; .*unique_ids"
-CREWS = {"a thread": {"workers": 1}, "threads": {"workers": 2}, "processes": {"client": "processes", "workers": 2}}
+REQUESTED_IDS = [*PRESENT_IDS, 12345678901, TOP]
+MESSAGE = "2 of the 4 requested ids are not in the data: 12345678901, 18446744073709551615; .*unique_ids"
+WORKERS = {"a thread": {"workers": 1}, "threads": {"workers": 2}, "processes": {"client": "processes", "workers": 2}}
 ARRAYS = {
-    "select": lambda: ix.select_ids(SEG, ASKED),
-    "fill": lambda: ix.overlay(EM, SEG, ids=ASKED),
-    "line": lambda: ix.overlay(EM, SEG, ids=ASKED, alpha=0, outline=2),
+    "select": lambda: ix.select_ids(SEG, REQUESTED_IDS),
+    "fill": lambda: ix.overlay(EM, SEG, ids=REQUESTED_IDS),
+    "line": lambda: ix.overlay(EM, SEG, ids=REQUESTED_IDS, alpha=0, outline=2),
 }
 
 
@@ -37,14 +37,16 @@ def small(monkeypatch):
 
 @pytest.mark.fast_forms(3)
 @pytest.mark.usefixtures("forked_workers")
-@pytest.mark.parametrize("crew", [pytest.param(c, marks=[pytest.mark.slow] * (c == "processes")) for c in CREWS])
+@pytest.mark.parametrize(
+    "worker_kind", [pytest.param(c, marks=[pytest.mark.slow] * (c == "processes")) for c in WORKERS]
+)
 @pytest.mark.parametrize("array", ARRAYS)
-def test_absent_ids_warn_once_and_are_reported(tmp_path, array, crew):
-    options = {"chunks": (2, 16, 16), "levels": 2, **CREWS[crew]}
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID) as told:
+def test_absent_ids_warn_once_and_are_reported(tmp_path, array, worker_kind):
+    options = {"chunks": (2, 16, 16), "levels": 2, **WORKERS[worker_kind]}
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE) as caught:
         report = ix.export(ARRAYS[array](), tmp_path / "o.ome.zarr", **options)
-    assert len(told) == 1, [str(w) for w in told]
-    assert told[0].filename == __file__
+    assert len(caught) == 1, [str(w) for w in caught]
+    assert caught[0].filename == __file__
     assert report.regions > 1
     assert report.absent_ids == (12345678901, TOP)
     assert report.to_dict()["absent_ids"] == [12345678901, TOP]
@@ -53,7 +55,7 @@ def test_absent_ids_warn_once_and_are_reported(tmp_path, array, crew):
 
 @pytest.mark.slow
 def test_absent_ids_are_reported_from_a_cluster(tmp_path):
-    with cluster_of(2) as client, pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
+    with cluster_of(2) as client, pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
         report = ix.export(ARRAYS["fill"](), tmp_path / "s" / "{z}.png", client=client, square=False)
     assert report.absent_ids == (12345678901, TOP)
 
@@ -61,7 +63,7 @@ def test_absent_ids_are_reported_from_a_cluster(tmp_path):
 @pytest.mark.parametrize("target", ["memory://", "s/{z}.png", "s/{y}.tif", "one.tif"])
 def test_absent_ids_are_reported_for_every_target(tmp_path, target):
     place = target if target == "memory://" else str(tmp_path / target)
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
         report = ix.export(ARRAYS["fill"](), place, **({} if target == "memory://" else {"square": False}))
     assert report.absent_ids == (12345678901, TOP)
 
@@ -69,8 +71,8 @@ def test_absent_ids_are_reported_for_every_target(tmp_path, target):
 @pytest.mark.parametrize(
     "array",
     [
-        lambda: ix.overlay(EM, SEG, ids=THERE),
-        lambda: ix.overlay(EM, SEG, ids=ASKED)[:6],  # the ids may occur in the other half
+        lambda: ix.overlay(EM, SEG, ids=PRESENT_IDS),
+        lambda: ix.overlay(EM, SEG, ids=REQUESTED_IDS)[:6],  # the ids may occur in the other half
         lambda: ix.overlay(EM, SEG),
         lambda: EM,
     ],
@@ -97,17 +99,17 @@ def test_ids_found_by_an_interrupted_run_count(tmp_path, monkeypatch, array):
         with pytest.raises(ix.errors.ChunkReadError, match="a broken disk"):
             ix.export(ARRAYS[array](), target, retries=0, **options)
     log = next(tmp_path.rglob("*.log"))
-    told = log.read_bytes()
-    assert b'"ids"' in told
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
+    journal = log.read_bytes()
+    assert b'"ids"' in journal
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
         report = ix.export(ARRAYS[array](), target, **options)
     assert report.skipped > 0
     assert report.absent_ids == (12345678901, TOP)
-    assert log.read_bytes().startswith(told)
+    assert log.read_bytes().startswith(journal)
     # each id is recorded with the first region that contains it
     entries = [msgspec.json.decode(line, type=Entry) for line in log.read_bytes().split(b"\n") if line]
-    noted = [i for entry in entries for found in entry.ids.values() for i in found]
-    assert sorted(sorted(ASKED)[i] for i in noted) == THERE
+    recorded_ids = [i for entry in entries for found in entry.ids.values() for i in found]
+    assert sorted(sorted(REQUESTED_IDS)[i] for i in recorded_ids) == PRESENT_IDS
 
 
 def test_absent_ids_are_unknown_if_a_region_has_no_record(tmp_path, monkeypatch):
@@ -127,11 +129,16 @@ def test_absent_ids_are_unknown_if_a_region_has_no_record(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "array",
     [
-        lambda: ix.regrid(ix.select_ids(SEG, ASKED), (8, 8, 56)),
+        lambda: ix.regrid(ix.select_ids(SEG, REQUESTED_IDS), (8, 8, 56)),
         lambda: ix.plane(
-            ix.select_ids(SEG, ASKED), (30, 30, 12), (64, 64), normal=(1, 1, 0.2), nm_per_pixel=2, resolution=(8, 8, 40)
+            ix.select_ids(SEG, REQUESTED_IDS),
+            (30, 30, 12),
+            (64, 64),
+            normal=(1, 1, 0.2),
+            nm_per_pixel=2,
+            resolution=(8, 8, 40),
         ),
-        lambda: ix.regrid(ix.select_ids(SEG.chunk(z=3), ASKED), (8, 8, 56)),
+        lambda: ix.regrid(ix.select_ids(SEG.chunk(z=3), REQUESTED_IDS), (8, 8, 56)),
     ],
     ids=["coarser", "a slanted plane", "of blocks"],
 )
@@ -141,34 +148,34 @@ def test_strided_arrays_do_not_warn_of_absent_ids(tmp_path, array, target):
 
 
 def test_ids_are_recorded_at_finer_resolutions(tmp_path):
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
-        report = ix.export(ix.overlay(EM, SEG, ids=ASKED), tmp_path / "{z}.png", square=True)
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
-        finer = ix.export(ix.regrid(ix.select_ids(SEG, ASKED), (4, 4, 20)), tmp_path / "o.zarr", levels=1)
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
+        report = ix.export(ix.overlay(EM, SEG, ids=REQUESTED_IDS), tmp_path / "{z}.png", square=True)
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
+        finer = ix.export(ix.regrid(ix.select_ids(SEG, REQUESTED_IDS), (4, 4, 20)), tmp_path / "o.zarr", levels=1)
     assert report.absent_ids == finer.absent_ids == (12345678901, TOP)
 
 
 def test_ids_in_a_users_dask_graph_warn_separately(tmp_path):
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
-        report = ix.export(ix.select_ids(SEG, ASKED) + 0, tmp_path / "o.zarr", levels=1, workers=1)
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
+        report = ix.export(ix.select_ids(SEG, REQUESTED_IDS) + 0, tmp_path / "o.zarr", levels=1, workers=1)
     assert report.absent_ids == ()
 
 
 def test_with_warnings_as_errors_the_result_is_complete(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ix.errors.MissingIdsWarning, match=SAID):
+        with pytest.raises(ix.errors.MissingIdsWarning, match=MESSAGE):
             ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (tmp_path / "o.zarr" / "zarr.json").exists()
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):  # from the journal
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):  # from the journal
         report = ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
 
 
 def test_absent_ids_warn_when_an_array_is_computed_without_an_export():
-    with pytest.warns(ix.errors.MissingIdsWarning, match=SAID):
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):
         found = ARRAYS["select"]().compute()
-    np.testing.assert_array_equal(found, np.where(np.isin(SEG.values, THERE), SEG.values, 0))
+    np.testing.assert_array_equal(found, np.where(np.isin(SEG.values, PRESENT_IDS), SEG.values, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ix.select_ids(SEG, THERE).compute()
+        ix.select_ids(SEG, PRESENT_IDS).compute()

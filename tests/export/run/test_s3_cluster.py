@@ -26,13 +26,13 @@ from tests.support.slices import drawn
 OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 
 
-def _doze(needle, count):
+def _suspend_at_upload(needle, count):
     """Make a worker suspend itself just before it uploads the n-th object whose name contains a text."""
     import obstore
 
     real, seen = obstore.put, []
 
-    def dozing(store, key, *args, **kwargs):
+    def put_after_pause(store, key, *args, **kwargs):
         if needle in f"{store}{key}":
             seen.append(key)
             if len(seen) == count:
@@ -40,7 +40,7 @@ def _doze(needle, count):
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return real(store, key, *args, **kwargs)
 
-    obstore.put = dozing
+    obstore.put = put_after_pause
 
 
 def _is_idle(dask_worker):
@@ -62,12 +62,12 @@ def stopped(client, *what):
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
         f"ix.export(picture(), {url!r}, client={client.scheduler.address!r}, overwrite={overwrite}, **{OPTIONS!r})\n"
     )
-    asker = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waiting_process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
-        assert asker.poll() is None
+        assert waiting_process.poll() is None
         time.sleep(0.02)
-    asker.kill()
-    asker.wait()
+    waiting_process.kill()
+    waiting_process.wait()
     return pid
 
 
@@ -84,7 +84,7 @@ def test_a_worker_of_a_dead_export_writes_into_no_other_export(bucket, worker, r
     url, other = bucket.url("o.zarr"), picture(seed=1)[:depth]
     if replacing:
         ix.export(picture(seed=9), url, **OPTIONS)
-    worker.run(_doze, "/c/", count)
+    worker.run(_suspend_at_upload, "/c/", count)
     pid = stopped(worker, url, replacing)
     assert ix.export(other, url, overwrite=True, **OPTIONS).complete
     found, beside = bucket.contents(), bucket.names()
@@ -119,10 +119,10 @@ def test_tasks_on_workers_check_the_manifest(bucket):
     url = bucket.url("x")
 
     class Lease:
-        asked = 0
+        calls = 0
 
         def ensure(self):
-            self.asked += 1
+            self.calls += 1
 
         check = ensure
 
@@ -134,11 +134,11 @@ def test_tasks_on_workers_check_the_manifest(bucket):
     assert header is not None
     place = Bucket(f"{url}/y", lease, ManifestWatch(url, "o.zarr.manifest", header.run, header.phase))
     place.put([("a", b"1")])
-    assert lease.asked == 1
+    assert lease.calls == 1
     away = pickle.loads(pickle.dumps(place))
     assert away == place
     away.put([("a", b"2"), ("b", b"3")])
-    assert lease.asked == 1
+    assert lease.calls == 1
     taken = replace(header, replaced="another")  # some of its files belong to another export
     bucket.client.put_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json", Body=taken.to_bytes())
     with pytest.raises(ix.errors.TargetError, match="another one started"):

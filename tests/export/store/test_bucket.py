@@ -25,7 +25,7 @@ from tests.support.export_jobs import Computed, array_of, picture
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
 OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
-LACKING = (
+NOT_IMPLEMENTED = (
     "<?xml version='1.0'?><Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
 )
 
@@ -40,7 +40,7 @@ class Between(ThreadingHTTPServer):
     request_queue_size = 128  # connections beyond the queue are retried after a second
 
     def __init__(self, server):
-        super().__init__(("127.0.0.1", 0), Handing)
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
         self.server_at = urlsplit(server).netloc
         self.break_before = self.break_after = self.bad = 0
         """Numbers of uploads to lose before the server receives them, to lose afterwards, and to answer with 400."""
@@ -58,27 +58,27 @@ class Between(ThreadingHTTPServer):
         """Print nothing about connections that were broken on purpose."""
 
 
-class Handing(BaseHTTPRequestHandler):
+class ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def log_message(self, *args):
         pass
 
-    def hand_on(self):
+    def forward(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         upload = self.command == "PUT"
-        asks = self.headers.get("If-None-Match") or self.headers.get("If-Match")
+        condition = self.headers.get("If-None-Match") or self.headers.get("If-Match")
         if upload:
-            self.server.uploads.append((self.path, asks))
+            self.server.uploads.append((self.path, condition))
             if self.server.breaks("break_before"):
                 return self.cut()
-            if asks and self.server.conditions == "refused":
-                return self.answer(501, [("Content-Type", "application/xml")], LACKING.encode())
-            if asks and self.server.bad > 0:
+            if condition and self.server.conditions == "refused":
+                return self.answer(501, [("Content-Type", "application/xml")], NOT_IMPLEMENTED.encode())
+            if condition and self.server.bad > 0:
                 self.server.bad -= 1
                 return self.answer(400, [("Content-Type", "application/xml")], PASSING.encode())
-            if asks and self.server.conditions in (400, 405, 501):
+            if condition and self.server.conditions in (400, 405, 501):
                 return self.answer(self.server.conditions, [], b"")
         headers = dict(self.headers.items())
         ignored = {"ignored": "if-", "If-Match ignored": "if-match", "If-None-Match ignored": "if-none-match"}
@@ -96,7 +96,7 @@ class Handing(BaseHTTPRequestHandler):
             kept = [(k, 'W/"odd"' if k.lower() == "etag" else v) for k, v in kept]
         return self.answer(answer.status, kept, data, answer.getheader("Content-Length"))
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = hand_on
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 
     def answer(self, status, headers, data, length=None):
         self.send_response(status)
@@ -116,11 +116,11 @@ class Watch:
     """A watch that reports a lost lease at the n-th check."""
 
     def __init__(self, last):
-        self.asked, self.last = 0, last
+        self.calls, self.last = 0, last
 
     def ensure(self):
-        self.asked += 1
-        if self.asked == self.last:
+        self.calls += 1
+        if self.calls == self.last:
             raise ix.errors.TargetError("another took over")
 
     check = ensure
@@ -140,10 +140,10 @@ def test_an_object_is_replaced_only_by_the_lease_holder(between, bucket):
     assert place.put([("a", b"1"), ("b.gz", b"22")]) == {"a": FileRecord.of(b"1"), "b.gz": FileRecord.of(b"22")}
     assert place.put([("a", b"3")])["a"] == FileRecord.of(b"3")
     assert {name: bucket.read(name) for name in bucket.names()} == {"x/a": b"3", "x/b": b"22"}
-    asked = [asks for path, asks in between.uploads if path.endswith("x/a")]
-    assert asked[:2] == ["*", "*"]
-    assert len(asked) == 3
-    assert asked[2].strip('"').isalnum()
+    sent_conditions = [condition for path, condition in between.uploads if path.endswith("x/a")]
+    assert sent_conditions[:2] == ["*", "*"]
+    assert len(sent_conditions) == 3
+    assert sent_conditions[2].strip('"').isalnum()
     assert place.create("a", b"4") is False
     assert place.create("c", b"5") is True
     _, mark = place.get_with_mark("a")
@@ -162,11 +162,11 @@ def test_an_object_created_before_the_upload_is_not_replaced(bucket, monkeypatch
         bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"old")
     send = Bucket._send
 
-    def overtaken(self, name, *args):
-        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {watch.asked}".encode())
+    def send_after_another_upload(self, name, *args):
+        bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {watch.calls}".encode())
         return send(self, name, *args)
 
-    monkeypatch.setattr(Bucket, "_send", overtaken)
+    monkeypatch.setattr(Bucket, "_send", send_after_another_upload)
     with pytest.raises(ix.errors.TargetError, match="another took over"):
         place.put([("a", b"mine")])
     assert bucket.read("x/a") == b"theirs 2"
@@ -241,12 +241,12 @@ def test_an_object_is_not_replaced_when_the_server_stops_supporting_conditions(b
 def test_an_object_that_others_keep_changing_is_an_error(bucket, monkeypatch):
     send, writes = Bucket._send, []
 
-    def overtaken(self, name, *args):
+    def send_after_another_upload(self, name, *args):
         writes.append(name)
         bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=f"theirs {len(writes)}".encode())
         return send(self, name, *args)
 
-    monkeypatch.setattr(Bucket, "_send", overtaken)
+    monkeypatch.setattr(Bucket, "_send", send_after_another_upload)
     with pytest.raises(
         ix.errors.TargetError, match=r"x/a: another program changed this object during each of 4 attempts"
     ):
@@ -413,7 +413,7 @@ def test_one_of_several_processes_takes_over_a_dead_lease(between, bucket, impat
         thread.join(10)
     assert len(held) == 1
     assert len(refused) == 3
-    assert all("another process is exporting to this target" in said for said in refused), refused
+    assert all("another process is exporting to this target" in message for message in refused), refused
     assert bucket.names() == []
 
 

@@ -259,13 +259,13 @@ def test_a_process_without_the_lease_publishes_nothing(bucket, impatient):
 
     from imageryxr.export.store.bucket import Bucket as Place
 
-    def thief():
+    def take_lease():
         while not [name for name in bucket.names() if ".lock" in name]:
             time.sleep(0.05)
         holder = {"key": "theirs", "host": "another-machine", "pid": 1}
         Place(bucket.url("x").rpartition("/")[0]).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
 
-    found = at_once(lambda: put("omezarr", bucket, array=picture(seconds=0.6)), thief)
+    found = at_once(lambda: put("omezarr", bucket, array=picture(seconds=0.6)), take_lease)
     assert isinstance(found[0], ix.errors.TargetError)
     assert "process 1 on another-machine took over" in str(found[0])
     assert "o.ome.zarr/zarr.json" not in bucket.names()
@@ -311,7 +311,7 @@ def test_the_error_for_an_absent_bucket_contains_the_servers_reason(bucket):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("server_error", "message"),
     [
         (
             "Generic S3 error: Server returned non-2xx status code: 403 Forbidden: <?xml version='1.0'?><Error>"
@@ -324,9 +324,9 @@ def test_the_error_for_an_absent_bucket_contains_the_servers_reason(bucket):
         ),
     ],
 )
-def test_the_error_contains_the_servers_reason(said, told):
+def test_the_error_contains_the_servers_reason(server_error, message):
     from imageryxr.export.store.bucket_errors import bucket_errors
 
     with pytest.raises(ix.errors.TargetError) as caught, bucket_errors("s3://b/x"):
-        raise RuntimeError(said)
-    assert str(caught.value) == f"could not write s3://b/x: {told}"
+        raise RuntimeError(server_error)
+    assert str(caught.value) == f"could not write s3://b/x: {message}"

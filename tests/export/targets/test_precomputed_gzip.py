@@ -114,7 +114,7 @@ def test_gzip_changes_the_identity_of_a_call_only_for_uncompressed_encodings(tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"gzip": True, "encoding": "jpeg"}, "gzip=True is for the encodings raw and compressed_segmentation; 'jpeg'"),
         ({"gzip": "yes"}, "gzip='yes' must be True .* or False"),
@@ -124,6 +124,6 @@ def test_gzip_changes_the_identity_of_a_call_only_for_uncompressed_encodings(tmp
         ({"quality": True, "encoding": "jpeg"}, "from 1 to 100"),
     ],
 )
-def test_options_without_effect_are_refused(tmp_path, options, said):
-    with pytest.raises(ix.errors.OptionError, match=said):
+def test_options_without_effect_are_refused(tmp_path, options, message):
+    with pytest.raises(ix.errors.OptionError, match=message):
         ix.plan_export(IMAGE, f"precomputed://{tmp_path}/pc", **options)

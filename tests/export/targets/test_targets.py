@@ -587,9 +587,9 @@ def test_a_target_that_appears_during_the_export_is_not_replaced(tmp_path, monke
 
     def meddle(block):
         if block.size:
-            meddled = Path(os.environ["IMAGERYXR_TEST_MEDDLED"])
-            meddled.mkdir(exist_ok=True)
-            (meddled / "zarr.json").write_text("theirs")
+            other_target = Path(os.environ["IMAGERYXR_TEST_MEDDLED"])
+            other_target.mkdir(exist_ok=True)
+            (other_target / "zarr.json").write_text("theirs")
         return block
 
     slow = em.copy(data=em.chunk().data.map_blocks(meddle, meta=np.empty((0, 0, 0), np.uint8), name="meddled"))

@@ -99,7 +99,7 @@ def test_a_flipped_selection_is_drawn_flipped(gray):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "says"),
+    ("make", "error", "message"),
     [
         (lambda g: g, OptionError, r"3 slices \(z: 3, y: 5, x: 7\).*isel\(z=0\).*montage.*export"),
         (lambda g: g[:0], OptionError, "empty"),
@@ -116,8 +116,8 @@ def test_a_flipped_selection_is_drawn_flipped(gray):
         (lambda g: None, LayerError, "NoneType"),
     ],
 )
-def test_invalid_pictures_raise_before_anything_computes(gray, make, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_pictures_raise_before_anything_computes(gray, make, error, message):
+    with pytest.raises(error, match=message):
         to_pil(make(lazy(gray)))
 
 
@@ -232,7 +232,7 @@ def test_pictures_and_arrays_mix(gray):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "says"),
+    ("make", "error", "message"),
     [
         (lambda g: montage([]), OptionError, "no pictures"),
         (lambda g: montage(g[:0]), OptionError, "no pictures"),
@@ -252,14 +252,14 @@ def test_pictures_and_arrays_mix(gray):
         (lambda g: montage([g]), OptionError, "3 slices"),
     ],
 )
-def test_montage_refuses_before_anything_computes(gray, make, error, says):
-    with pytest.raises(error, match=says):
+def test_montage_refuses_before_anything_computes(gray, make, error, message):
+    with pytest.raises(error, match=message):
         make(lazy(gray))
 
 
-@pytest.mark.parametrize(("labels", "says"), [(["a"], "1 labels for 3 tiles"), ("abc", "'abc'"), (5, "5")])
-def test_labels_are_checked(gray, labels, says):
-    with pytest.raises(OptionError, match=says):
+@pytest.mark.parametrize(("labels", "message"), [(["a"], "1 labels for 3 tiles"), ("abc", "'abc'"), (5, "5")])
+def test_labels_are_checked(gray, labels, message):
+    with pytest.raises(OptionError, match=message):
         montage(gray, labels=labels)
 
 
@@ -382,14 +382,16 @@ def test_the_resolution_is_that_of_the_columns(gray):
     square = wide[0, :, ::2]
     for plane, step in ((wide[:1], 8), (wide[0], 8), (wide[:, :1], 8), (wide[:, :, 0], 16), (square, 16)):
         before = to_pil(plane)
-        told = nullcontext() if plane is square else pytest.warns(ix.ImageryWarning, match="are drawn as squares")
-        with told:
+        expected_warning = (
+            nullcontext() if plane is square else pytest.warns(ix.ImageryWarning, match="are drawn as squares")
+        )
+        with expected_warning:
             after = scale_bar(plane.chunk(), label=False, length=160)
         assert bar_of(before, after)[2] == 160 / step
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({}, "nm_per_pixel="),
         ({"nm_per_pixel": 0}, "nm_per_pixel=0"),
@@ -401,8 +403,8 @@ def test_the_resolution_is_that_of_the_columns(gray):
         ({"nm_per_pixel": 4, "color": "rde"}, "red"),
     ],
 )
-def test_invalid_scale_bars_raise(options, says):
-    with pytest.raises(ImageryError, match=says):
+def test_invalid_scale_bars_raise(options, message):
+    with pytest.raises(ImageryError, match=message):
         scale_bar(Image.new("L", (400, 300)), **options)
 
 
@@ -505,12 +507,12 @@ def test_coarse_pictures_warn_and_invalid_sizes_raise(tmp_path):
     small = Image.new("L", (200, 100))
     with pytest.warns(ImageryWarning, match=r"60 per inch .* scale=6"):
         save_figure(small, tmp_path / "a.png", width_mm=85)
-    for options, says in (
+    for options, message in (
         ({"dpi": 3, "width_mm": 0}, "width_mm=0"),
         ({"dpi": 0}, "dpi=0"),
         ({"width_mm": "wide"}, "mm"),
     ):
-        with pytest.raises(OptionError, match=says):
+        with pytest.raises(OptionError, match=message):
             save_figure(small, tmp_path / "b.png", **options)
     with pytest.raises(OptionError, match=r"\.png, \.tif or \.jpg"):
         save_figure(small, tmp_path / "b.svg")
@@ -550,7 +552,7 @@ def test_a_legend_counts_the_lines_without_room(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (lambda p, path: legend(p, "husl"), r"colors='husl' .*; give a dict id → colour.*palette"),
         (lambda p, path: legend(p, [(255, 0, 0)]), "or a dict id → colour"),
@@ -559,8 +561,8 @@ def test_a_legend_counts_the_lines_without_room(monkeypatch):
         (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is not a picture.*fromarray"),
     ],
 )
-def test_invalid_arguments_of_figures_raise_our_errors(wrong, says, tmp_path):
-    with pytest.raises((OptionError, ColorError), match=says):
+def test_invalid_arguments_of_figures_raise_our_errors(wrong, message, tmp_path):
+    with pytest.raises((OptionError, ColorError), match=message):
         wrong(Image.new("L", (100, 80)), tmp_path / "a.png")
 
 
@@ -632,11 +634,11 @@ def test_an_inset_may_show_more_detail():
     )
     box = BBox((10, 30, 0), (20, 40, 1), resolution=(16, 16, 40))
     assert np.asarray(inset(a, box, detail=b).convert("L"))[20, 40] == 99
-    for bad, error, says in (
+    for bad, error, message in (
         (BBox((0, 0, 0), (99, 9, 1), resolution=(16, 16, 40)), OutOfVolumeError, "extends beyond the picture"),
         (BBox((0, 0, 0), (30, 30, 1), resolution=(16, 16, 40)), OptionError, "does not fit"),
     ):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             inset(a, bad)
     with pytest.raises(OptionError, match="position"):
         inset(a, box, position="middle")

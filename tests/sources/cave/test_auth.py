@@ -104,7 +104,7 @@ def test_a_token_from_each_place_opens_a_layer(cave, home, monkeypatch, way):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("{", "is not JSON"),
         ('{"key": "x"}', "contains no token"),
@@ -112,9 +112,9 @@ def test_a_token_from_each_place_opens_a_layer(cave, home, monkeypatch, way):
         ('{"token": "a b"}', "is not valid"),
     ],
 )
-def test_invalid_token_files_are_errors(cave, home, text, says):
+def test_invalid_token_files_are_errors(cave, home, text, message):
     (home / "cave-secret.json").write_text(text)
-    with pytest.raises(ix.errors.AuthError, match=says) as caught:
+    with pytest.raises(ix.errors.AuthError, match=message) as caught:
         seg_of(cave)
     assert "cave-secret.json" in str(caught.value)
 
@@ -166,8 +166,8 @@ def test_each_denied_request_names_a_remedy(cave, home, monkeypatch, case, way, 
     assert isinstance(caught.value, PermissionError)
     for word in words:
         assert word in str(caught.value)
-    told = "".join(traceback.format_exception(caught.value)) + caplog.text
-    assert not any(secret in told for secret in SECRETS)
+    output = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert not any(secret in output for secret in SECRETS)
 
 
 def test_a_failing_client_is_a_server_error(cave, home):
@@ -229,7 +229,7 @@ def test_a_redirect_to_another_server_carries_no_token(cave, home):
         other.needs = f"Bearer {TOKEN}"
         with pytest.raises(ix.errors.InvalidTokenError, match="HTTP 401"):
             seg_of(cave, token=TOKEN)
-        assert other.asked == ["/em/info", "/em/info"]
+        assert other.requested == ["/em/info", "/em/info"]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -319,10 +319,10 @@ def test_the_token_of_a_client_is_not_pickled(cave, home):
     (home / "source").write_bytes(blob)
     code = "import pickle, sys; s = pickle.load(open(sys.argv[1], 'rb')); s.read(0, s.levels[0].grid.box)"
     process = python("-c", code, home / "source", stderr=subprocess.PIPE)
-    _, said = process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == 1
-    assert "MissingTokenError" in said
-    assert "on every worker" in said
+    assert "MissingTokenError" in errors
+    assert "on every worker" in errors
 
 
 def test_workers_find_their_own_token(cave, home):
@@ -336,9 +336,9 @@ def test_workers_find_their_own_token(cave, home):
     process = python("-c", code, home / "source", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     printed, errors = process.communicate()
     assert process.returncode == 0, errors
-    total, told = printed.split(" ", 1)
+    total, token_text = printed.split(" ", 1)
     assert int(total) == int(cave.truth(NOW).sum() % 2**61)
-    assert told.strip() == f"<token from {home / 'cave-secret.json'}>"
+    assert token_text.strip() == f"<token from {home / 'cave-secret.json'}>"
 
 
 def test_sources_with_different_tokens_are_equal(cave):

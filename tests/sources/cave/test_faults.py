@@ -277,7 +277,7 @@ def test_every_combination_of_fault_and_verb_is_tested():
 
 class TestWrongRoots:
     @pytest.mark.parametrize(
-        ("change", "says"),
+        ("change", "message"),
         [
             (lambda roots, ids: np.zeros_like(roots), "not a root id"),
             (lambda roots, ids: ids, "not a root id"),
@@ -289,11 +289,11 @@ class TestWrongRoots:
             (lambda roots, ids: roots.byteswap(), "not a root id"),
         ],
     )
-    def test_invalid_roots_are_errors(self, cave, monkeypatch, change, says):
+    def test_invalid_roots_are_errors(self, cave, monkeypatch, change, message):
         _, seg = opened(cave, "")
         true = cave.graph.roots
         monkeypatch.setattr(cave.graph, "roots", lambda ids, when: change(true(ids, when), ids))
-        with pytest.raises(ix.errors.ChunkReadError, match=says) as caught:
+        with pytest.raises(ix.errors.ChunkReadError, match=message) as caught:
             seg.compute()
         assert cave.table in str(caught.value)
         monkeypatch.undo()

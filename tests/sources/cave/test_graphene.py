@@ -201,9 +201,9 @@ class TestClient:
         return make
 
     def test_a_client_supplies_server_and_token_without_a_request(self, cave, client):
-        held = client()
+        cave_client = client()
         cave.log.clear()
-        tree = ix.open_datastack(held)
+        tree = ix.open_datastack(cave_client)
         assert cave.count("/info/api/") == 0
         assert tree.attrs["server_address"] == cave.url
         box = (slice(0, 4), slice(0, 40), slice(0, 40))
@@ -219,19 +219,19 @@ class TestClient:
         assert "version" not in later.attrs
 
     def test_the_materialization_version_of_a_client_selects_the_instant(self, cave, client):
-        held = client()
-        held.materialize.version = 7
-        tree = ix.open_datastack(held, bbox=BOX)
+        cave_client = client()
+        cave_client.materialize.version = 7
+        tree = ix.open_datastack(cave_client, bbox=BOX)
         assert tree.attrs["version"] == 7
         np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(VERSIONS[7], PART))
 
     def test_roots_equal_those_of_caveclient(self, cave, client):
-        held = client()
+        cave_client = client()
         ids = cave.graph.ids[::50]
         for when in (MERGE - 0.1, MERGE + 0.1, SPLIT):
             source = resolve_source(cave.table, None, token=TOKEN, timestamp=utc(when))
             ours = source.graph.roots(ids, source.instant, source.root_layer, 56)
-            np.testing.assert_array_equal(ours, held.chunkedgraph.get_roots(ids, timestamp=utc(when)))
+            np.testing.assert_array_equal(ours, cave_client.chunkedgraph.get_roots(ids, timestamp=utc(when)))
 
     def test_other_objects_are_rejected_as_clients(self):
         with pytest.raises(ix.errors.OptionError, match="int is neither the name of a datastack nor a CAVEclient"):
@@ -268,16 +268,16 @@ class TestInstant:
         truth = cave.truth(now, part)
         roots, sizes = np.unique(truth[truth > 0], return_counts=True)
         big = [int(r) for r in roots[np.argsort(sizes)[-2:]]]
-        asked = []
+        requests = []
 
         def edit():
-            asked.append(1)
-            if len(asked) == 5:
+            requests.append(1)
+            if len(requests) == 5:
                 cave.graph.merge(*big)
 
         cave.before_roots = edit
         found = seg.compute(scheduler="synchronous").values
-        assert len(asked) > 5
+        assert len(requests) > 5
         np.testing.assert_array_equal(found, truth)
         assert (cave.truth(now + 1e6, part) != truth).any()
         again = ix.open_segmentation(cave.table, token=TOKEN, bbox=voxels((0, 0, 0), (128, 128, 64)))
@@ -450,14 +450,14 @@ class TestIds:
         )
         cave.log.clear()
         truth = cave.tissue.spread(self.drawn(cave, NOW, [old]))
-        heirs = cave.tissue.spread(np.isin(cave.graph.state(NOW), cave.graph.split_into))
+        successors = cave.tissue.spread(np.isin(cave.graph.state(NOW), cave.graph.split_into))
         assert np.array_equal(pickle.loads(pickle.dumps(found)).values, truth)
-        asked = [line for line in cave.log if "roots_binary" in line.path]
-        now, then = (sum(float(line.query["timestamp"]) == t for line in asked) for t in (NOW, MERGE))
+        requests = [line for line in cave.log if "roots_binary" in line.path]
+        now, then = (sum(float(line.query["timestamp"]) == t for line in requests) for t in (NOW, MERGE))
         blocks = [slice(i, i + 50) for i in range(0, 250, 50)]
-        held = sum(heirs[z, y, x].any() for z in blocks for y in blocks for x in blocks)
-        assert now + then == len(asked)
-        assert 0 < then <= held < 125
+        candidate_blocks = sum(successors[z, y, x].any() for z in blocks for y in blocks for x in blocks)
+        assert now + then == len(requests)
+        assert 0 < then <= candidate_blocks < 125
         assert now <= 125
 
     def test_a_root_older_than_the_first_state_is_drawn_at_that_state(self, cave):
@@ -467,9 +467,9 @@ class TestIds:
         assert cave.graph.made[a] < cave.graph.oldest
         found = segmentation(cave, ids=[a], stale="keep")
         assert np.array_equal(found.values, cave.tissue.spread(self.drawn(cave, NOW, [a])))
-        asked = [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path]
-        assert set(asked) == {NOW, BEGIN + 5}
-        assert asked.count(BEGIN + 5) <= asked.count(NOW)  # at most one more for each block
+        requests = [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path]
+        assert set(requests) == {NOW, BEGIN + 5}
+        assert requests.count(BEGIN + 5) <= requests.count(NOW)  # at most one more for each block
 
     def test_stale_keep_works_without_a_lineage(self, cave):
         cave.without.add("lineage_graph_multiple")
@@ -557,12 +557,12 @@ class TestRequests:
         seg = segmentation(cave, NOW)
         cave.log.clear()
         block = seg[:40, :200, :200].values if cave.tissue.em.shape[1] > 200 else seg[:40].values
-        (asked,) = [line for line in cave.log if "roots_binary" in str(line)]
-        sent = np.frombuffer(asked.body, "<u8")
+        (request,) = [line for line in cave.log if "roots_binary" in str(line)]
+        sent = np.frombuffer(request.body, "<u8")
         assert len(sent) == len(np.unique(sent))
         part = tuple(slice(n) for n in block.shape)
         assert set(sent.tolist()) == set(np.unique(cave.tissue.supervoxels[part]).tolist()) - {0}
-        assert asked.query == {"timestamp": f"{NOW:.6f}"}
+        assert request.query == {"timestamp": f"{NOW:.6f}"}
 
     def test_neighbouring_blocks_request_only_new_ids(self, cave):
         seg = segmentation(cave, NOW)
@@ -620,8 +620,8 @@ class TestRequests:
         monkeypatch.setattr(chunkedgraph, "BATCH", 50)
         seg = segmentation(cave, NOW, bbox=BOX)
         np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
-        held = len(np.unique(cave.tissue.supervoxels[PART])) - 1
-        assert cave.count("roots_binary") == -(-held // 50)
+        supervoxel_count = len(np.unique(cave.tissue.supervoxels[PART])) - 1
+        assert cave.count("roots_binary") == -(-supervoxel_count // 50)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("limit", [8, 2])

@@ -50,7 +50,7 @@ def test_pictures_equal_those_of_imageryclient(client, options):
         CENTER, bbox_size=(160, 120), split_segmentations=True, timestamp=utc(TIMES[1])
     )
     colors = dict(zip(segs, ic.composite.discrete_colors(list(segs)), strict=True))
-    want = np.asarray(ic.composite_overlay(segs, colors=colors, imagery=image, **options)).astype(int)
+    expected = np.asarray(ic.composite_overlay(segs, colors=colors, imagery=image, **options)).astype(int)
     tree = ix.open_datastack(client, timestamp=utc(TIMES[1]))
     ds = tree.imagery.align(bbox=tree.imagery.around(CENTER, (160, 120)))
     ours = {int(k): tuple(int(255 * v) for v in c) for k, c in colors.items()}
@@ -59,9 +59,9 @@ def test_pictures_equal_those_of_imageryclient(client, options):
         got = ix.overlay(ds.image, ds.segmentation, colors=ours, alpha=0, outline=line).values[0]
     else:
         got = ix.overlay(ds.image, ds.segmentation, colors=ours, alpha=options["alpha"]).values[0]
-    assert got.shape == want.shape
+    assert got.shape == expected.shape
     inside = (slice(4, -4), slice(4, -4))  # ImageryClient draws outlines without the data beyond the edge
-    same = np.abs(got[inside].astype(int) - want[inside]).max(axis=-1) <= 2
+    same = np.abs(got[inside].astype(int) - expected[inside]).max(axis=-1) <= 2
     # where lines of several cells meet, the two packages may draw different ones on top
     assert same.mean() == 1 if "outline" not in options else same.mean() > 0.98
 

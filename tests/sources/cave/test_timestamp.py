@@ -69,7 +69,7 @@ def test_a_naive_time_is_utc_with_a_warning(value, zone, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         ("yesterday", "ISO 8601"),
         ("", "ISO 8601"),
@@ -92,8 +92,8 @@ def test_a_naive_time_is_utc_with_a_warning(value, zone, monkeypatch):
         (b"2024", "not an instant"),
     ],
 )
-def test_invalid_timestamps_are_errors(value, says):
-    with pytest.raises(ix.errors.TimestampError, match=says) as caught:
+def test_invalid_timestamps_are_errors(value, message):
+    with pytest.raises(ix.errors.TimestampError, match=message) as caught:
         instant_of(value)
     assert isinstance(caught.value, ValueError)
 

@@ -111,9 +111,9 @@ def slices_of(shape, start=0) -> list[IndexBox]:
     return [IndexBox((z, 3, 2), (z + 1, shape[1], shape[2] - 1)) for z in range(start, shape[0])]
 
 
-def objects(asked: list[str]) -> Counter:
+def objects(requested: list[str]) -> Counter:
     """Return how often each chunk was requested; ranges of one shard are not told apart."""
-    return Counter(path for path in asked if not path.endswith(("info", ".json", ".zarray", ".zattrs", ".zgroup")))
+    return Counter(path for path in requested if not path.endswith(("info", ".json", ".zarray", ".zattrs", ".zgroup")))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     source = opened(form, server.url)
     for box in slices_of(truth.shape):
         np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
-    counted = objects(server.asked)
+    counted = objects(server.requested)
     assert "shard" in form or set(counted.values()) == {1}
-    server.asked.clear()
+    server.requested.clear()
     # These include boxes that extend beyond the volume, boxes of one voxel, and the whole volume.
     boxes = [*slices_of(truth.shape)[::-1], *boxes_of(truth.shape, 30), IndexBox.of_shape(truth.shape)]
     for box in boxes * 2:
@@ -136,8 +136,8 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
         np.testing.assert_array_equal(found, padded(truth, box))
         assert found.flags.writeable
         found[...] = 0  # the caller may change the array: the cache does not contain it
-    assert all(number == 1 for path, number in objects(server.asked).items() if "shard" not in form)
-    assert set(objects(server.asked)) & set(counted) == set() or "shard" in form
+    assert all(number == 1 for path, number in objects(server.requested).items() if "shard" not in form)
+    assert set(objects(server.requested)) & set(counted) == set() or "shard" in form
 
 
 @pytest.mark.fast_forms(3)
@@ -150,10 +150,10 @@ def test_a_box_of_cached_chunks_looks_for_no_single_chunk(volume, monkeypatch):
     source.read(0, second)
     monkeypatch.setattr(MemoryCache, "get", None)
     monkeypatch.setattr(MemoryCache, "get_decoded", None)
-    server.asked.clear()
+    server.requested.clear()
     before = ix.sources.fetch.traffic.traffic()
     np.testing.assert_array_equal(source.read(0, second), padded(truth, second))
-    assert server.asked == []
+    assert server.requested == []
     assert ix.sources.fetch.traffic.traffic().since(before).in_memory > 0
 
 
@@ -249,9 +249,9 @@ def test_a_connection_without_a_cache_does_not_read_the_boxes_of_others(volume):
         opened(form, server.url).read(0, box)
     without = opened(form, server.url, connection=ix.Connection(memory_cache=0))
     for _ in range(2):
-        server.asked.clear()
+        server.requested.clear()
         np.testing.assert_array_equal(without.read(0, box), padded(truth, box))
-        assert objects(server.asked)
+        assert objects(server.requested)
 
 
 @pytest.mark.parametrize("missing", ["fill", "warn"])
@@ -283,7 +283,7 @@ def test_chunks_that_a_shard_leaves_out_are_the_fill_value(tmp_path):
         for _ in range(2):
             for box in inside:
                 np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
-        assert len(objects(server.asked)) == 1
+        assert len(objects(server.requested)) == 1
         for box in slices_of(truth.shape):  # other shards do not exist
             np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
 

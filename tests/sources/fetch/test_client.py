@@ -73,11 +73,11 @@ def test_retries_are_logged(cave, caplog):
         ask(cave, credential=Token(secret, "a test"))
         with pytest.raises(ix.errors.ServerError, match="refused"):
             client.send_interruptible_request("GET", dead_url(), HASTY)
-    told = [record.getMessage() for record in caplog.records]
-    assert "HTTP 503" in told[0]
-    assert told[0].endswith("retrying in 0.0 s, attempt 2 of 3")
-    assert ["refused" in line for line in told] == [False, True, True]
-    assert secret not in "".join(told)
+    logged = [record.getMessage() for record in caplog.records]
+    assert "HTTP 503" in logged[0]
+    assert logged[0].endswith("retrying in 0.0 s, attempt 2 of 3")
+    assert ["refused" in line for line in logged] == [False, True, True]
+    assert secret not in "".join(logged)
 
 
 @pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 410, 501, 505])

@@ -472,9 +472,9 @@ def test_processes_share_a_folder_that_is_smaller_than_the_volume(served, tmp_pa
     given = ("-c", READER, served.url, tmp_path / "cache", tmp_path / "expected.npy", 2)
     started = [python(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     for process in started:
-        said, error = process.communicate(timeout=120)
+        output, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
-        assert said.count("right") == 2
+        assert output.count("right") == 2
     assert size_of(tmp_path / "cache") <= 300_000
     assert served.counts()[1] > 0
 
@@ -565,13 +565,13 @@ def test_abandoned_temporary_files_are_removed(tmp_path):
     cache = DiskCache(str(tmp_path))
     cache.put(entry_name(1), Stored(b"1", validator=TAG), 100_000)
     (file,) = entries(tmp_path)
-    abandoned, young = (file.with_name(f"{file.name}-{c * 16}") for c in "ab")
-    for path in (abandoned, young):
+    abandoned, recent = (file.with_name(f"{file.name}-{c * 16}") for c in "ab")
+    for path in (abandoned, recent):
         path.write_bytes(b"x")
     os.utime(abandoned, (1, 1))
     cache.drop_until(100_000)
     assert not abandoned.exists()
-    assert young.exists()
+    assert recent.exists()
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -27,11 +27,11 @@ class Folder:
     files: dict[str, bytes]
     identity: str | None = "here"
     width: int = 4
-    asked: list = field(default_factory=list)
+    requested: list = field(default_factory=list)
     disk_place: None = None
 
     def get(self, key, part, limit, stop):
-        self.asked.append((key, part and (part.start, part.stop)))
+        self.requested.append((key, part and (part.start, part.stop)))
         body = self.files.get(key)
         return None if body is None else Stored(body if part is None else part.cut(body))
 
@@ -65,9 +65,9 @@ def test_a_second_read_requests_only_missing_objects():
     store = Folder({"a": b"1"})
     requests = [ObjectRequest(key, 10, 10) for key in "ac"]
     first = read(store, requests)
-    store.asked.clear()
+    store.requested.clear()
     assert read(store, requests) == first
-    assert store.asked == [("c", None)]
+    assert store.requested == [("c", None)]
 
 
 @pytest.mark.parametrize("change", ["no identity", "memory_cache=0"])
@@ -76,7 +76,7 @@ def test_nothing_is_cached_without_identity_or_cache(change):
     options = {} if change == "no identity" else {"memory_cache": 0}
     for _ in range(2):
         read(store, [ObjectRequest("a", 10, 10)], **options)
-    assert len(store.asked) == 2
+    assert len(store.requested) == 2
 
 
 def test_an_object_that_cannot_be_decoded_is_not_cached():
@@ -88,7 +88,7 @@ def test_an_object_that_cannot_be_decoded_is_not_cached():
     with pytest.raises(ValueError, match="damaged"):
         read_objects(store, [ObjectRequest("a", 10, 10)], fail, print, ix.Connection())
     read(store, [ObjectRequest("a", 10, 10)])
-    assert len(store.asked) == 2
+    assert len(store.requested) == 2
 
 
 def test_voxels_that_are_needed_once_are_not_cached_decoded():
@@ -108,15 +108,15 @@ def test_neighbouring_ranges_take_one_request():
     spans = [(0, 100), (100, 250), (300, 400), (500_000, 500_100)]
     found = read(store, ranges(*spans))
     assert found == {("f", span): WHOLE[slice(*span)] for span in spans}
-    assert sorted(store.asked) == [("f", (0, 400)), ("f", (500_000, 500_100))]
+    assert sorted(store.requested) == [("f", (0, 400)), ("f", (500_000, 500_100))]
 
 
 def test_cached_ranges_are_not_requested_again():
     store = Folder({"f": WHOLE})
     read(store, ranges((0, 100), (100, 200)))
-    store.asked.clear()
+    store.requested.clear()
     assert read(store, ranges((0, 100), (100, 200), (200, 300)))["f", (100, 200)] == WHOLE[100:200]
-    assert store.asked == [("f", (200, 300))]
+    assert store.requested == [("f", (200, 300))]
 
 
 def test_a_truncated_object_is_an_error():
@@ -221,7 +221,7 @@ def test_a_cached_chunk_is_not_decoded_again_and_cannot_be_changed():
     channel = ObjectRequest("a", 10, 10, form=1)
     read_objects(store, [channel], count, lambda *given: None, ix.Connection())
     assert decoded == ["a", "a"]
-    assert len(store.asked) == 1
+    assert len(store.requested) == 1
 
 
 def test_sources_with_other_credentials_or_access_do_not_share_entries():

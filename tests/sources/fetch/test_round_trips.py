@@ -79,7 +79,7 @@ def test_a_zarr_opens_if_the_server_sends_a_page_for_files_that_do_not_exist(tmp
 
 def test_few_simultaneous_requests_are_used_for_the_metadata_that_are_needed(layers):
     ix.open_multiscale(f"zarr://{layers.url}/zarr3", connection=ix.Connection(concurrency=4))
-    assert set(layers.asked) <= {f"/zarr3{key}" for key in ("/zarr.json", "/.zattrs")} | set(LEVELS["zarr3"])
+    assert set(layers.requested) <= {f"/zarr3{key}" for key in ("/zarr.json", "/.zattrs")} | set(LEVELS["zarr3"])
 
 
 LEVELS = {"zarr3": [f"/zarr3/s{i}/zarr.json" for i in range(3)], "zarr2": [f"/zarr2/s{i}/.zarray" for i in range(3)]}
@@ -94,35 +94,35 @@ def test_opening_requests_the_metadata_of_the_group_and_then_of_all_levels(layer
     place = f"{layers.url}/{name}"
     ix.open_multiscale(place if scheme == "bare" else f"{scheme}://{place}")
     first = sorted(f"/{name}/{key}" for key in FIRST[scheme])
-    assert sorted(layers.asked[: len(first)]) == first
+    assert sorted(layers.requested[: len(first)]) == first
     # No further request is made for a format that the volume does not have.
-    assert sorted(layers.asked[len(first) :]) == LEVELS.get(name, [])
+    assert sorted(layers.requested[len(first) :]) == LEVELS.get(name, [])
 
 
 def test_the_same_figure_again_makes_no_request(layers):
     em = ix.open_image(f"precomputed://{layers.url}/em")
     cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
     picture = ix.overlay(em.isel(z=slice(3, 4)), cells.isel(z=slice(3, 4)))
-    layers.asked.clear()
+    layers.requested.clear()
     first = picture.compute()
-    assert len(layers.asked) == len(set(layers.asked)) == 2 * 9  # chunks of 8 × 16 × 16 voxels
-    layers.asked.clear()
+    assert len(layers.requested) == len(set(layers.requested)) == 2 * 9  # chunks of 8 × 16 × 16 voxels
+    layers.requested.clear()
     np.testing.assert_array_equal(picture.compute(), first)
     # Another slice of the same chunks, of layers that are opened again, makes no request either.
     em = ix.open_image(f"precomputed://{layers.url}/em")
     cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
-    layers.asked.clear()
+    layers.requested.clear()
     ix.overlay(em.isel(z=slice(5, 6)), cells.isel(z=slice(5, 6))).compute()
-    assert layers.asked == []
+    assert layers.requested == []
 
 
 def test_a_scroll_through_a_figure_requests_each_object_once(layers):
     em = ix.open_image(f"precomputed://{layers.url}/em")
     cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
-    layers.asked.clear()
+    layers.requested.clear()
     for z in range(GRID.shape[0]):
         ix.overlay(em.isel(z=slice(z, z + 1)), cells.isel(z=slice(z, z + 1))).compute()
-    assert len(layers.asked) == len(set(layers.asked)) == 2 * 2 * 9
+    assert len(layers.requested) == len(set(layers.requested)) == 2 * 2 * 9
 
 
 @pytest.mark.slow

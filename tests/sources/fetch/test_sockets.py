@@ -23,10 +23,10 @@ def silent_port():
     with ExitStack() as opened:
         port = 0
         for host in ("127.0.0.2", "127.0.0.3"):
-            deaf = opened.enter_context(socket.socket())
-            deaf.bind((host, port))
-            deaf.listen(0)
-            port = deaf.getsockname()[1]
+            unresponsive = opened.enter_context(socket.socket())
+            unresponsive.bind((host, port))
+            unresponsive.listen(0)
+            port = unresponsive.getsockname()[1]
             for _ in range(3):  # fill its queue
                 one = opened.enter_context(socket.socket())
                 one.setblocking(False)

@@ -124,7 +124,7 @@ def test_metadata_without_mutations_open(tmp_path, start):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (files_v2(shape=[2**62, 8, 8]), "shape holds 4611686018427387904"),
         (files_v2(shape=[4, 8, 2**31]), "voxels along x; the limit"),
@@ -153,11 +153,11 @@ def test_metadata_without_mutations_open(tmp_path, start):
         (files_v2({"multiscales": [image(version="0.4", datasets=[{"path": "../0"}])]}), "leads out of the group"),
     ],
 )  # fmt: skip
-def test_a_member_without_a_possible_value_is_named(tmp_path, files, said):
+def test_a_member_without_a_possible_value_is_named(tmp_path, files, message):
     place = write(tmp_path, files)
     tracemalloc.start()
     try:
-        with pytest.raises(ImageryError, match=said) as caught:
+        with pytest.raises(ImageryError, match=message) as caught:
             ix.open_image(place)
         assert tracemalloc.get_traced_memory()[1] < 50e6
     finally:

@@ -173,10 +173,10 @@ def test_a_group_of_images_names_an_address_that_opens(tmp_path, kind):
     place = {"plate": "A/1/7", "well": "7", "bioformats2raw": "7", "plain": "em"}[kind]
     one_image(tmp_path / place, noise(SHAPE), version="0.4")
     well = {"well": {"images": [{"path": "7"}]}}
-    said = {"plate": {"plate": {"wells": [{"path": "A/1"}]}}, "well": well, "plain": {}}.get(
+    attributes = {"plate": {"plate": {"wells": [{"path": "A/1"}]}}, "well": well, "plain": {}}.get(
         kind, {"bioformats2raw.layout": 3}
     )
-    for folder, attrs in ((tmp_path, said), (tmp_path / "A" / "1", well), (tmp_path / "OME", {"series": ["7"]})):
+    for folder, attrs in ((tmp_path, attributes), (tmp_path / "A" / "1", well), (tmp_path / "OME", {"series": ["7"]})):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".zgroup").write_text('{"zarr_format": 2}')
         (folder / ".zattrs").write_text(json.dumps(attrs))

@@ -126,9 +126,9 @@ class TestOverHttp(Images):
     def test_a_worker_requests_chunks_only(self, folder):
         # So few requests that none is made for arrays that the group does not name.
         source = opened(self.SERVER.url, connection=Connection(concurrency=2))
-        self.SERVER.asked.clear()
+        self.SERVER.requested.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
-        assert set(self.SERVER.asked) == {"/0/c/0/0/0", "/0/c/0/0/1"}
+        assert set(self.SERVER.requested) == {"/0/c/0/0/0", "/0/c/0/0/1"}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -442,15 +442,15 @@ class TestNoImage:
             opened(tmp_path)
 
     @pytest.mark.parametrize(
-        ("attributes", "said"),
+        ("attributes", "message"),
         [
             ({"plate": {"wells": [{"path": "B/3"}]}}, "plate of many images.*/B/3/0"),
             ({"bioformats2raw.layout": 3}, "images of a bioformats2raw folder.*/0"),
         ],
     )
-    def test_a_group_of_images_lists_them(self, tmp_path, attributes, said):
+    def test_a_group_of_images_lists_them(self, tmp_path, attributes, message):
         zarr.open_group(str(tmp_path), mode="w", zarr_format=2).attrs.update(attributes)
-        with pytest.raises(SourceError, match=said):
+        with pytest.raises(SourceError, match=message):
             opened(tmp_path)
 
     @pytest.mark.parametrize("text", ["<html>", "[1]"])
@@ -460,7 +460,7 @@ class TestNoImage:
             opened(tmp_path)
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"datasets": [{"path": "s0"}]}, "has no scale among its coordinateTransformations"),
             ({"datasets": [level("s0", (40, 8))]}, r"a scale of 2 numbers \[40, 8\] for its 3 axes z, y, x"),
@@ -477,12 +477,12 @@ class TestNoImage:
             ),
         ],
     )
-    def test_invalid_metadata_are_errors(self, tmp_path, change, said):
+    def test_invalid_metadata_are_errors(self, tmp_path, change, message):
         one_level(tmp_path)
         document = json.loads((tmp_path / "zarr.json").read_text())
         document["attributes"]["ome"]["multiscales"][0].update(change)
         (tmp_path / "zarr.json").write_text(json.dumps(document))
-        with pytest.raises(SourceError, match=said):
+        with pytest.raises(SourceError, match=message):
             opened(tmp_path)
 
     def test_unsupported_protocols_are_errors(self):
@@ -589,7 +589,7 @@ class TestHttp:
         server, values = served
         server.faults = {"/0/c/0/1/1": [503, 500]}
         np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
-        assert server.asked.count("/0/c/0/1/1") == 3
+        assert server.requested.count("/0/c/0/1/1") == 3
 
     @pytest.mark.slow
     def test_an_interrupted_transfer_is_retried_or_an_error(self, served):

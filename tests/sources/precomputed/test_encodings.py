@@ -199,7 +199,7 @@ def test_a_png_with_a_palette_is_read_as_colours():
 
 
 @pytest.mark.parametrize(
-    ("picture", "dtype", "channels", "said"),
+    ("picture", "dtype", "channels", "message"),
     [
         (png(4, 2, 16, 0, b"\0" * 18), "uint8", 1, "16 bits instead of uint8"),
         (png(4, 2, 8, 0, b"\0" * 10), "uint16", 1, "8 bits instead of uint16"),
@@ -213,8 +213,8 @@ def test_a_png_with_a_palette_is_read_as_colours():
         (png(4, 2, 8, 0, b"\0" * 10), "float32", 1, "PNG holds uint8 and uint16, not float32"),
     ],
 )
-def test_a_png_header_that_contradicts_the_metadata_is_damage(picture, dtype, channels, said):
-    assert said in picture_problem(picture, "png", (4, 2, 1, channels), np.dtype(dtype))
+def test_a_png_header_that_contradicts_the_metadata_is_damage(picture, dtype, channels, message):
+    assert message in picture_problem(picture, "png", (4, 2, 1, channels), np.dtype(dtype))
 
 
 def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata_are_damage(tmp_path):

@@ -55,12 +55,12 @@ class TestSharded(SourceSuite):
     def test_a_second_block_requests_chunks_only(self, folder):
         source = opened(self.SERVER.url, connection=ix.Connection(memory_cache=0))
         source.read(0, GRID.box)
-        first = len(self.SERVER.asked)
-        self.SERVER.asked.clear()
+        first = len(self.SERVER.requested)
+        self.SERVER.requested.clear()
         source.read(0, GRID.box)
-        assert 0 < len(self.SERVER.asked) < first
-        assert len(self.SERVER.asked) <= 8  # one per minishard: neighbouring chunks are fetched with one request
-        again = [p for p in self.SERVER.asked if p.endswith("info")]
+        assert 0 < len(self.SERVER.requested) < first
+        assert len(self.SERVER.requested) <= 8  # one per minishard: neighbouring chunks are fetched with one request
+        again = [p for p in self.SERVER.requested if p.endswith("info")]
         assert again == []
 
 

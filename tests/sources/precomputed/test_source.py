@@ -77,9 +77,9 @@ class TestOverHttp(Layers):
 
     def test_a_box_requests_only_its_chunks(self, folder):
         source = self.open(folder)
-        self.SERVER.asked.clear()
+        self.SERVER.requested.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
-        assert sorted(self.SERVER.asked) == [
+        assert sorted(self.SERVER.requested) == [
             "/4.04_4.04_40/-21--5_5-21_3-11",
             "/4.04_4.04_40/-5-11_5-21_3-11",
         ]
@@ -261,7 +261,7 @@ class TestInfo:
             resolve_source(tmp_path, "image")
 
     @pytest.mark.parametrize(
-        ("kind", "said"),
+        ("kind", "message"),
         [
             ("neuroglancer_skeletons", "holds skeletons"),
             ("neuroglancer_legacy_mesh", "holds meshes"),
@@ -270,13 +270,13 @@ class TestInfo:
             ("neuroglancer_segment_properties", "holds properties of segments"),
         ],
     )
-    def test_other_kinds_of_layers_are_named(self, tmp_path, kind, said):
+    def test_other_kinds_of_layers_are_named(self, tmp_path, kind, message):
         (tmp_path / "info").write_text(json.dumps({"@type": kind}))
-        with pytest.raises(SourceError, match=said):
+        with pytest.raises(SourceError, match=message):
             resolve_source(tmp_path, "image")
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"scales": []}, "lacks scales"),
             ({"scales": [3]}, "scale 0 is 3, which is not an object"),
@@ -290,13 +290,13 @@ class TestInfo:
             ({"chunk_sizes": []}, r"scale 0 has the chunk_sizes \[\]; it must hold three"),
         ],
     )
-    def test_invalid_metadata_are_errors(self, tmp_path, change, said):
+    def test_invalid_metadata_are_errors(self, tmp_path, change, message):
         info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [scale(Grid((5, 5, 5), (4, 4, 40), (0, 0, 0)))]}  # fmt: skip
         within = {k: v for k, v in change.items() if k in info["scales"][0]}
         info["scales"][0].update(within)
         info.update({k: v for k, v in change.items() if k not in within})
         (tmp_path / "info").write_text(json.dumps(info))
-        with pytest.raises(SourceError, match=said):
+        with pytest.raises(SourceError, match=message):
             resolve_source(tmp_path, "image")
 
     def test_the_info_of_a_graph_without_its_server_is_an_error(self, tmp_path):
@@ -404,7 +404,7 @@ class TestHttp:
         server, url, grid, values = served
         server.faults = {"0-16_32-48_5-13": [503, 500, 0]}
         np.testing.assert_array_equal(resolve_source(url, "image").read(0, grid.box), values)
-        assert sum("0-16_32-48_5-13" in path for path in server.asked) == 4
+        assert sum("0-16_32-48_5-13" in path for path in server.requested) == 4
 
     def test_an_interrupted_transfer_is_retried(self, served):
         server, url, grid, _ = served
@@ -604,7 +604,7 @@ class TestOptionalMembers:
         np.testing.assert_array_equal(opened(tmp_path).read(0, IndexBox.of_shape(values.shape)), values)
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"voxel_offset": [0.5, 0, 0]}, r"voxel_offset \[0\.5, 0, 0\]; it must hold whole numbers"),
             ({"size": [16.5, 16, 8]}, "size .*it must hold whole numbers"),
@@ -614,9 +614,9 @@ class TestOptionalMembers:
             ({"voxel_offset": None}, "scale 0|voxel_offset|NoneType"),
         ],
     )
-    def test_impossible_values_are_errors(self, tmp_path, change, said):
+    def test_impossible_values_are_errors(self, tmp_path, change, message):
         self.write(tmp_path, "uint64", change)
-        with pytest.raises(SourceError, match=said):
+        with pytest.raises(SourceError, match=message):
             opened(tmp_path)
 
     def test_an_unknown_encoding_is_an_error(self, tmp_path):
