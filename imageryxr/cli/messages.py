@@ -66,7 +66,7 @@ def command_text(message: object) -> str:
 
 
 def rename_parameters(error: ImageryError, **names: str) -> ImageryError:
-    """Return an error whose message has other names of parameters, for an option that another command also has."""
+    """Return an error with parameters renamed in its message, for commands that have one option under two names."""
 
     def other(part: Any) -> Any:
         if isinstance(part, Message):

@@ -14,7 +14,7 @@ from imageryxr.graph.expr import Expr, SameValues
 
 Indexes = npt.NDArray[np.int64]
 
-# Indexes in neighbouring chunks are read in one call if it reads at most this many times the extents of the parts.
+# One call reads parts in neighbouring chunks if it reads at most this many times the voxels of separate calls.
 _SLACK = 1.25
 
 

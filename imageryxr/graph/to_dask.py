@@ -195,7 +195,7 @@ def _flat_layer(key: str, expr: Expr, splits: Splits, reads: Sequence[str]) -> B
 def expr_of(array: da.Array) -> tuple[Expr, Splits] | None:
     """Return the expression and block sizes (z, y, x) of a dask array that is a flat layer of `to_dask`, or None.
 
-    The result is None for an array that dask has persisted or rechunked since.
+    The result is None if dask has persisted or rechunked the array after `to_dask` made it.
     """
     layer = array.dask.layers.get(array.name)
     for dep in getattr(layer, "io_deps", {}).values():

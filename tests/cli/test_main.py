@@ -23,7 +23,7 @@ from tests.support.command_line import run, run_process
 
 
 @pytest.mark.slow
-def test_info(sample):
+def test_info_prints_the_levels_of_a_source(sample):
     done = run_process("info", sample.image)
     assert done.returncode == 0, done.stderr
     for text in ("uint8", "1,024 × 1,024 × 64", "32 × 32 × 40", "raw", "4,096, 2,048, 100"):
@@ -55,7 +55,7 @@ def test_figure_and_export_draw_the_same_as_python(sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_figure_along_y_and_outlines_along_the_stack(sample, tmp_path):
+def test_a_figure_along_y_has_outlines_along_the_same_axis(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40", "--outline", 2]
     place = ["--center", "4600,2560,130"]
     side = [*sources, *place, "--size", "200,20", "--axis", "y", "--no-scale-bar"]
@@ -256,7 +256,7 @@ class TestCave:
         monkeypatch.setenv("CAVE_TOKEN", TOKEN)
 
     @pytest.mark.slow
-    def test_info(self, cave):
+    def test_info_prints_the_instant_of_a_graphene_table(self, cave):
         done = run("info", cave.table, "--timestamp", "2023-11-16T02:00:00.250Z")
         assert done.returncode == 0, done.stderr
         assert f"{cave.table}\nsegmentation, uint64, 2 levels" in done.stdout

@@ -150,7 +150,7 @@ def test_the_order_of_variables_does_not_change_a_picture(tmp_path):
     )
 
 
-def test_layer_order_decides_and_may_draw_the_image_on_top():
+def test_the_attr_layer_order_may_draw_the_image_on_top():
     ds = xr.Dataset(
         {"image": IMAGE.assign_attrs(opacity=0.5), "segmentation": LABELS},
         attrs={"layer_order": ["segmentation", "image"]},

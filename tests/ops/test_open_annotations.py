@@ -142,7 +142,7 @@ def test_segments_return_the_annotations_related_by_any_relationship(layers, for
             assert found.post.values[i] == (3 if 3 in by_id[number]["post"] else 0)
 
 
-def test_selections_combine(layers):
+def test_several_selections_return_their_intersection(layers):
     folder, entries = layers
     box = ix.BBox((-60, -60, -60), (0, 60, 60), resolution=UNIT)
     found = open_annotations(folder / "point", segments=[2], bbox=box)

@@ -137,7 +137,7 @@ def test_dims_that_the_caller_dropped_stay_dropped():
     np.testing.assert_array_equal(picture.values, ix.overlay(IMAGE, FINE, alpha=0.4, outline=2).values[1])
 
 
-def test_attrs_survive():
+def test_verbs_keep_the_attrs_of_the_image():
     image = as_source(IMAGE).assign_attrs(source="precomputed://somewhere", timestamp="then")
     out = ix.crop(ix.overlay(image, as_source(FINE)), ix.BBox((20, 3, 3), (41, 20, 4), resolution=(8, 8, 40)))
     assert out.attrs["source"] == "precomputed://somewhere"

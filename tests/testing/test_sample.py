@@ -265,7 +265,7 @@ def test_a_folder_with_an_invalid_marker_raises(tmp_path: Path, marker: str) -> 
         sample(tmp_path, shape=(4, 64, 64))
 
 
-def test_a_file_raises(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(TargetExistsError, match="is a file"):
         sample(tmp_path / "file", shape=(4, 64, 64))

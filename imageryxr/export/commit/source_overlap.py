@@ -294,7 +294,7 @@ def _places(value: Any) -> Iterator[str]:
 
 
 def _named_file(text: str) -> Iterator[str]:
-    """Iterate over the place in a string, if it is a bucket's URL or the path of an existing file or volume."""
+    """Yield a text as a URL if it is one of a web server or bucket, or as a path if a file or volume exists there."""
     if not 1 < len(text) < 4096 or "\0" in text or "\n" in text:
         return
     if "://" in text and not text.startswith("file://"):

@@ -136,7 +136,7 @@ class ZarrJob(Job):
             return None
 
     def check_target(self, overwrite: bool) -> None:
-        """Skip everything if the target is the result of this call."""
+        """Look up whether the target is complete; raise `TargetExistsError` if it belongs to another call."""
         self.is_complete = self._stored_token() == self.site.token
         if self.is_complete:
             return
@@ -303,7 +303,7 @@ class PageJob(Job):
         return self.folder.get_start(self.site.name, TOKEN_BYTES)
 
     def check_target(self, overwrite: bool) -> None:
-        """Skip everything if the target is the result of this call."""
+        """Look up whether the target is complete; raise `TargetExistsError` if it belongs to another call."""
         start = self._page_start()
         self.is_complete = self.token in (start or b"")
         if start is not None and not self.is_complete and not overwrite:

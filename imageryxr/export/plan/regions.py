@@ -150,9 +150,9 @@ def choose_regions(
     reads, worst = reads_of(best)
     while reads > 1.02:
         grown = [_grow(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
-        much = worst > REREAD_LIMIT
-        fitting = [g for g in grown if g != best and (much or len(g) >= limits.least)]
-        fitting = [g for g in fitting if memory_of(g.largest()) <= _room_for(g, limits, much)]
+        rereads_too_much = worst > REREAD_LIMIT
+        fitting = [g for g in grown if g != best and (rereads_too_much or len(g) >= limits.least)]
+        fitting = [g for g in fitting if memory_of(g.largest()) <= _room_for(g, limits, rereads_too_much)]
         if not fitting:
             break
         # Of equal gains, the axis that is contiguous in memory comes first.
@@ -204,9 +204,9 @@ def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int
     return step, first or step
 
 
-def _room_for(regions: Regions, limits: RegionLimits, much: bool) -> int:
-    """Return the bytes of memory that a region may use; `much` states that too much is read repeatedly."""
-    if not much:
+def _room_for(regions: Regions, limits: RegionLimits, rereads_too_much: bool) -> int:
+    """Return the bytes of memory that a region may use: more if smaller regions read too many chunks repeatedly."""
+    if not rereads_too_much:
         return limits.budget
     return limits.most * (limits.threads // min(limits.threads, len(regions)))
 

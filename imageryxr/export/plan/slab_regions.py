@@ -138,7 +138,7 @@ class SlabPlanner:
         threads, limit = slots // under_way, self._limit(at_once)
         if spilled:
             threads = -(-slots // under_way)
-            # without cached voxels, the estimate of the memory is more exact
+            # Spilled voxels are in a file, so the estimate of the memory is more exact and the limit can be higher.
             limit += limit // 2
         settings = SlabSettings(
             self.target.axis, self._slices(regions.largest()), at_once, threads, spilled=spilled,

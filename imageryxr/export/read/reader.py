@@ -63,7 +63,7 @@ def wrap_source_errors() -> Iterator[None]:
 
 @contextmanager
 def unwrap_source_errors() -> Iterator[None]:
-    """Raise the error inside a `SourceReadError`, outside the handler of errors of the target's disk."""
+    """Raise the error of a source in place of the `SourceReadError` that contains it."""
     try:
         yield
         return

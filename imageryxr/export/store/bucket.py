@@ -98,8 +98,8 @@ class Bucket:
         for _ in range(TRIES):
             if self._send(name, data, condition, encoding):
                 return
-            # The object that is there now may be replaced while this process owns the target. The mark of that object
-            # excludes whatever is written after this check.
+            # The existing object may be replaced while this process owns the target. The next upload states the mark of
+            # that object, so it fails if another process writes after the check of the lease.
             mark = self._current_mark(name)
             if self.watch is not None:
                 self.watch.check()

@@ -73,7 +73,10 @@ class Film(SingleFile):
 
 
 def check_film(layer: ArrayInfo, what: str, fps: Any, most: float, advice: str = "") -> float:
-    """Return the frames per second, or raise `OptionError` if values or rate do not suit a film; ``what`` names it."""
+    """Return the frames per second; raise `OptionError` if the values or the rate do not suit a film.
+
+    ``what`` is the name of the film's format in messages.
+    """
     if layer.channels not in (0, 4):
         raise OptionError(f"{layer.channels} channels of dtype {layer.dtype} cannot be frames of {what}: give RGBA")
     if layer.dtype not in (np.uint8, np.bool_):

@@ -122,7 +122,7 @@ def _count(layer):
     return sum(n for (kind, _), n in Counting.fetched.items() if kind == layer)
 
 
-def test_rereads_stay_small(tmp_path):
+def test_chunks_are_read_at_most_1_15_times(tmp_path):
     """Stacks and OME-Zarr read at most 1.15 times the voxels of the box."""
     shape = (512, 1024, 1024)
     em = array_of(Computed(shape, chunks=(64, 64, 64)))

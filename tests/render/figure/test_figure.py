@@ -258,7 +258,7 @@ def test_montage_refuses_before_anything_computes(gray, make, error, message):
 
 
 @pytest.mark.parametrize(("labels", "message"), [(["a"], "1 labels for 3 tiles"), ("abc", "'abc'"), (5, "5")])
-def test_labels_are_checked(gray, labels, message):
+def test_invalid_labels_raise(gray, labels, message):
     with pytest.raises(OptionError, match=message):
         montage(gray, labels=labels)
 

@@ -314,7 +314,7 @@ def test_responses_compressed_by_a_proxy_are_decompressed(cave):
         ix.open_segmentation(cave.table, timestamp=utc(NOW), token=FORBIDDEN, connection=HASTY)
 
 
-def test_nothing_is_printed(cave, capfd):
+def test_faults_print_nothing(cave, capfd):
     em, seg = opened(cave, "")
     for place in ("image", "supervoxels"):
         for fault in ("short", "corrupt", "garbage", "missing"):

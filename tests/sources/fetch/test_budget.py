@@ -201,7 +201,7 @@ def test_a_stopped_read_gives_up_its_place_for_memory():
 
 
 def next_ticket(steps):
-    """Return what is reserved without a further wait."""
+    """Return the ticket of a reservation that needs no further wait."""
     with pytest.raises(StopIteration) as end:
         next(steps)
     return end.value.value

@@ -70,7 +70,7 @@ def test_a_host_all_of_whose_addresses_refuse_is_an_error_at_once(monkeypatch):
         run(connect("refused.example", port, RequestLimits(20, threading.Event()), local=True))
 
 
-def test_families_take_turns():
+def test_ipv6_and_ipv4_addresses_take_turns():
     six, four = ([ip_filter.Candidate(family, (i,)) for i in range(3)] for family in (socket.AF_INET6, socket.AF_INET))
     turns = sockets._in_turn(six + four[:1])
     assert turns == [six[0], four[0], six[1], six[2]]

@@ -346,7 +346,7 @@ def test_levels_of_different_types_keep_their_own(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is not there
+# missing and damaged chunks
 
 
 def write_holed(folder: Path, version: str = "0.5", fill: int = 0, **kwargs) -> np.ndarray:

@@ -148,7 +148,7 @@ def test_placeholders_are_levels_without_voxels(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is not there, and what is broken
+# missing and damaged chunks
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ WHERE = r"mip 0 \(8 × 8 × 40 nm\), box \(-16, 16, 5\) to \(32, 64, 21\) in vox
 
 
 class TestMissing:
-    def test_missing_raise_raises(self, layer):
+    def test_missing_chunks_raise_with_missing_raise(self, layer):
         folder, grid, values = layer
         chunk_file(folder).unlink()
         source = opened(folder)
