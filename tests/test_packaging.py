@@ -19,8 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Dependencies that no module imports.
 NOT_IMPORTED = {
-    "scipy",  # the k-d trees of annotations
-    "caveclient",  # the tables of CAVE
+    "scipy",  # examples of the documentation filter images with it
+    "caveclient",  # `open_datastack` accepts its clients
     "cryptography",  # the certificates of `distributed.Security.temporary`
     "click",  # restricts the version that typer uses
 }
