@@ -159,7 +159,8 @@ def test_the_progress_bar_advances_within_a_region(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys.modules["imageryxr.export.run.task"], "bricks", lambda box, *_: tiles(box, (4, 48, 64)))
     storage = sys.modules["imageryxr.export.store.local"]
     write = storage._write
-    monkeypatch.setattr(storage, "_write", lambda *file: (time.sleep(4.5 / 36), write(*file)))
+    monkeypatch.setattr(storage, "_write", lambda *file: (time.sleep(0.9 / 36), write(*file)))
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "TICK_SECONDS", 0.2)
     array = array_of(Computed((36, 48, 64), chunks=(64, 64, 64)))
     options = {"square": False} if "png" in target else {"chunks": (1, 48, 64), "levels": 1}
     report = ix.export(array, str(tmp_path / target), workers=1, progress=True, **options)

@@ -14,18 +14,18 @@ from imageryxr.sources.fetch.sockets import StoppedError
 from tests.support.hostile import HostileServer, reply
 from tests.support.slow import slow_except
 
-ONCE = ix.Connection(timeout=1, retries=0)
+ONCE = ix.Connection(timeout=0.5, retries=0)
 OK = b"HTTP/1.1 200 OK\r\n"
 LONG = 100_000
 
 
 def slow_status(server, sock, _):
-    server.drip(sock, OK * LONG, 0.3)
+    server.drip(sock, OK * LONG, 0.1)
 
 
 def slow_headers(server, sock, _):
     sock.sendall(OK)
-    server.drip(sock, b"x: y\r\n" * LONG, 0.3)
+    server.drip(sock, b"x: y\r\n" * LONG, 0.1)
 
 
 def slow_lines(server, sock, _):
@@ -36,12 +36,12 @@ def slow_lines(server, sock, _):
 
 def slow_body(server, sock, _):
     sock.sendall(OK + b"Content-Length: 100000\r\n\r\n")
-    server.drip(sock, b"x" * LONG, 0.3)
+    server.drip(sock, b"x" * LONG, 0.1)
 
 
 def slow_body_without_length(server, sock, _):
     sock.sendall(OK + b"\r\n")
-    server.drip(sock, b"x" * LONG, 0.3)
+    server.drip(sock, b"x" * LONG, 0.1)
 
 
 def slow_chunks(server, sock, _):
@@ -51,7 +51,7 @@ def slow_chunks(server, sock, _):
 
 def slow_size_of_a_chunk(server, sock, _):
     sock.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n")
-    server.drip(sock, b"0" * LONG, 0.3)
+    server.drip(sock, b"0" * LONG, 0.1)
 
 
 def slow_trailers(server, sock, _):
@@ -89,7 +89,7 @@ def fast_trailers(server, sock, _):
 
 def slow_error(server, sock, _):
     sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n")
-    server.drip(sock, b"x" * 1000, 0.3)
+    server.drip(sock, b"x" * 1000, 0.1)
 
 
 def silence(server, sock, _):
@@ -97,7 +97,7 @@ def silence(server, sock, _):
 
 
 def redirects(server, sock, head):
-    server.stopped.wait(0.6)
+    server.stopped.wait(0.3)
     return reply(sock, status="302 Found", Location=f"/{len(server.requests)}")
 
 
@@ -125,7 +125,7 @@ def test_a_slow_answer_is_not_retried():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [0.0, 0.3])
+@pytest.mark.parametrize("step", [0.0, 0.1])
 def test_a_handshake_ends_at_its_deadline(step):
     def greet(sock: socket.socket) -> None:
         # The header of a TLS record of 16 kB, of which the content comes a byte at a time.
@@ -190,7 +190,7 @@ def test_a_large_body_may_take_longer_than_the_timeout():
         sock.sendall(OK + b"Content-Length: 600000\r\n\r\n")
         for _ in range(6):
             sock.sendall(b"x" * 100_000)
-            server.stopped.wait(0.3)
+            server.stopped.wait(0.15)
         return True
 
     with HostileServer(answer) as server:

@@ -45,7 +45,9 @@ OnError = Literal["raise", "collect"]
 
 # Seconds before the retries of a region after a transient error: longer than most network outages.
 RETRY_DELAYS = (2.0, 15.0, 60.0)
-# Missing workers are reported after this many rounds without a result; a round takes a second.
+# Longest time of a round, in which the scheduler waits for one result.
+TICK_SECONDS = 1.0
+# Missing workers are reported after this many rounds without a result.
 IDLE_ROUNDS = 2
 # Errors that a retry cannot fix.
 PERMANENT_ERRORS = (MissingChunkError, AuthError, CodecError, OptionError, LayerError)
@@ -213,7 +215,7 @@ class _Scheduler:
         """How often in a row no future had finished."""
         self.is_wait_reported = False
         self.tick: Callable[[], None] = lambda: None
-        """Called every second while no region finishes."""
+        """Called every `TICK_SECONDS` while no region finishes."""
 
     def outcomes(self, numbers: Any) -> Iterator[Outcome]:
         """Yield the outcomes of regions as they finish."""
@@ -243,7 +245,9 @@ class _Scheduler:
         future.add_done_callback(self.back.put)
 
     def _collect(self) -> Outcome | None:
-        wait = 1.0 if not self.waiting else min(1.0, max(0.01, self.waiting[0][0] - time.monotonic()))
+        wait = TICK_SECONDS
+        if self.waiting:
+            wait = min(wait, max(0.01, self.waiting[0][0] - time.monotonic()))
         try:
             future = self.back.get(timeout=wait)
         except queue.Empty:
