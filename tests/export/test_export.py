@@ -45,7 +45,7 @@ def test_a_png_stack_has_the_slices_along_any_axis(tmp_path, picture, axis):
 
 
 @pytest.mark.parametrize("axis", ["y", "x"])
-def test_a_stack_that_cuts_outlines_warns(tmp_path, picture, axis):
+def test_a_stack_along_another_axis_than_its_outlines_warns(tmp_path, picture, axis):
     with pytest.warns(ix.ImageryWarning, match=f"draw them with axis='{axis}'"):
         ix.plan_export(picture, tmp_path / f"{{{axis}}}.png", square=False)
     ix.plan_export(

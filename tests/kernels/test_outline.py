@@ -190,7 +190,7 @@ def test_the_edge_of_the_array_does_not_produce_a_line():
         assert not outline(labels, table, limit=3, side=side, merge=merge).any()
 
 
-def test_steps_are_decimal_fractions():
+def test_voxel_sizes_are_compared_as_decimal_fractions():
     # 3 * 4.7 is 14.100000000000001 and 0.1 + 0.2 is not 0.3; neither may change the number of pixels.
     assert halo_size(14.1, (4.7, 4.7)) == (3, 3)
     assert halo_size(3 * 4.7, (4.7, 4.7)) == (3, 3)

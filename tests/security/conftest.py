@@ -43,7 +43,7 @@ def stranger(names: None):
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a certificate for the fictitious names."""
+    """Return the files of a certificate for the names of the test servers, and of its key."""
     return certificate(tmp_path_factory.mktemp("keys"), *NAMES, "localhost")
 
 

@@ -74,7 +74,7 @@ def test_a_signed_link_is_an_error_that_hides_its_signature(protocol):
     assert "verysecret" not in str(caught.value)
 
 
-def test_public_hides_user_and_password():
+def test_the_public_form_of_an_address_has_no_user_or_password():
     address = parse_address("https://me:verysecret@host:8080/em")
     assert address.public == "https://host:8080/em"
     assert address.url.startswith("https://me:verysecret@")

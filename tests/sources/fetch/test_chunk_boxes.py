@@ -299,7 +299,7 @@ def test_replaced_objects_are_read_by_the_next_opening(tmp_path, form):
         chunks = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json",))
         chunks = [path for path in chunks if path.name not in ("info", "provenance")]
         bodies = {path: path.read_bytes() for path in chunks}
-        # Chunks of one size are exchanged.
+        # Two chunks of equal shape exchange their files.
         first, second = [p for p in chunks if _is_whole(p, form)][:2]
         first.write_bytes(bodies[second])
         second.write_bytes(bodies[first])
