@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import socket
 from pathlib import Path
 
 import matplotlib
@@ -14,8 +15,12 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.accessor import ImageryTree
 from imageryxr.errors import ImageryError
+from imageryxr.sources.cave import datastack
 from tests.conftest import volume
+from tests.support.annotations import some_annotations, write_levels
+from tests.support.cave_server import DATASTACK, TOKEN
 
 matplotlib.use("agg")
 
@@ -28,6 +33,9 @@ BOX = ix.grid_of(GREY).bbox
 TABLE = pd.DataFrame({"x": [20.0, 90.0], "y": [20.0, 30.0], "z": [20.0, 50.0], "id": [1, 2], "kind": ["a", "b"]})
 CUTOUTS = ix.cutouts(BOTH, TABLE, (8, 4, 1))
 TREE = xr.DataTree.from_dict({"/image": BOTH[["image"]], "/segmentation": BOTH[["segmentation"]]})
+LINKED = xr.DataTree.from_dict(
+    {"/image": xr.Dataset({"image": GREY.assign_attrs(source="precomputed://gs://bucket/em")})}
+)
 MEASURED = ix.measure(SEG)
 
 # A valid call: its function, and its arguments by position and by name.
@@ -41,16 +49,20 @@ CALLS = {
     "Grid.select": (ix.grid_of(GREY).select, (BOX,), {}),
     "Grid.crop": (ix.grid_of(GREY).crop, (ix.grid_of(GREY).box,), {}),
     "Grid.shift_to": (ix.grid_of(GREY).shift_to, (ix.grid_of(GREY),), {}),
+    "Layer": (ix.Layer, (SEG,), {}),
+    "Level": (ix.Level, (0, ix.grid_of(GREY), (2, 6, 40)), {}),
     "Outline": (ix.Outline, (), {}),
     "Sample": (ix.Sample, ("folder",), {}),
     "align": (ix.align, (GREY, SEG), {}),
     "annotate": (ix.annotate, (RGBA, TABLE), {}),
     "as_annotations": (ix.as_annotations, (TABLE,), {}),
+    "composite": (lambda layer, other: ix.composite(layer, other), (RGBA, RGBA), {}),
     "colors_of": (ix.colors_of, (RGBA, [1]), {}),
     "contacts": (ix.contacts, (SEG,), {}),
     "contrast_limits": (ix.contrast_limits, (GREY,), {}),
     "crop": (ix.crop, (GREY, BOX), {}),
     "cutouts": (ix.cutouts, (BOTH, TABLE, (8, 4, 1)), {}),
+    "export": (ix.export, (GREY, "out.zarr"), {}),
     "grid_of": (ix.grid_of, (GREY,), {}),
     "inset": (ix.inset, (ix.to_rgba(volume(np.ones((1, 80, 80), np.uint8), (8, 8, 40))), BOX), {"zoom": 1}),
     "legend": (ix.legend, (ix.to_pil(SLICE, scale=20), [1, 2]), {}),
@@ -92,8 +104,29 @@ CALLS = {
     "tree.around": (TREE.imagery.around, ((9, 9, 9), (4, 4)), {"resolution": (1, 1, 1)}),
     "tree.align": (TREE.imagery.align, (), {}),
     "tree.view": (TREE.imagery.view, ((8, 4),), {}),
+    "tree.plane": (LINKED.imagery.plane, ((4, 4),), {}),
+    "tree.thumbnail": (TREE.imagery.thumbnail, (), {}),
+    "tree.neuroglancer_link": (LINKED.imagery.neuroglancer_link, (), {}),
     "tree.cutouts": (TREE.imagery.cutouts, (TABLE, (8, 4, 1)), {}),
 }
+ONCE = ix.Connection(timeout=5, retries=0)
+# The same for functions that read a CAVE server or a folder; `tree` is the datastack of the server.
+CALLS_THAT_READ = {
+    "open_annotations": lambda url, tree, folder: (ix.open_annotations, (f"precomputed://{folder}/points",), {}),
+    "open_datastack": lambda url, tree, folder: (
+        ix.open_datastack,
+        (DATASTACK,),
+        {"server_address": url, "token": TOKEN, "connection": ONCE},
+    ),
+    "open_skeletons": lambda url, tree, folder: (ix.open_skeletons, (f"precomputed://{folder}/skeletons", [5]), {}),
+    "tree.table": lambda url, tree, folder: (
+        tree.imagery.table,
+        ("synapses",),
+        {"position": "ctr_pt", "token": TOKEN, "connection": ONCE},
+    ),
+}
+# Public names that nobody calls, or that have no parameters.
+NOT_CALLED = {"ExportPlan", "ExportReport", "ImageryError", "ImageryWarning", "Source", "progress", "sample"}
 VALUES = [
     None, True, -1, 0, 2**64, 10**400, math.nan, "x", "", "a\0b", b"x", [], {}, [None], object(), int, lambda: 1,
     Path("x"), np.datetime64("2020-01-01"), {1}, np.uint64(2**63), np.arange(3), np.array(3), np.array(["a", "b"]),
@@ -113,13 +146,8 @@ def fault_of(function, args, options):
     return None
 
 
-@pytest.mark.fast_forms(20)
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_argument_is_an_error_of_ours(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    function, args, options = CALLS[name]
-    ix.save_palette({1: "red"}, "palette.json")
+def check_wrong_arguments(function, args, options):
+    """Give each parameter of a call each of the wrong values."""
     function(*args, **options)
     faults = []
     parameters = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -135,3 +163,45 @@ def test_a_wrong_argument_is_an_error_of_ours(name, tmp_path, monkeypatch):
                 faults.append(f"{parameter}={str(value)[:80]}: {fault}")
             plt.close("all")
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.fast_forms(20)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_argument_is_an_error_of_ours(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ix.save_palette({1: "red"}, "palette.json")
+    check_wrong_arguments(*CALLS[name])
+
+
+@pytest.fixture
+def readable(cave, tmp_path, monkeypatch):
+    """Return a CAVE server, its datastack, and a folder of annotations and skeletons; no other server is reachable."""
+
+    def refuse_other_hosts(host, *args, **kwargs):
+        if host != "127.0.0.1":
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+        return resolve(host, *args, **kwargs)
+
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_other_hosts)
+    monkeypatch.setattr(datastack, "DEFAULT_SERVER", cave.url)
+    monkeypatch.chdir(tmp_path)
+    write_levels(tmp_path / "points", "point", some_annotations("point"))
+    (tmp_path / "skeletons").mkdir()
+    (tmp_path / "skeletons" / "info").write_text('{"@type": "neuroglancer_skeletons"}')
+    tree = ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, connection=ONCE)
+    return cave.url, tree, tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS_THAT_READ)
+def test_a_wrong_argument_of_a_function_that_reads_is_an_error_of_ours(name, readable):
+    check_wrong_arguments(*CALLS_THAT_READ[name](*readable))
+
+
+def test_each_public_function_is_called_with_wrong_arguments():
+    called = {name.partition(" ")[0] for name in (*CALLS, *CALLS_THAT_READ)}
+    methods = {f"tree.{name}" for name in vars(ImageryTree) if not name.startswith("_")}
+    public = {name for name in ix.__all__ if callable(getattr(ix, name))}
+    assert (public | methods) - called == NOT_CALLED

@@ -137,6 +137,13 @@ def check_flag(name: str, value: Any, expected: Part = "True or False") -> bool:
     return found
 
 
+def check_text(name: str, value: Any, expected: Part) -> str:
+    """Return an argument that is text."""
+    if not isinstance(value, str):
+        raise OptionError(param(name, value), " must be ", expected)
+    return value
+
+
 def check_path(name: str, value: Any) -> Path:
     """Return an argument that is the path of a file."""
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes) or "\0" in os.fspath(value):

@@ -13,7 +13,7 @@ from imageryxr.core.annotation_boxes import points_in_box
 from imageryxr.core.annotations import make_annotations
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_unique_ids
-from imageryxr.core.validate import check_whole
+from imageryxr.core.validate import check_text, check_whole
 from imageryxr.errors import LayerError, OptionError, param, warn
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import volume_of
@@ -105,10 +105,12 @@ def table(
             param("bbox", bbox), " is not a BBox; write tree.imagery.around((x, y, z), (width, height, depth))"
         )
     limit = None if limit is None else check_whole("limit", limit, 1, unit="rows")
+    name = check_text("name", name, "the name of a table or view")
+    position = None if position is None else check_text("position", position, "the name of a position column")
     graph = _graph_source(tree)
     if graph is not None:
-        token = token or graph.graph.token  # type: ignore[assignment]
-        connection = connection or graph.graph.connection
+        token = graph.graph.token if token is None else token  # type: ignore[assignment]
+        connection = graph.graph.connection if connection is None else connection
     connection = to_connection(connection)
     stack = find_datastack(
         tree.attrs["datastack"], server_address=tree.attrs.get("server_address"), token=token, connection=connection

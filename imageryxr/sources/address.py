@@ -86,6 +86,19 @@ class Address:
         """Path of a ``file://`` address; None for other protocols."""
         return Path(self.url.removeprefix("file://")) if self.protocol == "file" else None
 
+    def check_path(self) -> None:
+        """Raise `AddressError` if the file system rejects the path, for example as too long or as a loop of links."""
+        try:
+            if self.local_path is not None:
+                os.stat(self.local_path)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return
+        except (OSError, ValueError) as error:
+            shown = str(self.local_path)
+            shown = shown if len(shown) <= 200 else shown[:200] + "…"
+            reason = getattr(error, "strerror", None) or error
+            raise AddressError(f"the path {shown!r} cannot be opened: {reason}; check the path") from None
+
 
 def parse_address(text: str | os.PathLike[str]) -> Address:
     """Return the address that a string or path names.

@@ -15,7 +15,6 @@ import xarray as xr
 from imageryxr.core.array_labels import layer_type_of_dtype
 from imageryxr.core.validate import check_flag
 from imageryxr.errors import (
-    AddressError,
     AuthError,
     ImageryError,
     LayerError,
@@ -135,9 +134,8 @@ def _open_address(
     graph_options: dict[str, Any],
     connection: Connection,
 ) -> Source:
+    address.check_path()
     path = address.local_path
-    if path is not None:
-        _check_path(path)
     shown = str(path or address.public)
     if path is None or not os.path.exists(path / "info"):
         problem = format_problem(shown)
@@ -204,21 +202,6 @@ def _child_volumes(path: Path | None) -> list[str]:
     except OSError:
         return []
     return [p.name for p in folders if any((p / name).is_file() for name in ("info", "zarr.json", ".zattrs"))]
-
-
-def _check_path(path: Path) -> None:
-    """Raise `AddressError` if the file system rejects a path, for example as too long or as a loop of links."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        if isinstance(error, NotADirectoryError | PermissionError):
-            return
-        shown = str(path)
-        shown = shown if len(shown) <= 200 else shown[:200] + "…"
-        reason = getattr(error, "strerror", None) or error
-        raise AddressError(f"the path {shown!r} cannot be opened: {reason}; check the path") from None
 
 
 def _check_graph(address: Address, token: str | Token | None, access: Access) -> None:

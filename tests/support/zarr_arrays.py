@@ -55,10 +55,10 @@ def metadata_of(folder: Path) -> str:
 class Counted(LocalFolder):
     """A local folder that records requests."""
 
-    asked: ClassVar[list] = []
+    requested: ClassVar[list] = []
 
     def get(self, key, part, limit, stop):
-        self.asked.append((key, part))
+        self.requested.append((key, part))
         return super().get(key, part, limit, stop)
 
 

@@ -179,6 +179,7 @@ def open_folder(
             f"{address.public} is given as {address.format}, but annotations and skeletons are read from precomputed "
             "folders; write precomputed://…"
         )
+    address.check_path()
     connection = to_connection(connection)
     login = None
     if address.url.startswith(MIDDLEAUTH):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from imageryxr.core.bbox import Triple, check_resolution
-from imageryxr.core.validate import check_whole, parse_json, to_whole
+from imageryxr.core.validate import check_text, check_whole, parse_json, to_whole
 from imageryxr.errors import (
     AddressError,
     OptionError,
@@ -93,7 +93,10 @@ def find_datastack(
     by_name = isinstance(client_or_name, str)
     client = None if by_name else client_or_name
     name = client_or_name if by_name else _name_of(client)
-    server = server_address or getattr(client, "server_address", None) or _stored_server(name) or DEFAULT_SERVER
+    if server_address is not None:
+        server = check_text("server_address", server_address, "a web address, e.g. 'https://global.daf-apis.com'")
+    else:
+        server = getattr(client, "server_address", None) or _stored_server(name) or DEFAULT_SERVER
     server = _web_address(server)
     found_token = find_token(parse_web_url(server).netloc, given=token, client=client)
     if client is None or server_address is not None:

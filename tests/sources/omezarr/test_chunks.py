@@ -67,7 +67,7 @@ def test_a_scroll_requests_each_object_once(tmp_path, form):
         box = source.levels[0].grid.box
 
         def count() -> int:
-            return sum(not path.endswith(("info", ".json", "/.zarray", "/.zattrs")) for path in server.asked)
+            return sum(not path.endswith(("info", ".json", "/.zarray", "/.zattrs")) for path in server.requested)
 
         found = [source.read(0, type(box)((z, 0, 0), (z + 1, 32, 32))) for z in range(shape[0])]
         np.testing.assert_array_equal(np.concatenate(found), noise(shape))
@@ -82,14 +82,14 @@ def test_both_versions_are_requested_at_once(tmp_path):
     with serving(tmp_path) as server:
         few = ix.Connection(concurrency=2)  # too few to request arrays before the group names them
         ix.open_image(f"zarr://{server.url}", connection=few)
-        asked = [path.rpartition("/")[2] for path in server.asked]
-        assert sorted(asked[:2]) == [".zattrs", "zarr.json"]
-        assert asked[2:] == [".zarray"]
+        requested = [path.rpartition("/")[2] for path in server.requested]
+        assert sorted(requested[:2]) == [".zattrs", "zarr.json"]
+        assert requested[2:] == [".zarray"]
 
 
 def test_a_bare_address_requests_both_formats_at_once(tmp_path):
     ome(tmp_path, (8, 16, 16))
     with serving(tmp_path) as server:
         ix.open_image(server.url)
-        asked = [path.rpartition("/")[2] for path in server.asked]
-        assert sorted(asked) == [".zattrs", "info", "zarr.json", "zarr.json"]
+        requested = [path.rpartition("/")[2] for path in server.requested]
+        assert sorted(requested) == [".zattrs", "info", "zarr.json", "zarr.json"]

@@ -29,16 +29,16 @@ def slices(*edges: tuple[int, int]) -> tuple[slice, ...]:
 
 def asked_for(array: zarr.Array, folder: Path, where: tuple[slice, ...]) -> list[tuple[str, object]]:
     """Read a box, compare it with zarr-python's, and return the requests."""
-    Counted.asked = []
+    Counted.requested = []
     found, absent = read_slices(Counted(str(folder)), "", metadata_of(folder), where)
     np.testing.assert_array_equal(found, array[where])
     assert not absent
-    return Counted.asked
+    return Counted.requested
 
 
 def shards_asked(server) -> list[str]:
     """Return the requests for shards. Requests for metadata may arrive after the source was opened."""
-    return [path for path in server.asked if "/c/" in path]
+    return [path for path in server.requested if "/c/" in path]
 
 
 def create(folder: Path, shape: tuple[int, ...] = (8, 16, 32), **options) -> zarr.Array:
@@ -59,9 +59,9 @@ def test_missing_objects_are_reported_and_missing_chunks_of_a_shard_are_not(tmp_
 
 def test_neighbouring_chunks_of_a_shard_take_one_request(tmp_path):
     array = create(tmp_path, shards=(8, 16, 32))
-    asked = asked_for(array, tmp_path, slices((4, 8), (0, 16), (0, 32)))
-    assert len(asked) == 2  # the index, and the four chunks together
-    assert all(part is not None for _, part in asked)
+    requested = asked_for(array, tmp_path, slices((4, 8), (0, 16), (0, 32)))
+    assert len(requested) == 2  # the index, and the four chunks together
+    assert all(part is not None for _, part in requested)
 
 
 def test_a_damaged_index_is_an_error(tmp_path):
@@ -85,25 +85,25 @@ def test_a_shard_whose_chunks_are_all_needed_takes_one_request(tmp_path):
 def test_a_shard_at_the_end_of_the_array_takes_one_request_for_the_chunks_inside(tmp_path, where):
     codec = ShardingCodec(chunk_shape=(4, 8, 16), index_location=where)
     array = create(tmp_path, (9, 17, 33), chunks=(8, 16, 32), serializer=codec, compressors=None)
-    asked = asked_for(array, tmp_path, slices((8, 9), (16, 17), (32, 33)))  # one voxel
-    assert asked == [("c/1/1/1", None)]
-    asked = asked_for(array, tmp_path, slices((0, 9), (0, 17), (0, 33)))
-    assert sorted(asked) == [(f"c/{z}/{y}/{x}", None) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+    requested = asked_for(array, tmp_path, slices((8, 9), (16, 17), (32, 33)))  # one voxel
+    assert requested == [("c/1/1/1", None)]
+    requested = asked_for(array, tmp_path, slices((0, 9), (0, 17), (0, 33)))
+    assert sorted(requested) == [(f"c/{z}/{y}/{x}", None) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
 
 
 def test_whole_shards_and_parts_of_shards_are_read_together(tmp_path):
     array = create(tmp_path, (8, 16, 64), shards=(8, 16, 32))
-    asked = asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 40)))
-    assert asked.count(("c/0/0/0", None)) == 1
-    assert {key for key, part in asked if part is not None} == {"c/0/0/1"}
+    requested = asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 40)))
+    assert requested.count(("c/0/0/0", None)) == 1
+    assert {key for key, part in requested if part is not None} == {"c/0/0/1"}
 
 
 def test_the_index_of_a_large_shard_is_read_first(tmp_path, monkeypatch):
     array = create(tmp_path, shards=(8, 16, 32))
     monkeypatch.setattr(shards, "LARGEST_SHARD", 8 * 16 * 32 * 2 - 1)
-    asked = asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 32)))
-    assert len(asked) == 2
-    assert all(part is not None for _, part in asked)
+    requested = asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 32)))
+    assert len(requested) == 2
+    assert all(part is not None for _, part in requested)
 
 
 def test_the_index_of_a_shard_with_chunks_of_other_channels_is_read_first(tmp_path):
