@@ -26,7 +26,7 @@ def sources(sample):
 
 
 @pytest.fixture
-def want(sample):
+def expected(sample):
     box = ix.BBox.around((4600, 2560, 130), (64, 48, 4), resolution=(8, 8, 40))
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     return ix.align(em, seg, bbox=box, to="segmentation").imagery.measure(percentiles=[50])
