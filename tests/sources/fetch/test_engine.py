@@ -97,7 +97,7 @@ def test_voxels_that_are_needed_once_are_not_cached_decoded():
         first = read(store, requests)
     assert memory_cache.cache.size == 2, "the encoded objects"
     assert read(store, requests) == first
-    assert len(store.asked) == 2
+    assert len(store.requested) == 2
     assert memory_cache.cache.size == 4
     with engine.reading_once():
         assert read(store, requests) == first, "decoded chunks that the cache has are used"
