@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -189,10 +188,9 @@ class PaintedSegments(RgbaExpr, RequestsIds):
             return
         if _HAS_WARNED or not self.colors.shows_all or not _is_dense(labels):
             return
-        with _WARNING_LOCK:  # several threads draw blocks
-            if _HAS_WARNED:
-                return
-            _HAS_WARNED.append(True)
+        _HAS_WARNED.append(this := object())
+        if _HAS_WARNED[0] is not this:  # another thread, which also draws blocks, was first
+            return
         warn(
             Message(
                 "the cells of the segmentation touch each other and are outlined as one, so ",
@@ -204,8 +202,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
 
 
 # Not empty if this process has warned about merged outlines: one warning is enough for all blocks and pictures.
-_HAS_WARNED: list[bool] = []
-_WARNING_LOCK = threading.Lock()
+_HAS_WARNED: list[object] = []
 # A block with fewer borders in its sampled rows is too small to be judged.
 _MIN_BORDERS = 250
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
@@ -70,6 +71,20 @@ def run_python(*args, timeout=300) -> subprocess.CompletedProcess[str]:
     finally:
         process.kill()
     return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
+def succeeds_in_fork(function: Callable[[], object]) -> bool:
+    """Return whether a function returns within some seconds in a forked child of this process."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            signal.alarm(20)
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _wait_for(folder, pattern, lines):

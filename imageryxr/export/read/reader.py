@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.fork import run_after_fork
 from imageryxr.errors import ImageryError
 from imageryxr.export.plan.regions import tiles
 from imageryxr.export.read.spill import ScratchFile
@@ -308,6 +309,10 @@ class Buffers:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin without buffers and with a new lock; in a forked child, a missing thread may hold the old one."""
         self._lock = threading.Lock()
         self._held: list[Array] = []
 
@@ -355,3 +360,4 @@ class Buffers:
 
 BUFFERS = Buffers()
 """The buffers of this process."""
+run_after_fork(BUFFERS.reset)

@@ -93,6 +93,10 @@ class DelayedCleanup:
 
     def __init__(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:
         self._begin, self._end, self._seconds = begin, end, seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin without users and with a new lock; in a forked child, a missing thread may hold the old one."""
         self._lock = threading.Lock()
         self._users = 0
         self._timer: threading.Timer | None = None

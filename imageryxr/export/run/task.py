@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.fork import run_after_fork
 from imageryxr.export.commit.manifest import Entry
 from imageryxr.export.read.reader import BUFFERS, SweepReader, draw, unwrap_source_errors
 from imageryxr.export.read.spill import name_worker_in_errors, scratch_folder
@@ -221,6 +222,7 @@ def _free_memory() -> None:
 
 WORKER_MEMORY = DelayedCleanup(raise_thresholds, _free_memory, IDLE_MEMORY_SECONDS)
 """The memory that this process keeps between regions if it is a worker."""
+run_after_fork(WORKER_MEMORY.reset)
 
 
 def pickle_job(job: Job) -> bytes:

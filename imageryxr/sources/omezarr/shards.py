@@ -58,7 +58,6 @@ def shard_request(
             return
         body = memoryview(decompress(stored.body, stored.encoding, limit) if stored.encoding else stored.body)
         index = _parse_index(layout, key, body[:size] if form.index_first else body[-size:])
-        put_index(store, (key,), index)
         for part in parts:
             request = found[part.number] = _request_in_shard(layout, part, index)
             if request is None or request.span is None:
@@ -68,6 +67,7 @@ def shard_request(
             if stop > len(body):
                 raise DamagedObjectError(f"{key} has {len(body)} bytes, but its index refers to byte {stop}")
             yield request, stored._replace(body=body[start:stop], encoding="")
+        put_index(store, (key,), index)  # after its chunks were decoded, so that a damaged index is fetched again
 
     return ObjectRequest(key, limit, layout.shard_bytes + 2 * layout.chunk_bytes, unpack=unpack)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.transposed import TransposedSource
 from tests.support.export_jobs import Computed, array_of, digest, picture, place
 from tests.support.latency_server import LatencyServer
+from tests.support.processes import succeeds_in_fork
 
 READER, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("reader", "sweep"))
 
@@ -75,6 +77,15 @@ def test_threads_never_share_a_buffer(small):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(one, range(8)))
     assert sum(a.nbytes for a in buffers._held) <= 9 * 70 * 100 * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_has_buffers_of_its_own(small):
+    kept = BUFFERS.empty((5000,), np.dtype(np.uint8))
+    with BUFFERS._lock:  # as a thread that the child does not have
+        assert succeeds_in_fork(lambda: np.testing.assert_equal(len(BUFFERS._held), 0))
+        assert succeeds_in_fork(lambda: BUFFERS.empty((5000,), np.dtype(np.uint8)))
+    assert BUFFERS._held[0] is kept.base
 
 
 def test_idle_buffers_are_freed(small):

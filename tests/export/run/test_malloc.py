@@ -15,6 +15,8 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.export.run.malloc import MMAP_BYTES, TRIM_VARIABLE, USER_VARIABLES, DelayedCleanup, initial_environment
+from imageryxr.export.run.task import WORKER_MEMORY
+from tests.support.processes import succeeds_in_fork
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
 
@@ -149,6 +151,16 @@ def test_a_failed_start_is_tried_again():
     with kept.hold():
         pass
     assert len(tries) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_can_keep_memory():
+    def use():
+        with WORKER_MEMORY.hold():
+            pass
+
+    with WORKER_MEMORY._lock:  # as a thread that the child does not have
+        assert succeeds_in_fork(use)
 
 
 def test_a_worker_frees_its_kept_memory(sample, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import zarr
 from zarr.codecs import ShardingCodec
 
-from imageryxr.errors import MissingChunkError
+from imageryxr.errors import ChunkReadError, MissingChunkError
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch import memory_cache
 from imageryxr.sources.fetch.object_stores import LocalFolder
@@ -168,6 +168,22 @@ def test_chunks_of_a_whole_shard_are_found_in_memory_and_by_its_index(tmp_path):
         np.testing.assert_array_equal(source.read(0, one), values[3:4, 4:5, 5:6])
         assert shards_asked(server)[2:] == ["/s0/c/0/0/0"]  # its index is known
         np.testing.assert_array_equal(source.read(0, box), values)
+
+
+def test_a_damaged_index_of_a_whole_shard_is_fetched_again(tmp_path):
+    values = noise(SHARDED)
+    image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
+    codec = ShardingCodec(chunk_shape=(8, 16, 16), index_codecs=[zarr.codecs.BytesCodec()])
+    write_ome(tmp_path, [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    file = tmp_path / "s0/c/1/0/0"
+    body = file.read_bytes()
+    with serving(tmp_path) as server:
+        source = open_omezarr(parse_address(f"zarr://{server.url}"))
+        file.write_bytes(body[:-8] + b"\0\0\0\0\1\0\0\0")
+        with pytest.raises(ChunkReadError, match="states a chunk"):
+            source.read(0, source.levels[0].grid.box)
+        file.write_bytes(body)
+        np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), values)
 
 
 @pytest.mark.parametrize("missing", [None, "raise"])
