@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from imageryxr.errors import TargetError
 from imageryxr.export.commit.manifest import Entry, Header, ManifestStore
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.lease import Lease, WorkerWatch
+from imageryxr.export.store.lease import WorkerWatch
 
 
 class BucketManifest(ManifestStore):
@@ -20,20 +20,19 @@ class BucketManifest(ManifestStore):
     EVERY = 15.0
     """Seconds between uploads of the journal: a crash loses the entries of this time at most."""
 
-    def __init__(self, url: str, name: str) -> None:
-        super().__init__(f"{url}/{name}")
+    def __init__(self, folder: str, name: str) -> None:
+        super().__init__(folder, name)
         self.name = name
         self._buffered: list[bytes] = []
         self._last = time.monotonic()
-        self._lease = Lease(Bucket(url, fresh=True), f"{name}.lock")
-        self.bucket = Bucket(url, self._lease, fresh=True)
+        self.bucket = Bucket(folder, self.lock, fresh=True)
 
     def _read(self) -> bytes | None:
         return self.bucket.get(self.name + ".json")
 
     def save(self, header: Header) -> None:
         """Upload the header."""
-        self.ensure()
+        self.lock.ensure()
         self.bucket.put([(self.name + ".json", header.to_bytes())])
 
     def _pieces(self) -> list[str]:
@@ -45,7 +44,7 @@ class BucketManifest(ManifestStore):
 
     def append(self, run: str, entry: Entry) -> None:
         """Add a line, and upload the buffered lines if the last upload is long ago."""
-        self.ensure()
+        self.lock.ensure()
         self._buffered.append(entry.line(run))
         if time.monotonic() - self._last > self.EVERY:
             self.flush()
@@ -65,24 +64,16 @@ class BucketManifest(ManifestStore):
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lease; at the end upload the rest of the journal if the lease is still held."""
-        with self._lease.hold():
+        with self.lock.hold():
             try:
                 yield
             finally:
-                if not self._lease.is_lost():
+                try:
+                    self.lock.ensure()
+                except TargetError:
+                    pass  # the lease is lost
+                else:
                     self.flush()
-
-    def check(self) -> None:
-        """Raise `TargetError` if another process holds the lease."""
-        self._lease.check()
-
-    def ensure(self) -> None:
-        """Raise `TargetError` if another process holds the lease; without a request if the last renewal is recent."""
-        self._lease.ensure()
-
-    def holder(self) -> str:
-        """Return which other live process holds the lease; this waits for half a minute if the holder is dead."""
-        return self._lease.live_holder()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param, warn
 from imageryxr.export.commit.bucket_manifest import BucketManifest
 from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStore, Phase
-from imageryxr.export.commit.publish import open_place
+from imageryxr.export.store.bucket import open_place
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.stack import Stack, slice_names
@@ -51,7 +51,7 @@ def _files_folder(folder: str) -> str:
 
 def open_manifest(folder: str, name: str) -> ManifestStore:
     """Return access to the manifest and journal of a name in a folder."""
-    return BucketManifest(folder, name) if is_remote(folder) else LocalManifest(f"{folder}/{name}")
+    return (BucketManifest if is_remote(folder) else LocalManifest)(folder, name)
 
 
 class OverlappingExports:

@@ -23,7 +23,8 @@ from msgspec import Meta
 
 from imageryxr.core.bbox import Index3
 from imageryxr.errors import ManifestError, Message, TargetError, param
-from imageryxr.export.store.local import FileRecord, Folder, TargetLock
+from imageryxr.export.store.lease import open_lock
+from imageryxr.export.store.local import FileRecord, Folder
 
 FORMAT: Final = 2
 """Part of the hash of a call, so that exports of another format are neither continued nor taken for complete."""
@@ -184,10 +185,14 @@ class Progress:
 
 
 class ManifestStore(ABC):
-    """The manifest and journal of a target, on a disk or in a bucket; `base` is their path without its ending."""
+    """The manifest and journal of a target, on a disk or in a bucket.
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+    `base` is their path without its ending; `lock` excludes other processes.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.base = f"{folder}/{name}"
+        self.lock = open_lock(folder, f"{name}.lock")
 
     def load(self) -> Header | None:
         """Return the header, None if there is no manifest."""
@@ -232,24 +237,11 @@ class ManifestStore(ABC):
     def locked(self) -> Iterator[None]:
         """Exclude other processes from this target."""
 
-    def check(self) -> None:  # noqa: B027 - on a disk, none can
-        """Raise `TargetError` if another process has taken the target over."""
-
-    def ensure(self) -> None:  # noqa: B027
-        """Call `check` unless a recent check succeeded; called before each change."""
-
-    @abstractmethod
-    def holder(self) -> str:
-        """Return which other process is exporting to this target, in words; empty if none is."""
-
 
 class LocalManifest(ManifestStore):
     """A manifest in a folder; a lock file beside it is locked while an export runs."""
 
-    def __init__(self, base: str) -> None:
-        super().__init__(base)
-        self._lock = TargetLock(f"{base}.lock")
-        self._log: int | None = None
+    _log: int | None = None
 
     def _read(self) -> bytes | None:
         folder, name = os.path.split(self.base + ".json")
@@ -298,7 +290,7 @@ class LocalManifest(ManifestStore):
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the target; the system releases the lock when the process ends, however it ends."""
-        with self._lock.hold(), _no_folder(self.base + ".log"):
+        with self.lock.hold(), _no_folder(self.base + ".log"):
             self._log = os.open(self.base + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 # separates a line that a crash truncated from the next one
@@ -308,10 +300,6 @@ class LocalManifest(ManifestStore):
             finally:
                 os.close(self._log)
                 self._log = None
-
-    def holder(self) -> str:
-        """Return which other process has locked the target."""
-        return "" if self._log is not None else self._lock.holder()
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, TargetError, warn
 from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.commit.manifest import Header
-from imageryxr.export.store.bucket import Bucket, Watch
-from imageryxr.export.store.local import Folder, Place, is_remote, move_into_place, sync
+from imageryxr.export.store.bucket import Bucket, Place, Watch, open_place
+from imageryxr.export.store.local import Folder, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import COARSER, SingleFile, Target
 
 # Compression ratio above which a warning doubts that the export fits on the disk.
@@ -52,25 +52,24 @@ class Site(ABC):
         if self._target.kind == "files":
             size = self.final.size_lookup()
             return [f"{root}/{key}" for key in self._target.occupied() if size(key) is not None]
-        return [root] if self._is_there() else []
+        # nothing is below the name of a single object
+        is_object = self._target.kind == "single" and is_remote(root)
+        there = self.file_size() is not None if is_object else self.final.exists()
+        return [root] if there else []
 
     def work(self, header: Header) -> str:
         """Return the work folder of an export."""
         return f"{self._base}-work-{header.run}"
 
-    @abstractmethod
-    def _is_there(self) -> bool:
-        """Return whether anything is at the place of a target that is one file or folder."""
-
     def file_size(self) -> int | None:
         """Return the bytes of the file of a single-file target, None if there is none."""
         folder, _, name = self._target.root.rpartition("/")
-        return open_place(folder).size_lookup()(name)
+        return open_place(folder).size(name)
 
     @property
-    @abstractmethod
     def final(self) -> Place:
         """The folder or prefix that the target's keys are relative to after publishing."""
+        return open_place(self._target.root, self._watch)
 
     @abstractmethod
     def data(self, header: Header) -> Place:
@@ -125,14 +124,6 @@ class Site(ABC):
 
 class DiskSite(Site):
     """The site of an export on a local disk."""
-
-    def _is_there(self) -> bool:
-        return os.path.lexists(self._target.root)
-
-    @property
-    def final(self) -> Folder:
-        """The folder that the target's keys are relative to after publishing."""
-        return Folder(self._target.root, self._target.root)
 
     def data(self, header: Header) -> Folder:
         """Return the work folder's data, or the target once it is finished."""
@@ -224,17 +215,6 @@ class DiskSite(Site):
 class BucketSite(Site):
     """Where an export in a bucket is prepared, and where its result is published."""
 
-    def _is_there(self) -> bool:
-        if self._target.kind == "tree":
-            return self.final.exists()
-        folder, _, name = self._target.root.rpartition("/")
-        return Bucket(folder).get(name) is not None
-
-    @property
-    def final(self) -> Bucket:
-        """The prefix that the target's keys are relative to after publishing."""
-        return self._bucket(self._target.root)
-
     def _bucket(self, url: str) -> Bucket:
         return Bucket(url, self._watch)
 
@@ -262,7 +242,7 @@ class BucketSite(Site):
     def publish(self, header: Header, keys: Callable[[], Iterator[str]]) -> None:
         """Copy the collected objects. The metadata that make them readable are removed first and written last."""
         last = self._target.commit()
-        final = self.final
+        final = self._bucket(self._target.root)
         if not header.direct:
             source = Bucket(f"{self.work(header)}/{'out' if header.kind == 'single' else 'data'}")
             folder, _, name = self._target.root.rpartition("/")
@@ -272,7 +252,11 @@ class BucketSite(Site):
             needed = iter([name]) if header.kind == "single" else keys()
             lost = next((key for key in needed if key.removesuffix(".gz") not in fresh), None)
             if lost is not None:
-                raise TargetError(_lost_message(self._target, f"{source.url}/{lost}"))
+                raise TargetError(
+                    f"{self._target.place} is not complete: {source.url}/{lost} was removed by another program during "
+                    "the export; what was at the target before is untouched, and the same call restores the missing "
+                    "files"
+                )
             # without these files, no reader opens a mixture of the old and the new
             stale = set(final.names()) if header.kind == "tree" else set()
             final.delete(k for k in last if k in stale)
@@ -289,19 +273,16 @@ class BucketSite(Site):
     def remove_work(self, header: Header) -> None:
         """Remove the collected objects."""
         if not header.direct:
-            self._remove(header)
+            self._bucket(self.work(header)).clear()
 
     def remove_earlier(self, before: Header | None) -> None:
         """Remove the objects that the previous export collected."""
         if before is not None:
-            self._remove(before)
+            self._bucket(self.work(before)).clear()
 
     def remove_leftovers(self, header: Header) -> None:
         """Remove the collected objects without a check of ownership: no other export uses this work folder."""
         Bucket(self.work(header)).clear()
-
-    def _remove(self, header: Header) -> None:
-        self._bucket(self.work(header)).clear()
 
 
 def _check_free_space(free: int, takes: int, target: Target, folder: str) -> None:
@@ -321,18 +302,6 @@ def _check_free_space(free: int, takes: int, target: Target, folder: str) -> Non
         )
 
 
-def _lost_message(target: Target, url: str) -> str:
-    return (
-        f"{target.place} is not complete: {url} was removed by another program during the export; what was at the "
-        "target before is untouched, and the same call restores the missing files"
-    )
-
-
 def open_site(target: Target, base: str, watch: Watch) -> Site:
     """Return the site of a target."""
     return (BucketSite if is_remote(target.root) else DiskSite)(target, base, watch)
-
-
-def open_place(folder: str) -> Place:
-    """Return a local folder or a prefix of a bucket, for reading."""
-    return Bucket(folder) if is_remote(folder) else Folder(folder, folder)

@@ -23,7 +23,8 @@ from imageryxr.export.commit.conflicts import (
 from imageryxr.export.commit.manifest import Entry, Header, Progress, SliceNames
 from imageryxr.export.commit.publish import Site, open_site
 from imageryxr.export.plan.regions import Regions, Stages
-from imageryxr.export.store.local import Place, disk_errors, is_remote
+from imageryxr.export.store.bucket import Place
+from imageryxr.export.store.local import disk_errors, is_remote
 from imageryxr.export.targets.base import SingleFile, Target
 
 
@@ -50,7 +51,7 @@ class Workspace:
         self.folder, self.name = manifest_name(target)
         self.base = f"{self.folder}/{self.name}"
         self.manifest = open_manifest(self.folder, self.name)
-        self.site: Site = open_site(target, self.base, self.manifest)
+        self.site: Site = open_site(target, self.base, self.manifest.lock)
         self.overlapping = OverlappingExports(target, self.folder, self.name)
         self.header = self._new_header()
         self.progress = Progress(len(stages))
@@ -112,7 +113,7 @@ class Workspace:
             )
 
     def _check_not_being_written(self, other: str = "") -> None:
-        holder = self.manifest.holder()
+        holder = self.manifest.lock.holder()
         if holder:
             raise TargetExistsError(
                 f"{self.target.place} is being written by {holder}{other}; wait for it to end, or stop it, or give "
@@ -144,7 +145,7 @@ class Workspace:
         if header is not None and self._is_mine(header):
             first = Regions(self.stages.parts[0].shape, header.step, header.first)
             self.target = self.target.in_coarse(header.coarse)
-            self.site = open_site(self.target, self.base, self.manifest)
+            self.site = open_site(self.target, self.base, self.manifest.lock)
             self.stages = Stages((first, *self.target.later))
             self.progress = Progress(len(self.stages))
         return header
@@ -286,7 +287,7 @@ class Workspace:
             self.site.remove_work(self.header)
             return 0
         self.manifest.flush()
-        self.manifest.check()
+        self.manifest.lock.check()
         self._check_nothing_appeared()
         written = 0
         if isinstance(self.target, SingleFile):
@@ -336,7 +337,7 @@ class Workspace:
         done = bool(self.progress.done.any())
         with suppress(TargetError):  # the target cannot be reached
             try:
-                self.manifest.check()
+                self.manifest.lock.check()
             except TargetError:
                 self._remove_leftovers()
                 return done

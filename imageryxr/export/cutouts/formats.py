@@ -323,7 +323,7 @@ class PageJob(Job):
     def publish(self) -> int:
         """Write the page and remove the single pictures."""
         if self.is_complete:
-            return self.folder.size_lookup()(self.site.name) or 0
+            return self.folder.size(self.site.name) or 0
         if isinstance(self.folder, Bucket):
             with tempfile.TemporaryDirectory(prefix="imageryxr-") as folder:
                 path = Path(folder) / self.site.name

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.lease import Lease, WorkerWatch
-from imageryxr.export.store.local import FileRecord, Folder, TargetLock, disk_errors, is_remote
+from imageryxr.export.store.lease import Lease, WorkerWatch, open_lock
+from imageryxr.export.store.local import FileRecord, Folder, disk_errors, is_remote
 
 HIDDEN = ".imageryxr"
 """The folder of locks, marks and unfinished results."""
@@ -49,10 +49,6 @@ class CutoutFolder(Folder):
                 return file.read(size)
         except OSError:
             return b"" if os.path.lexists(path) else None
-
-    def exists(self) -> bool:
-        """Return whether the folder, or a file in its place, exists."""
-        return os.path.lexists(self.root)
 
     def clear(self) -> None:
         """Remove the folder, or the file in its place."""
@@ -121,11 +117,7 @@ class CutoutSite:
     def __init__(self, folder: str, name: str, token: str) -> None:
         self.folder, self.name, self.token = folder, name, token
         lock = f"{HIDDEN}/cutouts-{hashlib.sha256(name.encode()).hexdigest()[:12]}.lock"
-        self._lock: TargetLock | Lease
-        if is_remote(folder):
-            self._lock = Lease(Bucket(folder, fresh=True), lock)
-        else:
-            self._lock = TargetLock(f"{folder}/{lock}")
+        self._lock = open_lock(folder, lock)
 
     @property
     def is_remote(self) -> bool:

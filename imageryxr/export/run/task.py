@@ -24,7 +24,8 @@ from imageryxr.export.report import add_progress
 from imageryxr.export.run.executors import map_in_order, run_cancellable
 from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restore_thresholds
 from imageryxr.export.run.requested_ids import SeenBits, pack_seen
-from imageryxr.export.store.local import FileRecord, Place, disk_errors
+from imageryxr.export.store.bucket import Place
+from imageryxr.export.store.local import FileRecord, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes

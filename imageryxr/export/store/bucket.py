@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket_errors import bucket_errors, is_broken_connection, is_condition_refused
-from imageryxr.export.store.local import FileRecord
+from imageryxr.export.store.local import FileRecord, Folder, is_remote
 from imageryxr.sources.fetch.buckets import RETRY, bucket_options
 
 # Bytes up to which an object is uploaded in one request. Larger objects go in parts, which cannot be conditional.
@@ -100,10 +100,10 @@ class Bucket:
                 return
             # The existing object may be replaced while this process owns the target. The next upload states the mark of
             # that object, so it fails if another process writes after the check of the lease.
-            mark = self._current_mark(name)
+            found = self._head(name)
             if self.watch is not None:
                 self.watch.check()
-            condition = "create" if mark is None else mark
+            condition = "create" if found is None else _mark_from(found)
         raise TargetError(
             f"could not write {self.url}/{name}: another program changed this object during each of {TRIES} attempts; "
             "stop that program, or choose another target"
@@ -185,14 +185,19 @@ class Bucket:
         with bucket_errors(self.url):
             return self._send(key, data, mark)
 
-    def _current_mark(self, name: str) -> dict[str, str] | None:
-        """Return the mark (see `_mark_from`) of the object that exists now; None if there is none."""
+    def _head(self, name: str) -> Any:
+        """Return the metadata of the object that exists now; None if there is none."""
         import obstore
 
-        try:
-            return _mark_from(obstore.head(self._store, name))
-        except FileNotFoundError:
-            return None
+        with suppress(FileNotFoundError):
+            return obstore.head(self._store, name)
+        return None
+
+    def size(self, key: str) -> int | None:
+        """Return the size of an object, None if there is none."""
+        with bucket_errors(self.url):
+            found = self._head(key.removesuffix(".gz"))
+        return None if found is None else int(found["size"])
 
     def get_with_mark(self, key: str) -> tuple[bytes | None, dict[str, str] | None]:
         """Download an object with its mark; None for both if there is none."""
@@ -358,3 +363,11 @@ def _open_bucket(url: str, pid: int) -> Any:
 def _mark_from(meta: Any) -> dict[str, str]:
     """Return the mark of an object: the entity tag and version that a conditional upload requires."""
     return {kind: meta[kind] for kind in ("e_tag", "version") if meta.get(kind)}
+
+
+Place = Folder | Bucket
+
+
+def open_place(folder: str, watch: Watch | None = None) -> Place:
+    """Return a local folder or a prefix of a bucket."""
+    return Bucket(folder, watch) if is_remote(folder) else Folder(folder, folder)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket import Bucket
+from imageryxr.export.store.local import TargetLock, is_remote
 
 
 @dataclass
@@ -101,13 +102,13 @@ class Lease:
             self._ended.set()
             renewing.join(self.DEAD)  # an unreachable network must not block the export for ever
             with suppress(TargetError):
-                if self._holder().get("key") == self._key:
+                if self._read()[0].get("key") == self._key:
                     self._bucket.delete([self._name])
 
     def check(self) -> None:
         """Raise `TargetError` if another process holds the lease, or has taken it over since, as after an outage."""
         requested = time.time()
-        self._check_holder(self._holder())
+        self._check_holder(self._read()[0])
         self._confirmed = requested
 
     def ensure(self) -> None:
@@ -121,14 +122,6 @@ class Lease:
         # the wall clock, because monotonic clocks may stop while a machine sleeps
         if abs(time.time() - self._confirmed) > self.DEAD / 2:
             self.check()
-
-    def is_lost(self) -> bool:
-        """Return whether another process holds the lease, or has held it since."""
-        try:
-            self.ensure()
-        except TargetError:
-            return True
-        return False
 
     def _check_holder(self, holder: dict[str, Any]) -> None:
         if holder.get("key") == self._key:
@@ -161,7 +154,7 @@ class Lease:
     def _create(self) -> bool:
         """Create the object unless it exists; return whether this process created it."""
         if not self._bucket.create(self._name, self._content()):
-            return self._holder().get("key") == self._key  # a retry after a broken connection finds its own object
+            return self._read()[0].get("key") == self._key  # a retry after a broken connection finds its own object
         self.check()
         return True
 
@@ -175,9 +168,12 @@ class Lease:
                 return now, mark
         return {}, mark
 
-    def live_holder(self) -> str:
-        """Return which other live process holds the lease, in words; empty if none does."""
-        if self._holder().get("key") == self._key:
+    def holder(self) -> str:
+        """Return which other live process holds the lease, in words; empty if none does.
+
+        This waits for half a minute if the holder is dead.
+        """
+        if self._read()[0].get("key") == self._key:
             return ""
         holder, _ = self._wait_for_live_holder()
         return self._describe(holder) if holder else ""
@@ -199,9 +195,6 @@ class Lease:
         holder = {"key": self._key, "host": socket.gethostname(), "machine": machine_id(), "pid": os.getpid()}
         return json.dumps({**holder, "beat": uuid.uuid4().hex}).encode()
 
-    def _holder(self) -> dict[str, Any]:
-        return self._read()[0]
-
     def _read(self) -> tuple[dict[str, Any], dict[str, str] | None]:
         """Return the content of the object, and its mark."""
         text, mark = self._bucket.get_with_mark(self._name)
@@ -219,3 +212,11 @@ class Lease:
 
         here = holder.get("machine") == machine_id() and isinstance(holder.get("pid"), int)
         return here and not psutil.pid_exists(holder["pid"])
+
+
+Lock = TargetLock | Lease
+
+
+def open_lock(folder: str, name: str) -> Lock:
+    """Return the lock of a name in a local folder, or its lease in a bucket."""
+    return Lease(Bucket(folder, fresh=True), name) if is_remote(folder) else TargetLock(f"{folder}/{name}")

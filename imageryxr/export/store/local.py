@@ -1,4 +1,4 @@
-"""Local folders that exports write to, in which each file is complete or absent; locks; and the `Place` protocol."""
+"""Local folders that exports write to, in which each file is complete or absent; and locks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from imageryxr.errors import ImageryError, OptionError, TargetError, param
 
@@ -36,41 +36,6 @@ class FileRecord(NamedTuple):
     def of(cls, data: bytes) -> FileRecord:
         """Return the record of a file with this content."""
         return cls(len(data), zlib.crc32(data))
-
-
-class Place(Protocol):
-    """A folder or a prefix of a bucket that files are written to: small, picklable and thread-safe."""
-
-    @property
-    def url(self) -> str:
-        """The path or URL."""
-
-    def put(self, files: Iterable[tuple[str, bytes]]) -> dict[str, FileRecord]:
-        """Write files, each atomically and durably; return their records by key."""
-
-    def get(self, key: str) -> bytes | None:
-        """Return the content of a file, None if there is none."""
-
-    def size_lookup(self) -> Callable[[str], int | None]:
-        """Return a function that returns the size of a file, None if there is none; it may cache a listing."""
-
-    def record_check(self, since: float) -> Callable[[str, FileRecord], bool]:
-        """Return a function that returns whether a file is as recorded.
-
-        It compares the sizes, and the contents of local files that were modified after the time `since`.
-        """
-
-    def own_records(self) -> Callable[[str], FileRecord | None]:
-        """Return a function that reads a file of this export and returns its record, None if there is none."""
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Remove files; missing ones are ignored."""
-
-    def names(self) -> Iterator[str]:
-        """Iterate over the names of all files, folders included."""
-
-    def top_level_files(self) -> list[str]:
-        """Return the names of the files that are not in a subfolder, on a disk also those of subfolders."""
 
 
 @contextmanager
@@ -106,7 +71,7 @@ def replaced_file(file: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Folder:
-    """A local folder."""
+    """A local folder that files are written to: small, picklable and thread-safe, as a `Bucket` is."""
 
     root: str
     scratch: str
@@ -157,26 +122,36 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def exists(self) -> bool:
+        """Return whether the folder, or a file in its place, exists."""
+        return os.path.lexists(self.root)
+
+    def _stat(self, key: str) -> os.stat_result | None:
+        try:
+            return os.stat(os.path.join(self.root, key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def size(self, key: str) -> int | None:
+        """Return the size of a file, None if there is none."""
+        found = self._stat(key)
+        return None if found is None else found.st_size
+
     def size_lookup(self) -> Callable[[str], int | None]:
-        """Return a function that returns the size of a file, None if there is none."""
-
-        def size(key: str) -> int | None:
-            try:
-                return os.stat(os.path.join(self.root, key)).st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-
-        return size
+        """Return `size`; a bucket returns a function that is faster for many files."""
+        return self.size
 
     def record_check(self, since: float) -> Callable[[str, FileRecord], bool]:
-        """Return a function that returns whether a file is as recorded; only changed files are read."""
+        """Return a function that returns whether a file is as recorded.
+
+        It compares the sizes, and the contents of files that were modified after the time `since`.
+        """
 
         def is_intact(key: str, record: FileRecord) -> bool:
-            try:
-                found = os.stat(os.path.join(self.root, key))
-            except (FileNotFoundError, NotADirectoryError):
+            found = self._stat(key)
+            if found is None or found.st_size != record.size:
                 return False
-            return found.st_size == record.size and (found.st_mtime <= since or self._record(key) == record)
+            return found.st_mtime <= since or self._record(key) == record
 
         return is_intact
 
@@ -322,9 +297,14 @@ class TargetLock:
         finally:
             self._remove()
 
+    def check(self) -> None:
+        """Do nothing: no process can take over a locked file. See `Lease.check`."""
+
+    ensure = check
+
     def holder(self) -> str:
-        """Return which process has locked the file, in words; empty if none has."""
-        if not self._path.exists():
+        """Return which other process has locked the file, in words; empty if none has."""
+        if self._lock.is_locked or not self._path.exists():
             return ""
         if self._acquire():
             self._remove()

@@ -21,7 +21,8 @@ from imageryxr.core.validate import check_axis, check_choice, check_counts
 from imageryxr.errors import Message, OptionError, TargetError, Wording, param
 from imageryxr.export.commit.manifest import Kind, SliceNames
 from imageryxr.export.plan.regions import Regions
-from imageryxr.export.store.local import Place, is_remote
+from imageryxr.export.store.bucket import Place
+from imageryxr.export.store.local import is_remote
 from imageryxr.graph.expr import Array
 
 # Voxels of a region of a pyramid's coarser level, unless a chunk is larger or memory allows more.

@@ -14,7 +14,7 @@ import numpy as np
 
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.errors import OptionError, Wording, param
-from imageryxr.export.store.local import Place
+from imageryxr.export.store.bucket import Place
 from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype, target_root
 from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.export.targets.zarr_array import ZarrArray

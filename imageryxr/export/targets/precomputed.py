@@ -19,7 +19,7 @@ from imageryxr.core.bbox import Index3, IndexBox, format_triple
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_choice, check_flag, check_whole, list_choices
 from imageryxr.errors import Message, OptionError, param, warn
-from imageryxr.export.store.local import Place
+from imageryxr.export.store.bucket import Place
 from imageryxr.export.targets.base import ArrayInfo, check_layer_type, check_voxels, stored_dtype, target_root
 from imageryxr.export.targets.pyramid import Pyramid, check_levels, pyramid
 from imageryxr.graph.expr import Array

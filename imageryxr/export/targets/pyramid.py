@@ -15,7 +15,7 @@ from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import Message, Wording
 from imageryxr.export.plan.regions import Regions, tiles
-from imageryxr.export.store.local import Place
+from imageryxr.export.store.bucket import Place
 from imageryxr.export.targets.base import REGION_VOXELS, ArrayInfo, Target, lost_object, stored_dtype
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled

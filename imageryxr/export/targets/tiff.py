@@ -12,7 +12,7 @@ import numpy as np
 
 from imageryxr.core.validate import check_choice, check_flag
 from imageryxr.errors import Message, OptionError, Wording, param
-from imageryxr.export.store.local import Place
+from imageryxr.export.store.bucket import Place
 from imageryxr.export.targets.base import ArrayInfo, SingleFile, shown_values, single_file_axis, target_root
 from imageryxr.graph.expr import Array
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from imageryxr.core.validate import check_number, check_whole
 from imageryxr.errors import CodecError, Message, OptionError
-from imageryxr.export.store.local import Place
+from imageryxr.export.store.bucket import Place
 from imageryxr.export.targets.base import (
     COARSER,
     DRAW_ADVICE,
