@@ -16,10 +16,9 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, 
 import typer
 from typer.core import TyperCommand
 
+from imageryxr.cli.messages import FLAGS, fail, raise_on_sigterm
 from imageryxr.core.option import Option
-
-FLAGS: dict[str, str] = {}
-"""Flags of Python's parameters, of all commands."""
+from imageryxr.errors import ImageryError
 
 
 def option(help: str, default: Any = None, *, python: str | Iterable[str] = (), **settings: Any) -> Any:
@@ -120,7 +119,15 @@ def add_command(app: typer.Typer, function: Callable[..., Any]) -> None:
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help lists its options in groups."""
+    """A command whose help lists its options in groups, and whose errors set the exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; print an error in one line, and with --json, or ``json = true`` in a job file, as JSON."""
+        try:
+            with raise_on_sigterm():
+                return super().invoke(ctx)
+        except (ImageryError, KeyboardInterrupt) as error:  # typer would handle an interrupt without its notes
+            fail(error, as_json=bool(ctx.params.get("json")))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, and the options group by group."""

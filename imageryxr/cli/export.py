@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-import signal
 import sys
-import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,8 +16,8 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.cli.commands import FLAGS, option
-from imageryxr.cli.messages import command_text, exit_code
+from imageryxr.cli.commands import option
+from imageryxr.cli.messages import FLAGS, command_text
 from imageryxr.cli.options import DrawingOptions, PlaceOptions, SourceOptions, cut_layers, draw_layers, origin
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, plan_export
@@ -31,35 +27,9 @@ from imageryxr.export.targets.registry import is_volume, options_of
 
 NOT_COMPLETE = 3
 """Exit code of an export with failed regions."""
-INTERRUPTED = 130
-"""Exit code after an interrupt (Ctrl-C)."""
-TERMINATED = 143
-"""Exit code after SIGTERM, which job schedulers and a system shutdown send."""
 _ONE_FILE = (".tif", ".tiff", ".mp4", ".webm", ".gif")
 # Options of `imageryxr.export` that `plan_export` does not have.
 _RUNNING = ("resume", "retries", "on_error", "progress")
-
-
-class Terminated(KeyboardInterrupt):
-    """The command received SIGTERM, which is handled like an interrupt."""
-
-
-def _handle_sigterm(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # if Python ignores the exception, a second SIGTERM ends the process
-    raise Terminated
-
-
-@contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` in the block when this process receives SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _handle_sigterm)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -143,18 +113,17 @@ def export(
     file; 3 regions failed (--on-error collect); 130 interrupted; 143 terminated. Default box: the whole extent of the
     sources. A stack of pictures is sliced along the axis in its pattern, and outlines are drawn in these slices.
     """
-    with errors_as_json(job.json):
-        drawing.check_outline(context)
-        options = _format_options(target, drawing.axis, format)
-        options, square = _drop_unsupported(context, target, options, run["square"])
-        axis = drawing.axis or _slicing_axis(target)
-        look = drawing.overlay_options(axis)
-        opened, tree = sources.open()
-        layers = cut_layers(opened, place.box(place.unit(tree), axis), to=place.to)
-        if job.raw and len(layers) != 1:
-            raise OptionError("--raw exports one source; give --image or --segmentation, not both")
-        array = next(iter(layers.values())) if job.raw else draw_layers(layers, look)
-        _run_export(array, target, {**run, "square": square}, options, job)
+    drawing.check_outline(context)
+    options = _format_options(target, drawing.axis, format)
+    options, square = _drop_unsupported(context, target, options, run["square"])
+    axis = drawing.axis or _slicing_axis(target)
+    look = drawing.overlay_options(axis)
+    opened, tree = sources.open()
+    layers = cut_layers(opened, place.box(place.unit(tree), axis), to=place.to)
+    if job.raw and len(layers) != 1:
+        raise OptionError("--raw exports one source; give --image or --segmentation, not both")
+    array = next(iter(layers.values())) if job.raw else draw_layers(layers, look)
+    _run_export(array, target, {**run, "square": square}, options, job)
 
 
 def _format_options(target: str, axis: str | None, given: FormatOptions) -> dict[str, Any]:
@@ -221,8 +190,7 @@ def _run_export(array: xr.DataArray, target: str, run: RunOptions, options: dict
 
         for name in ("distributed", "distributed.client"):  # our own error already reports a lost scheduler
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with print_notes(), raise_on_sigterm():
-        report = ix.export(array, target, **call)
+    report = ix.export(array, target, **call)
     failed = tuple(replace(f, error=command_text(f.error)) for f in report.failed)
     report = replace(report, failed=failed)
     print(json.dumps(report.to_dict(), indent=2) if job.json else report)
@@ -244,49 +212,3 @@ def _dry_run(plan: ExportPlan, as_json: bool) -> None:
     if refused is not None:
         refused.plan = plan  # type: ignore[attr-defined]
         raise refused
-
-
-@contextmanager
-def errors_as_json(wanted: bool) -> Iterator[None]:
-    """Also print an error of the block to standard output as one JSON object, if wanted."""
-    try:
-        yield
-    except (ImageryError, KeyboardInterrupt) as error:
-        if wanted:
-            print_as_json(error)
-        if isinstance(error, Terminated):
-            raise typer.Exit(TERMINATED) from error  # typer would handle it as an interrupt
-        raise
-
-
-def print_as_json(error: BaseException) -> None:
-    """Print an error and its plan as one JSON object, unless it was printed before."""
-    if getattr(error, "is_printed", False):
-        return
-    plan = getattr(error, "plan", None)
-    fields = {} if plan is None else plan.to_dict()
-    message = command_text(error) or "stopped"
-    code = exit_code(error) if isinstance(error, ImageryError) else stopped_code(error)
-    print_error(type(error).__name__, message, code, **fields)
-    error.is_printed = True  # type: ignore[attr-defined]
-
-
-def stopped_code(error: BaseException) -> int:
-    """Return the exit code after an interrupt or SIGTERM."""
-    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-
-
-def print_error(kind: str, message: str, code: int, **plan: Any) -> None:
-    """Print an error as one JSON object."""
-    print(json.dumps({**plan, "error": kind, "message": message, "exit_code": code}, indent=2))
-
-
-@contextmanager
-def print_notes() -> Iterator[None]:
-    """Print the notes of an error of the block, such as what is kept of an interrupted export."""
-    try:
-        yield
-    except (ImageryError, KeyboardInterrupt) as error:
-        for note in getattr(error, "__notes__", ()):
-            print(command_text(note), file=sys.stderr)
-        raise

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +12,13 @@ import typer
 
 import imageryxr as ix
 from imageryxr.cli import cache
-from imageryxr.cli import export as engine
 from imageryxr.cli import info as described
 from imageryxr.cli.commands import add_command, option
 from imageryxr.cli.demo import run_demo
 from imageryxr.cli.export import export
 from imageryxr.cli.figure import figure
 from imageryxr.cli.measure import measure
-from imageryxr.cli.messages import command_text, exit_code
+from imageryxr.cli.messages import INTERRUPTED, command_text, fail, print_error
 from imageryxr.errors import ImageryError, ImageryWarning
 
 app = typer.Typer(
@@ -95,44 +92,32 @@ def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> No
     print(f"warning: {command_text(message)}", file=sys.stderr)
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", ImageryWarning)
-            warnings.showwarning = _warn
-            yield
-    except ImageryError as error:
-        if "--json" in sys.argv[1:]:
-            engine.print_as_json(error)
-        print(f"error: {command_text(error)}", file=sys.stderr)
-        raise SystemExit(exit_code(error)) from None
-    except KeyboardInterrupt as error:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(engine.stopped_code(error)) from None
-
-
 # Errors of the option parser; typer exposes only this subclass of their base class.
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
     """Run the command line; errors of imageryxr are printed in one line and set the exit code."""
-    with _plain_errors():
-        try:
+    as_json = "--json" in sys.argv[1:]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ImageryWarning)
+            warnings.showwarning = _warn
             code = app(standalone_mode=False)
-        except _USAGE as error:
-            in_file = getattr(getattr(error, "ctx", None), "default_map", None) or {}
-            if "--json" in sys.argv[1:] or in_file.get("json") is True:
-                engine.print_error(type(error).__name__, error.format_message(), error.exit_code)
-            error.show()
-            raise SystemExit(error.exit_code) from None
-        except typer.Abort:
-            raise KeyboardInterrupt from None
-        if code in (engine.INTERRUPTED, engine.TERMINATED):
-            raise engine.Terminated if code == engine.TERMINATED else KeyboardInterrupt
-        if code:
-            raise SystemExit(code)
+    except _USAGE as error:
+        in_file = getattr(getattr(error, "ctx", None), "default_map", None) or {}
+        if as_json or in_file.get("json") is True:
+            print_error(type(error).__name__, error.format_message(), error.exit_code)
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except ImageryError as error:  # of a job file, or of `imageryxr cache`
+        fail(error, as_json=as_json)
+    except typer.Abort:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        fail(KeyboardInterrupt(), as_json=as_json)
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 import dask
 
 from imageryxr.cli.commands import option
-from imageryxr.cli.export import errors_as_json, print_notes, raise_on_sigterm
 from imageryxr.cli.options import PlaceOptions, SourceOptions, cut_layers, parse_numbers, split_names
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError
@@ -54,19 +53,18 @@ def measure(sources: SourceOptions, place: MeasurePlaceOptions, run: MeasureOpti
     Exit codes: 0 done; 1 an error of a source, a server or a disk, or the target exists; 2 an invalid option;
     130 interrupted; 143 terminated. Default box: the whole extent of the sources.
     """
-    with errors_as_json(run.json):
-        opened, tree = sources.open()
-        to = place.to or ("segmentation" if len(opened) == 2 else None)
-        layers = cut_layers(opened, place.box(place.unit(tree)), to=to)
-        if "segmentation" not in layers:
-            raise OptionError("measure needs segments: give --segmentation SOURCE")
-        levels = None
-        if run.percentiles is not None:
-            levels = parse_numbers(run.percentiles, "--percentiles", None)
-        ids: Any = split_names(run.ids)
-        image = layers.get("image")
-        plan = plan_measurement(layers["segmentation"], run.output, image, ids=ids, percentiles=levels)
-        _run_measure(plan, run)
+    opened, tree = sources.open()
+    to = place.to or ("segmentation" if len(opened) == 2 else None)
+    layers = cut_layers(opened, place.box(place.unit(tree)), to=to)
+    if "segmentation" not in layers:
+        raise OptionError("measure needs segments: give --segmentation SOURCE")
+    levels = None
+    if run.percentiles is not None:
+        levels = parse_numbers(run.percentiles, "--percentiles", None)
+    ids: Any = split_names(run.ids)
+    image = layers.get("image")
+    plan = plan_measurement(layers["segmentation"], run.output, image, ids=ids, percentiles=levels)
+    _run_measure(plan, run)
 
 
 def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
@@ -82,8 +80,6 @@ def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
     done = len(plan.done) if run.resume else 0
     lock = TargetLock(str(plan.target.with_name(f".{plan.target.name}.lock")))
     with (
-        print_notes(),
-        raise_on_sigterm(),
         lock.hold(),
         _dask_scheduler(run.scheduler, run.workers),
         progress_bar(str(plan.target), len(plan.regions), done, run.progress) as bar,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
-from imageryxr.cli.commands import FLAGS
 from imageryxr.errors import (
     AddressError,
     BoxError,
@@ -29,6 +34,13 @@ FAILED = 1
 """Exit code for errors of a source, a server or a disk, and for a target that exists."""
 TYPED_WRONG = 2
 """Exit code for invalid options on the command line or in a job file, which fail again if repeated."""
+INTERRUPTED = 130
+"""Exit code after an interrupt (Ctrl-C)."""
+TERMINATED = 143
+"""Exit code after SIGTERM, which job schedulers and a system shutdown send."""
+
+FLAGS: dict[str, str] = {}
+"""Flags of Python's parameters, of all commands."""
 
 _TYPED = (
     AddressError,
@@ -105,8 +117,53 @@ def _typed(value: Any) -> str:
     return str(value)
 
 
-def exit_code(error: ImageryError) -> int:
-    """Return the exit code for an error: of invalid options, or of reading and writing."""
+class Terminated(KeyboardInterrupt):
+    """The command received SIGTERM, which is handled like an interrupt."""
+
+
+def _handle_sigterm(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # if Python ignores the exception, a second SIGTERM ends the process
+    raise Terminated
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """Raise `Terminated` in the block when this process receives SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _handle_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code for an error: of invalid options, or of reading and writing; or for an interrupt."""
+    if isinstance(error, KeyboardInterrupt):
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if isinstance(error, ScratchError):  # a full disk may have space again
         return FAILED if error.full or error.worker is not None else TYPED_WRONG
     return TYPED_WRONG if isinstance(error, _TYPED) and not isinstance(error, OSError) else FAILED
+
+
+def fail(error: BaseException, *, as_json: bool) -> NoReturn:
+    """Print an error and its notes, such as what is kept of an interrupted export, and exit.
+
+    With `as_json`, the error and its plan are also printed to standard output as one JSON object.
+    """
+    message = command_text(error) or "stopped"
+    if as_json:
+        plan = getattr(error, "plan", None)
+        fields = {} if plan is None else plan.to_dict()
+        print_error(type(error).__name__, message, exit_code(error), **fields)
+    for note in getattr(error, "__notes__", ()):
+        print(command_text(note), file=sys.stderr)
+    print("stopped" if isinstance(error, KeyboardInterrupt) else f"error: {message}", file=sys.stderr)
+    raise SystemExit(exit_code(error)) from None
+
+
+def print_error(kind: str, message: str, code: int, **plan: Any) -> None:
+    """Print an error as one JSON object."""
+    print(json.dumps({**plan, "error": kind, "message": message, "exit_code": code}, indent=2))
