@@ -12,15 +12,15 @@ from typing import Any
 from imageryxr.cli.messages import command_text
 from imageryxr.core.bbox import IndexBox, format_triple
 from imageryxr.core.grid import Grid
-from imageryxr.errors import AuthError, ChoiceError, ImageryError, MissingChunkError
+from imageryxr.errors import AuthError, ImageryError, MissingChunkError
 from imageryxr.neuroglancer.fetch import load_state
+from imageryxr.neuroglancer.layer_sources import resolve_first
 from imageryxr.neuroglancer.layers import check_source, limit_time
 from imageryxr.neuroglancer.state import parse_state
 from imageryxr.sources.base import Level, Source, levels_by_resolution
 from imageryxr.sources.cave.graphene import GrapheneSource
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.policy import Access
-from imageryxr.sources.resolve import resolve_source
 
 COARSE_FIRST = "its levels are listed from coarse to fine"
 
@@ -42,7 +42,7 @@ def is_link(source: str) -> bool:
 
 def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: bool) -> bool:
     """Print what a source is; return whether all of it can be read."""
-    layer, choices = _open_first(source, timestamp)
+    layer, choices = resolve_first(source, None, timestamp=timestamp, missing="raise")
     states = _level_states(layer, reads)
     if as_json:
         print(json.dumps(_description(layer, states), indent=2))
@@ -61,7 +61,7 @@ def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bo
         try:
             check_source(link_layer, access)
             with limit_time(began):
-                layer, choices = _open_first(link_layer.source, None, connection)
+                layer, choices = resolve_first(link_layer.source, None, missing="raise", connection=connection)
         except ImageryError as error:
             is_whole = False
             reason = command_text(error)
@@ -83,20 +83,6 @@ def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bo
 def _show(as_json: bool, text: str) -> None:
     if not as_json:
         print(text + "\n")
-
-
-def _open_first(
-    source: str, timestamp: str | None, connection: Connection | None = None
-) -> tuple[Source, dict[str, int]]:
-    """Open a source, of several channels or times the first, and return how many there are of each."""
-    choices: dict[str, int] = {}
-    while True:
-        try:
-            first: dict[str, Any] = dict.fromkeys(choices, 0)
-            opened = resolve_source(source, None, timestamp=timestamp, missing="raise", connection=connection, **first)
-            return opened, choices
-        except ChoiceError as error:
-            choices[error.what] = error.count
 
 
 def _level_states(layer: Source, reads: bool) -> list[LevelState]:

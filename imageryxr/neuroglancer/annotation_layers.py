@@ -162,14 +162,15 @@ def _read_near_position(
     """Return all annotations of a layer, or if it has many cells, those in a box around the position of the link."""
     cells, box = opened.count_cells(None), None
     if cells > MOST_CELLS:
-        if state.position is None or state.resolution is None or 0 in scales:
+        pose = state.pose
+        if pose.position is None or pose.resolution is None or 0 in scales:
             raise LinkError(
                 f"it has {cells:,} cells of annotations, and at most {MOST_CELLS:,} are read for a link without a "
                 f"position; open a part with imageryxr.open_annotations({opened.folder.name!r}, bbox=…)"
             )
         x, y, z = (
             (p * unit - offset) / scale
-            for p, unit, offset, scale in zip(state.position, state.resolution, shift, scales, strict=True)
+            for p, unit, offset, scale in zip(pose.position, pose.resolution, shift, scales, strict=True)
         )
         box = opened.box_around((x, y, z), MOST_CELLS)
         if opened.count_cells(box) > MOST_CELLS:

@@ -21,36 +21,13 @@ _AXIS = {"channel": "c", "time": "t"}
 def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[Source, Placement]:
     """Return the source of a layer, at the channel and time that the link shows, and its placement.
 
-    Reads metadata only; reads it twice if there are several channels or times.
-
-    Parameters
-    ----------
-    layer : LinkLayer
-        A layer of the link.
-    state : LinkState
-        The link.
-    **options
-        Options of `resolve_source`. A ``channel`` or ``time`` given here overrides that of the link.
-
-    Raises
-    ------
-    LayerError
-        If the layer's transform cannot be drawn, or the link's channel or time is outside the data.
-    ImageryError
-        As `resolve_source`.
+    `options` are those of `resolve_source`; a ``channel`` or ``time`` there overrides that of the link. Reads metadata
+    only; reads it twice if there are several channels or times. Raises `LayerError` if the layer's transform cannot be
+    drawn, or the link's channel or time is outside the data, and the errors of `resolve_source`.
     """
     kind: Any = "segmentation" if layer.kind == "segmentation" else None
     options = {key: value for key, value in options.items() if value is not None}
-    counts: dict[str, int] = {}
-    while True:
-        try:
-            first: dict[str, Any] = dict.fromkeys(counts, 0)
-            source = resolve_source(layer.source, kind, **options, **first)
-            break
-        except ChoiceError as error:
-            if error.what in counts or error.what in options:
-                raise
-            counts[error.what] = error.count
+    source, counts = resolve_first(layer.source, kind, **options)
     axes = viewer_axes(source, counts)
     placed = (layer.transform or Transform()).apply(axes)
     if isinstance(placed, str):
@@ -64,6 +41,19 @@ def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> 
         source = resolve_source(layer.source, kind, **options, **picks)
     order = placed.placement.order
     return (source if order == (0, 1, 2) else TransposedSource(source, order)), placed.placement
+
+
+def resolve_first(source: str, kind: Any, **options: Any) -> tuple[Source, dict[str, int]]:
+    """Return a source at its first channel and time, unless `options` choose others; and how many there are of each."""
+    counts: dict[str, int] = {}
+    while True:
+        try:
+            first: dict[str, Any] = dict.fromkeys(counts, 0)
+            return resolve_source(source, kind, **options, **first), counts
+        except ChoiceError as error:
+            if error.what in counts or error.what in options:
+                raise
+            counts[error.what] = error.count
 
 
 def viewer_axes(source: Source, counts: Any = ()) -> tuple[str, ...]:

@@ -222,7 +222,7 @@ def undrawn_features(state: LinkState, *, group_was_chosen: bool) -> list[str]:
     dims = screen_dimensions(shown)
     if dims is None:
         out.append(f"the link displays the dimensions {', '.join(shown)}; a picture shows x, y and z")
-    elif len(shown) < 3 and (state.orientation != NO_ROTATION or state.layout[:2] in ("xz", "yz")):
+    elif len(shown) < 3 and (state.pose.orientation != NO_ROTATION or state.layout[:2] in ("xz", "yz")):
         out.append(f"the link displays only {' and '.join(shown)}, rotated; a picture shows a section of x, y and z")
     if state.pose.stretch:
         factors = ", ".join(f"{name} {factor:g} times" for name, factor in state.pose.stretch)
@@ -252,24 +252,24 @@ def _build_tree(
     unsupported: list[dict[str, str]],
     annotations: Mapping[str, list[xr.Dataset]],
 ) -> xr.DataTree:
-    resolution = state.resolution
+    pose, resolution = state.pose, state.pose.resolution
     if resolution is None and opened:
         resolution = grid_of(next(iter(opened.values()))).resolution
     attrs: dict[str, Any] = {"title": state.title, "layout": state.layout}
     if resolution is not None:
         attrs[DIMENSIONS] = {axis: [size, "nm"] for axis, size in zip("xyz", resolution, strict=True)}
-    if state.position is not None:
-        attrs[POSITION] = list(state.position)
-    if state.nm_per_pixel is not None:
-        attrs[NM_PER_PIXEL] = state.nm_per_pixel
-    display = screen_dimensions(state.pose.display)
+    if pose.position is not None:
+        attrs[POSITION] = list(pose.position)
+    if pose.nm_per_pixel is not None:
+        attrs[NM_PER_PIXEL] = pose.nm_per_pixel
+    display = screen_dimensions(pose.display)
     if display is not None and display != ("x", "y", "z"):
         attrs[DISPLAY] = list(display)
     failed = {entry["name"] for entry in unsupported}
     order = [*(n for n in state.shown if n in state.order), *(n for n in state.order if n not in state.shown)]
     link = {"state": json.loads(state.rest or "{}"), "group": state.group, "order": list(state.order)}
     attrs |= {
-        ORIENTATION: list(state.orientation),
+        ORIENTATION: list(pose.orientation),
         LAYER_ORDER: order,
         UNSUPPORTED: unsupported,
         LINK_STATE: json.dumps(link),

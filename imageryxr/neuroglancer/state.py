@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from imageryxr.core.bbox import Triple
 from imageryxr.core.validate import to_whole
 from imageryxr.errors import Message, OptionError, param
 from imageryxr.neuroglancer.dimensions import AXES, read_dimensions
 from imageryxr.neuroglancer.layout import LayerGroup, read_groups, read_panel
-from imageryxr.neuroglancer.navigation import Dimensions, Pose, Quaternion, read_group_pose, read_pose
+from imageryxr.neuroglancer.navigation import Dimensions, Pose, read_group_pose, read_pose
 from imageryxr.neuroglancer.state_layers import (
     LinkLayer,
     SkippedLayer,
@@ -47,26 +46,6 @@ class LinkState:
     """Index of the chosen group."""
     rest: str = field(default="", repr=False, compare=False)
     """The state without its layers, as JSON."""
-
-    @property
-    def resolution(self) -> Triple | None:
-        """Nanometres (x, y, z) per unit of ``position``; None if the link does not define them."""
-        return self.pose.resolution
-
-    @property
-    def position(self) -> tuple[float, float, float] | None:
-        """The point (x, y, z) at the centre of the view."""
-        return self.pose.position
-
-    @property
-    def nm_per_pixel(self) -> float | None:
-        """Nanometres per screen pixel of the cross sections."""
-        return self.pose.nm_per_pixel
-
-    @property
-    def orientation(self) -> Quaternion:
-        """Quaternion (x, y, z, w) of the cross sections; (0, 0, 0, 1) views along z."""
-        return self.pose.orientation
 
     @property
     def shown(self) -> tuple[str, ...]:

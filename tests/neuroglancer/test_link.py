@@ -39,9 +39,9 @@ MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")
 
 def test_open_a_typical_shared_link():
     state = parse_state(load_state(MICRONS))
-    assert state.resolution == (4, 4, 40)
-    assert state.position == (240640.5, 207872.5, 21360.5)
-    assert state.nm_per_pixel == pytest.approx(0.9700751861624107 * 4)
+    assert state.pose.resolution == (4, 4, 40)
+    assert state.pose.position == (240640.5, 207872.5, 21360.5)
+    assert state.pose.nm_per_pixel == pytest.approx(0.9700751861624107 * 4)
     assert [(layer.name, layer.kind, layer.source) for layer in state.layers] == [
         ("img65", "image", "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie65/em"),
         ("img35", "image", "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie35/em"),
@@ -192,7 +192,7 @@ def test_neuroglancers_python_package_reads_the_same():
     assert dict(cells.starred_segments.items()) == {
         **dict.fromkeys(state.layers[1].look.selected_ids, True), **dict.fromkeys(state.layers[1].look.hidden_ids, False),
     }  # fmt: skip
-    assert list(peer.position) == list(state.position)
+    assert list(peer.position) == list(state.pose.position)
     assert cells.not_selected_alpha == state.layers[1].look.rest_alpha
     assert (cells.saturation, cells.color_seed) == (0.8, 77)
 
@@ -200,8 +200,8 @@ def test_neuroglancers_python_package_reads_the_same():
 def test_units_and_the_order_of_dimensions_are_read():
     dims = {"z": [0.04, "µm"], "t": [1, "s"], "y": [8e-6, "mm"], "x": [8, "nm"], "c^": [1, ""]}
     state = parse_state({"dimensions": dims, "position": [130.5, 3, 2560.5, 4600.5, 0], "layers": []})
-    assert state.resolution == (8, 8, 40)
-    assert state.position == (4600.5, 2560.5, 130.5)
+    assert state.pose.resolution == (8, 8, 40)
+    assert state.pose.position == (4600.5, 2560.5, 130.5)
 
 
 def test_the_older_form_of_a_state_is_read(sample):
@@ -548,7 +548,7 @@ def facts(state: LinkState):
         (x.name, x.kind, x.source, x.placement, x.visible, x.look, x.contrast, x.opacity)
         for x in map(_hashable, state.layers)
     }
-    return state.resolution, state.position, state.nm_per_pixel, state.orientation, layers
+    return state.pose.resolution, state.pose.position, state.pose.nm_per_pixel, state.pose.orientation, layers
 
 
 def _hashable(layer):
@@ -591,8 +591,8 @@ def test_arrays_that_were_not_opened_from_a_link_can_be_linked(sample):
     box = ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))
     ds = ix.align(em, ix.select_ids(seg, [5, 2**64 - 1]), bbox=box)
     state = parse_state(load_state(ds.imagery.neuroglancer_link(allow_local=True)))
-    assert state.position == (4600.5, 2560.5, 130.5)
-    assert state.resolution == (8, 8, 40)
+    assert state.pose.position == (4600.5, 2560.5, 130.5)
+    assert state.pose.resolution == (8, 8, 40)
     assert state.layers[1].look.selected_ids == (5, 2**64 - 1)
     with pytest.raises(ix.errors.LinkError, match="on this machine"):
         ix.neuroglancer_link(ds)

@@ -289,9 +289,9 @@ def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(ima
 
 def test_the_zoom_counts_the_smallest_displayed_side(image):
     dims = {"x": [8e-9, "m"], "y": [1.6e-8, "m"], "z": [4e-8, "m"]}
-    assert parse_state({"dimensions": dims, "crossSectionScale": 2, "layers": []}).nm_per_pixel == 16
+    assert parse_state({"dimensions": dims, "crossSectionScale": 2, "layers": []}).pose.nm_per_pixel == 16
     screen = {"displayDimensions": ["z", "y"], "relativeDisplayScales": {"y": 2}}
-    assert parse_state({"dimensions": dims, "crossSectionScale": 2, **screen, "layers": []}).nm_per_pixel == 64
+    assert parse_state({"dimensions": dims, "crossSectionScale": 2, **screen, "layers": []}).pose.nm_per_pixel == 64
 
 
 def test_the_error_about_hidden_layers_says_how_to_draw_them(image, cells):
