@@ -11,7 +11,6 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,12 +49,6 @@ _VECTOR = re.compile(r"vec([34])\s*\(([\d.,\s]{1,100})\)")
 _CONTROL = re.compile(r"#uicontrol\s+vec3\s+(\w{1,100})\s+color\s*(?:\(\s*default\s*=\s*\"([^\"\n]{0,60})\"\s*\))?")
 
 
-@dataclass(frozen=True)
-class _Source:
-    url: str
-    transform: Transform | None
-
-
 def is_annotation_layer(layer: SkippedLayer) -> bool:
     """Return whether a layer that has no voxels holds annotations."""
     return layer.type == "annotation" and layer.error is None and bool(layer.raw)
@@ -86,14 +79,14 @@ def _open_layer(
     layer: SkippedLayer, spec: Mapping[str, Any], state: LinkState, options: LayerOptions
 ) -> list[xr.Dataset]:
     where = f"layers[{layer.name!r}]"
-    source = _read_source(spec, where)
-    if is_local(source.url):
-        dims = {n: (scale, unit) for n, scale, unit in _check_identity(source.transform)} or dict(state.dimensions)
+    url, transform = _read_source(spec, where)
+    if is_local(url):
+        dims = {n: (scale, unit) for n, scale, unit in _check_identity(transform)} or dict(state.dimensions)
         found = read_local_annotations(spec, dims, where)
         filters = _segment_filters(layer, spec, state)
         found = [_filtered(part, filters) for part in found] if filters is not None else found
     else:
-        found = [_open_precomputed(layer, source, spec, state, options)]
+        found = [_open_precomputed(layer, url, transform, spec, state, options)]
     color, column, problem = _annotation_color(spec, found, where)
     if problem:
         warn(f"the layer {layer.name!r} of the link looks different in the viewer: {problem}", LinkWarning)
@@ -107,19 +100,17 @@ def _open_layer(
     return [part.rename(names).assign_attrs(kept) for part, names in zip(found, slashes, strict=True)]
 
 
-def _read_source(spec: Mapping[str, Any], where: str) -> _Source:
-    """Return the first source of a layer; the viewer allows one source of annotations."""
+def _read_source(spec: Mapping[str, Any], where: str) -> tuple[str, Transform]:
+    """Return the address and the transform of the first source; the viewer allows one source of annotations."""
     source = spec.get("source")
     url, entry = read_source(source[0] if isinstance(source, list) and source else source, where)
     transform = entry.get("transform")
     is_whole = isinstance(transform, Mapping) and transform.get("outputDimensions") is not None
-    return _Source(url, read_transform(transform, where) if is_whole else None)
+    return url, read_transform(transform if is_whole else None, where)
 
 
-def _check_identity(transform: Transform | None) -> Sequence[tuple[str, float, str]]:
+def _check_identity(transform: Transform) -> Sequence[tuple[str, float, str]]:
     """Return the output dimensions of a source, whose transform must not move its coordinates."""
-    if transform is None:
-        return ()
     rows = transform.matrix or ()
     is_moved = any(value != (i == j) for i, row in enumerate(rows) for j, value in enumerate(row))
     scales = [d[1:] for d in transform.inputs or transform.outputs]
@@ -129,31 +120,33 @@ def _check_identity(transform: Transform | None) -> Sequence[tuple[str, float, s
 
 
 def _open_precomputed(
-    layer: SkippedLayer, source: _Source, spec: Mapping[str, Any], state: LinkState, options: LayerOptions
+    layer: SkippedLayer,
+    url: str,
+    transform: Transform,
+    spec: Mapping[str, Any],
+    state: LinkState,
+    options: LayerOptions,
 ) -> xr.Dataset:
-    address = parse_address(source.url)
+    address = parse_address(url)
     if address.format != "precomputed":
         raise LinkError(
             f"its source is {address.public}; annotations are read from local:// and precomputed:// sources"
         )
-    link_layer = LinkLayer(layer.name, "annotation", source.url)
-    check_source(link_layer, options.connection.access)
-    placed = (source.transform or Transform()).apply(AXES)
-    if isinstance(placed, str):
-        raise LinkError(placed)
-    folder, info = open_folder(source.url, None, options.connection)
+    check_source(LinkLayer(layer.name, "annotation", url), options.connection.access)
+    placement, _ = transform.apply(AXES)
+    folder, info = open_folder(url, None, options.connection)
     opened = AnnotationSource(folder, parse_info(info, folder.name))
     by_axis = [opened.info.units[number] for number in opened.info.axes]
     scales = [
         factor * (1.0 if size is None else size / unit)
-        for factor, size, unit in zip(placed.placement.scale, placed.placement.voxel_size, by_axis, strict=True)
+        for factor, size, unit in zip(placement.scale, placement.voxel_size, by_axis, strict=True)
     ]
     filters = _segment_filters(layer, spec, state)
     if filters is None:
-        return _read_near_position(layer, opened, state, scales, placed.placement.shift)
+        return _read_near_position(layer, opened, state, scales, placement.shift)
     selected = sorted(set().union(*filters.values()))
     found = _filtered(read_annotations(opened, None, selected, None), filters)
-    return _moved(found, scales, placed.placement.shift)
+    return _moved(found, scales, placement.shift)
 
 
 def _read_near_position(

@@ -33,12 +33,8 @@ class Placement:
     def place(self, grid: Grid, finest: Triple) -> Grid:
         """Return the grid of a level in the coordinates of the link.
 
-        Parameters
-        ----------
-        grid : Grid
-            The level's grid in the source, with its axes in the placement's order.
-        finest : tuple of float
-            Resolution (x, y, z) of the source's finest level, in the same order.
+        `grid` is the level's grid in the source, `finest` the resolution (x, y, z) of the source's finest level, both
+        with axes in the placement's order.
         """
         if self == NATIVE:
             return grid

@@ -10,7 +10,7 @@ from imageryxr.neuroglancer.dimensions import Placement, si_scale
 from imageryxr.neuroglancer.navigation import Dimensions
 from imageryxr.neuroglancer.state import LinkState
 from imageryxr.neuroglancer.state_layers import LinkLayer
-from imageryxr.neuroglancer.transform import AxisPlace, Transform
+from imageryxr.neuroglancer.transform import AxisPlace
 from imageryxr.sources.base import Source
 from imageryxr.sources.resolve import resolve_source
 from imageryxr.sources.transposed import TransposedSource
@@ -29,18 +29,16 @@ def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> 
     options = {key: value for key, value in options.items() if value is not None}
     source, counts = resolve_first(layer.source, kind, **options)
     axes = viewer_axes(source, counts)
-    placed = (layer.transform or Transform()).apply(axes)
-    if isinstance(placed, str):
-        raise LayerError(placed)
+    placement, others = layer.transform.apply(axes)
     picks: dict[str, Any] = {}
     for what, count in counts.items():
         name = next(axis for axis in axes if axis[0] == _AXIS[what])
         own = next((o[1:] for o in getattr(source, "others", ()) if o[0] == name[0]), (None, 0.0))
-        picks[what] = _displayed_index(name, placed.others, count, layer, state, own)
+        picks[what] = _displayed_index(name, others, count, layer, state, own)
     if any(picks.values()):
         source = resolve_source(layer.source, kind, **options, **picks)
-    order = placed.placement.order
-    return (source if order == (0, 1, 2) else TransposedSource(source, order)), placed.placement
+    order = placement.order
+    return (source if order == (0, 1, 2) else TransposedSource(source, order)), placement
 
 
 def resolve_first(source: str, kind: Any, **options: Any) -> tuple[Source, dict[str, int]]:

@@ -27,7 +27,6 @@ from imageryxr.core.display import (
     VISIBLE,
     merge_equivalences,
 )
-from imageryxr.core.grid import Grid
 from imageryxr.errors import (
     AddressError,
     ChoiceError,
@@ -111,15 +110,8 @@ def open_layers(
 def limit_time(began: float) -> Iterator[None]:
     """Stop the requests for a layer after a time limit: a link may name hundreds of servers that never answer.
 
-    Parameters
-    ----------
-    began : float
-        Time from `time.monotonic` at which the first layer of the link was opened.
-
-    Raises
-    ------
-    ServerError
-        If the time limit is exceeded.
+    `began` is the time (`time.monotonic`) at which the first layer of the link was opened. Raises `ServerError` if the
+    time limit is exceeded.
     """
     if current_stop_event() is not None:  # the caller limits the time
         yield
@@ -157,14 +149,10 @@ def _choice_for(choice: Choice, name: str) -> int | None:
 
 
 def check_source(layer: LinkLayer, access: Access) -> None:
-    """Raise unless a layer of a link may be opened.
+    """Raise an error unless a layer of a link may be opened.
 
-    Raises
-    ------
-    LinkError
-        If the source is on this machine or its network and that is not allowed.
-    AuthError
-        If opening the layer would send a token to an untrusted server.
+    It is a `LinkError` if the source is on this machine or its network and that is not allowed, and an `AuthError` if a
+    token would be sent to an untrusted server.
     """
     what = f"the layer {layer.name!r} of the link"
     try:
@@ -177,9 +165,8 @@ def check_source(layer: LinkLayer, access: Access) -> None:
             "by default; if you trust the link, give ",
             param("allow_local", True),
         )
-    if address.format == "graphene" or address.protocol.startswith("middleauth"):
-        if address.protocol not in WEB_PROTOCOLS:
-            return
+    takes_token = address.format == "graphene" or address.protocol.startswith("middleauth")
+    if takes_token and address.protocol in WEB_PROTOCOLS:
         check_trusted(address.url, what, access)
 
 
@@ -256,7 +243,8 @@ def _open_array(layer: LinkLayer, source: Source, placement: Placement) -> xr.Da
     else:
         array = open_image(source)
     if placement != NATIVE:
-        array = _move_to_grid(array, placement.place(grid_of(array), first_resolution(array)))
+        grid = placement.place(grid_of(array), first_resolution(array))
+        array = array.assign_coords(grid.coords()).assign_attrs(attrs_on_grid(array.attrs, grid))
     return _join_equivalent_ids(array, layer.equivalences)
 
 
@@ -285,11 +273,6 @@ def _warn_of_stale_roots(layer: LinkLayer, source: Source) -> None:
         _warn(f"{what} selects ids that have no voxels: {error}")
     except ServerError as error:
         _warn(f"{what}: the graph server did not report whether the selected roots are current ({error})")
-
-
-def _move_to_grid(array: xr.DataArray, grid: Grid) -> xr.DataArray:
-    moved = array.assign_coords(grid.coords())
-    return moved.assign_attrs(attrs_on_grid(array.attrs, grid))
 
 
 def _join_equivalent_ids(seg: xr.DataArray, sets: Sequence[Sequence[int]]) -> xr.DataArray:

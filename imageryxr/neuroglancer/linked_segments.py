@@ -191,12 +191,8 @@ def read_color(value: Any, what: str) -> RGBA:
 def restore_links(layers: Mapping[str, dict[str, Any]], ours: set[str]) -> dict[str, dict[str, Any]]:
     """Return the layers of a state without the links that would change which segments or colours a layer shows.
 
-    Parameters
-    ----------
-    layers : mapping
-        The layers by name, in the order of the state.
-    ours : set of str
-        Names of the layers whose entries list everything that they should show. A link that adds to it is removed.
+    `layers` are in the order of the state. The entries of the layers in `ours` list everything that these should show;
+    links that add to it are removed.
     """
     while True:
         linked = [n for n in ours if any(key in layers[n] for key in LINKS)]

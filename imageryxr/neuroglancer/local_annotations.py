@@ -53,19 +53,8 @@ def read_local_annotations(
 ) -> list[xr.Dataset]:
     """Return the annotations of a layer, one Dataset for each type; polylines become lines.
 
-    Parameters
-    ----------
-    spec : mapping
-        The layer.
-    dims : mapping
-        Scale and unit of each coordinate, by name, in the order of the coordinates.
-    where : str
-        Name of the layer in messages.
-
-    Raises
-    ------
-    LinkError
-        If an annotation is invalid, or there are none.
+    `dims` are the scale and unit of each coordinate, by name, in the order of the coordinates. Raises `LinkError`, in
+    which `where` is the name of the layer, if an annotation is invalid, or there are none.
     """
     entries = as_list(spec.get("annotations") or [], f"{where}.annotations", None)
     if not entries:

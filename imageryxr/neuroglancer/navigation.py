@@ -38,19 +38,8 @@ class Pose:
 def read_pose(state: Mapping[str, Any], dims: Dimensions, referenced: Dimensions | None = None) -> Pose:
     """Read the pose of a state from ``dimensions`` and ``position``, or from the older ``navigation``.
 
-    Parameters
-    ----------
-    state : mapping
-        A JSON state.
-    dims : mapping
-        Its dimensions, as `read_dimensions` returns them.
-    referenced : mapping, optional
-        The dimensions that at least one layer has; the viewer drops the others. Default: all.
-
-    Raises
-    ------
-    LinkError
-        If an entry is invalid.
+    `dims` are the dimensions of the state. `referenced` are those that at least one layer has, by default all; the
+    viewer drops the others. Raises `LinkError` if an entry is invalid.
     """
     navigation = as_mapping(state.get("navigation"), "navigation")
     pose = as_mapping(navigation.get("pose"), "navigation.pose")

@@ -54,21 +54,10 @@ class LinkState:
 
 
 def parse_state(state: Mapping[str, Any], group: int | None = None) -> LinkState:
-    """Parse a JSON state.
+    """Parse a JSON state as Neuroglancer writes it.
 
-    Parameters
-    ----------
-    state : mapping
-        The state as Neuroglancer writes it.
-    group : int, optional
-        Number of the layer group to use, from 0. Default: the first. A link without groups is group 0.
-
-    Raises
-    ------
-    LinkError
-        If an entry is invalid; the message names it.
-    OptionError
-        If the group does not exist.
+    `group` is the number of the layer group to use, from 0, by default the first; a link without groups is group 0.
+    Raises `OptionError` if the group does not exist, and a `LinkError` that names an invalid entry.
     """
     dims = read_dimensions(state)
     named = named_layers(state.get("layers", []))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imageryxr.core.display import SegmentDisplay
-from imageryxr.errors import LinkError, format_value
-from imageryxr.neuroglancer.dimensions import AXES, NATIVE, Placement, read_dimensions
+from imageryxr.errors import LayerError, LinkError, format_value
+from imageryxr.neuroglancer.dimensions import AXES, read_dimensions
 from imageryxr.neuroglancer.linked_segments import (
     LayerSegments,
     SegmentSettings,
@@ -47,8 +47,8 @@ class LinkLayer:
     kind: str
     source: str
     """Address, as `imageryxr.open_image` takes it."""
-    transform: Transform | None = None
-    """Transform of the data, if the link has one."""
+    transform: Transform = field(default_factory=Transform)
+    """Transform of the data."""
     position: tuple[tuple[str, float], ...] = ()
     """Coordinates along the layer's local dimensions, by name, or by "0'", "1'", … if they have no names."""
     local_dimensions: Dimensions = field(default_factory=dict)
@@ -84,12 +84,6 @@ class LinkLayer:
     """All entries of the layer that are not in `READ_KEYS`, as JSON."""
     spec: str = field(default="", repr=False, compare=False)
     """The whole layer as written in the link, as JSON."""
-
-    @property
-    def placement(self) -> Placement:
-        """Placement of data whose axes are x, y and z in this order, which holds for all formats but Zarr."""
-        found = (self.transform or Transform()).apply(AXES)
-        return NATIVE if isinstance(found, str) else found.placement
 
 
 @dataclass(frozen=True)
@@ -153,28 +147,26 @@ def _read_layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | SkippedLayer:
     kind = "auto" if kind is None else kind
     same = {"segmentation_with_graph": "segmentation", "new": "auto"}
     kind = same.get(kind, kind) if isinstance(kind, str) else format_value(kind)
-    spare = public_json(spec)
-    if kind not in KINDS:
-        return SkippedLayer(name, kind, f"layers of type {kind!r} have no voxels", spare)
     volumes = [(url, item) for url, item in urls if _is_volume(url)]
-    drawn = [(url, item) for url, item in volumes if _is_enabled(item, where)]
-    if volumes and not drawn:
-        off = "its source disables the voxels (subsources)"
-        return SkippedLayer(name, kind, off, spare, _read_segments_or_none(spec, where, kind))
-    volumes = drawn
-    if not volumes:
+    drawn = [(url, item) for url, item in volumes if kind in KINDS and _is_enabled(item, where)]
+    if kind not in KINDS:
+        reason = f"layers of type {kind!r} have no voxels"
+    elif not volumes:
         addresses = ", ".join(format_value(url) for url, _ in urls) or "empty"
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
         reason = f"its source is {addresses}; the supported formats are {formats}"
-        return SkippedLayer(name, kind, reason, spare, _read_segments_or_none(spec, where, kind))
-    if len(volumes) > MAX_SOURCES:
-        raise LinkError(f"{where} has {len(volumes)} sources; the maximum is {MAX_SOURCES}")
-    options = _read_layer_options(name, kind, spec, where)
-    found = [_layer_of_source(url, item, spec, where, options) for url, item in volumes]
-    drawable = [layer for layer in found if isinstance(layer, LinkLayer)]
-    if not drawable:
-        return SkippedLayer(name, kind, str(found[0]), spare, _read_segments_or_none(spec, where, kind))
-    return replace(drawable[0], others=tuple(drawable[1:]), spec=spare)
+    elif not drawn:
+        reason = "its source disables the voxels (subsources)"
+    elif len(drawn) > MAX_SOURCES:
+        raise LinkError(f"{where} has {len(drawn)} sources; the maximum is {MAX_SOURCES}")
+    else:
+        options = _read_layer_options(name, kind, spec, where)
+        found = [_layer_of_source(url, item, spec, where, options) for url, item in drawn]
+        drawable = [layer for layer in found if isinstance(layer, LinkLayer)]
+        if drawable:
+            return replace(drawable[0], others=tuple(drawable[1:]), spec=public_json(spec))
+        reason = str(found[0])
+    return SkippedLayer(name, kind, reason, public_json(spec), _read_segments_or_none(spec, where, kind))
 
 
 def _read_layer_options(name: str, kind: str, spec: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -196,24 +188,26 @@ def _layer_of_source(
 ) -> LinkLayer | str:
     """Return a layer with one of its sources, or the reason why that source cannot be drawn."""
     transform, note = _read_source_transform(spec, item, where)
-    placed = (transform or Transform()).apply(AXES) if has_known_axes(url) else None
-    if isinstance(placed, str):
-        return placed
+    if has_known_axes(url):
+        try:
+            transform.apply(AXES)
+        except LayerError as error:
+            return str(error)
     when = {} if options["kind"] == "image" else _read_timestamp(spec, where, item)
     return LinkLayer(source=url, transform=transform, undrawn=note, **options, **when)
 
 
 def _read_segments_or_none(spec: Mapping[str, Any], where: str, kind: str) -> SegmentSettings | None:
-    """Return the segment settings of a skipped layer; None if they are invalid or the layer is an image."""
+    """Return the segment settings of a skipped layer; None if they are invalid or the layer has no segments."""
     try:
-        return read_segments(spec, where) if kind != "image" else None
+        return read_segments(spec, where) if kind in ("segmentation", "auto") else None
     except LinkError:
         return None
 
 
 def _read_source_transform(
     spec: Mapping[str, Any], item: Mapping[str, Any], where: str
-) -> tuple[Transform | None, tuple[str, ...]]:
+) -> tuple[Transform, tuple[str, ...]]:
     """Return the transform of a source, and messages about transforms that the viewer ignores.
 
     The older form is an entry of the layer; the viewer reads it only if the source is just an address.
@@ -223,7 +217,7 @@ def _read_source_transform(
         return read_older_transform(spec["transform"], where), ()
     if isinstance(transform, Mapping) and not {"outputDimensions", "inputDimensions", "matrix"} & set(transform):
         notes = ("its transform has no outputDimensions and is ignored, as in the viewer",) if transform else ()
-        return None, notes
+        return Transform(), notes
     return read_transform(transform, where), ()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from imageryxr.errors import LinkError, format_value
+from imageryxr.errors import LayerError, LinkError, format_value
 from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, si_scale
 from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, as_whole
 
@@ -40,18 +40,10 @@ class AxisPlace:
     """Scale of the source's axis, if the link has one."""
 
     def index(self, position: float, scale: float, step: float | None = None, start: float = 0.0) -> int:
-        """Return the index along the source's axis at a position.
+        """Return the index along the source's axis at a position along the viewer's dimension of this name.
 
-        Parameters
-        ----------
-        position : float
-            Position along the viewer's dimension of this name.
-        scale : float
-            Scale of that dimension.
-        step : float, optional
-            Scale of the source's axis, if the source has one. Default: that of the viewer's dimension.
-        start : float, default 0
-            Position of index 0 along the source's axis, in steps.
+        `scale` is the scale of that dimension, `step` that of the source's axis, by default the same. Index 0 is at the
+        position `start` along the source's axis, in steps.
         """
         size = self.step or step or scale
         place = position * scale - self.shift * (self.output or scale)
@@ -60,17 +52,8 @@ class AxisPlace:
 
 
 @dataclass(frozen=True)
-class AppliedTransform:
-    """A transform applied to the axes of a source."""
-
-    placement: Placement
-    others: Mapping[str, AxisPlace]
-    """Transforms of the other axes, by their names in the source."""
-
-
-@dataclass(frozen=True)
 class Transform:
-    """A coordinate transform of a state."""
+    """A coordinate transform of a state; by default, the identity."""
 
     outputs: tuple[Dimension, ...] = ()
     inputs: tuple[Dimension, ...] | None = None
@@ -78,13 +61,11 @@ class Transform:
     """One row per output dimension: a factor per input dimension, then the translation."""
     source_rank: int = 0
 
-    def apply(self, axes: Sequence[str]) -> AppliedTransform | str:
-        """Return the transformed axes of a source, or the reason why they cannot be drawn.
+    def apply(self, axes: Sequence[str]) -> tuple[Placement, dict[str, AxisPlace]]:
+        """Return the placement of a source along x, y and z, and the transforms of its other axes, by name.
 
-        Parameters
-        ----------
-        axes : sequence of str
-            Neuroglancer's names of the source's axes, in the source's order (``c'`` for a channel of OME-Zarr).
+        `axes` are Neuroglancer's names of the source's axes, in the source's order (``c'`` for a channel of OME-Zarr).
+        Raises `LayerError` if the transformed axes cannot be drawn.
         """
         at = self._positions(axes)
         names = [axis if i < 0 else self.outputs[i][0] for axis, i in zip(axes, at, strict=True)]
@@ -101,18 +82,18 @@ class Transform:
             factors, shift[number] = self._row(at, names.index(axis))
             used = [j for j, factor in enumerate(factors) if abs(factor) > 1e-9]
             if len(used) != 1 or factors[used[0]] < 0:
-                return ROTATED_REASON
+                raise LayerError(ROTATED_REASON)
             own = used[0]
             scale[number], size[number] = factors[own], self._size(at[own], in_source=own < len(axes))
             if own < len(axes):
                 order[number] = AXES.find(axes[own])
                 if order[number] < 0:  # an axis of time or channels is shown along x, y or z
-                    return RENAMED_REASON
+                    raise LayerError(RENAMED_REASON)
         if not self._complete(order, axes):
-            return RENAMED_REASON
+            raise LayerError(RENAMED_REASON)
         placement = Placement(_triple(scale), _triple(size), _triple(shift), _triple(order))
         others = {axis: self._other(at, i, names[i]) for i, axis in enumerate(axes) if axis not in AXES}
-        return AppliedTransform(placement, others)
+        return placement, others
 
     @staticmethod
     def _complete(order: list[int], axes: Sequence[str]) -> bool:
@@ -165,13 +146,13 @@ def _triple(values: Sequence[T]) -> tuple[T, T, T]:
     return x, y, z
 
 
-def read_transform(transform: Any, where: str) -> Transform | None:
-    """Return the transform of a source; None if it has none.
+def read_transform(transform: Any, where: str) -> Transform:
+    """Return the transform of a source; the identity if it has none.
 
     Raises `LinkError` if it is invalid.
     """
     if transform is None:
-        return None
+        return Transform()
     if isinstance(transform, list):
         return read_older_transform(transform, where)
     if not isinstance(transform, Mapping):
@@ -187,13 +168,9 @@ def read_transform(transform: Any, where: str) -> Transform | None:
             "must be equal"
         )
     rows = None if matrix is None else _read_matrix(matrix, len(outputs), where)
-    return Transform(outputs, inputs or None, rows, _read_source_rank(transform.get("sourceRank"), len(outputs), where))
-
-
-def _read_source_rank(value: Any, rank: int, where: str) -> int:
-    if value is None:
-        return rank
-    return as_whole(value, f"{where}.transform.sourceRank", rank)
+    rank = transform.get("sourceRank")
+    rank = len(outputs) if rank is None else as_whole(rank, f"{where}.transform.sourceRank", len(outputs))
+    return Transform(outputs, inputs or None, rows, rank)
 
 
 def read_older_transform(transform: Any, where: str) -> Transform:
