@@ -70,8 +70,6 @@ class Target(ABC):
 
     kind: ClassVar[Kind] = "tree"
     """Whether the result is a folder, several files of a shared folder, a single file, or an array in memory."""
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    """Endings or schemes of targets of this format."""
     encoding: ClassVar[float] = 1.5
     """Bytes of memory while a region is encoded, for each byte of the region."""
 

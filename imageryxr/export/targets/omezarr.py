@@ -32,9 +32,6 @@ class OmeZarr(Pyramid):
     compressor: str
     version: str
 
-    kind = "tree"
-    suffixes = (".zarr",)
-
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
         return {

@@ -44,9 +44,6 @@ class Precomputed(Pyramid):
     gzip: bool = False
     """Whether chunks are gzipped. On a disk, only CloudVolume finds such chunks, whose names end in ``.gz``."""
 
-    kind = "tree"
-    suffixes = ("precomputed://",)
-
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
         return {

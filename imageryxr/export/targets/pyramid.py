@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from imageryxr.core.validate import check_whole
 from imageryxr.errors import Message, Wording
 from imageryxr.export.plan.regions import Regions, tiles
 from imageryxr.export.store.bucket import Place
-from imageryxr.export.targets.base import REGION_VOXELS, ArrayInfo, Target, lost_object, stored_dtype
+from imageryxr.export.targets.base import REGION_VOXELS, Target, lost_object, stored_dtype
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
@@ -53,7 +53,12 @@ def _halve_axis(axis: Axis, whole: bool) -> Axis:
 
 @dataclass(frozen=True)
 class Pyramid(Target):
-    """A target of several levels, each derived from the next finer one."""
+    """A target of several levels, each derived from the next finer one.
+
+    Images are averaged without NaN; a voxel is NaN if all its finer voxels are. Segmentations take the most frequent
+    id. Colours are weighted by their alpha; other channels are averaged one by one. A voxel that the finer level covers
+    in part derives from that part.
+    """
 
     grids: tuple[Grid, ...]
     """The grid of each level, finest first."""
@@ -85,14 +90,28 @@ class Pyramid(Target):
         return tuple(level_regions(g.shape, self.object_shape(i), self.coarse) for i, g in enumerate(self.grids) if i)
 
     def derive(self, stage: int, box: IndexBox, place: Place) -> Array:
-        """Return a box of a level, derived from the next finer level."""
+        """Return a box of a level, derived from the next finer level.
+
+        It is derived in parts, one stored object of the finer level after the other and a few chunks at a time, so that
+        little of the finer level is in memory.
+        """
         objects: dict[str, bytes] = {}
 
         def load(need: IndexBox) -> Array:
             read_objects(place, self.keys(stage - 1, need), objects)
             return self.decode(stage - 1, need, objects, place)
 
-        return self._derivation(stage).derive(box, load)
+        if box.voxels <= PART_VOXELS:
+            return self._shrink(stage, box, load)
+        channels, dtype = self.layer.channels, stored_dtype(self.layer.dtype)
+        out = np.empty(box.shape, dtype)
+        if channels:  # channels first in memory, as they are stored
+            out = np.moveaxis(np.empty((channels, *box.shape), dtype), 0, -1)
+        z, y, x = self._finer_shape(stage, self.object_shape(stage - 1))
+        for outer in tiles(box, (z, y, x)):
+            for part in tiles(outer, self._part_shape(stage, box)):
+                out[part.slices(box)] = self._shrink(stage, part, load)
+        return out
 
     @abstractmethod
     def decode(self, level: int, box: IndexBox, objects: Mapping[str, bytes], place: Place) -> Array:
@@ -100,13 +119,42 @@ class Pyramid(Target):
 
     def derived_bytes(self, stage: int, box: IndexBox) -> int:
         """Return the maximal bytes of memory that `derive` needs, its result included."""
-        return self._derivation(stage).bytes_for(box)
+        part = max(math.prod(self._part_shape(stage, box)), min(box.voxels, PART_VOXELS))
+        stored = math.prod(self.object_shape(stage - 1))
+        # A part derives from up to eight voxels for each of its own, which are loaded, padded and weighted.
+        return self.layer.voxel_bytes * (box.voxels + 8 * 3 * part + stored) + _READER_BYTES
 
-    def _derivation(self, stage: int) -> Derivation:
-        finer = stage - 1
-        return Derivation(
-            self.grids[finer], self.object_shape(finer), self.chunk_shape(finer), self.grids[stage], self.layer
-        )
+    def _finer_shape(self, stage: int, shape: Index3) -> list[int]:
+        """Return the size in a level of a box of the next finer level, at least one voxel."""
+        axes = zip(self.grids[stage].axes, self.grids[stage - 1].axes, shape, strict=True)
+        return [max(1, n // round(axis.resolution / finer.resolution)) for axis, finer, n in axes]
+
+    def _part_shape(self, stage: int, box: IndexBox) -> Index3:
+        """Return the shape of the parts that are derived at a time: they cover whole chunks of the finer level."""
+        most = list(map(min, box.shape, self._finer_shape(stage, self.object_shape(stage - 1))))
+        size = list(map(min, most, self._finer_shape(stage, self.chunk_shape(stage - 1))))
+        while True:
+            axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
+            if axis is None or math.prod(size) * 2 > PART_VOXELS:
+                return size[0], size[1], size[2]
+            size[axis] *= 2
+
+    def _shrink(self, stage: int, box: IndexBox, load: Callable[[IndexBox], Array]) -> Array:
+        """Return a box of a level, derived at once; `load` returns a box of the next finer level."""
+        grid_map = GridMap.from_grids(self.grids[stage], self.grids[stage - 1])
+        need = grid_map.source_box(box, "mean")
+        held = need.clip(self.grids[stage - 1].box)
+        # Edge padding gives a partly covered voxel the value of its covered part.
+        missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
+        values, channels = load(held), self.layer.channels
+        if any(map(any, missing)):
+            values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
+        moved = grid_map.relative_to(need.start)
+        if channels == 4 and values.dtype == np.uint8:
+            return _shrink_rgba(values, moved, box)
+        if channels:
+            return np.stack([_shrink_channel(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
+        return _shrink_channel(values, moved, box, "mode" if self.layer.layer_type == "segmentation" else "mean")
 
 
 def read_objects(place: Place, keys: list[str], objects: dict[str, bytes]) -> None:
@@ -135,82 +183,6 @@ def level_regions(shape: Index3, granule: Index3, voxels: int = REGION_VOXELS) -
         if axis is None or math.prod(step) * 2 > voxels:
             return Regions.uniform(shape, (step[0], step[1], step[2]))
         step[axis] *= 2
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """How a level derives from the next finer one.
-
-    Images are averaged without NaN; a voxel is NaN if all its finer voxels are. Segmentations take the most frequent
-    id. Colours are weighted by their alpha; other channels are averaged one by one. A voxel that the finer level covers
-    in part derives from that part.
-    """
-
-    finer: Grid
-    stored: Index3
-    """Voxels (z, y, x) of a stored object of the finer level."""
-    chunk: Index3
-    """Voxels of the finer level that are decoded at a time. The shape of an object is a multiple of it."""
-    grid: Grid
-    layer: ArrayInfo
-
-    def derive(self, box: IndexBox, load: Callable[[IndexBox], Array]) -> Array:
-        """Return a box of the level, derived in parts, so that little of the finer level is in memory at a time.
-
-        `load` returns a box of the finer level, (z, y, x) or (z, y, x, channel). It is called for one stored object
-        after the other, a few chunks at a time.
-        """
-        if box.voxels <= PART_VOXELS:
-            return self._shrink(box, load)
-        channels, dtype = self.layer.channels, stored_dtype(self.layer.dtype)
-        out = np.empty(box.shape, dtype)
-        if channels:  # channels first in memory, as they are stored
-            out = np.moveaxis(np.empty((channels, *box.shape), dtype), 0, -1)
-        for part in self._parts(box):
-            out[part.slices(box)] = self._shrink(part, load)
-        return out
-
-    def bytes_for(self, box: IndexBox) -> int:
-        """Return the maximal bytes of memory that `derive` needs for a box, its result included."""
-        part = max(math.prod(self._part_shape(box)), min(box.voxels, PART_VOXELS))
-        # A part derives from up to eight voxels for each of its own, which are loaded, padded and weighted.
-        return self.layer.voxel_bytes * (box.voxels + 8 * 3 * part + math.prod(self.stored)) + _READER_BYTES
-
-    @property
-    def _factors(self) -> list[int]:
-        return [round(t.resolution / s.resolution) for t, s in zip(self.grid.axes, self.finer.axes, strict=True)]
-
-    def _part_shape(self, box: IndexBox) -> Index3:
-        """Return the shape of the parts that are derived at a time: they cover whole chunks of the finer level."""
-        most = [max(1, min(n, s // f)) for n, s, f in zip(box.shape, self.stored, self._factors, strict=True)]
-        size = [min(m, max(1, c // f)) for m, c, f in zip(most, self.chunk, self._factors, strict=True)]
-        while True:
-            axis = min((a for a in range(3) if 2 * size[a] <= most[a]), key=lambda a: size[a], default=None)
-            if axis is None or math.prod(size) * 2 > PART_VOXELS:
-                return size[0], size[1], size[2]
-            size[axis] *= 2
-
-    def _parts(self, box: IndexBox) -> Iterator[IndexBox]:
-        z, y, x = (max(1, s // f) for s, f in zip(self.stored, self._factors, strict=True))
-        for outer in tiles(box, (z, y, x)):
-            yield from tiles(outer, self._part_shape(box))
-
-    def _shrink(self, box: IndexBox, load: Callable[[IndexBox], Array]) -> Array:
-        """Return a box of the level, derived at once."""
-        grid_map = GridMap.from_grids(self.grid, self.finer)
-        need = grid_map.source_box(box, "mean")
-        held = need.clip(self.finer.box)
-        # Edge padding gives a partly covered voxel the value of its covered part.
-        missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
-        values, channels = load(held), self.layer.channels
-        if any(map(any, missing)):
-            values = np.pad(values, [*missing, *([(0, 0)] if channels else [])], mode="edge")
-        moved = grid_map.relative_to(need.start)
-        if channels == 4 and values.dtype == np.uint8:
-            return _shrink_rgba(values, moved, box)
-        if channels:
-            return np.stack([_shrink_channel(values[..., i], moved, box, "mean") for i in range(channels)], axis=-1)
-        return _shrink_channel(values, moved, box, "mode" if self.layer.layer_type == "segmentation" else "mean")
 
 
 def _shrink_channel(values: Array, grid_map: GridMap, box: IndexBox, method: str) -> Array:

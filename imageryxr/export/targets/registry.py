@@ -50,7 +50,6 @@ class InMemory(Target):
     """A NumPy array in this process, to which the workers return their regions."""
 
     kind = "memory"
-    suffixes = ("memory://",)
     encoding = 1.0
 
     def describe(self) -> dict[str, Any]:
@@ -78,7 +77,9 @@ def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: A
     text = os.fspath(target)
     if "\0" in text:
         raise OptionError(param("target", text), " contains a NUL byte, which paths cannot; remove it")
-    chosen = _create_target(text, layer, options)
+    what, factory, place = _find_factory(text)
+    _check_options(what, options, _keyword_names(factory))
+    chosen = factory(place, layer, **options)
     if chosen.kind != "memory" and not is_remote(chosen.root):
         _check_lengths(chosen, text)
     return chosen
@@ -102,12 +103,6 @@ def _check_lengths(chosen: Target, text: str) -> None:
             "bytes, which leaves room for the suffix of the work folder, and a path of ",
             f"less than {MAX_PATH - MAX_NAME}",
         )
-
-
-def _create_target(text: str, layer: ArrayInfo, options: dict[str, Any]) -> Target:
-    what, factory, place = _find_factory(text)
-    _check_options(what, options, _keyword_names(factory))
-    return factory(place, layer, **options)
 
 
 def options_of(target: str) -> tuple[str, ...]:

@@ -139,8 +139,6 @@ class PngStack(Stack):
 
     compress_level: int = 3
 
-    suffixes = (".png",)
-
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
         return {"format": "PNG", "pattern": self.pattern, "compress_level": self.compress_level}
@@ -183,8 +181,6 @@ class TiffStack(Stack):
     """A TIFF per slice."""
 
     compression: str | None = "zlib"
-
-    suffixes = (".tif", ".tiff")
 
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""

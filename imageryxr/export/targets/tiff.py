@@ -66,8 +66,6 @@ class TiffFile(SingleFile):
     bigtiff: bool = False
     ome: bool = False
 
-    suffixes = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
-
     def describe(self) -> dict[str, Any]:
         """Return the format and its options."""
         return {

@@ -95,7 +95,6 @@ class Video(Film):
 
     crf: int = 18
 
-    suffixes = (".mp4", ".webm")
     noun = "videos"
     largest = 16384  # the limit of H.264, VP9 and players
 
@@ -201,7 +200,6 @@ def video(place: str, layer: ArrayInfo, *, axis: str = "z", fps: Any = 12.0, crf
 class Gif(Film):
     """An animated GIF whose frames are slices."""
 
-    suffixes = (".gif",)
     noun = "GIFs"
     largest = 65535  # the format has 16-bit sizes
 

@@ -230,21 +230,14 @@ def zarr_codec(compressor: str, old: bool = False) -> Any:
     name, _, level = compressor.partition(":")
     if name == "none":
         return None
+    codec, settings = (name, {"level": int(level)})
+    if name == "lz4":
+        codec, settings = "blosc", {"cname": "lz4", "clevel": int(level)}
     if old:
         import numcodecs
 
-        kinds: dict[str, Any] = {
-            "zstd": lambda n: numcodecs.Zstd(n),
-            "gzip": lambda n: numcodecs.GZip(n),
-            "lz4": lambda n: numcodecs.Blosc("lz4", n),
-        }
-        return [kinds[name](int(level))]
+        return [numcodecs.get_codec({"id": codec, **settings})]
     import_package("zarr")
-    from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+    from zarr.registry import get_codec_class
 
-    made: dict[str, Any] = {
-        "zstd": lambda n: ZstdCodec(level=n),
-        "gzip": lambda n: GzipCodec(level=n),
-        "lz4": lambda n: BloscCodec(cname="lz4", clevel=n),
-    }
-    return [made[name](int(level))]
+    return [get_codec_class(codec).from_dict({"name": codec, "configuration": settings})]
