@@ -17,7 +17,7 @@ from imageryxr.export.targets.options import Client, FormatOptions
 from imageryxr.graph.cutout_arrays import has_cutouts
 
 if TYPE_CHECKING:
-    from imageryxr.export.cutouts.cutout_plan import CutoutPlan
+    from imageryxr.export.cutouts.jobs import CutoutPlan
 
 
 def plan_export(

@@ -1,12 +1,12 @@
-"""Run exports of cutouts: Zarr with one chunk per cutout, a picture per cutout, or a page of pictures."""
+"""Plan and run exports of cutouts: Zarr with one chunk per cutout, a picture per cutout, or a page of pictures."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.units import show_bytes
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import LayerError, Message, OptionError, Wording
-from imageryxr.export.cutouts.cutout_plan import CutoutPlan, plan_cutouts
 from imageryxr.export.cutouts.formats import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.omezarr import check_compressor
 from imageryxr.graph.cutout_arrays import CUTOUT
+from imageryxr.graph.cutout_reads import BATCH_BYTES, KEPT_BYTES, ChunkId, chunk_bytes
+from imageryxr.graph.cutouts import CutoutLayer, ReadPlan, cutout_layers
 from imageryxr.ops.cutout_columns import selections_of
 from imageryxr.ops.cutout_ids import report_missing
 from imageryxr.ops.cutout_verbs import central_slices
@@ -100,18 +102,6 @@ def _resume_note(job: Job, total: int) -> Message:
     return Message(kept, Wording("call", "command"), " again to continue")
 
 
-def plan_cutout_export(
-    obj: xr.DataArray | xr.Dataset, target: str | os.PathLike[str], *, workers: int | None = None, **options: Any
-) -> CutoutPlan:
-    """Return the plan of an export of cutouts; see `imageryxr.plan_export`."""
-    if workers is not None:
-        check_whole("workers", workers, 1)
-    known = {name: options.pop(name) for name in ("overwrite", "client") if name in options}
-    job = _make_job(obj, target, options)
-    job.check_target(bool(known.get("overwrite", False)))
-    return plan_cutouts(job.arrays, job.place, workers)
-
-
 def _store(
     job: Job, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callable[[int], None], scheduler: dict[str, Any]
 ) -> None:
@@ -186,3 +176,76 @@ def _check_pictures(arrays: Mapping[str, xr.DataArray], text: str, *, is_jpeg: b
         )
     if is_jpeg and array.dtype == np.uint16:
         raise LayerError(f"{array.name!r} has dtype uint16, which JPEG cannot store; draw it first with to_rgba")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# plans
+
+
+@dataclass(frozen=True)
+class CutoutPlan:
+    """What an export of cutouts reads, writes and holds in memory."""
+
+    target: str
+    """Path of the result."""
+    cutouts: int
+    """Number of cutouts."""
+    requests: int
+    """Number of distinct storage chunks that are read. Where cutouts are dense, some chunks are read twice."""
+    bytes_to_read: int
+    """Decoded bytes of these chunks."""
+    bytes_to_write: int
+    """Bytes of the result before compression."""
+    memory: int
+    """Estimated peak of the chunks and cutouts in memory, in bytes, with one thread per core."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<CutoutPlan {self.target}: {self.cutouts:,} cutouts; reads {self.requests:,} chunks, "
+            f"{show_bytes(self.bytes_to_read)} decoded; writes {show_bytes(self.bytes_to_write)} before compression; "
+            f"about {show_bytes(self.memory)} in memory>"
+        )
+
+
+def plan_cutout_export(
+    obj: xr.DataArray | xr.Dataset,
+    target: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    client: Any = None,
+    workers: int | None = None,
+    **options: Any,
+) -> CutoutPlan:
+    """Return the plan of an export of cutouts; see `imageryxr.plan_export`."""
+    if workers is not None:
+        check_whole("workers", workers, 1)
+    job = _make_job(obj, target, options)
+    job.check_target(overwrite)
+    layers: dict[str, CutoutLayer] = {}
+    for array in job.arrays.values():
+        if isinstance(array.variable._data, da.Array):
+            layers |= {layer.name: layer for layer in cutout_layers(array.data)}
+    plans = [layer.reads for layer in layers.values()]
+    written = sum(array.nbytes for array in job.arrays.values())
+    count = next(iter(job.arrays.values())).sizes[CUTOUT]
+    threads = workers or os.cpu_count() or 1
+    return CutoutPlan(
+        job.place,
+        count,
+        sum(len(plan.chunks) for plan in plans),
+        sum(_bytes_of(plan, plan.chunks) for plan in plans),
+        written,
+        sum(_peak_bytes(plan, threads) for plan in plans) + 2 * threads * 8 * (written // max(1, count)),
+    )
+
+
+def _bytes_of(plan: ReadPlan, chunks: Iterable[ChunkId]) -> int:
+    sizes = [chunk_bytes(leaf) for leaf in plan.leaves]
+    return sum(sizes[number] for number, _ in chunks)
+
+
+def _peak_bytes(plan: ReadPlan, threads: int) -> int:
+    """Return the bytes of the chunks of one batch per thread, of their cutouts, and of the chunks that are kept."""
+    batch = max((_bytes_of(plan, batch.chunks) for batch in plan.batches), default=0)
+    kept = min(KEPT_BYTES, _bytes_of(plan, plan.uses))
+    return min(threads, len(plan.batches)) * (batch + BATCH_BYTES) + kept

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.store.lease import Lease, WorkerWatch, open_lock
-from imageryxr.export.store.local import FileRecord, Folder, disk_errors, is_remote
+from imageryxr.export.store.local import FileRecord, Folder, disk_errors, is_remote, replaced_file
 
 HIDDEN = ".imageryxr"
 """The folder of locks, marks and unfinished results."""
@@ -27,18 +26,10 @@ class CutoutFolder(Folder):
     def put(self, files: Iterable[tuple[str, bytes]]) -> dict[str, FileRecord]:
         """Write files under temporary names, then rename them."""
         records = {}
-        with disk_errors(self.root):
-            for key, data in files:
-                temporary, final = os.path.join(self.scratch, uuid.uuid4().hex), os.path.join(self.root, key)
-                try:
-                    Path(temporary).write_bytes(data)
-                    os.makedirs(os.path.dirname(final), exist_ok=True)
-                    os.replace(temporary, final)
-                except OSError:
-                    with suppress(OSError):  # a part of a file would take space of a full disk
-                        os.unlink(temporary)
-                    raise
-                records[key] = FileRecord.of(data)
+        for key, data in files:
+            with replaced_file(Path(self.root, key), self.scratch) as temporary:
+                temporary.write_bytes(data)
+            records[key] = FileRecord.of(data)
         return records
 
     def get_start(self, key: str, size: int) -> bytes | None:

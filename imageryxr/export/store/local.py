@@ -57,16 +57,19 @@ def disk_errors(place: str, *, keeps_old: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def replaced_file(file: Path) -> Iterator[Path]:
-    """Yield a temporary path beside a file, which is renamed to the file after the block; create its folder."""
-    beside = file.with_name(f".{uuid.uuid4().hex[:12]}{file.suffix}")
+def replaced_file(file: Path, folder: str | None = None) -> Iterator[Path]:
+    """Yield a temporary path, which is renamed to a file after the block; create the folder of the file.
+
+    The path is in `folder`, which must exist; by default, beside the file.
+    """
+    temporary = Path(folder or file.parent, f".{uuid.uuid4().hex[:12]}{file.suffix}")
     with disk_errors(str(file)):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield beside
-            os.replace(beside, file)
+            yield temporary
+            os.replace(temporary, file)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
