@@ -22,25 +22,19 @@ class BucketManifest(ManifestStore):
 
     def __init__(self, folder: str, name: str) -> None:
         super().__init__(folder, name)
-        self.name = name
         self._buffered: list[bytes] = []
         self._last = time.monotonic()
-        self.bucket = Bucket(folder, self.lock, fresh=True)
-
-    def _read(self) -> bytes | None:
-        return self.bucket.get(self.name + ".json")
 
     def save(self, header: Header) -> None:
         """Upload the header."""
-        self.lock.ensure()
-        self.bucket.put([(self.name + ".json", header.to_bytes())])
+        self.place.put([(self.name + ".json", header.to_bytes())])
 
-    def _pieces(self) -> list[str]:
+    def _journal(self) -> list[str]:
         return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.base}.log").names())
 
     def _lines(self) -> Iterator[bytes]:
-        for key in self._pieces():
-            yield from (self.bucket.get(key) or b"").splitlines()
+        for key in self._journal():
+            yield from (self.place.get(key) or b"").splitlines()
 
     def append(self, run: str, entry: Entry) -> None:
         """Add a line, and upload the buffered lines if the last upload is long ago."""
@@ -54,12 +48,8 @@ class BucketManifest(ManifestStore):
         self._last = time.monotonic()
         if self._buffered:
             key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-            self.bucket.put([(key, b"".join(self._buffered))])
+            self.place.put([(key, b"".join(self._buffered))])
             self._buffered = []
-
-    def remove(self) -> None:
-        """Delete manifest and journal."""
-        self.bucket.delete([self.name + ".json", *self._pieces()])
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -23,8 +23,9 @@ from msgspec import Meta
 
 from imageryxr.core.bbox import Index3
 from imageryxr.errors import ManifestError, Message, TargetError, param
+from imageryxr.export.store.bucket import open_place
 from imageryxr.export.store.lease import open_lock
-from imageryxr.export.store.local import FileRecord, Folder
+from imageryxr.export.store.local import FileRecord
 
 FORMAT: Final = 2
 """Part of the hash of a call, so that exports of another format are neither continued nor taken for complete."""
@@ -191,12 +192,14 @@ class ManifestStore(ABC):
     """
 
     def __init__(self, folder: str, name: str) -> None:
-        self.base = f"{folder}/{name}"
+        self.base, self.name = f"{folder}/{name}", name
         self.lock = open_lock(folder, f"{name}.lock")
+        self.place = open_place(folder, self.lock, fresh=True)
 
     def load(self) -> Header | None:
         """Return the header, None if there is no manifest."""
-        text = self._read()
+        with _no_folder(self.base + ".json"):
+            text = self.place.get(self.name + ".json")
         return None if text is None else Header.parse(text, f"{self.base}.json")
 
     def entries(self, run: str) -> Iterator[Entry]:
@@ -204,9 +207,13 @@ class ManifestStore(ABC):
         found = (Entry.parse(line, run) for line in self._lines())
         return (entry for entry in found if entry is not None)
 
+    def remove(self) -> None:
+        """Remove manifest and journal."""
+        self.place.delete([self.name + ".json", *self._journal()])
+
     @abstractmethod
-    def _read(self) -> bytes | None:
-        """Return the text of the manifest, None if there is none."""
+    def _journal(self) -> list[str]:
+        """Return the files of the journal."""
 
     @abstractmethod
     def _lines(self) -> Iterable[bytes]:
@@ -229,10 +236,6 @@ class ManifestStore(ABC):
         """Make the added entries durable."""
 
     @abstractmethod
-    def remove(self) -> None:
-        """Remove manifest and journal."""
-
-    @abstractmethod
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Exclude other processes from this target."""
@@ -243,10 +246,8 @@ class LocalManifest(ManifestStore):
 
     _log: int | None = None
 
-    def _read(self) -> bytes | None:
-        folder, name = os.path.split(self.base + ".json")
-        with _no_folder(self.base + ".json"):
-            return Folder(folder, folder).get(name)
+    def _journal(self) -> list[str]:
+        return [self.name + ".log"]
 
     def _lines(self) -> Iterator[bytes]:
         with suppress(FileNotFoundError), _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
@@ -254,8 +255,7 @@ class LocalManifest(ManifestStore):
 
     def save(self, header: Header) -> None:
         """Replace the header."""
-        folder, name = os.path.split(self.base)
-        temporary = os.path.join(folder, f"{name}-{uuid.uuid4().hex[:8]}.json")
+        temporary = f"{self.base}-{uuid.uuid4().hex[:8]}.json"
         try:
             with open(temporary, "xb") as file:
                 file.write(header.to_bytes())
@@ -280,12 +280,6 @@ class LocalManifest(ManifestStore):
         """Flush the journal to the disk."""
         if self._log is not None:
             os.fsync(self._log)
-
-    def remove(self) -> None:
-        """Remove both files."""
-        for end in (".json", ".log"):
-            with suppress(FileNotFoundError):
-                os.unlink(self.base + end)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -25,22 +25,15 @@ def check_scratch(value: Any) -> str | bool | None:
     """Return a `scratch` argument: a folder, None for the default, or False for none; or raise `OptionError`."""
     if value is None or value is False:
         return value
-    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
-        raise OptionError(
-            param("scratch", value),
-            " must be a folder on ",
-            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
-        )
-    if not os.fspath(value).strip():
-        raise OptionError(
-            param("scratch", os.fspath(value)),
-            " names no folder; give one on ",
-            Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'"),
-        )
-    path = os.path.abspath(os.path.expanduser(os.fspath(value)))
-    if "://" in os.fspath(value):
-        raise OptionError(param("scratch", os.fspath(value)), " must be a folder on a local disk, not a URL")
-    return path
+    is_text = isinstance(value, str | os.PathLike) and "\0" not in str(value)
+    text = os.fspath(value) if is_text else ""
+    if "://" in text:
+        raise OptionError(param("scratch", text), " must be a folder on a local disk, not a URL")
+    if not text.strip():
+        problem = " names no folder; give one on " if is_text else " must be a folder on "
+        expected = Wording("a local disk, None for the usual one, or False", "a local disk, or 'none'")
+        raise OptionError(param("scratch", value), problem, expected)
+    return os.path.abspath(os.path.expanduser(text))
 
 
 @dataclass(frozen=True)

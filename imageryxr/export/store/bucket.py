@@ -368,6 +368,6 @@ def _mark_from(meta: Any) -> dict[str, str]:
 Place = Folder | Bucket
 
 
-def open_place(folder: str, watch: Watch | None = None) -> Place:
+def open_place(folder: str, watch: Watch | None = None, *, fresh: bool = False) -> Place:
     """Return a local folder or a prefix of a bucket."""
-    return Bucket(folder, watch) if is_remote(folder) else Folder(folder, folder)
+    return Bucket(folder, watch, fresh=fresh) if is_remote(folder) else Folder(folder, folder)
