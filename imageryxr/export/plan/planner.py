@@ -17,9 +17,17 @@ from imageryxr.errors import LayerError, Message, OptionError, Wording, param, w
 from imageryxr.export.commit.manifest import FORMAT
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.commit.source_overlap import refuse_sources, source_places
-from imageryxr.export.plan.memory import coarse_memory, compute_costs, region_memory
 from imageryxr.export.plan.plan import ExportPlan
-from imageryxr.export.plan.reads import SourceReads, coverage_warning, dask_input_reads, reread_factors, source_reads
+from imageryxr.export.plan.reads import (
+    SourceReads,
+    coarse_memory,
+    compute_costs,
+    coverage_warning,
+    dask_input_reads,
+    region_memory,
+    reread_factors,
+    source_reads,
+)
 from imageryxr.export.plan.regions import Regions, Stages, choose_regions
 from imageryxr.export.plan.slab_regions import SlabPlanner, check_scratch
 from imageryxr.export.run.workers import PROCESS_BYTES, WorkerPool, available_memory

@@ -11,7 +11,7 @@ from typing import Any
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, OptionError, ScratchError, Wording, param
-from imageryxr.export.plan.memory import FETCH_FACTOR, drawing_bytes
+from imageryxr.export.plan.reads import FETCH_FACTOR, drawing_bytes
 from imageryxr.export.plan.regions import REGION_BYTES, REREAD_LIMIT, Regions, choose_regions, choose_slabs
 from imageryxr.export.read.spill import SCRATCH_ADVICE, free_bytes, scratch_folder
 from imageryxr.export.read.sweep import BRICK_VOXELS, SlabSettings, box_bytes, bricks, slice_windows

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from typing import Any
 
+import numpy as np
+
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.export.plan.reads import is_array_in_memory
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Expr, Leaf, LevelLeaf
 
@@ -38,6 +39,11 @@ MAX_STRIPS = 16
 EXTRA_BYTES = 2 * KEPT_BYTES
 
 Needs = dict[Leaf, list[IndexBox]]
+
+
+def is_array_in_memory(leaf: Leaf) -> bool:
+    """Return whether a leaf is an array in memory, which has no chunks to read."""
+    return isinstance(leaf, LevelLeaf) and isinstance(getattr(leaf.source, "array", None), np.ndarray)
 
 
 def box_bytes(expr: Expr, box: IndexBox) -> int:
