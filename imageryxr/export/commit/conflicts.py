@@ -14,8 +14,7 @@ from msgspec.structs import replace
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param, warn
 from imageryxr.export.commit.bucket_manifest import BucketManifest
-from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStore, Phase
-from imageryxr.export.store.bucket import open_place
+from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStore, Phase, open_place
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.stack import Stack, slice_names

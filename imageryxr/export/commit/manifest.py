@@ -23,9 +23,9 @@ from msgspec import Meta
 
 from imageryxr.core.bbox import Index3
 from imageryxr.errors import ManifestError, Message, TargetError, param
-from imageryxr.export.store.bucket import open_place
-from imageryxr.export.store.lease import open_lock
-from imageryxr.export.store.local import FileRecord
+from imageryxr.export.store.bucket import Bucket, Place, Watch
+from imageryxr.export.store.lease import Lease
+from imageryxr.export.store.local import FileRecord, Folder, TargetLock, is_remote
 
 FORMAT: Final = 2
 """Part of the hash of a call, so that exports of another format are neither continued nor taken for complete."""
@@ -183,6 +183,16 @@ class Progress:
 
 # ---------------------------------------------------------------------------------------------------------
 # on a disk
+
+
+def open_place(folder: str, watch: Watch | None = None, *, fresh: bool = False) -> Place:
+    """Return a local folder or a prefix of a bucket."""
+    return Bucket(folder, watch, fresh=fresh) if is_remote(folder) else Folder(folder, folder)
+
+
+def open_lock(folder: str, name: str) -> TargetLock | Lease:
+    """Return the lock of a name in a local folder, or its lease in a bucket."""
+    return Lease(Bucket(folder, fresh=True), name) if is_remote(folder) else TargetLock(f"{folder}/{name}")
 
 
 class ManifestStore(ABC):

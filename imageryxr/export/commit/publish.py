@@ -22,8 +22,8 @@ from dataclasses import replace
 from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, TargetError, warn
 from imageryxr.export.commit.bucket_manifest import ManifestWatch
-from imageryxr.export.commit.manifest import Header
-from imageryxr.export.store.bucket import Bucket, Place, Watch, open_place
+from imageryxr.export.commit.manifest import Header, open_place
+from imageryxr.export.store.bucket import Bucket, Place, Watch
 from imageryxr.export.store.local import Folder, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import COARSER, SingleFile, Target
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imageryxr.errors import TargetError
+from imageryxr.export.commit.manifest import open_lock
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.lease import Lease, WorkerWatch, open_lock
+from imageryxr.export.store.lease import Lease, WorkerWatch
 from imageryxr.export.store.local import FileRecord, Folder, disk_errors, is_remote, replaced_file
 
 HIDDEN = ".imageryxr"

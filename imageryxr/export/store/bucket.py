@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket_errors import bucket_errors, is_broken_connection, is_condition_refused
-from imageryxr.export.store.local import FileRecord, Folder, is_remote
+from imageryxr.export.store.local import FileRecord, Folder
 from imageryxr.sources.fetch.buckets import RETRY, bucket_options
 
 # Bytes up to which an object is uploaded in one request. Larger objects go in parts, which cannot be conditional.
@@ -366,8 +366,3 @@ def _mark_from(meta: Any) -> dict[str, str]:
 
 
 Place = Folder | Bucket
-
-
-def open_place(folder: str, watch: Watch | None = None, *, fresh: bool = False) -> Place:
-    """Return a local folder or a prefix of a bucket."""
-    return Bucket(folder, watch, fresh=fresh) if is_remote(folder) else Folder(folder, folder)

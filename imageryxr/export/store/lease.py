@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 
 from imageryxr.errors import TargetError
 from imageryxr.export.store.bucket import Bucket
-from imageryxr.export.store.local import TargetLock, is_remote
 
 
 @dataclass
@@ -212,11 +211,3 @@ class Lease:
 
         here = holder.get("machine") == machine_id() and isinstance(holder.get("pid"), int)
         return here and not psutil.pid_exists(holder["pid"])
-
-
-Lock = TargetLock | Lease
-
-
-def open_lock(folder: str, name: str) -> Lock:
-    """Return the lock of a name in a local folder, or its lease in a bucket."""
-    return Lease(Bucket(folder, fresh=True), name) if is_remote(folder) else TargetLock(f"{folder}/{name}")
