@@ -214,7 +214,7 @@ def test_the_older_form_of_a_state_is_read(sample):
     seg = tree["cells/segmentation"]
     assert (seg.attrs["selected_ids"], seg.attrs["hidden_ids"], seg.attrs["selected_alpha"]) == ([5], [6], 0.3)
     nm = {"navigation": {"pose": {"position": {"voxelSize": [8, 8, 40], "spatialCoordinates": [800, 80, 4000]}}}}
-    assert parse_state(nm).position == (100, 10, 100)
+    assert parse_state(nm).pose.position == (100, 10, 100)
     assert parse_state(
         {"navigation": {"voxelSize": [1, 2, 3], "pose": {"position": {"voxelCoordinates": [1, 1, 1]}}}}
     ).resolution == (1, 2, 3)
