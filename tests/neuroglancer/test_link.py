@@ -217,7 +217,7 @@ def test_the_older_form_of_a_state_is_read(sample):
     assert parse_state(nm).pose.position == (100, 10, 100)
     assert parse_state(
         {"navigation": {"voxelSize": [1, 2, 3], "pose": {"position": {"voxelCoordinates": [1, 1, 1]}}}}
-    ).resolution == (1, 2, 3)
+    ).pose.resolution == (1, 2, 3)
 
 
 def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):

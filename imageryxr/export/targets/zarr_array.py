@@ -230,9 +230,8 @@ def zarr_codec(compressor: str, old: bool = False) -> Any:
     name, _, level = compressor.partition(":")
     if name == "none":
         return None
-    codec, settings = (name, {"level": int(level)})
-    if name == "lz4":
-        codec, settings = "blosc", {"cname": "lz4", "clevel": int(level)}
+    codec = "blosc" if name == "lz4" else name
+    settings: dict[str, Any] = {"cname": "lz4", "clevel": int(level)} if name == "lz4" else {"level": int(level)}
     if old:
         import numcodecs
 
