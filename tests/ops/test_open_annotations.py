@@ -302,7 +302,7 @@ def test_transient_faults_are_retried(tmp_path):
         ({"properties": [{"id": "a", "type": "int8", "enum_values": [1]}]}, "enum_labels"),
         ({"spatial": [{"key": "s", "grid_shape": [0, 1, 1], "chunk_size": [1, 1, 1]}]}, "grid_shape"),
         ({"spatial": [{"key": "s", "grid_shape": [1, 1, 1], "chunk_size": [1, -1, 1]}]}, "chunk_size"),
-        ({"by_id": {"key": "/etc"}}, "by_id.key"),
+        ({"by_id": {"key": "/etc"}}, "its key is '/etc'; it must be the relative path of a folder"),
         ({"by_id": {"key": "a", "sharding": {"@type": "other"}}}, "sharding"),
     ],
 )

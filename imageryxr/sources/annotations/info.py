@@ -5,6 +5,7 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -40,19 +41,22 @@ _Size = Annotated[float, Meta(gt=0, le=1e30)]
 _Count = Annotated[float, Meta(ge=1, le=2**32)]
 _Few, _Labels = Meta(max_length=100), Meta(max_length=100_000)
 # The format allows ".." in keys. The server and the bucket remain those of the info.
-_Key = Annotated[str, Meta(pattern=r"^[^/~\x00-\x1f\x7f\\?#%|:][^\x00-\x1f\x7f\\?#%|:]{0,999}\Z")]
+_KEY = re.compile(r"[^/~\x00-\x1f\x7f\\?#%|:][^\x00-\x1f\x7f\\?#%|:]{0,999}")
+_PROPERTY_ID = re.compile("[a-zA-Z][a-zA-Z0-9_]{0,255}")
 
 
 class Property(Struct, frozen=True, dict=True):
     """A property of every annotation."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,255}\Z")] = msgspec.field(name="id")
+    name: str = msgspec.field(name="id")
     type: _PropertyType
     description: Any = ""
     enum_values: Annotated[tuple[_Number, ...], _Labels] | None = None
     enum_labels: Annotated[tuple[str, ...], _Labels] | None = None
 
     def __post_init__(self) -> None:
+        if not _PROPERTY_ID.fullmatch(self.name):
+            raise ValueError(f"its id is {format_value(self.name)}; it must be a name of letters, digits and _")
         numbers, labels = len(self.enum_values or ()), len(self.enum_labels or ())
         if numbers != labels:
             raise ValueError(f"it has {numbers} enum_values but {labels} enum_labels")
@@ -66,12 +70,14 @@ class Property(Struct, frozen=True, dict=True):
 class Index(Struct, frozen=True, kw_only=True):
     """A folder of the annotations of each id, or of each cell of a grid."""
 
-    key: _Key
+    key: str
     """Path of the folder, relative to that of the ``info``."""
     sharding: Any = None
     """Sharding specification, a dict; None if each id or cell has its own file."""
 
     def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.key):
+            raise ValueError(f"its key is {format_value(self.key)}; it must be the relative path of a folder")
         problem = sharding_problem(self.sharding)
         if problem:
             raise ValueError(f"it {problem}")
