@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import imageryxr as ix
@@ -304,6 +304,9 @@ def test_linear_planes_keep_the_extremes_of_an_integer_type(dtype, end):
 @given(
     st.lists(st.integers(0, 2**64 - 1), min_size=8, max_size=8), st.tuples(*[st.sampled_from([0, 0.25, 0.5, 0.75])] * 3)
 )
+@example([2**64 - 1] + [0] * 7, (0, 0, 0.25))
+@example([2**64 - 1] * 7 + [0], (0.25, 0.25, 0.25))
+@example([0] + [2**64 - 1] * 7, (0.75, 0, 0))
 def test_linear_values_of_64_bit_integers_are_within_a_float_of_the_exact_mean(values, shift):
     from fractions import Fraction
 

@@ -302,13 +302,14 @@ def test_a_killed_scheduler_is_one_error_message(tmp_path):
     worker = python("-c", WORKER, address, *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     target = tmp_path / "o.zarr"
     code = (
-        "import sys, imageryxr.export\nfrom imageryxr.cli.main import _plain_errors\n"
+        "import sys, imageryxr.export\nfrom imageryxr.cli.messages import fail\n"
         "from imageryxr.cli.export import JobOptions, _run_export\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\n"
-        "with _plain_errors():\n"
+        "try:\n"
         f"    run = {{'client': {address!r}, 'workers': 2, 'retries': 3, 'on_error': 'raise', 'progress': False, 'scratch': None}}\n"
         "    chunks = {'chunks': (2, 16, 16)}\n"
         f"    _run_export(picture(0.3, shape=(96, 48, 64)), {str(target)!r}, run, chunks, JobOptions())\n"
+        "except Exception as error:\n    fail(error, as_json=False)\n"
     )
     driver = python("-c", code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
