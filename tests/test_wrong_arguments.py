@@ -125,7 +125,8 @@ CALLS_THAT_READ = {
         {"position": "ctr_pt", "token": TOKEN, "connection": ONCE},
     ),
 }
-# Public names that nobody calls, or that have no parameters.
+# Names that users do not call (classes of results, errors and types), `progress`, which takes no arguments, and
+# `sample`, which would write a volume for each value.
 NOT_CALLED = {"ExportPlan", "ExportReport", "ImageryError", "ImageryWarning", "Source", "progress", "sample"}
 VALUES = [
     None, True, -1, 0, 2**64, 10**400, math.nan, "x", "", "a\0b", b"x", [], {}, [None], object(), int, lambda: 1,

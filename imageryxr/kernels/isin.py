@@ -57,11 +57,13 @@ def _masks(
 
 
 def masks(labels: NDArray[Any], ids: ArrayLike) -> NDArray[np.bool_]:
-    """Compute one mask per id, of distinct ones, in one pass: bool (k, *labels.shape), in the order of `ids`."""
-    flat, wanted = as_labels(labels), as_ids(ids)
-    out = np.zeros((wanted.size, flat.size), np.bool_)
-    _masks(flat.reshape(-1), *build_hash_table(wanted), out)
-    return out.reshape((wanted.size, *flat.shape))
+    """Compute one mask per id in one pass over `labels`: bool (k, *labels.shape), in the order of `ids`."""
+    flat, (distinct, rows) = as_labels(labels), np.unique(as_ids(ids), return_inverse=True)
+    out = np.zeros((distinct.size, flat.size), np.bool_)
+    _masks(flat.reshape(-1), *build_hash_table(distinct), out)
+    if not np.array_equal(rows, np.arange(distinct.size)):  # a copy of the masks
+        out = out[rows]
+    return out.reshape((rows.size, *flat.shape))
 
 
 @compile_kernel
@@ -84,8 +86,8 @@ def _is_present(
 
 
 def is_present(labels: NDArray[Any], ids: ArrayLike) -> NDArray[np.bool_]:
-    """Return whether each of `ids`, which are distinct, occurs in `labels`: bool[k], in the order of `ids`."""
-    wanted = as_ids(ids)
-    out = np.zeros(wanted.size, np.bool_)
-    _is_present(as_labels(labels).reshape(-1), *build_hash_table(wanted), out)
-    return out
+    """Return whether each of `ids` occurs in `labels`: bool[k], in the order of `ids`."""
+    distinct, rows = np.unique(as_ids(ids), return_inverse=True)
+    out = np.zeros(distinct.size, np.bool_)
+    _is_present(as_labels(labels).reshape(-1), *build_hash_table(distinct), out)
+    return out[rows]

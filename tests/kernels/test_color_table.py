@@ -92,6 +92,8 @@ def test_tables_of_many_ids_find_every_row_and_stay_small():
 
 def test_the_last_of_repeated_ids_takes_precedence():
     labels = np.array([[[1, 2, 0]]])
+    assert (isin.masks(labels, [2, 2, 1])[:, 0, 0] * 1).tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert isin.is_present(labels, [2, 5, 2]).tolist() == [True, False, True]
     table = lk.build_color_table([1, 1], np.zeros((2, 4), np.uint8))
     assert find_rows(labels, table).tolist() == [[[1, -1, -1]]]
 

@@ -147,7 +147,7 @@ def _jpeg_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
     try:
         height, width, color, _ = simplejpeg.decode_jpeg_header(stored)
     except ValueError as error:
-        return f"it does not begin as a JPEG picture ({error})"
+        return f"its JPEG header cannot be read ({error})"
     return _size_problem(width, height, shape) or _channel_problem(_JPEG_CHANNELS.get(color, 4), shape)
 
 

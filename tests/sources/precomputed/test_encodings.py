@@ -232,6 +232,8 @@ def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata_are_damage(tmp_pa
     assert "JPEG holds 1 or 3 channels" in picture_problem(one, "jpeg", (8, 3, 2, 4), u8)
     assert all(picture_problem(one[:cut], "jpeg", (8, 3, 2, 1), u8) for cut in range(1, one.index(b"\xff\xc0") + 8))
     wide = bytearray(one)
+    wide[one.index(b"\xff\xc0") + 5 : one.index(b"\xff\xc0") + 9] = b"\xff\xff\xff\xff"
+    assert "its JPEG header cannot be read" in picture_problem(bytes(wide), "jpeg", (8, 3, 2, 1), u8)
     wide[one.index(b"\xff\xc0") + 5 : one.index(b"\xff\xc0") + 9] = b"\xff\xdc\xff\xdc"
     assert "65500 × 65500 pixels" in picture_problem(bytes(wide), "jpeg", (8, 3, 2, 1), u8)
     for container in (False, True):
