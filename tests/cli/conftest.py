@@ -9,7 +9,7 @@ from imageryxr.cli import main
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Run a command in this process: exit code, standard output, standard error."""
+    """Return a function that runs a command here and returns its exit code, standard output and standard error."""
 
     def run(*args):
         monkeypatch.setattr("sys.argv", ["imageryxr", *map(str, args)])

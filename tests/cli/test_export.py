@@ -128,7 +128,7 @@ def test_failed_regions_are_listed_and_set_the_exit_code(tmp_path, sample):
     )
 
 
-def test_a_dry_run_reports_what_cannot_work(tmp_path, sources):
+def test_a_dry_run_reports_why_the_export_would_fail(tmp_path, sources):
     done = run(tmp_path / "z{z}.png", *sources, "--dry-run", "--memory", "401 MB")
     assert "regions" in done.stdout
     assert done.returncode == 2

@@ -111,7 +111,7 @@ def test_a_link_reads_no_local_file_unless_allowed(tmp_path):
     assert "--allow-local" in done.stdout
 
 
-def test_messages_of_info_name_flags(tmp_path):
+def test_info_prints_the_number_of_channels(tmp_path):
     from tests.support.encodings import values
     from tests.support.encodings import write as write_encoded
 

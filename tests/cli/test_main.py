@@ -110,7 +110,7 @@ def test_ids_are_accepted_with_spaces(sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_channel_of_several_is_described(tmp_path):
+def test_info_lists_the_channels_of_an_image(tmp_path):
     grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
     rgba = ix.to_rgba(xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords()))
     ix.export(rgba, tmp_path / "a.ome.zarr")
@@ -120,7 +120,7 @@ def test_a_channel_of_several_is_described(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_channel_of_several_is_exported(tmp_path):
+def test_one_of_several_channels_is_exported(tmp_path):
     grid = ix.Grid((2, 8, 8), (8, 8, 40), (0, 0, 0))
     grey = xr.DataArray(np.arange(128, dtype=np.uint8).reshape(grid.shape), dims=("z", "y", "x"), coords=grid.coords())
     alpha = np.uint8(255)
@@ -323,7 +323,7 @@ class TestCave:
 
 @pytest.mark.slow
 def test_the_demo_writes_its_products(sample, tmp_path):
-    shutil.copytree(sample.path, tmp_path / "out" / "sample")  # or the demo writes the same sample
+    shutil.copytree(sample.path, tmp_path / "out" / "sample")  # otherwise the demo generates the same sample
     done = run_process("demo", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for name in ("overlay.png", "outline.png", "slices.png"):

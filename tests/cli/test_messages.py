@@ -67,7 +67,7 @@ def python_in(text):
     return re.findall(rf"\b({'|'.join(sorted(keywords()))})=", text)
 
 
-# Texts that are Python code, and messages of verbs that the command line does not call.
+# Modules whose texts are Python code, or messages of verbs that the command line does not call.
 PYTHON_ONLY = {
     "jobs.py",
     "masks.py",
@@ -94,7 +94,7 @@ def test_messages_mark_the_parameters_that_they_name():
     plain = [(name, text) for name, text in texts if name not in PYTHON_ONLY and python_in(CODE.sub("", text))]
     assert [text for name, text in plain if name == "state_layers.py"] == [
         "layers=thing is not a list of layers"
-    ]  # JSON
+    ]  # a message about a JSON state
     wordings = "outline=Outline(2, side='in', merge=False)", "it may have expired; give timestamp= instead"
     assert not [text for name, text in plain if name not in ("state_layers.py", "source.py") and text not in wordings]
 
@@ -313,7 +313,7 @@ def test_options_of_a_job_file_for_another_target_are_ignored(tmp_path, sample, 
         == f"note: --chunks, --shards of the job file do not apply to the target {tmp_path}/z{{z}}.png and are ignored\n"
     )
     assert (tmp_path / "z1.png").exists()
-    # options on the command line are kept, and so are options of the file for its own target
+    # options on the command line are not ignored, and neither are options of the file for its own target
     code, _, err = command("export", "--config", job, tmp_path / "y{y}.png", "--shards", "2,64,64")
     assert code == 2
     assert "--shards … is not an option of a .png pattern target" in err

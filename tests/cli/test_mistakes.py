@@ -88,7 +88,7 @@ def test_outline_options_without_outlines_are_refused(tmp_path, sample, command,
         code, _, err = command(verb, tmp_path / target, *sources, *typed)
         assert code == 2
         assert "also give --outline WIDTH" in err
-    # a job file may be shared: the command line adds the width
+    # allowed in a job file, because the command line may add the width
     lines = "outline-side = 'in'\nmerge = false"
     assert command("export", "--config", job(lines), "--dry-run")[0] == 0
 
@@ -109,7 +109,7 @@ LONG = ["a" * 300 + ".tif", "a" * 240 + ".tif", "a" * 240 + "{z}.png", "{z:0300d
 
 
 @pytest.mark.parametrize("name", [*LONG, "{z:099999999d}.png", "a\0b.tif", "a\0b{z}.png", "{z:c}.png"])
-def test_file_names_that_are_too_long_are_refused(tmp_path, name):
+def test_file_names_that_are_too_long_or_contain_nul_bytes_are_refused(tmp_path, name):
     with pytest.raises(ix.errors.OptionError, match="too long for file systems|NUL byte|thousands of characters"):
         ix.export(array_of(Computed()), f"{tmp_path}/{name}")
     assert not list(tmp_path.iterdir())

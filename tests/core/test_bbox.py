@@ -33,7 +33,7 @@ def test_cells_are_the_boxes_of_a_grid_that_share_voxels_with_a_box(box, size):
 
 @settings(max_examples=50, deadline=None)
 @given(BOXES, st.integers(0, 2), INDEX, st.integers(1, 5))
-def test_a_range_of_an_axis_replaces_that_of_a_box(box, axis, low, size):
+def test_with_axis_replaces_the_range_of_one_axis(box, axis, low, size):
     found = box.with_axis(axis, low, low + size)
     kept = [range(a, b) for a, b in zip(*box, strict=True)]
     kept[axis] = range(low, low + size)

@@ -13,7 +13,7 @@ import pytest
 import imageryxr
 from imageryxr.core.lazy_import import import_package
 
-# Complete before threads of a computation start.
+# Packages that are imported completely before a computation starts threads.
 _ALWAYS_LOADED = {"dask", "imageryxr", "numpy"}
 
 _INIT = """

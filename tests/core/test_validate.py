@@ -193,7 +193,7 @@ def test_a_flag_accepts_true_and_false_only(option):
 
 
 @pytest.mark.parametrize("option", CHOICES)
-def test_an_option_accepts_its_words_only(option):
+def test_an_option_accepts_its_choices_only(option):
     call, valid = CHOICES[option]
     call(valid)
     call(np.str_(valid))
@@ -201,7 +201,7 @@ def test_an_option_accepts_its_words_only(option):
         refused(call, value)
 
 
-def test_texts_may_be_one_or_a_list_or_set():
+def test_texts_may_be_a_string_a_list_or_a_set():
     for value in ("a.org", ["a.org"], ("a.org",), {"a.org"}, iter(["a.org"]), np.array(["a.org"])):
         assert validate.check_texts("hosts", value, "hosts") == ["a.org"]
     assert validate.check_texts("hosts", [], "hosts") == []

@@ -18,7 +18,7 @@ from tests.support.volumes import FINE, IMAGE, as_source
 
 
 def files_in(folder):
-    """Return the files below a folder with their content, without the bookkeeping."""
+    """Return the files below a folder with their content, without manifests and journals."""
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "manifest" not in str(p)}
 
 
@@ -156,7 +156,7 @@ def test_a_failed_rename_is_undone(tmp_path, picture, name, monkeypatch):
     assert files_in(tmp_path) == before
 
 
-def test_files_of_the_pattern_from_elsewhere_are_reported(tmp_path, picture):
+def test_other_files_that_match_the_pattern_are_reported(tmp_path, picture):
     for name in ("zebra.png", "z007.png"):
         (tmp_path / name).write_bytes(b"somebody's")
     with pytest.warns(

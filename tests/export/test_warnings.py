@@ -137,7 +137,7 @@ def test_warnings_of_the_command_line_name_flags(tmp_path, sample):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(0, 0), (24, 100)])
 def test_the_progress_bar_appears_in_a_terminal_without_a_size(tmp_path, size):
-    """As `script` and some job schedulers create them."""
+    """The command `script` and some job schedulers create terminals of size 0."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     code = f"from tests.support.export_jobs import run; run('omezarr', {str(tmp_path)!r}, seconds=0.05)"

@@ -250,7 +250,7 @@ def test_interpolation_reads_only_planes_with_a_weight(monkeypatch):
 
 
 @pytest.mark.parametrize("resolution", [(16, 16, 40), (64, 64, 80), (128, 128, 640), (24, 100, 40), (4, 4, 40)])
-def test_a_block_of_a_downsampled_array_reads_at_most_one_block(resolution):
+def test_a_block_of_a_downsampled_array_reads_a_limited_number_of_voxels(resolution):
     class Made(Watched):
         def __init__(self):
             self.boxes, self.dtype = [], np.dtype("u8")

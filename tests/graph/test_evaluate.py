@@ -196,7 +196,7 @@ def test_shared_reads_are_released_block_by_block(layers, monkeypatch):
     arrays = [ix.overlay(image, seg, outline=2), ix.to_rgba(image), ix.overlay(image, seg)]
     assert arrays[0].data.npartitions == 24
     dask.compute(*arrays, num_workers=2, scheduler="threads")
-    # Two sources, each with two running blocks and the two blocks started last.
+    # Each of the two sources keeps the two blocks in progress and the two that dask starts next.
     assert 2 <= most[0] <= 8
     gc.collect()
     assert not any(r._stored for r in alive)

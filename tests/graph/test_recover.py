@@ -18,7 +18,7 @@ from tests.support.slow import slow_except
 
 
 @pytest.fixture(autouse=True)
-def nothing_read():
+def reset_reads():
     READS.clear()
     VOXELS[0] = 0
 

@@ -18,7 +18,7 @@ from tests.support.counted_source import READS, VALUES, VOXELS, held, opened
 
 
 @pytest.fixture(autouse=True)
-def nothing_read():
+def reset_reads():
     READS.clear()
     VOXELS[0] = 0
 

@@ -355,7 +355,7 @@ def test_a_selection_without_annotations_is_an_empty_dataset(layers, kind, form)
         assert found.attrs["annotation_type"] == kind
 
 
-def test_ids_may_be_single_or_digits(layers):
+def test_ids_may_be_a_single_id_or_strings_of_digits(layers):
     folder, entries = layers
     number = entries["point"][3]["id"]
     expected = open_annotations(folder / "point", ids=[number])

@@ -193,7 +193,7 @@ def test_ids_are_kept_exactly_and_in_order(ids, expected, name):
 
 
 @pytest.mark.parametrize("ids", ["56", 56, np.uint64(56), ["56"], np.array(["56"]), np.array("56", object)])
-def test_ids_may_be_single_or_digits(ids):
+def test_ids_may_be_a_single_id_or_strings_of_digits(ids):
     assert palette(ids) == palette([56])
 
 
@@ -318,7 +318,7 @@ def test_neuroglancer_colours_equal_recorded_values():
     assert hexes == ["#5e80ff", "#ff3578", "#9bff0c", "#a5ff25", "#d3ff03"]
 
 
-def test_neuroglancer_with_and_without_ids():
+def test_neuroglancer_colours_with_and_without_ids_are_equal():
     everything, some = resolve_colors(("neuroglancer", 7)), resolve_colors(["neuroglancer", 7], [BIG, 5])
     assert (everything.mode, everything.seed) == ("neuroglancer", 7)
     assert len(everything.ids) == len(everything.fallback) == 0

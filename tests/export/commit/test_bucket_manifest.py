@@ -39,7 +39,7 @@ def slices(bucket, folder, count=12):
 def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, replacing):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, options = bucket.url("s/z{z:03d}.png"), {"square": False, "overwrite": replacing}
-    if replacing:  # then slices are collected beside the existing ones
+    if replacing:  # slices are then collected in a work folder
         ix.export(array_of(Computed(**THICK, seed=5)), url)
     code = DYING.replace("export(sys.argv[1])", f"export(sys.argv[1], overwrite={replacing})")
     for count in (6, 4):
@@ -112,7 +112,7 @@ def writing(bucket, target, *, seconds=1.0, dead=30.0, seed=0, goes_on=False, **
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_a_running_export_is_reported_first(bucket):
+def test_a_running_export_is_reported_before_other_problems(bucket):
     options = {"chunks": (2, 16, 16), "levels": 1}
     with writing(bucket, "o.zarr", **options) as process:
         for kwargs in ({}, {"resume": False}, {"overwrite": True}, {}, {"overwrite": True}):
@@ -122,14 +122,14 @@ def test_a_running_export_is_reported_first(bucket):
             assert f"process {process.pid}" in message
             assert "wait for it to end, or stop it" in message
             assert "overwrite" not in message
-            if kwargs.get("overwrite"):  # an invalid manifest does not prevent it
+            if kwargs.get("overwrite"):  # the next call finds an invalid manifest
                 bucket.client.put_object(Bucket=bucket.name, Key="o.zarr.manifest.json", Body=b"")
         assert process.poll() is None
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_an_export_waits_for_one_with_common_files(bucket):
+def test_an_export_is_refused_while_another_writes_files_of_the_same_names(bucket):
     with writing(bucket, "z{z:03d}.png") as process, pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), bucket.url("z{z:03}.png"), overwrite=True)
     assert re.search(rf"same names as another export.*process {process.pid} on", str(caught.value))
@@ -141,7 +141,7 @@ def test_an_export_waits_for_one_with_common_files(bucket):
 # ---------------------------------------------------------------------------------------------------------
 # suspended processes
 
-# Twelve objects: each is a request to the server of the tests.
+# Only twelve objects, because each is a request to the server of the tests.
 ZARR = {"chunks": (4, 24, 32), "levels": 1}
 
 
@@ -150,7 +150,7 @@ ZARR = {"chunks": (4, 24, 32), "levels": 1}
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 @pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
 def test_a_suspended_process_changes_nothing_after_another_took_over(bucket, target, replacing, other):
-    """Like a laptop that is closed: the process is suspended without notice and continues later."""
+    """The process is suspended without notice and continues later, as on a laptop that is closed."""
     options = ZARR if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
@@ -290,7 +290,7 @@ def test_a_late_lease_renewal_changes_nothing(bucket, needle, other):
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("target", slow_except(["o.zarr", "s/z{z:02d}.png", "one.tif"], "s/z{z:02d}.png"))
 def test_lost_slices_are_reported_before_anything_is_replaced(bucket, monkeypatch, target):
-    """The slice is lost just before it is published."""
+    """Another program removes a slice just before the result is published."""
     ix.export(picture(seed=9), bucket.url(target))
     before = bucket.contents()
     site = sys.modules["imageryxr.export.commit.publish"].BucketSite

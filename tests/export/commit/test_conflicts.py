@@ -54,7 +54,7 @@ def test_files_that_the_export_did_not_write_are_kept(longer):
     assert all((longer / name).read_bytes() == b"mine" for name in own)
 
 
-def test_slices_of_the_longer_stack_that_changed_since_stay(longer):
+def test_slices_of_the_longer_stack_that_were_changed_are_kept(longer):
     (longer / "z05.png").write_bytes(b"mine")
     data = (longer / "z06.png").read_bytes()
     (longer / "z06.png").write_bytes(data[::-1])
@@ -79,7 +79,7 @@ def test_an_export_of_another_version_is_refused_and_replaced(longer, phase):
     assert ix.export(LONG, longer / "z{z:02d}.png").tasks == 0
 
 
-def test_an_empty_manifest_removes_no_files(longer):
+def test_a_manifest_without_file_names_removes_no_files(longer):
     manifest = next(longer.rglob("*.manifest.json"))
     document = json.loads(manifest.read_text())
     assert document.pop("names")["count"] == 9  # as written by earlier versions
@@ -96,7 +96,7 @@ def test_old_files_are_removed_after_the_new_ones_are_complete(tmp_path, monkeyp
     broken = array_of(Computed((12, 48, 64), fail_above=4))[:8]
     report = ix.export(broken, tmp_path / "z{z:02d}.png", overwrite=True, on_error="collect", retries=0)
     assert report.failed
-    assert report.regions, "so that its manifest is in the place of the first one's"
+    assert report.regions, "without a finished region, the first export's manifest would be restored"
     assert there(tmp_path) == names(*range(12))
     # an export that replaces both removes the slices of both
     shorter(tmp_path, 2)
@@ -113,7 +113,7 @@ def test_an_export_stopped_before_the_removal_is_continued(longer, monkeypatch):
     assert there(longer) == names(0, 1, 2)
 
 
-def test_a_stack_of_another_place_is_not_replaced(tmp_path):
+def test_slices_named_by_other_positions_are_kept(tmp_path):
     target = tmp_path / "{z_nm:06.0f}.png"
     ix.export(LONG[:4], target)
     with pytest.warns(ix.ImageryWarning, match="4 files beside the 3"):
@@ -128,7 +128,7 @@ def test_stacks_named_by_nm_are_replaced(tmp_path):
     assert there(tmp_path) == [f"{float(z):06.0f}.png" for z in LONG.z[2:5]]
 
 
-def test_a_finished_stack_is_its_pictures_and_one_hidden_folder(tmp_path):
+def test_a_finished_stack_consists_of_its_pictures_and_one_hidden_folder(tmp_path):
     ix.export(LONG, tmp_path / "z{z:02d}.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".imageryxr", *names(*range(9))]
 

@@ -66,7 +66,9 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     assert len(first) == 6
     assert first.items() < kept.items()
     assert len(kept) == 10
-    assert len(at_work(tmp_path, "new")) == min(WAITING + 1, count - 10), "those of the last run alone"
+    assert len(at_work(tmp_path, "new")) == min(WAITING + 1, count - 10), (
+        "incomplete files of the first run are removed"
+    )
     pages = []
     target = type(plan.target)
     monkeypatch.setattr(target, "page", counting(target.page, pages))
@@ -116,7 +118,7 @@ def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, worker_
     assert "slices that were finished are kept: run the same call again to continue" in output, errors
     kept = at_work(tmp_path, "data")
     assert 5 <= len(kept) < 70
-    if "client" not in worker_options:  # worker processes end with the main process
+    if "client" not in worker_options:  # killed worker processes leave incomplete files
         assert at_work(tmp_path, "new") == {}
     assert export(place).complete
     assert export(str(tmp_path / "other" / TARGETS[kind])).complete
@@ -145,7 +147,7 @@ def test_damaged_slices_of_an_unfinished_export_are_written_again(tmp_path, harm
 
 
 def test_damaged_slices_of_a_finished_export_are_written_again(tmp_path):
-    """The same for a complete result."""
+    """Only the region with the truncated file is written again."""
     place = str(tmp_path / "a" / TARGETS["png"])
     export(place)
     expected = digest(tmp_path / "a")

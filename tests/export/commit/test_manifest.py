@@ -45,7 +45,7 @@ def stopped(target, seed=0, **kwargs):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# two patterns, the same files
+# two patterns that give the same files
 
 
 @pytest.mark.parametrize(("other", "array"), [(Y, B), ("s{z:03}.tif", A + np.uint8(1))])
@@ -81,20 +81,20 @@ def test_exports_without_common_files_remain_complete(tmp_path):
 
 
 def test_replacing_files_of_another_export_needs_overwrite(tmp_path):
-    # overwrite=True of the unfinished export referred to the earlier files
+    # the unfinished export's overwrite=True permits replacing the earlier files, not those of the other export
     ix.export(A, tmp_path / "z{z}.png")
     stopped(tmp_path / "z{z}.png", overwrite=True)
     work = list(tmp_path.rglob("*-work-*/data/*"))
     ix.export(B, tmp_path / "z{y}.png", overwrite=True, square=False)
     assert work
-    assert list(tmp_path.rglob("*-work-*/data/*")) == work, "nobody's work is removed"
+    assert list(tmp_path.rglob("*-work-*/data/*")) == work, "the finished regions of the unfinished export are kept"
     with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
         ix.export(picture(), tmp_path / "z{z}.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "z3.png")), B.values[:, 3])
     assert ix.export(picture(), tmp_path / "z{z}.png", overwrite=True).skipped > 0
 
 
-def test_files_of_a_replaced_stack_that_others_wrote_remain(tmp_path):
+def test_files_of_a_replaced_stack_that_another_export_wrote_are_kept(tmp_path):
     export(A, tmp_path / Z)
     export(B, tmp_path / Y, overwrite=True)
     with pytest.warns(ix.ImageryWarning, match="7 files beside the 5"):
@@ -103,7 +103,7 @@ def test_files_of_a_replaced_stack_that_others_wrote_remain(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_export_waits_for_one_with_common_files(tmp_path):
+def test_an_export_is_refused_while_another_writes_files_of_the_same_names(tmp_path):
     process = writing(tmp_path, "png")
     with pytest.raises(
         ix.errors.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"
@@ -115,7 +115,7 @@ def test_an_export_waits_for_one_with_common_files(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# two patterns, one name
+# names of manifests
 
 
 def name_of(folder, pattern):
@@ -157,7 +157,7 @@ def test_patterns_that_differ_in_punctuation_have_different_manifest_names(tmp_p
 
 
 # ---------------------------------------------------------------------------------------------------------
-# one file
+# targets of a single file
 
 
 @pytest.mark.parametrize("harm", ["gone", "empty", "half"])
@@ -313,7 +313,7 @@ def test_a_folder_in_place_of_a_manifest_is_an_error(tmp_path, end, overwrite):
 
 
 def writing(folder, kind):
-    """Return a process that has begun an export, and will take long."""
+    """Start a slow export in another process, and return the process."""
     code = f"from tests.support.export_jobs import run; run({kind!r}, {str(folder)!r}, seconds=1.0)"
     process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(folder, "*.manifest.json", lines=1)
@@ -322,7 +322,7 @@ def writing(folder, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [{}, {"resume": False}, {"overwrite": True}], ids=str)
-def test_a_running_export_is_reported_first(tmp_path, kwargs):
+def test_a_running_export_is_reported_before_other_problems(tmp_path, kwargs):
     process = writing(tmp_path, "omezarr")
     try:
         with pytest.raises(ix.errors.TargetError) as caught:
@@ -340,7 +340,7 @@ def test_a_running_export_is_reported_first(tmp_path, kwargs):
 
 
 @pytest.mark.slow
-def test_an_export_does_not_wait_for_a_dead_one(tmp_path):
+def test_a_killed_export_does_not_count_as_running(tmp_path):
     process = writing(tmp_path, "omezarr")
     process.kill()
     process.wait()
@@ -382,7 +382,7 @@ def test_empty_folders_of_removed_slices_are_removed(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# killed at the end
+# exports that are killed while they publish
 
 
 @pytest.mark.slow
@@ -412,7 +412,7 @@ def test_a_file_that_appears_during_publishing_is_not_replaced(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
-def test_half_written_bookkeeping_of_a_killed_process_is_removed(tmp_path, kind):
+def test_incomplete_manifests_of_a_killed_process_are_removed(tmp_path, kind):
     target, options = place(kind, tmp_path)
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7), target, workers=1, retries=0, **options)

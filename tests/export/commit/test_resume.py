@@ -40,7 +40,7 @@ def checked(code):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# killed
+# killed exports
 
 
 @pytest.mark.slow
@@ -52,8 +52,8 @@ def test_an_export_killed_at_random_is_continued(tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("omezarr", 61), ("png", 7), ("ometiff", 7)])
-def test_an_export_killed_before_each_call_is_continued(tmp_path, kind, step):
-    # system calls while it replaces another result, including those that publish it
+def test_an_export_killed_before_each_system_call_is_continued(tmp_path, kind, step):
+    # of the system calls that replace a previous result, every `step`-th is tried
     code = "from tests.support.export_jobs import kill_at_every_call"
     checked(f"{code}; kill_at_every_call({kind!r}, {str(tmp_path)!r}, {step})")
 
@@ -67,7 +67,7 @@ def test_an_export_killed_once_is_continued(tmp_path, kind):
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = digest(tmp_path / "a")
-    assert before == {}, "nothing is at the target before all is there"
+    assert before == {}, "the target does not exist before the export is complete"
     done = len(log.read_bytes().splitlines())
     report = run(kind, tmp_path / "a")
     assert report.skipped >= done
@@ -78,7 +78,7 @@ def test_an_export_killed_once_is_continued(tmp_path, kind):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the same call again, another call
+# repeated calls and other calls
 
 
 @pytest.mark.fast_forms(4)
@@ -264,7 +264,7 @@ def test_a_missing_chunk_is_an_error_or_is_counted(tmp_path, sample):
 
 @pytest.mark.parametrize(("kind", "files"), [("omezarr", 50), ("png", 9), ("tiff", 9)])
 def test_an_export_continues_after_a_full_disk(tmp_path, kind, files, monkeypatch):
-    """A file system that is full after a number of files."""
+    """The file system is full after a number of files, and has space again for the second call."""
     fsync, left = os.fsync, [files]
 
     def full(handle):
@@ -300,7 +300,7 @@ def small_disk(folder, size):
 def test_an_export_continues_after_a_really_full_disk(tmp_path, kind, size):
     with small_disk(tmp_path / "a", size):
         with pytest.raises(ix.errors.TargetError, match="disk is full"):
-            run(kind, tmp_path / "a", workers=1)  # two could fill the disk before either has finished a region
+            run(kind, tmp_path / "a", workers=1)  # two workers could fill the disk before either finishes a region
         subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path / "a")], check=True)
         assert run(kind, tmp_path / "a").skipped > 0
         run(kind, tmp_path / "b")
@@ -308,7 +308,7 @@ def test_an_export_continues_after_a_really_full_disk(tmp_path, kind, size):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# two at once
+# two exports at once
 
 
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
@@ -387,7 +387,7 @@ def test_an_invalid_manifest_is_an_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_bookkeeping_lies_beside_the_target(tmp_path):
+def test_manifest_and_journal_are_beside_the_target(tmp_path):
     for kind in TARGETS:
         run(kind, tmp_path / kind)
         apart = {str(p.relative_to(tmp_path / kind)) for p in (tmp_path / kind).rglob("*manifest*")}

@@ -79,7 +79,7 @@ def test_a_group_of_cutouts_is_not_opened_as_an_image(tmp_path):
     assert "boxes.zarr/0" not in str(caught.value)
 
 
-def test_missing_values_are_no_names_of_files(tmp_path):
+def test_missing_values_cannot_name_files(tmp_path):
     drawn = pictures()
     for values in (np.array(["a", None, *"cdef"], object), np.array(["a", "", *"cdef"]), [1.0, np.nan, 3, 4, 5, 6]):
         named = drawn.assign_coords(note=("cutout", values))

@@ -31,7 +31,7 @@ from tests.support.cutouts import CENTERS, IDS, boxes, pictures
 
 
 @pytest.fixture
-def dies_after(monkeypatch):
+def stop_after(monkeypatch):
     """Return a function that makes writers raise an error after some cutouts."""
 
     def limit(count):
@@ -73,12 +73,12 @@ def test_an_export_reads_each_chunk_once(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["boxes.zarr", "gallery/{cutout:05d}.png", "gallery.html"])
-def test_an_interrupted_export_continues_and_equals_an_uninterrupted_one(tmp_path, target, dies_after, monkeypatch):
+def test_an_interrupted_export_continues_and_equals_an_uninterrupted_one(tmp_path, target, stop_after, monkeypatch):
     array = boxes(4).segmentation if target.endswith("zarr") else pictures(4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     ix.export(array, whole / target)
-    dies_after(9)
+    stop_after(9)
     with pytest.raises(KeyboardInterrupt):
         ix.export(array, broken / target, workers=1)
     monkeypatch.undo()
@@ -103,7 +103,7 @@ def test_pictures_are_named_by_columns_and_show_the_slice_through_the_centre(tmp
     assert (report.regions, report.skipped) == (1, 5)
 
 
-def test_files_of_others_are_not_replaced_without_overwrite(tmp_path):
+def test_files_of_other_programs_are_not_replaced_without_overwrite(tmp_path):
     array = pictures()
     for target, name in (("g/{cutout}.png", "g/2.png"), ("page.html", "page.html"), ("b.zarr", "b.zarr")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ def test_captions_of_missing_values_are_empty(tmp_path):
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Scrolls to the last picture, waits until it is the one that is loaded, and sends what is shown.
+# A script that scrolls to the end until only the last pictures are loaded, and then posts what the page shows.
 PROBE = """<script>
 addEventListener("load", () => { setInterval(() => {
   scrollTo(0, document.body.scrollHeight);
@@ -266,19 +266,19 @@ def test_a_contact_sheet_shows_the_centres_with_a_column_as_labels():
         ("gallery/{kind}.png", "gives two cutouts the name"),
     ],
 )
-def test_impossible_targets_are_errors(tmp_path, target, message):
+def test_unsupported_targets_and_patterns_of_cutouts_are_errors(tmp_path, target, message):
     with pytest.raises(OptionError, match=message):
         ix.export(pictures(), target if "://" in target else tmp_path / target)
 
 
 @pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
-def test_a_folder_that_cannot_be_written_is_an_error_of_ours(target):
+def test_a_folder_that_cannot_be_written_is_an_error_of_imageryxr(target):
     array = boxes().segmentation if target.endswith("zarr") else pictures()
     with pytest.raises(TargetError, match="could not write /dev/null/"):
         ix.export(array, f"/dev/null/{target}")
 
 
-def test_a_full_disk_keeps_no_part_of_a_file_and_no_picture_is_called_untouched(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_file_and_the_error_does_not_call_the_target_untouched(tmp_path, monkeypatch):
     target = tmp_path / "g" / "{cutout}.png"
     ix.export(pictures(), target)
     write = Path.write_bytes
@@ -297,12 +297,12 @@ def test_a_full_disk_keeps_no_part_of_a_file_and_no_picture_is_called_untouched(
 
 
 @pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
-def test_no_cutouts_are_an_error(tmp_path, target):
+def test_a_selection_without_cutouts_is_an_error(tmp_path, target):
     with pytest.raises(LayerError, match="has no cutouts to write"):
         ix.export(pictures().isel(cutout=[]), tmp_path / target)
 
 
-def test_ids_and_datasets_are_no_pictures(tmp_path):
+def test_ids_and_datasets_are_refused_as_pictures(tmp_path):
     with pytest.raises(LayerError, match="draw it first with overlay"):
         ix.export(boxes().segmentation, tmp_path / "gallery.html")
     with pytest.raises(LayerError, match="a Dataset with the variables"):
@@ -328,11 +328,11 @@ def test_the_progress_bar_counts_the_cutouts_that_are_written(tmp_path, capsys):
 @pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("resume", [True, False])
 def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
-    tmp_path, dies_after, monkeypatch, resume
+    tmp_path, stop_after, monkeypatch, resume
 ):
     target = tmp_path / "gallery" / "{cutout}.png"
     ix.export(pictures(4).isel(y=slice(0, 4)), target)
-    dies_after(9)
+    stop_after(9)
     with pytest.raises(KeyboardInterrupt):
         ix.export(pictures(4), target, overwrite=True, workers=1)
     monkeypatch.undo()

@@ -44,7 +44,7 @@ def test_regions_cover_each_voxel_once(shape, step, first):
 
 
 @given(shape=sizes, voxels=st.integers(1, 5000))
-def test_bricks_cover_a_region_once(shape, voxels):
+def test_bricks_cover_each_voxel_once(shape, voxels):
     box = IndexBox.of_shape(shape).shift((3, 5, 7))
     hits = np.zeros(shape, int)
     for brick in bricks(box, voxels=voxels):
@@ -54,7 +54,7 @@ def test_bricks_cover_a_region_once(shape, voxels):
 
 
 @given(shape=sizes, granule=sizes, voxels=st.integers(1, 5000))
-def test_parts_are_whole_granules_in_order(shape, granule, voxels):
+def test_bricks_consist_of_whole_granules_in_order(shape, granule, voxels):
     box = IndexBox.of_shape(shape).shift((3, 5, 7))
 
     def granules(part):
@@ -85,7 +85,7 @@ CROPS = [((0, 0, 0), (200, 200, 50)), ((5, 9, 3), (131, 120, 37)), ((16, 16, 4),
 
 
 @pytest.mark.fast_forms(5)
-@pytest.mark.filterwarnings("ignore:the box .* reaches beyond")  # some crops reach out as well
+@pytest.mark.filterwarnings("ignore:the box .* reaches beyond")  # some crops extend beyond the volume
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("target", ["o.zarr", "z{z}.png", "x{x}.png"])
 @pytest.mark.parametrize("start", [1 << 10, 1 << 22])
@@ -133,7 +133,7 @@ def test_chunks_are_read_at_most_1_15_times(tmp_path):
         assert len(plan.regions) >= 4
 
 
-def test_a_plan_contains_all_figures(tmp_path):
+def test_a_plan_prints_all_its_numbers(tmp_path):
     plan = ix.plan_export(picture(), tmp_path / "o.ome.zarr", workers=3)
     text, html = repr(plan), plan._repr_html_()
     for word in ("64 × 48 × 12", "regions", "tasks", "computed://ramp", "requests", "before compression", "3 threads"):
@@ -205,14 +205,14 @@ def test_the_planned_files_are_the_written_files(tmp_path, kind):
 
 
 @pytest.mark.parametrize("chunks", [(64, 64, 64), (16, 128, 128), (32, 128, 128)])
-def test_rereads_of_wide_volumes_stay_small_where_there_is_memory(tmp_path, chunks):
+def test_rereads_of_wide_volumes_stay_small_if_memory_allows(tmp_path, chunks):
     em = array_of(Computed((1024, 8192, 8192), chunks=chunks))
     seg = array_of(Computed((1024, 8192, 8192), chunks=chunks, layer_type="segmentation"))
     drawn = ix.overlay(em, seg, outline=3)
     plan = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="32 GB")
     assert all(r.rereads <= 1.15 for r in plan.reads), plan
     assert plan.peak_memory <= 32e9
-    # without spare memory, a region uses its limit
+    # with little memory, chunks are read repeatedly, but regions stay within the limit
     assert ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=2, memory="4 GB").peak_memory <= 4e9
 
 
@@ -221,7 +221,9 @@ def test_more_workers_than_regions_warn(tmp_path):
     plan = ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=8)
     assert len(plan.regions) == 1
     assert "7 of 8 processes will be idle" in repr(plan)
-    assert "will be idle" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", workers=8)), "threads share it"
+    assert "will be idle" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", workers=8)), (
+        "threads share the region"
+    )
     assert "will be idle" not in repr(ix.plan_export(drawn, tmp_path / "z{z}.png", client="processes", workers=1))
 
 
@@ -309,7 +311,7 @@ def test_the_memory_of_a_plan_does_not_grow_with_its_regions(tmp_path):
         tracemalloc.stop()
     assert len(plan.regions) > 1_000_000 / 16
     assert plan.tasks > 1_000_000 / 16
-    # two small numbers per region in the journal
+    # a few bytes per region are allowed, to keep track of it
     assert peak < 20_000_000 + 32 * plan.tasks
     assert math.prod(plan.regions.counts) == len(plan.regions)
 

@@ -19,7 +19,7 @@ def box(lo, hi):
 
 
 INSIDE = box((3, 5, 7), (67, 53, 19))
-OUT = box((-13, 5, 7), (3 + 48, 53, 19))  # a quarter of it lies before the volume
+OUT = box((-13, 5, 7), (3 + 48, 53, 19))  # a quarter of this box lies outside the volume
 WARNED = {
     "an image": lambda b: ix.crop(EM, b),
     "ids": lambda b: ix.crop(SEG, b),
@@ -32,7 +32,7 @@ WARNED = {
 
 
 @pytest.mark.parametrize("case", WARNED)
-def test_a_box_that_reaches_out_of_its_volume_warns(tmp_path, case):
+def test_a_box_that_extends_beyond_its_volume_warns(tmp_path, case):
     with pytest.warns(ix.ImageryWarning) as caught:
         ix.plan_export(WARNED[case](OUT), tmp_path / "o.ome.zarr")
     (message,) = [str(w.message) for w in caught]
@@ -44,7 +44,7 @@ def test_a_box_that_reaches_out_of_its_volume_warns(tmp_path, case):
 
 
 def small(depth, size):
-    """Return a segmentation that begins where the image does and ends before it."""
+    """Return a segmentation that has the lower corner of the image and is smaller."""
     return array_of(Computed((depth, size, size), layer_type="segmentation"))
 
 
@@ -56,7 +56,7 @@ def small(depth, size):
         (lambda: ix.overlay(*ix.align(EM, SEG, bbox=INSIDE).data_vars.values(), outline=2), 0),
     ],
 )
-def test_a_box_that_reaches_out_of_the_segmentation_warns(tmp_path, array, share):
+def test_a_box_that_extends_beyond_the_segmentation_warns(tmp_path, array, share):
     if not share:
         ix.plan_export(array(), tmp_path / "o.ome.zarr")  # warnings are errors here
         return
@@ -68,7 +68,7 @@ def test_a_box_that_reaches_out_of_the_segmentation_warns(tmp_path, array, share
     ), message
 
 
-def test_a_box_inside_its_volume_does_not_warn(tmp_path):
+def test_voxels_outside_the_volume_are_exported_as_0(tmp_path):
     cut = ix.crop(EM, OUT)
     with pytest.warns(ix.ImageryWarning, match=r"only \(3, 5, 7\) to \(51, 53, 19\) in voxels of 8 × 8 × 40 nm lies"):
         ix.export(cut, tmp_path / "o.ome.zarr", levels=1)

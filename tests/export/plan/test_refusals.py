@@ -237,7 +237,7 @@ def test_a_continued_export_keeps_the_regions_of_its_coarser_levels(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# values that are not known
+# NaN
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -260,7 +260,7 @@ def test_downsampling_ignores_nan(tmp_path, dtype):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# beginning anew
+# resume=False, and channels
 
 
 @pytest.mark.parametrize("target", ["o.zarr", "z{z}.png", "o.tif"])
@@ -270,7 +270,7 @@ def test_resume_false_starts_again(tmp_path, target):
     files = {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file() and "manifest" not in p.name}
     assert ix.export(array, tmp_path / target).regions == 0
     for path in list(files)[:1]:
-        path.write_bytes(bytes(len(files[path])))  # damaged, of the right size
+        path.write_bytes(bytes(len(files[path])))  # damaged, but as large as recorded
     again = ix.export(array, tmp_path / target, resume=False)
     assert (again.regions, again.skipped) == (first.regions, 0)
     assert {p: p.read_bytes() for p in files} == files

@@ -131,7 +131,7 @@ def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
     assert grown[100_000] < 20e6
 
 
-def test_a_new_format_is_one_class(tmp_path):
+def test_a_new_format_needs_only_one_class(tmp_path):
     # the target of the tests above, which implements no manifests, retries or workers
     plan = planned((128, 512, 256), tmp_path)
     report = run_plan(plan, overwrite=False, resume=True, retries=0, on_error="raise", progress=False)

@@ -15,7 +15,7 @@ LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10*
 
 
 @pytest.fixture(autouse=True)
-def _no_more_memory_than_that():
+def _limited_memory():
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -44,7 +44,7 @@ def test_a_very_long_row_of_voxels_is_refused(sample):
         ix.open_image(sample.image, bbox=ix.BBox((4096, 2100, 110), (500_004_096, 2101, 111), resolution=(8, 8, 40)))
 
 
-def test_boxes_that_reach_out_and_large_volumes_still_work(sample, tmp_path):
+def test_boxes_that_extend_beyond_a_volume_and_large_volumes_work(sample, tmp_path):
     out = ix.BBox((0, 0, 0), (50_000, 50_000, 2_000), resolution=(8, 8, 40))
     assert ix.open_image(sample.image, bbox=out).shape == (2_000, 50_000, 50_000)
     dot = array_of(Computed((1, 1, 1)))

@@ -126,7 +126,7 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
 @pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("client", ["threads", "processes"])
 def test_shared_tasks_of_blocks_give_the_same_voxels(client):
-    """Tasks that join neighbouring blocks, and blocks that two branches use."""
+    """The array has tasks that join neighbouring blocks, and blocks that two branches use."""
     array, expected = own(function=_plus_seven)
     smooth = array.rolling(z=3, min_periods=1, center=True).max().astype("uint8") // 2 + array // 3
     report = ix.export(smooth, "memory://", client=client, workers=2)

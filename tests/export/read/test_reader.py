@@ -48,7 +48,7 @@ def test_unreferenced_buffers_are_reused(small):
     view = first[2:3].T
     del first
     second = buffers.empty((10, 20, 30), np.dtype(np.uint64))
-    assert second.ctypes.data != where, "a view of it lives"
+    assert second.ctypes.data != where, "there is still a view of the first array"
     view[:] = 7
     second[:] = 9
     assert (view == 7).all()
@@ -82,7 +82,7 @@ def test_threads_never_share_a_buffer(small):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_child_has_buffers_of_its_own(small):
     kept = BUFFERS.empty((5000,), np.dtype(np.uint8))
-    with BUFFERS._lock:  # as a thread that the child does not have
+    with BUFFERS._lock:  # held by the parent during the fork
         assert succeeds_in_fork(lambda: np.testing.assert_equal(len(BUFFERS._held), 0))
         assert succeeds_in_fork(lambda: BUFFERS.empty((5000,), np.dtype(np.uint8)))
     assert BUFFERS._held[0] is kept.base
@@ -124,7 +124,7 @@ def test_remote_voxels_are_read_into_the_memory_of_earlier_regions(sample, small
         place = first.ctypes.data
         del sources, first
         for thread in threading.enumerate():
-            if thread.name == "imageryxr-web":  # it may refer to the voxels until it ends
+            if thread.name == "imageryxr-web":  # the thread may refer to the voxels until it ends
                 thread.join()
         third = swept(remote, 4)[1][0]
         assert third.ctypes.data == place

@@ -157,7 +157,7 @@ def test_the_plan_contains_the_scratch_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", workers=2)
-    # for both running regions, the voxels of each source
+    # two regions in progress, each with the voxels (8 × 192 × 224) of an image (1 byte) and of a segmentation (8 bytes)
     takes = 2 * 8 * 192 * 224 * 9
     assert plan.scratch.bytes == takes
     assert f"scratch: up to 6.2 MB per worker in {tmp_path}" in repr(plan)
@@ -171,7 +171,7 @@ def test_the_plan_contains_the_scratch_folder(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_scratch_folder_is_removed(tmp_path):
+def test_the_scratch_folder_is_the_given_one_or_that_of_dask_or_of_the_system(tmp_path):
     def folder(**kwargs):
         return ix.plan_export(drawn(), tmp_path / "z{z}.png", **kwargs).scratch.folder
 
@@ -194,12 +194,14 @@ def test_scratch_does_not_change_the_files(tmp_path):
 
 
 def test_threads_share_regions(tmp_path, monkeypatch):
-    # each running region uses its share of the disk
+    # both regions in progress have scratch files
     array = drawn((80, 192, 224))
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
     assert len(plan.regions) == 10
     assert plan.scratch.bytes == 2 * 8 * 192 * 224 * 9
-    assert (plan.slab_settings.at_once, plan.slab_settings.threads) == (2, 1), "as little memory as there is here"
+    assert (plan.slab_settings.at_once, plan.slab_settings.threads) == (2, 1), (
+        "the memory suffices for one thread per region"
+    )
     monkeypatch.setattr(workers.WorkerPool, "memory_per_region", lambda self, at_once=None: 2_900_000)
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
     assert plan.slab_settings.at_once == 2
@@ -221,7 +223,8 @@ class ScratchRecorder(Counting):
 
 @pytest.mark.slow
 def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch):
-    # each slice needs two source slices, the last one of a chunk one of the next chunk, which each region reads again
+    # Each slice needs two source slices. The last slice of a region needs a slice of the next chunk, which the next
+    # region reads again.
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(ScratchRecorder, "folder", str(scratch), raising=False)
@@ -233,7 +236,7 @@ def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
     assert plan.regions.step[0] >= 28
-    # two layers of each source per running region, not the eight or more of a whole region
+    # two layers of chunks of each source per region in progress; a whole region has eight or more
     assert plan.scratch.bytes <= plan.slab_settings.at_once * 2 * 8 * 192 * 224 * 9
     Counting.fetched.clear()
     ScratchRecorder.most[0] = 0
@@ -257,7 +260,7 @@ def test_slices_within_a_halo_are_drawn_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("memories", [(1 << 20, 1 << 30), (1 << 30, 1 << 20)])
-def test_an_export_is_continued_with_other_memory(tmp_path, memories, monkeypatch):
+def test_an_export_is_continued_with_another_memory_limit(tmp_path, memories, monkeypatch):
     # a continued export keeps its regions, but not its scratch folder
     failing = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=24))
     sound = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
@@ -377,7 +380,7 @@ def test_a_full_scratch_disk_is_an_error_without_a_retry(tmp_path):
     assert digest(tmp_path) == {}
 
 
-def test_errors_of_a_source_are_reported_as_such(tmp_path):
+def test_errors_of_a_source_are_reported_as_errors_of_the_source(tmp_path):
     array = array_of(Computed((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", fail_above=16))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
     with pytest.raises(ix.errors.ChunkReadError, match="is on a broken disk"):
@@ -428,7 +431,7 @@ def test_missing_chunks_are_reported(tmp_path):
 
 @pytest.mark.slow
 def test_an_export_stopped_within_a_region_is_continued(tmp_path):
-    # the rest would take minutes, and Ctrl-C must not wait for it
+    # the rest of the region would take minutes, and Ctrl-C must not wait for it
     code = (
         "from tests.export.read.test_spill import slow_export; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"
@@ -511,7 +514,7 @@ def peak_of(folder, memory):
 @pytest.mark.slow
 def test_peak_memory_with_scratch_matches_the_plan(tmp_path):
     code = f"from tests.export.read.test_spill import peak_of; print(json.dumps(peak_of({str(tmp_path)!r}, '600 MB')))"
-    # an interpreter, because a forked process has more modules in memory
+    # a new interpreter, because a forked process has more modules in memory
     command, env = [sys.executable, "-c", f"import json; {code}"], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     output = json.loads(done.stdout)

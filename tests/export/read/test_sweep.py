@@ -155,7 +155,7 @@ def test_slices_are_drawn_from_chunks_that_are_read_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
-def test_exports_with_other_memory_are_equal_and_complete(small, tmp_path, kind):
+def test_exports_in_strips_of_any_size_are_equal_and_complete(small, tmp_path, kind):
     drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32))
     written = []
     for voxels in (10**9, 3000, 1000):
@@ -173,7 +173,7 @@ def test_exports_with_other_memory_are_equal_and_complete(small, tmp_path, kind)
         np.testing.assert_array_equal(np.moveaxis(zarr.open(target, mode="r")["0"][:], 0, -1), drawn.values)
 
 
-def test_levels_joined_by_interpolation_are_equal(small, sample, tmp_path):
+def test_strips_of_layers_of_different_levels_equal_the_whole_region(small, sample, tmp_path):
     em = ix.open_image(sample.image)
     seg = ix.open_segmentation(sample.segmentation, mip=1)
     drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
@@ -197,7 +197,7 @@ def test_errors_of_a_source_do_not_name_the_target(small, tmp_path):
 
 
 def test_voxels_that_stay_are_moved_without_a_second_array():
-    """The voxels that a slab leaves to the next one overlap with where they go, along any axis."""
+    """Voxels that the next slab also needs move to the start of the buffer, where they may overlap their old place."""
     import tracemalloc
 
     shape = (96, 96, 96)
@@ -242,19 +242,19 @@ def failing(block, error):
     raise error()
 
 
-def on_a_disk():
+def disk_error():
     return OSError(5, "Input/output error")
 
 
-def in_a_circle():
-    error = on_a_disk()
+def circular_error():
+    error = disk_error()
     error.__cause__ = ValueError("because of")
     error.__cause__.__cause__ = error
     return error
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-@pytest.mark.parametrize("error", [on_a_disk, in_a_circle, lambda: KeyError("gone")])
+@pytest.mark.parametrize("error", [disk_error, circular_error, lambda: KeyError("gone")])
 def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
     array = array_of(Computed()).chunk(dict.fromkeys("zyx", 16))
     own = array.copy(data=array.data.map_blocks(failing, error, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
@@ -263,7 +263,7 @@ def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
     assert f"try {retries + 1}" in caught.value.__notes__[0]
 
 
-def test_the_plan_contains_the_reduced_memory(tmp_path):
+def test_the_plan_counts_the_memory_that_strips_save(tmp_path):
     plans = [
         ix.plan_export(
             drawn_of((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind), tmp_path / "o.ome.zarr", workers=1

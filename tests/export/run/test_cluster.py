@@ -108,7 +108,7 @@ def test_a_task_contains_only_the_voxels_of_its_region(cluster, tmp_path):
     assert find_workers(cluster, None, None).workers == 2
 
 
-def test_the_task_pickles_small():
+def test_the_job_of_a_million_tasks_pickles_to_a_few_kilobytes():
     huge = array_of(Computed((10_000, 100_000, 100_000)))
     seg = array_of(Computed((10_000, 100_000, 100_000), layer_type="segmentation"))
     plan = ix.plan_export(ix.overlay(huge, seg, outline=3), "/tmp/nothing-there/o.ome.zarr")
@@ -132,7 +132,7 @@ def _kill_workers_soon(pids, folder, done=3):
     return thread
 
 
-def test_a_killed_worker_of_a_cluster_costs_only_its_regions(tmp_path, cluster, truth):
+def test_a_killed_worker_of_a_cluster_loses_only_its_regions(tmp_path, cluster, truth):
     (tmp_path / "a").mkdir()
     killer = _kill_workers_soon(lambda: list(cluster.run(os.getpid).values())[:1], tmp_path / "a")
     report = ix.export(picture(seconds=0.05), tmp_path / "a" / "o.zarr", client=cluster, **OPTIONS)
@@ -142,7 +142,7 @@ def test_a_killed_worker_of_a_cluster_costs_only_its_regions(tmp_path, cluster, 
 
 
 @pytest.mark.slow
-def test_killed_processes_cost_only_their_regions(tmp_path, truth):
+def test_killed_processes_lose_only_their_regions(tmp_path, truth):
     import psutil
 
     (tmp_path / "a").mkdir()
@@ -172,7 +172,7 @@ def test_errors_of_workers_keep_their_type(tmp_path, cluster):
     assert report.skipped > 0
 
 
-def test_the_memory_of_workers_is_requested(tmp_path, cluster):
+def test_the_plan_uses_the_memory_limit_of_the_workers(tmp_path, cluster):
     plan = ix.plan_export(picture(), tmp_path / "o.zarr", client=cluster)
     info = cluster.scheduler_info(n_workers=-1)["workers"]
     assert plan.pool.memory == min(w["memory_limit"] for w in info.values())
@@ -228,7 +228,7 @@ def test_a_users_dask_graph_is_computed_region_by_region(tmp_path):
 
 
 def test_a_script_without_a_main_guard_is_an_error(tmp_path):
-    """Its worker processes would run the script again; one error names the script at once."""
+    """Each worker process would run the script again; one error at once says how to change it."""
     script = tmp_path / "script.py"
     script.write_text(
         "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nprint('begun', flush=True)\n"
@@ -327,7 +327,7 @@ def test_a_killed_scheduler_is_one_error_message(tmp_path):
             process.wait()
     assert driver.returncode == 1
     assert out == ""
-    # a message about a missing worker precedes if the worker needs longer to start than the driver
+    # a message about a missing worker comes first if the worker starts later than the driver
     kept, error = (line for line in err.splitlines() if "has no worker yet" not in line)
     assert "tasks of" in kept
     assert "are done and kept: run the same call again to continue" in kept

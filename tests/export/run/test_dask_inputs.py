@@ -39,7 +39,7 @@ def box(lo, hi):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# there is nothing beyond the end of an array
+# chains of verbs
 
 BASES = ["own image", "own ids", "sources", "ids of sources"]
 
@@ -56,7 +56,7 @@ def base(kind):
 
 
 def inner(array, start, size):
-    """Return a box of an array's grid that may reach out of it, but does not lie outside."""
+    """Return a box that overlaps an array and may extend beyond it."""
     grid = ix.grid_of(array)
     low = [o + (s % (n + 1)) - 1 for o, s, n in zip(grid.voxel_offset, start, grid.shape[::-1], strict=True)]
     high = [max(a + n, o + 1) for a, n, o in zip(low, size, grid.voxel_offset, strict=True)]
@@ -95,7 +95,7 @@ CHAIN = st.lists(
 )
 
 
-# boxes that reach out of a crop warn
+# boxes that extend beyond a crop warn
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the box")
 @settings(max_examples=150, deadline=None)
@@ -121,7 +121,7 @@ CHAINS = {
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("kind", ["own image", "sources"])
 def test_verbs_on_a_crop_read_nothing_beyond_it(kind, chain):
-    offset = (3, 5, 7) if kind == "sources" else (0, 0, 0)  # the first voxels of the array
+    offset = (3, 5, 7) if kind == "sources" else (0, 0, 0)  # the index of the array's first voxel
     array = base(kind)
     moved = array.assign_coords(ix.Grid(SHAPE, RESOLUTION, (0, 0, 0)).coords()) if any(offset) else array
     made = CHAINS[chain](moved)
@@ -130,7 +130,7 @@ def test_verbs_on_a_crop_read_nothing_beyond_it(kind, chain):
 
 @pytest.mark.parametrize(("kind", "cut"), [("own image", False), ("own image", True), ("sources", True)])
 def test_square_pixels_of_a_crop_equal_a_crop_of_the_square_pixels(tmp_path, kind, cut):
-    """As for regrid, voxels beyond a crop count at its border, whether or not dask has sliced the array since."""
+    """As in `regrid`, resampling at the border of a crop uses voxels beyond it, also after dask has sliced the array."""
     whole = base(kind)
     first = ix.grid_of(whole).voxel_offset
     low, high = [a + 6 for a in first], [a + n for a, n in zip(first, (30, 24, 10), strict=True)]
@@ -151,7 +151,7 @@ def _stack(folder, suffix):
 
 @pytest.mark.parametrize("kind", ["own ids", "ids of sources"])
 def test_pictures_of_verbs_are_read_with_their_halo(tmp_path, kind):
-    """Its outlines use the voxels beyond a crop, as compute does, and its sources are reported."""
+    """The outlines in a crop use voxels beyond it, as in `compute`, and the plan lists the sources."""
     drawn = ix.overlay(None, base(kind), outline=4)
     part = ix.crop(drawn, inner(drawn, (9, 9, 3), (16, 14, 5)))
     for array in (drawn, part, part.chunk(z=2)):
@@ -229,7 +229,7 @@ def test_a_block_of_another_shape_or_dtype_is_named(tmp_path, function, target):
     with pytest.raises(ix.errors.LayerError, match=WRONG[function]) as caught:
         ix.export(made_by(function), place, progress=False)
     assert caught.match(rf"^block \(\d, 0, 0\) of the dask array '{function.__name__.strip('_')}', at z=")
-    assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # there was no second try
+    assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # the region was not retried
 
 
 @pytest.mark.parametrize("function", [_none, _thin, _thick, _real])
@@ -270,7 +270,7 @@ class Short:
 @pytest.mark.parametrize(
     ("source", "message"), [(Short(8), r"lacks 3,072 of "), (Short(7), r"\(3, 24, 32\).*\(4, 24, 32\)")]
 )
-def test_every_voxel_is_written(source, message):
+def test_values_that_a_source_leaves_out_are_an_error(source, message):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))
     with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{message}"):
         exported(array, workers=1)  # with two concurrent regions, the second may fail first
@@ -350,7 +350,7 @@ def _written(target, folder, array, options):
     return zarr.open_array(folder / target / "0")[:] if target.endswith("zarr") else tifffile.imread(folder / target)
 
 
-# Every pair of a dtype, a target and a kind of array.
+# Each dtype with each target; the arrays are numpy and dask arrays in turn.
 BYTE_ORDERS = [
     (kind, target, dtype)
     for i, target in enumerate(TARGETS)

@@ -63,10 +63,10 @@ def _found(first="", **given):
 @glibc
 def test_large_arrays_reuse_mapped_memory():
     before, kept, returned, after = _found(**{TRIM_VARIABLE: "65536"})
-    assert before > 50, "dask's setting does that"
+    assert before > 50, "with dask's setting, each array is mapped anew"
     assert kept < before / 10
-    assert returned > 20 << 20, "what was kept at the end goes back"
-    assert after > before / 2, "as dask wants it"
+    assert returned > 20 << 20, "kept memory is returned to the system"
+    assert after > before / 2, "dask's setting is restored"
 
 
 @glibc
@@ -88,7 +88,7 @@ def test_the_process_that_starts_a_cluster_keeps_its_malloc_settings():
     """dask sets the variable in ``os.environ`` of the process that started the cluster, whose malloc has not read it."""
     _, kept, _, after = _found("import os; os.environ['MALLOC_TRIM_THRESHOLD_'] = '65536'")
     each = 50 * (1 << 20) // os.sysconf("SC_PAGESIZE")
-    assert max(kept, after) < each / 10, "glibc learns by itself"
+    assert max(kept, after) < each / 10, "glibc raises its thresholds by itself"
 
 
 @pytest.mark.slow
@@ -107,8 +107,8 @@ def test_memory_is_kept_for_a_while_after_its_last_use():
     with kept.hold():
         with kept.hold():
             pass
-        kept._end_if_idle()  # a late timer
-        assert calls == ["begin"], "somebody is at it"
+        kept._end_if_idle()  # a timer that fires late
+        assert calls == ["begin"], "the resource is in use"
     first = kept._timer
     with kept.hold():
         assert first.finished.is_set()
@@ -125,7 +125,7 @@ def test_memory_is_kept_for_a_while_after_its_last_use():
     assert calls[-1] == "in time"
 
 
-def test_memory_is_kept_if_no_thread_can_be_started(monkeypatch):
+def test_memory_is_freed_at_once_if_no_timer_can_be_started(monkeypatch):
     def start(self):
         raise RuntimeError("can't start new thread")
 
@@ -137,7 +137,7 @@ def test_memory_is_kept_if_no_thread_can_be_started(monkeypatch):
     assert calls == ["begin", "end"]
 
 
-def test_a_failed_start_is_tried_again():
+def test_a_resource_that_failed_to_start_is_started_by_the_next_use():
     tries = []
 
     def begin():
@@ -159,7 +159,7 @@ def test_a_forked_child_can_keep_memory():
         with WORKER_MEMORY.hold():
             pass
 
-    with WORKER_MEMORY._lock:  # as a thread that the child does not have
+    with WORKER_MEMORY._lock:  # held by the parent during the fork
         assert succeeds_in_fork(use)
 
 

@@ -84,7 +84,7 @@ def test_ids_that_occur_or_are_not_requested_do_not_warn(tmp_path, array):
 
 
 @pytest.mark.parametrize("array", ["select", "fill"])
-def test_ids_found_by_an_interrupted_run_count(tmp_path, monkeypatch, array):
+def test_ids_that_an_interrupted_run_found_count_as_present(tmp_path, monkeypatch, array):
     """The journal lists the ids that its regions contain; the other requested ids do not occur."""
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
     read = Computed.read
@@ -167,7 +167,7 @@ def test_with_warnings_as_errors_the_result_is_complete(tmp_path):
         with pytest.raises(ix.errors.MissingIdsWarning, match=MESSAGE):
             ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (tmp_path / "o.zarr" / "zarr.json").exists()
-    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):  # from the journal
+    with pytest.warns(ix.errors.MissingIdsWarning, match=MESSAGE):  # the ids are read from the journal
         report = ix.export(ARRAYS["fill"](), tmp_path / "o.zarr", levels=1)
     assert (report.tasks, report.absent_ids) == (0, (12345678901, TOP))
 

@@ -75,9 +75,9 @@ def stopped(client, *what):
 @pytest.mark.parametrize(
     ("replacing", "depth", "count"),
     [
-        pytest.param(False, 12, 6, id="at its place, where another puts something"),
-        pytest.param(False, 4, 6, id="at its place, where another puts nothing"),
-        pytest.param(True, 12, 1, id="beside it"),
+        pytest.param(False, 12, 6, id="at the target, the other export writes the object"),
+        pytest.param(False, 4, 6, id="at the target, the other export does not write the object"),
+        pytest.param(True, 12, 1, id="in a work folder"),
     ],
 )
 def test_a_worker_of_a_dead_export_writes_into_no_other_export(bucket, worker, replacing, depth, count):
@@ -115,7 +115,7 @@ def test_workers_continue_slices_that_another_pattern_replaced(bucket, forked_wo
 
 @pytest.mark.slow
 def test_tasks_on_workers_check_the_manifest(bucket):
-    """Tasks in the main process check the lease."""
+    """Workers hold no lease. Tasks in the main process check the lease instead of the manifest."""
     url = bucket.url("x")
 
     class Lease:
@@ -146,7 +146,7 @@ def test_tasks_on_workers_check_the_manifest(bucket):
     other = picture(seed=1)
     ix.export(other, f"{url}/o.zarr", overwrite=True, **OPTIONS)
     with pytest.raises(ix.errors.TargetError, match="another one started: the region .* is not written") as caught:
-        away.put([("a", b"4")])  # it exists; the lease is checked before it is deleted
+        away.put([("a", b"4")])  # the object exists, so the manifest is checked before it is replaced
     assert caught.value.taken
     bucket.client.delete_object(Bucket=bucket.name, Key="x/o.zarr.manifest.json")
     again = pickle.loads(pickle.dumps(place))
@@ -156,7 +156,7 @@ def test_tasks_on_workers_check_the_manifest(bucket):
 
 
 def test_a_lost_lease_is_not_retried(bucket, monkeypatch):
-    """Also with on_error="collect", where every region would fail."""
+    """With on_error="collect", every region would fail with the same error."""
     tried = []
 
     def taken(self):

@@ -29,7 +29,7 @@ IMAGE = volume(np.arange(512, dtype=np.uint16).reshape(8, 8, 8))
 
 
 @contextmanager
-def foreign_worker(address: str, folder: Path) -> Iterator[None]:
+def worker_without_package(address: str, folder: Path) -> Iterator[None]:
     """Run a worker that cannot import the package."""
     (folder / "sitecustomize.py").write_text(BLOCK)
     environment = {**os.environ, "PYTHONPATH": str(folder)}
@@ -48,7 +48,7 @@ def foreign_worker(address: str, folder: Path) -> Iterator[None]:
 def test_a_worker_without_the_package_is_named_before_the_export(tmp_path, others):
     with (
         cluster_of(others) as client,
-        foreign_worker(client.scheduler.address, tmp_path),
+        worker_without_package(client.scheduler.address, tmp_path),
     ):
         client.wait_for_workers(others + 1, timeout=60)
         with pytest.raises(
@@ -59,10 +59,10 @@ def test_a_worker_without_the_package_is_named_before_the_export(tmp_path, other
 
 
 @pytest.mark.slow
-def test_a_worker_without_the_package_that_comes_later_is_named(tmp_path):
+def test_a_worker_without_the_package_that_joins_later_is_named(tmp_path):
     with (
         cluster_of(0) as client,
-        foreign_worker(client.scheduler.address, tmp_path),
+        worker_without_package(client.scheduler.address, tmp_path),
         pytest.raises(TargetError, match="cannot import imageryxr"),
     ):
         ix.export(IMAGE, tmp_path / "out.zarr", client=client)

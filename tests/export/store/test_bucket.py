@@ -30,10 +30,10 @@ NOT_IMPLEMENTED = (
 )
 
 
-PASSING = "<?xml version='1.0'?><Error><Code>RequestTimeout</Code><Message>Too slow</Message></Error>"
+TRANSIENT = "<?xml version='1.0'?><Error><Code>RequestTimeout</Code><Message>Too slow</Message></Error>"
 
 
-class Between(ThreadingHTTPServer):
+class Proxy(ThreadingHTTPServer):
     """A proxy that passes requests on to a server, and can break connections or ignore conditions."""
 
     daemon_threads = True
@@ -43,9 +43,10 @@ class Between(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ProxyHandler)
         self.server_at = urlsplit(server).netloc
         self.break_before = self.break_after = self.bad = 0
-        """Numbers of uploads to lose before the server receives them, to lose afterwards, and to answer with 400."""
+        """Numbers of uploads whose connection breaks before and after the server receives them, or that get a 400."""
         self.conditions = "known"
-        """Or how they are not: refused, ignored, met by no object, or the status that answers them."""
+        """How conditional uploads are answered: "known" (as S3 does), "refused" (501), another status, without one or
+        both of the conditions ("ignored", "If-Match ignored", …), or with weak entity tags ("odd")."""
         self.uploads = []
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -77,7 +78,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
                 return self.answer(501, [("Content-Type", "application/xml")], NOT_IMPLEMENTED.encode())
             if condition and self.server.bad > 0:
                 self.server.bad -= 1
-                return self.answer(400, [("Content-Type", "application/xml")], PASSING.encode())
+                return self.answer(400, [("Content-Type", "application/xml")], TRANSIENT.encode())
             if condition and self.server.conditions in (400, 405, 501):
                 return self.answer(self.server.conditions, [], b"")
         headers = dict(self.headers.items())
@@ -127,20 +128,20 @@ class Watch:
 
 
 @pytest.fixture
-def between(s3, bucket, monkeypatch):
+def proxy(s3, bucket, monkeypatch):
     """Start a proxy between imageryxr and the server; requests of the tests themselves bypass it."""
-    server = Between(s3)
+    server = Proxy(s3)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
     yield server
     server.shutdown()
 
 
-def test_an_object_is_replaced_only_by_the_lease_holder(between, bucket):
+def test_an_object_is_replaced_only_by_the_lease_holder(proxy, bucket):
     place = Bucket(bucket.url("x"))
     assert place.put([("a", b"1"), ("b.gz", b"22")]) == {"a": FileRecord.of(b"1"), "b.gz": FileRecord.of(b"22")}
     assert place.put([("a", b"3")])["a"] == FileRecord.of(b"3")
     assert {name: bucket.read(name) for name in bucket.names()} == {"x/a": b"3", "x/b": b"22"}
-    sent_conditions = [condition for path, condition in between.uploads if path.endswith("x/a")]
+    sent_conditions = [condition for path, condition in proxy.uploads if path.endswith("x/a")]
     assert sent_conditions[:2] == ["*", "*"]
     assert len(sent_conditions) == 3
     assert sent_conditions[2].strip('"').isalnum()
@@ -174,33 +175,33 @@ def test_an_object_created_before_the_upload_is_not_replaced(bucket, monkeypatch
 
 @pytest.mark.parametrize("when", ["break_before", "break_after"])
 @pytest.mark.parametrize("there", [False, True])
-def test_uploads_survive_broken_connections(between, bucket, when, there):
+def test_uploads_survive_broken_connections(proxy, bucket, when, there):
     place = Bucket(bucket.url("x"))
     if there:
         place.put([("a", b"old")])
-    setattr(between, when, 3)
+    setattr(proxy, when, 3)
     assert place.put([("a", b"new")])["a"].size == 3
-    assert getattr(between, when) == 0
+    assert getattr(proxy, when) == 0
     assert bucket.read("x/a") == b"new"
 
 
-def test_long_outages_end_the_export(between, bucket, monkeypatch):
+def test_long_outages_end_the_export(proxy, bucket, monkeypatch):
     monkeypatch.setattr(buckets, "_WAITS", (0.01, 0.01, None))
-    between.break_before = 3
+    proxy.break_before = 3
     with pytest.raises(ix.errors.TargetError, match="could not write s3://.*x: Generic S3 error"):
         Bucket(bucket.url("x")).put([("a", b"new")])
-    assert len(between.uploads) == 3
+    assert len(proxy.uploads) == 3
     assert bucket.names() == []
 
 
-def test_uploads_are_not_repeated_without_the_lease(between, bucket):
-    between.break_before = 2
+def test_uploads_are_not_repeated_without_the_lease(proxy, bucket):
+    proxy.break_before = 2
     with pytest.raises(ix.errors.TargetError, match="another took over"):
         Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
-    assert len(between.uploads) == 1
+    assert len(proxy.uploads) == 1
 
 
-def test_bookkeeping_objects_are_not_cached_by_proxies(bucket):
+def test_manifests_are_not_cached_by_proxies(bucket):
     """Google's servers cache public objects for an hour unless their metadata forbid it."""
     ix.export(picture(), bucket.url("o.zarr"))
     heads = {name: bucket.client.head_object(Bucket=bucket.name, Key=name) for name in bucket.names()}
@@ -217,22 +218,22 @@ def test_an_object_that_exists_is_not_created_again(bucket):
     assert (bucket.read("x/a"), bucket.read("x/b")) == (b"theirs", b"mine")
 
 
-def test_a_transient_bad_request_is_not_reported_as_missing_conditional_writes(between, bucket):
+def test_a_transient_bad_request_is_not_reported_as_missing_conditional_writes(proxy, bucket):
     place = Bucket(bucket.url("x"))
     place.put([("a", b"1")])
-    between.bad = 1
+    proxy.bad = 1
     with pytest.raises(ix.errors.TargetError, match="RequestTimeout"):
         place.put([("b", b"2")])
     place.put([("b", b"2")])
     assert bucket.read("x/b") == b"2"
 
 
-def test_an_object_is_not_replaced_when_the_server_stops_supporting_conditions(between, bucket):
+def test_an_object_is_not_replaced_when_the_server_stops_supporting_conditions(proxy, bucket):
     place = Bucket(bucket.url("x"))
     place.put([("a", b"1")])
     _, mark = place.get_with_mark("a")
     bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"theirs")
-    between.conditions = 400
+    proxy.conditions = 400
     with pytest.raises(ix.errors.TargetError, match="does not support conditional writes"):
         place.replace("a", b"late", mark)
     assert bucket.read("x/a") == b"theirs"
@@ -270,21 +271,21 @@ def test_a_live_holder_keeps_its_lease_and_a_dead_one_loses_it(bucket, impatient
 @pytest.mark.parametrize(
     "conditions", ["refused", "ignored", "If-Match ignored", "If-None-Match ignored", "odd", 400, 405, 501]
 )
-def test_a_server_without_conditional_writes_is_refused_before_anything_is_written(between, bucket, conditions):
-    between.conditions = conditions
+def test_a_server_without_conditional_writes_is_refused_before_anything_is_written(proxy, bucket, conditions):
+    proxy.conditions = conditions
     with pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), bucket.url("o.zarr"), workers=1, **OPTIONS)
     message = str(caught.value)
     assert message.startswith(f"could not write s3://{bucket.name}: its server does not support conditional writes")
     assert "export to a local folder and copy the result, or use a service with conditional writes" in message
     assert bucket.names() == []
-    assert all("probe" in path for path, _ in between.uploads)
+    assert all("probe" in path for path, _ in proxy.uploads)
 
 
-def test_an_existing_result_stays_where_conditional_writes_are_missing(between, bucket):
+def test_an_existing_result_is_kept_if_the_server_lacks_conditional_writes(proxy, bucket):
     ix.export(picture(seed=1), bucket.url("o.zarr"), workers=1, **OPTIONS)
     before = bucket.contents()
-    between.conditions = "ignored"
+    proxy.conditions = "ignored"
     with pytest.raises(ix.errors.TargetError, match="does not support conditional writes"):
         ix.export(picture(), bucket.url("o.zarr"), workers=1, overwrite=True, **OPTIONS)
     assert bucket.contents() == before
@@ -292,19 +293,19 @@ def test_an_existing_result_stays_where_conditional_writes_are_missing(between, 
 
 @pytest.mark.parametrize("when", ["break_before", "break_after"])
 @pytest.mark.parametrize("count", range(1, 6))
-def test_broken_connections_are_not_taken_for_missing_conditional_writes(between, bucket, when, count):
-    setattr(between, when, count)
+def test_broken_connections_are_not_taken_for_missing_conditional_writes(proxy, bucket, when, count):
+    setattr(proxy, when, count)
     Bucket(bucket.url("x")).check_conditional_writes("probe")
     assert bucket.names() == []
 
 
-def test_large_objects_are_uploaded_in_parts(between, bucket, monkeypatch):
+def test_large_objects_are_uploaded_in_parts(proxy, bucket, monkeypatch):
     monkeypatch.setattr(buckets, "ONE_REQUEST", 1 << 20)
     place, data = Bucket(bucket.url("x")), np.random.default_rng(0).bytes(12 << 20)
     for _ in range(2):
         assert place.put([("a", data)])["a"] == FileRecord.of(data)
     assert bucket.read("x/a") == data
-    assert sum("partNumber" in path for path, _ in between.uploads) >= 4
+    assert sum("partNumber" in path for path, _ in proxy.uploads) >= 4
 
 
 def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
@@ -347,18 +348,18 @@ def test_objects_are_deleted_only_while_the_lease_is_held(bucket, monkeypatch):
     assert bucket.names() == []
 
 
-def test_a_silent_server_is_an_error_after_a_time_limit(between, bucket, monkeypatch):
+def test_a_silent_server_is_an_error_after_a_time_limit(proxy, bucket, monkeypatch):
     """The limit is a time, not a number of attempts, each of which may take minutes."""
     monkeypatch.setattr(buckets, "_WAITS", (*[0.01] * 100, None))
     monkeypatch.setattr(buckets, "_PATIENCE", 0.5)
-    between.break_before = 1000
+    proxy.break_before = 1000
     with pytest.raises(ix.errors.TargetError, match="could not write"):
         Bucket(bucket.url("x")).put([("a", b"new")])
-    assert 1 < len(between.uploads) < 90
+    assert 1 < len(proxy.uploads) < 90
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_files_beyond_the_copy_limit_are_uploaded_again(between, bucket, monkeypatch, tmp_path, there):
+def test_files_beyond_the_copy_limit_are_uploaded_again(proxy, bucket, monkeypatch, tmp_path, there):
     """From 5 GiB on, the object is downloaded and uploaded in a limited number of parts."""
     if there:
         ix.export(picture(seed=1), bucket.url("o.tif"))
@@ -369,7 +370,7 @@ def test_files_beyond_the_copy_limit_are_uploaded_again(between, bucket, monkeyp
     ix.export(large, tmp_path / "o.tif", compression=None)
     assert bucket.read("o.tif") == (tmp_path / "o.tif").read_bytes()
     assert report.bytes_written == len(bucket.read("o.tif"))
-    parts = [path for path, _ in between.uploads if "partNumber" in path]
+    parts = [path for path, _ in proxy.uploads if "partNumber" in path]
     assert len(parts) == 4
     assert not [name for name in bucket.names() if "-work-" in name]
 
@@ -388,7 +389,7 @@ def test_an_invalid_lease_is_replaced(bucket, impatient):
         assert bucket.names() == []
 
 
-def test_one_of_several_processes_takes_over_a_dead_lease(between, bucket, impatient):
+def test_one_of_several_processes_takes_over_a_dead_lease(proxy, bucket, impatient):
     """No other process takes the lease over again, however late it tries."""
     place = Bucket(bucket.url("o").rpartition("/")[0])
     dead = json.dumps({"key": "theirs", "host": "another-machine", "pid": 1}).encode()
@@ -401,7 +402,7 @@ def test_one_of_several_processes_takes_over_a_dead_lease(between, bucket, impat
         try:
             with lease.hold():
                 held.append(lease)
-                time.sleep(3)  # as long as other processes wait for a renewal
+                time.sleep(3)  # while the other processes wait for a renewal
                 lease.check()
         except ix.errors.TargetError as error:
             refused.append(str(error))
@@ -417,8 +418,8 @@ def test_one_of_several_processes_takes_over_a_dead_lease(between, bucket, impat
     assert bucket.names() == []
 
 
-def test_zarr_reads_repeated_uploads(between, bucket, tmp_path):
-    between.break_before, between.break_after = 2, 2
+def test_zarr_reads_a_result_whose_uploads_were_repeated(proxy, bucket, tmp_path):
+    proxy.break_before, proxy.break_after = 2, 2
     assert ix.export(picture(), bucket.url("o.zarr"), workers=2, **OPTIONS).complete
     bucket.fetch(tmp_path)
     found = zarr.open_group(tmp_path / "o.zarr", mode="r")["0"][:]

@@ -167,7 +167,7 @@ def test_no_secret_is_written_to_the_bucket(bucket):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# two at once
+# two exports at once
 
 
 def at_once(*calls):
@@ -222,7 +222,7 @@ def test_a_second_export_is_not_undone_by_one_that_stops(bucket, impatient):
 
 
 @pytest.mark.slow
-def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impatient):
+def test_the_lease_of_a_dead_process_on_another_machine_is_taken_over(bucket, impatient):
     import json
 
     from imageryxr.export.store.bucket import Bucket as Place
@@ -239,7 +239,7 @@ def test_a_lease_of_a_process_elsewhere_that_is_dead_is_taken_over(bucket, impat
     assert not [name for name in bucket.names() if ".lock" in name]
 
 
-def test_a_lease_of_a_process_of_this_machine_that_is_dead_is_taken_over_at_once(bucket, monkeypatch):
+def test_the_lease_of_a_dead_process_on_this_machine_is_taken_over_at_once(bucket, monkeypatch):
     from imageryxr.export.store.bucket import Bucket as Place
     from imageryxr.export.store.lease import Lease
 
@@ -288,7 +288,7 @@ def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
         while process.poll() is None and len(bucket.names()) < began + more:
             time.sleep(0.02)
         if process.poll() == 0:
-            break  # the kills before had left fewer objects than that
+            break  # it completed, because fewer objects were left than the loop waits for
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills
@@ -300,8 +300,7 @@ def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
     assert found == bucket.contents()
 
 
-def test_the_error_for_an_absent_bucket_contains_the_servers_reason(bucket):
-    """The message of the server, without its XML."""
+def test_the_error_for_an_absent_bucket_names_the_bucket(bucket):
     with pytest.raises(ix.errors.TargetError) as caught:
         ix.export(picture(), "s3://no-such-bucket/o.zarr", retries=0)
     assert str(caught.value) == (

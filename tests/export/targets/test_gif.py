@@ -41,7 +41,7 @@ def test_grey_slices_are_frames_of_the_same_values(tmp_path, chunked):
 
 
 @pytest.mark.parametrize("axis", ["z", "y"])
-def test_coloured_slices_keep_few_colours_exactly(tmp_path, axis):
+def test_a_few_colours_of_slices_are_kept_almost_exactly(tmp_path, axis):
     colors = np.array([[255, 0, 0, 255], [0, 200, 30, 255], [10, 20, 250, 255], [80, 80, 80, 0]], np.uint8)
     values = colors[np.random.default_rng(2).integers(0, 4, (4, 16, 20))]
     ix.export(stack(values), tmp_path / "a.gif", axis=axis)
@@ -51,7 +51,7 @@ def test_coloured_slices_keep_few_colours_exactly(tmp_path, axis):
     assert abs(read.astype(int) - truth).max() <= 8
 
 
-def test_arrays_that_are_no_film_are_an_error_of_imageryxr(tmp_path):
+def test_an_invalid_rate_or_dtype_of_a_gif_is_an_error(tmp_path):
     with pytest.raises(OptionError, match=r"fps=0 must be"):
         ix.export(stack(np.zeros((2, 3, 4), np.uint8)), tmp_path / "a.gif", fps=0)
     with pytest.raises(OptionError, match="cannot be frames of a GIF"):

@@ -123,7 +123,7 @@ def test_a_pyramid_is_computed_from_the_written_voxels(tmp_path, options, compre
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: bytes(len(data)), lambda data: b""])
 def test_a_pyramid_names_a_damaged_object(tmp_path, monkeypatch, compressor, damage):
     if compressor is None and len(damage(b"12345")) == 5:
-        pytest.skip("zeros are voxels")
+        pytest.skip("uncompressed zeros are valid voxels")
     kw = {"compressor": compressor}
     if compressor == "shards of lz4":
         kw = {"compressor": "lz4", "shards": (4, 32, 32)}
@@ -548,14 +548,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_impossible_targets_are_errors(tmp_path, case):
+def test_invalid_options_are_errors_before_anything_is_written(tmp_path, case):
     options, target, words = CASES[case]
     with pytest.raises(ix.errors.OptionError, match=words):
         ix.export(IMAGE, tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_video_of_ids_is_refused(tmp_path):
+def test_a_video_of_16_bit_values_is_refused(tmp_path):
     with pytest.raises(ix.errors.OptionError, match=r"uint16 cannot be frames.*to_rgba"):
         ix.export(GREY16, tmp_path / "film.mp4")
 
