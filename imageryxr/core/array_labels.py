@@ -24,6 +24,12 @@ from imageryxr.core.validate import to_number, to_numbers
 from imageryxr.errors import GridError, LayerError, UnitError, Wording
 
 ArrayOrDataset = TypeVar("ArrayOrDataset", xr.DataArray, xr.Dataset)
+CUTOUT = "cutout"
+
+
+def has_cutouts(obj: Any) -> bool:
+    """Return whether an array or a Dataset has the dim ``cutout``."""
+    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
 
 
 def spatial_arrays(dataset: xr.Dataset) -> dict[Any, xr.DataArray]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import xarray as xr
 
+from imageryxr.core.array_labels import has_cutouts
 from imageryxr.core.validate import check_choice, check_flag, check_whole
 from imageryxr.export.plan.plan import ExportPlan
 from imageryxr.export.plan.planner import plan_array
@@ -14,7 +15,6 @@ from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
 from imageryxr.export.run.workers import exit_if_spawned, find_workers
 from imageryxr.export.targets.options import Client, FormatOptions
-from imageryxr.graph.cutout_arrays import has_cutouts
 
 if TYPE_CHECKING:
     from imageryxr.export.cutouts.jobs import CutoutPlan
@@ -124,9 +124,9 @@ def export(
         Cutouts: ``"boxes.zarr"``, a group with an array per variable, the columns of the table, and one chunk per
         cutout; ``"gallery/{cutout:05d}.png"`` or ``"gallery/{id}.png"``, a picture of the slice through each centre,
         named by columns of the table (or ``.jpg``); ``"gallery.html"``, one page with all pictures, which can be sorted
-        by the columns (``labels=`` names the column of the captions). They are written in one pass, each chunk
-        read once; ``client`` may also be a `distributed.Client`. In a bucket, ``overwrite=True`` deletes the previous
-        group first; previous pictures are deleted first everywhere.
+        by the columns (``labels=`` names the column of the captions). Cutouts are written in one pass that reads each
+        chunk once; ``client`` may also be a `distributed.Client`. ``overwrite=True`` deletes previous pictures, and a
+        previous group in a bucket, before the new ones are written.
     overwrite : bool, default False
         Whether to replace a target that another call has written or begun to write. When the new stack is complete,
         files of the old one that it does not replace are deleted, as listed in the old manifest. An unfinished export

@@ -177,7 +177,7 @@ def _check_mask(name: Any, mask: Any) -> None:
 
 
 def _axis_of(fields: set[str], masks: list[xr.DataArray]) -> str:
-    """Return the axis across the slices, after a check that all masks have the same slices."""
+    """Return the axis across the slices; raise `OptionError` unless all masks have the same slices."""
     axes = {field[0] for field in fields - {"id"}}
     if len(axes) > 1:
         raise OptionError(f"the path has fields for {' and '.join(sorted(axes))}; use one axis, such as {{z}}")
@@ -194,7 +194,7 @@ def _axis_of(fields: set[str], masks: list[xr.DataArray]) -> str:
 
 
 def _axis_along(fields: set[str], axis: str, mask: xr.DataArray) -> Axis:
-    """Return the position of the slices, or any position if the path has no field for it."""
+    """Return the axis with the positions of the slices; these are arbitrary if the path has no field for them."""
     if not fields & {f"{axis}_index", f"{axis}_nm"}:
         return Axis(mask.sizes[axis], 1.0, 0)
     try:
@@ -216,10 +216,10 @@ def _check_files(text: str, files: list[Path], axis: str, overwrite: bool) -> No
             f"path={text!r} gives two pictures the same name; write {{id}} for the id and {{{axis}}} for the slice, "
             f"such as 'out/{{{axis}}}_{{id}}.png'"
         )
-    there = [] if overwrite else [file for file in files if file.exists()]
-    if there:
-        more = f" (and {len(there) - 1:,} more)" if len(there) > 1 else ""
-        raise TargetExistsError(f"{there[0]}{more} exists; give overwrite=True to replace, or give another name")
+    existing = [] if overwrite else [file for file in files if file.exists()]
+    if existing:
+        more = f" (and {len(existing) - 1:,} more)" if len(existing) > 1 else ""
+        raise TargetExistsError(f"{existing[0]}{more} exists; give overwrite=True to replace, or give another name")
 
 
 def _mask_colors(names: list[Any], colors: Any) -> list[RGBA | None]:

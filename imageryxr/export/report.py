@@ -21,7 +21,7 @@ from imageryxr.ops.progress import bar_size
 
 @dataclass(frozen=True)
 class FailedRegion:
-    """A region that could not be made."""
+    """A region that failed after all retries."""
 
     number: int
     box: str
@@ -117,23 +117,23 @@ def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-ON_PROGRESS: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_advance", default=None)
-"""A function that receives the share of the region that was made since its last call; None if progress is not shown."""
+ON_PROGRESS: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_on_progress", default=None)
+"""A function that receives the share of a region that was completed since the last call; None without a listener."""
 
 
 def add_progress(share: float) -> None:
-    """Report that a share of the region of this thread is done."""
+    """Report to `ON_PROGRESS` that a further share, 0 to 1, of this thread's region is done."""
     callback = ON_PROGRESS.get()
     if callback is not None:
         callback(share)
 
 
-_ON_DONE: ContextVar[Callable[[float], Any] | None] = ContextVar("imageryxr_follower", default=None)
+_ON_DONE: ContextVar[Callable[[float], Any] | None] = ContextVar("imageryxr_on_done", default=None)
 
 
 @contextmanager
 def report_progress_to(callback: Callable[[float], Any]) -> Iterator[None]:
-    """Call a function with the share, 0 to 1, of an export that is done, for exports of this thread in the block."""
+    """Call a function repeatedly with the completed share, 0 to 1, of an export that this thread runs in the block."""
     before = _ON_DONE.set(callback)
     try:
         yield
@@ -142,23 +142,23 @@ def report_progress_to(callback: Callable[[float], Any]) -> Iterator[None]:
 
 
 def update_bar(shown: Any, done: int, shares: float = 0.0) -> None:
-    """Move a bar to a number of done tasks plus shares of running ones, and report the share of the export."""
+    """Set a bar to a number of done tasks plus shares of running ones; report the completed share of the export."""
     shown.whole = done
-    shown.update(max(0.0, done + shares - shown.n))  # the share of a failed attempt is not subtracted
+    shown.update(max(0.0, done + shares - shown.n))  # a failed attempt does not move the bar back
     callback = _ON_DONE.get()
     if callback is not None and shown.total:
-        shown.reached = max(getattr(shown, "reached", 0.0), done + shares)  # a disabled bar does not count
+        shown.reached = max(getattr(shown, "reached", 0.0), done + shares)  # a disabled bar has no count
         callback(min(1.0, shown.reached / shown.total))
 
 
 @cache
 def _bar_class() -> type[Any]:
-    """Return the class of all bars of this process, because tqdm starts a thread for each class, and never ends it."""
+    """Return the class of all bars. There is only one, because tqdm starts a thread per class that never ends."""
     import_package("tqdm")
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
-        """A bar that prints whole tasks, while its length includes shares."""
+        """A bar whose length includes shares of tasks, and whose text counts whole tasks."""
 
         @property
         def format_dict(self) -> Any:
@@ -176,9 +176,9 @@ def progress_bar(place: str, total: int, skipped: int, shown: bool | None) -> An
     show = _is_interactive() if shown is None else shown
     name = os.path.basename(place.rstrip("/"))[:40]
     size = bar_size() if show else {}
-    looks = "{l_bar}{bar}| {whole:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    text = "{l_bar}{bar}| {whole:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return _bar_class()(
-        total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, bar_format=looks, **size
+        total=total, initial=skipped, unit="task", desc=name, disable=not show, smoothing=0.1, bar_format=text, **size
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of
+from imageryxr.core.array_labels import CUTOUT, grid_of
 from imageryxr.core.bbox import DIMS, SNAP, Triple, snap_places
 from imageryxr.core.grid import Grid, check_same_grid
 from imageryxr.errors import GridMismatchError, LayerError
@@ -23,7 +23,6 @@ from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume, is_dask, is_lazy
 from imageryxr.graph.to_dask import check_query_planning
 
-CUTOUT = "cutout"
 PHASE = "cutout_phase"
 """Attr of cutouts of a volume whose voxels do not lie at multiples of their size: the remainder (x, y, z) in voxels."""
 BOUNDS = "cutout_bounds"
@@ -34,11 +33,6 @@ _Points = npt.NDArray[np.float64]
 _AXES = ("cutout", "z", "y", "x", "tail")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-def has_cutouts(obj: Any) -> bool:
-    """Return whether an array or a Dataset has the dim ``cutout``."""
-    return isinstance(obj, xr.DataArray | xr.Dataset) and CUTOUT in obj.dims
 
 
 def first_cutout(array: xr.DataArray) -> xr.DataArray:

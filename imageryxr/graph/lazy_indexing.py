@@ -14,8 +14,7 @@ from xarray.core import indexing
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, Expr, shift_expr, widen_to
-from imageryxr.graph.selection import read_broadcast
-from imageryxr.graph.strides import Indexes, Strided
+from imageryxr.graph.selection import Indexes, Strided, read_broadcast
 
 Ranges = tuple[range, ...]
 

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf
-from imageryxr.graph.selection import AxisGroup, read_selection
-from imageryxr.graph.strides import Indexes
+from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
 
 Vector = tuple[float, float, float]
 Take = Callable[[Indexes], Array]

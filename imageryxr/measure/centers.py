@@ -11,9 +11,9 @@ import xarray as xr
 
 from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
+from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS, Triple, tidy
 from imageryxr.errors import BoxError, OptionError
-from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.ops.annotations import convert_table, position_columns, table_columns
 
 Points = npt.NDArray[np.float64]

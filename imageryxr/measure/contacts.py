@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, contains_cutouts, first_cutout, first_voxels, map_cutouts
+from imageryxr.graph.cutout_arrays import contains_cutouts, first_cutout, first_voxels, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.contact_sums import contacts_of_block, label_contacts, merge_contacts

@@ -10,16 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
-from imageryxr.graph.cutout_arrays import (
-    CUTOUT,
-    check_same_cutouts,
-    contains_cutouts,
-    first_cutout,
-    first_voxels,
-    map_cutouts,
-)
+from imageryxr.graph.cutout_arrays import check_same_cutouts, contains_cutouts, first_cutout, first_voxels, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.reduction import reduce_volumes
 from imageryxr.measure.segment_tables import (

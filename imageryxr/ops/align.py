@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of, layer_type_of
+from imageryxr.core.array_labels import grid_of, has_cutouts, layer_type_of
 from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
 from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error, warn_half_voxel
@@ -22,7 +22,7 @@ from imageryxr.errors import (
     Wording,
     param,
 )
-from imageryxr.graph.cutout_arrays import check_same_centers, has_cutouts
+from imageryxr.graph.cutout_arrays import check_same_centers
 from imageryxr.graph.expr import Expr, Resampled, clip_to_array, view_expr
 from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits

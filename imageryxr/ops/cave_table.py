@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotation_boxes import points_in_box
-from imageryxr.core.annotations import make_annotations
+from imageryxr.core.annotations import make_annotations, points_in_box
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_unique_ids
 from imageryxr.core.validate import check_text, check_whole

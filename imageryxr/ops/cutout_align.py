@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of
+from imageryxr.core.array_labels import CUTOUT, grid_of
 from imageryxr.core.bbox import DIMS, Triple, check_resolution
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.errors import BoxError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import (
     BOUNDS,
-    CUTOUT,
     PHASE,
     centers_of,
     central_voxels,

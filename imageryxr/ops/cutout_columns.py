@@ -14,13 +14,14 @@ import pandas as pd
 import xarray as xr
 from dask.base import tokenize
 
+from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.colors.mapping import resolve_colors
 from imageryxr.core.colors.parse import parse_color
 from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.errors import ColorError, LayerError, OptionError, format_value, warn
-from imageryxr.graph.cutout_arrays import CUTOUT, Places, as_blocks, centers_of, check_same_places, map_cutouts
+from imageryxr.graph.cutout_arrays import Places, as_blocks, centers_of, check_same_places, map_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import is_dask, is_lazy
 from imageryxr.ops.cutout_ids import CutoutIds, record_cutouts

@@ -13,17 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.array_labels import grid_of, layer_type_of
+from imageryxr.core.array_labels import CUTOUT, grid_of, layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Grid
-from imageryxr.graph.cutout_arrays import (
-    CUTOUT,
-    check_same_cutouts,
-    contains_cutouts,
-    first_cutout,
-    map_cutouts,
-    route_cutouts,
-)
+from imageryxr.graph.cutout_arrays import check_same_cutouts, contains_cutouts, first_cutout, map_cutouts, route_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.ops.cutout_align import ranges_with_data
 from imageryxr.ops.cutout_columns import apply_columns, name_colors

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotation_boxes import annotations_in_box
-from imageryxr.core.annotations import CATEGORIES, DIM, make_annotations
+from imageryxr.core.annotations import CATEGORIES, DIM, annotations_in_box, make_annotations
 from imageryxr.core.bbox import BBox
 from imageryxr.core.colors.ids import list_ids, list_unique_ids
 from imageryxr.errors import MissingIdsWarning, OptionError, SourceError, param, warn

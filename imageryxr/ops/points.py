@@ -16,8 +16,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import BoxError, OutOfVolumeError, format_value
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
-from imageryxr.graph.selection import AxisGroup, read_selection
-from imageryxr.graph.strides import Indexes
+from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
 from imageryxr.graph.to_dask import to_dask
 from imageryxr.ops.annotations import position_columns
 

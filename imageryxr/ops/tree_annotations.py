@@ -10,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotation_boxes import annotations_in_box
-from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, make_annotations, stack_axes
+from imageryxr.core.annotations import (
+    DIM,
+    ENDS,
+    RADII,
+    annotation_type_of,
+    annotations_in_box,
+    make_annotations,
+    stack_axes,
+)
 from imageryxr.core.bbox import DIMS, BBox
 from imageryxr.core.display import LAYER, VISIBLE
 from imageryxr.core.grid import Grid

@@ -15,13 +15,14 @@ import xarray as xr
 
 from imageryxr.core.annotation_values import column_texts
 from imageryxr.core.annotations import DIM, ENDS, RADII, annotation_type_of, stack_axes
+from imageryxr.core.array_labels import has_cutouts
 from imageryxr.core.bbox import DIMS, snap_places
 from imageryxr.core.colors import parse_color
 from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole
 from imageryxr.errors import LayerError, OptionError, format_value
-from imageryxr.graph.cutout_arrays import first_cutout, grids_in_volume, has_cutouts
+from imageryxr.graph.cutout_arrays import first_cutout, grids_in_volume
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.ops.annotations import as_annotations

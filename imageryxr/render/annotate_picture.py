@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import xarray as xr
 
+from imageryxr.core.array_labels import CUTOUT, has_cutouts
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, param
-from imageryxr.graph.cutout_arrays import CUTOUT, contains_cutouts, has_cutouts
+from imageryxr.graph.cutout_arrays import contains_cutouts
 from imageryxr.render.figure.picture import KEPT_ATTRS, View, attach_geometry, geometry_of, smallest_text
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What else is at a target: files that must not be replaced, and other exports whose files have the same names."""
+"""Find what else is at a target: files that must not be replaced, and other exports with files of the same names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from msgspec.structs import replace
 
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param, warn
-from imageryxr.export.commit.bucket_manifest import BucketManifest
-from imageryxr.export.commit.manifest import Header, LocalManifest, ManifestStore, Phase, open_place
+from imageryxr.export.commit.manifest import Header, ManifestStore, Phase, open_manifest, open_place
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.stack import Stack, slice_names
@@ -48,11 +47,6 @@ def _files_folder(folder: str) -> str:
     return folder.removesuffix(f"/{HIDDEN}")
 
 
-def open_manifest(folder: str, name: str) -> ManifestStore:
-    """Return access to the manifest and journal of a name in a folder."""
-    return (BucketManifest if is_remote(folder) else LocalManifest)(folder, name)
-
-
 class OverlappingExports:
     """Other exports whose files have the names of a target's files: in its folder, a parent folder or a subfolder."""
 
@@ -60,14 +54,14 @@ class OverlappingExports:
         self._target, self._folder, self._name = target, folder, name
 
     @contextmanager
-    def locked(self) -> Iterator[list[tuple[ManifestStore, Header]]]:
+    def hold_locks(self) -> Iterator[list[tuple[ManifestStore, Header]]]:
         """Exclude other processes from these exports until the block ends, or raise `TargetError`."""
         with ExitStack() as locks:
             found = []
             for folder, name in self._overlapping_manifests():
                 manifest = open_manifest(folder, name)
                 try:
-                    locks.enter_context(manifest.locked())
+                    locks.enter_context(manifest.hold_lock())
                 except TargetError as error:
                     raise TargetError(
                         f"{self._target.place} has files of the same names as another export that is being written, "
@@ -83,16 +77,18 @@ class OverlappingExports:
         target = self._target
         by = target.pattern if isinstance(target, Stack) else target.root.rpartition("/")[2]
         for manifest, header in others:
-            # the result of an interrupted "publishing" may exist in part
+            # if it was killed in the phase "publishing", its result may exist in part
             phase: Phase = "writing" if header.phase == "publishing" else header.phase
-            # its permissions to replace and remove files concerned the former files
+            # it may not replace or remove the files of this export
             manifest.save(replace(header, phase=phase, replaces=False, direct=False, outdated=(), replaced=by))
 
     def _overlapping_manifests(self) -> list[tuple[str, str]]:
         target = self._target
         if target.kind not in ("files", "single"):
             return []
-        mine = {f"{target.root}/{key}" for key in target.occupied()} if target.kind == "files" else {target.root}
+        mine = (
+            {f"{target.root}/{key}" for key in target.identifying_keys()} if target.kind == "files" else {target.root}
+        )
         return [
             (folder, name)
             for folder, name in self._candidate_manifests(mine)
@@ -136,7 +132,10 @@ def _parent_folders(folder: str) -> list[str]:
 
 
 def _listed_files(folder: str, name: str, *, needed: bool) -> list[str]:
-    """Return the files that a manifest lists; none if it cannot be read, unless it is needed and in a bucket."""
+    """Return the files that a manifest lists; an empty list if it cannot be read.
+
+    If `needed`, a manifest in a bucket that cannot be read raises `TargetError`.
+    """
     try:
         header = open_manifest(folder, name).load()
     except ManifestError:  # reported when that export continues
@@ -168,7 +167,7 @@ def refuse_foreign_folder(target: Target) -> None:
     if is_remote(root):
         return
     if target.kind != "tree":
-        files = [root] if target.kind == "single" else [f"{root}/{key}" for key in target.occupied()]
+        files = [root] if target.kind == "single" else [f"{root}/{key}" for key in target.identifying_keys()]
         folder = next((f for f in files if os.path.isdir(f)), None)
         if folder is not None:
             raise TargetExistsError(
@@ -188,7 +187,7 @@ def refuse_foreign_folder(target: Target) -> None:
 
 def exists_message(target: Target, existing: list[str], header: Header | None) -> str:
     """Return the message that a target exists, with advice."""
-    count = f" ({len(existing)} of the {len(target.occupied())} files do)" if target.kind == "files" else ""
+    count = f" ({len(existing)} of the {len(target.identifying_keys())} files do)" if target.kind == "files" else ""
     since = ""
     if header is not None and header.replaced:
         since = f", and the export to {header.replaced} has since replaced files of this call"
@@ -200,7 +199,7 @@ def exists_message(target: Target, existing: list[str], header: Header | None) -
 
 
 def describe_difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    """Return in words where two calls differ, by their manifests."""
+    """Return a text that lists the differences between two calls, which their manifests describe."""
     names = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
     if not names:
         return "of other voxels: a source, a box or an argument differs"
@@ -222,10 +221,10 @@ def warn_of_strays(target: Target) -> None:
     """Warn of other files that match the pattern of a stack, such as those of a longer stack that was replaced."""
     if not isinstance(target, Stack):
         return
-    # They look like slices of this stack, but may belong to the user, so they are not removed.
+    # These files look like slices of this stack, but may belong to the user, so they are not removed.
     fields = re.split(r"{[^}]*}", os.path.basename(target.pattern))
     like = re.compile(r"-?[\d.]+".join(map(re.escape, fields)))
-    mine = {f"{target.root}/{name}" for name in target.occupied()}
+    mine = {f"{target.root}/{name}" for name in target.identifying_keys()}
     folders = {name.rpartition("/")[0] for name in mine}
     there = {f"{folder}/{f}" for folder in folders for f in open_place(folder).top_level_files() if like.fullmatch(f)}
     strays = sorted(os.path.basename(f) for f in there - mine)

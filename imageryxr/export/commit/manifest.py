@@ -4,7 +4,7 @@
 file is replaced as a whole, and `msgspec` validates every value that is read. ``<target>.manifest.log``, the journal,
 has a line for each finished region, with the size and the checksum of each of its files. The line is written after the
 files. Lines that a crash truncated are not JSON and are skipped; their regions are made again. In a bucket, where
-objects cannot be appended to, the journal is a series of objects: see `bucket_manifest`.
+objects cannot be appended to, the journal is a series of objects.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: SliceNames | None = None
     """How the files are named, for targets that share their folder: see `Target.names`."""
     outdated: tuple[SliceNames, ...] = ()
-    """The same for exports that this one replaces. Files that only they have are removed when it is complete."""
+    """The `names` of exports that this one replaces. Files that only they have are removed when it is complete."""
     result: Count | None = None
     """Bytes of the file, for targets of a single file."""
     coarse: Voxels = 1 << 20
@@ -99,7 +99,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _invalid_manifest(where, str(error)) from None
 
-    def check_cut(self, shape: Index3, granule: Index3, kind: str, where: str) -> None:
+    def check_regions(self, shape: Index3, granule: Index3, kind: str, where: str) -> None:
         """Raise `ManifestError` if the regions do not fit a target of this kind."""
         if self.kind != kind:
             raise _invalid_manifest(where, f"kind is {self.kind!r} and must be {kind!r}")
@@ -109,7 +109,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise _invalid_manifest(where, f"{sizes} are not multiples of {granule}, the size of a stored object")
 
     def check_place(self, remote: bool, where: str) -> None:
-        """Raise `ManifestError` if a target at this place cannot have been written directly."""
+        """Raise `ManifestError` if `direct` is set, but a target at this place is not written directly."""
         if self.direct and (not remote or self.kind == "single"):
             raise _invalid_manifest(where, "direct is true, which requires a target of several files in a bucket")
 
@@ -208,7 +208,7 @@ class ManifestStore(ABC):
 
     def load(self) -> Header | None:
         """Return the header, None if there is no manifest."""
-        with _no_folder(self.base + ".json"):
+        with _explain_folder(self.base + ".json"):
             text = self.place.get(self.name + ".json")
         return None if text is None else Header.parse(text, f"{self.base}.json")
 
@@ -233,7 +233,7 @@ class ManifestStore(ABC):
     def save(self, header: Header) -> None:
         """Replace the header, atomically."""
 
-    def saved(self) -> float:
+    def saved_at(self) -> float:
         """Return the time of the last `save`, by the clock of the files' modification times; infinity if unknown."""
         return float("inf")
 
@@ -247,7 +247,7 @@ class ManifestStore(ABC):
 
     @abstractmethod
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Exclude other processes from this target."""
 
 
@@ -260,7 +260,7 @@ class LocalManifest(ManifestStore):
         return [self.name + ".log"]
 
     def _lines(self) -> Iterator[bytes]:
-        with suppress(FileNotFoundError), _no_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
+        with suppress(FileNotFoundError), _explain_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
             yield from file
 
     def save(self, header: Header) -> None:
@@ -277,7 +277,7 @@ class LocalManifest(ManifestStore):
                 os.unlink(temporary)
             raise
 
-    def saved(self) -> float:
+    def saved_at(self) -> float:
         """Return the modification time of the manifest."""
         return os.path.getmtime(self.base + ".json")
 
@@ -292,9 +292,9 @@ class LocalManifest(ManifestStore):
             os.fsync(self._log)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Lock the target; the system releases the lock when the process ends, however it ends."""
-        with self.lock.hold(), _no_folder(self.base + ".log"):
+        with self.lock.hold(), _explain_folder(self.base + ".log"):
             self._log = os.open(self.base + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 # separates a line that a crash truncated from the next one
@@ -307,7 +307,8 @@ class LocalManifest(ManifestStore):
 
 
 @contextmanager
-def _no_folder(path: str) -> Iterator[None]:
+def _explain_folder(path: str) -> Iterator[None]:
+    """Raise `TargetError` with advice if a folder has the path of a file of the manifest."""
     try:
         yield
     except (IsADirectoryError, PermissionError):  # Windows denies the permission to open a folder
@@ -317,3 +318,64 @@ def _no_folder(path: str) -> Iterator[None]:
             f"{path} is a folder, but the export needs this name for a file of its manifest; remove the folder, or "
             "choose another target"
         ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# in a bucket
+
+
+class BucketManifest(ManifestStore):
+    """A manifest in a bucket; a `Lease` excludes other processes while an export runs."""
+
+    EVERY = 15.0
+    """Seconds between uploads of the journal: a crash loses the entries of this time at most."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        super().__init__(folder, name)
+        self._buffered: list[bytes] = []
+        self._last = time.monotonic()
+
+    def save(self, header: Header) -> None:
+        """Upload the header."""
+        self.place.put([(self.name + ".json", header.to_bytes())])
+
+    def _journal(self) -> list[str]:
+        return sorted(f"{self.name}.log/{key}" for key in Bucket(f"{self.base}.log").names())
+
+    def _lines(self) -> Iterator[bytes]:
+        for key in self._journal():
+            yield from (self.place.get(key) or b"").splitlines()
+
+    def append(self, run: str, entry: Entry) -> None:
+        """Add a line, and upload the buffered lines if the last upload is long ago."""
+        self.lock.ensure()
+        self._buffered.append(entry.line(run))
+        if time.monotonic() - self._last > self.EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Upload the buffered lines."""
+        self._last = time.monotonic()
+        if self._buffered:
+            key = f"{self.name}.log/manifest-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+            self.place.put([(key, b"".join(self._buffered))])
+            self._buffered = []
+
+    @contextmanager
+    def hold_lock(self) -> Iterator[None]:
+        """Hold the lease; at the end upload the rest of the journal if the lease is still held."""
+        with self.lock.hold():
+            try:
+                yield
+            finally:
+                try:
+                    self.lock.ensure()
+                except TargetError:
+                    pass  # the lease is lost
+                else:
+                    self.flush()
+
+
+def open_manifest(folder: str, name: str) -> ManifestStore:
+    """Return access to the manifest and journal of a name in a folder."""
+    return (BucketManifest if is_remote(folder) else LocalManifest)(folder, name)

@@ -1,4 +1,4 @@
-"""Publishing: where an unfinished result is written, and how it gets to its final place, on a disk and in a bucket.
+"""Write an unfinished result to a work folder and publish it at its final place, on a disk or in a bucket.
 
 On a local disk, files are written to the work folder ``<target>.manifest-work-…`` beside the target and renamed at the
 end, so that the target is always either the old data or the new. Buckets cannot rename. If nothing was at the target,
@@ -17,13 +17,13 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from imageryxr.core.units import show_bytes
 from imageryxr.errors import Message, TargetError, warn
-from imageryxr.export.commit.bucket_manifest import ManifestWatch
 from imageryxr.export.commit.manifest import Header, open_place
 from imageryxr.export.store.bucket import Bucket, Place, Watch
+from imageryxr.export.store.lease import WorkerWatch
 from imageryxr.export.store.local import Folder, is_remote, move_into_place, sync
 from imageryxr.export.targets.base import COARSER, SingleFile, Target
 
@@ -51,8 +51,8 @@ class Site(ABC):
         root = self._target.root
         if self._target.kind == "files":
             size = self.final.size_lookup()
-            return [f"{root}/{key}" for key in self._target.occupied() if size(key) is not None]
-        # nothing is below the name of a single object
+            return [f"{root}/{key}" for key in self._target.identifying_keys() if size(key) is not None]
+        # listing a prefix does not find a single object
         is_object = self._target.kind == "single" and is_remote(root)
         there = self.file_size() is not None if is_object else self.final.exists()
         return [root] if there else []
@@ -212,6 +212,31 @@ class DiskSite(Site):
         return [os.path.join(folder or "/", n) for n in found]
 
 
+@dataclass
+class ManifestWatch(WorkerWatch):
+    """Checks, by the manifest, that the export of a worker still runs; workers hold no lease."""
+
+    url: str
+    name: str
+    run: str
+    phase: str
+    """Run and phase in the manifest when the region was submitted."""
+    work: str | None = None
+    """The work folder of the export, which no other export writes to."""
+
+    def confirm(self) -> None:
+        """Read the manifest; raise `TargetError` if the export has ended or another one has started."""
+        place = f"{self.url}/{self.name}.json"
+        text = Bucket(self.url).get(self.name + ".json")
+        now = None if text is None else Header.parse(text, place)
+        if now is not None and (now.run, now.phase) == (self.run, self.phase) and not now.replaced:
+            return
+        if self.work is not None and (now is None or now.run != self.run or now.phase == "finished"):
+            Bucket(self.work).clear()  # files that workers wrote after the work folder was removed
+        change = "was removed" if now is None else "shows that this export ended or another one started"
+        raise TargetError(f"{place} {change}: the region that a worker was still processing is not written", taken=True)
+
+
 class BucketSite(Site):
     """Where an export in a bucket is prepared, and where its result is published."""
 
@@ -288,7 +313,7 @@ class BucketSite(Site):
 def _check_free_space(free: int, takes: int, target: Target, folder: str) -> None:
     # a single file is assembled from files of its slices, so both exist at once
     least = takes * (2 if target.kind == "single" else 1)
-    if target.plain and least > free:
+    if target.is_uncompressed and least > free:
         raise TargetError(
             f"could not write {target.place}: it needs {show_bytes(least)}; {show_bytes(free)} are free in {folder}"
         )

@@ -17,10 +17,9 @@ from imageryxr.export.commit.conflicts import (
     describe_difference,
     exists_message,
     manifest_name,
-    open_manifest,
     refuse_foreign_folder,
 )
-from imageryxr.export.commit.manifest import Entry, Header, Progress, SliceNames
+from imageryxr.export.commit.manifest import Entry, Header, Progress, SliceNames, open_manifest
 from imageryxr.export.commit.publish import Site, open_site
 from imageryxr.export.plan.regions import Regions, Stages
 from imageryxr.export.store.bucket import Place
@@ -70,12 +69,12 @@ class Workspace:
     # ---- reading the target
 
     def load(self, overwrite: bool) -> Header | None:
-        """Return the manifest, None if there is none. An invalid one raises unless it may be overwritten."""
+        """Return the manifest, None if there is none. An invalid one raises `ManifestError` unless `overwrite`."""
         try:
             header = self.manifest.load()
             if header is not None and self._is_mine(header):
                 first = self.stages.parts[0]
-                header.check_cut(first.shape, self.target.granule, self.target.kind, f"{self.base}.json")
+                header.check_regions(first.shape, self.target.granule, self.target.kind, f"{self.base}.json")
                 header.check_place(self.remote, f"{self.base}.json")
         except ManifestError:
             self._check_not_being_written()
@@ -144,7 +143,7 @@ class Workspace:
         header = self.load(overwrite)
         if header is not None and self._is_mine(header):
             first = Regions(self.stages.parts[0].shape, header.step, header.first)
-            self.target = self.target.in_coarse(header.coarse)
+            self.target = self.target.with_coarse(header.coarse)
             self.site = open_site(self.target, self.base, self.manifest.lock)
             self.stages = Stages((first, *self.target.later))
             self.progress = Progress(len(self.stages))
@@ -157,7 +156,7 @@ class Workspace:
         """Start or continue the export, and exclude other processes until the block ends."""
         with ExitStack() as kept:
             with disk_errors(self.target.place, keeps_old=True):
-                kept.enter_context(self.manifest.locked())
+                kept.enter_context(self.manifest.hold_lock())
                 self._begin_or_continue(overwrite, resume)
             yield
 
@@ -166,7 +165,7 @@ class Workspace:
         try:
             self.refuse(header, overwrite)
             if header is None or overwrite or header.phase != "finished":
-                with self.overlapping.locked():  # raises if a process is writing files of the same names
+                with self.overlapping.hold_locks():  # raises if a process is writing files of the same names
                     pass
         except TargetError:
             if header is None and not self._is_invalid:
@@ -219,7 +218,7 @@ class Workspace:
         self._began_here, self._before = True, before
         self.manifest.save(self.header)
         if direct:
-            with self.overlapping.locked() as others:
+            with self.overlapping.hold_locks() as others:
                 self.overlapping.replace(others)
         self.site.remove_earlier(before)
         self.site.prepare(self.header)
@@ -243,7 +242,7 @@ class Workspace:
             self.data.put([(k, v) for k, v in files.items() if self.data.get(k) != v])
         damaged = set[int]()
         # unfinished regions are written after the manifest, and a kill does not change the contents of their files
-        is_intact = self.data.record_check(self.manifest.saved() if finished else float("inf"))
+        is_intact = self.data.record_check(self.manifest.saved_at() if finished else float("inf"))
         for entry in self.manifest.entries(self.header.run):
             self.progress.note(entry)
             if not all(is_intact(key, record) for key, record in entry.files.items()):
@@ -295,7 +294,7 @@ class Workspace:
             self.header = replace(self.header, result=written)
         elif not self.header.direct:
             self.data.put(self.target.commit().items())
-        with self.overlapping.locked() as others:
+        with self.overlapping.hold_locks() as others:
             self.overlapping.replace(others)
             self.header = replace(self.header, phase="publishing")
             self.manifest.save(self.header)
@@ -310,9 +309,9 @@ class Workspace:
 
     def _remove_outdated(self) -> None:
         """Remove files of replaced exports whose names this export does not use."""
-        mine = set(self.target.occupied()) if self.header.outdated else set()
+        mine = set(self.target.identifying_keys()) if self.header.outdated else set()
         for names in self.header.outdated:
-            theirs = set(self.target.named(names))
+            theirs = set(self.target.keys_from_names(names))
             if theirs & mine:  # otherwise their files are elsewhere, and none was replaced
                 self.site.remove_files(self._unchanged(theirs - mine, names.run))
         if self.header.outdated:
@@ -371,8 +370,8 @@ class Workspace:
 
 
 def _replaced_names(before: Header | None) -> tuple[SliceNames, ...]:
-    """Return how the existing files of earlier exports are named, by their manifest."""
-    if before is None or before.replaced:  # some of those files belong to another export
+    """Return the names of existing files of earlier exports, as the manifest describes them."""
+    if before is None or before.replaced:  # if it was replaced, some of its files belong to another export
         return ()
     there = before.phase != "writing" or before.direct
     return (*before.outdated, *([replace(before.names, run=before.run)] if before.names is not None and there else []))

@@ -1,6 +1,6 @@
-"""The places that an array is read from, and detection of targets that overlap one, however the two are spelled.
+"""Find the files and URLs that an array is read from, and refuse targets that overlap one of them in any spelling.
 
-Places are collected from imageryxr's sources, dask graphs and xarray objects.
+These places are collected from imageryxr's sources, dask graphs and xarray objects.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _local_path(place: str) -> str | None:
 def _files(target: Target) -> Iterator[str]:
     """Iterate over the paths that an export replaces: one folder, one file, or the files of a stack."""
     if target.kind == "files":
-        yield from (f"{target.root}/{key}" for key in target.occupied())
+        yield from (f"{target.root}/{key}" for key in target.identifying_keys())
     else:
         yield target.root
 
@@ -100,7 +100,7 @@ def _on_disk(target: Target, source: str) -> Relation | None:
         theirs = parent
     number = _identity(source) if os.path.isfile(source) else None
     folders = dict[str, str]()
-    for key in target.occupied():
+    for key in target.identifying_keys():
         folder, _, name = f"{target.root}/{key}".rpartition("/")
         if folder not in folders:
             if (around := _relation(folder, source)) in ("is", "lies inside"):
@@ -274,7 +274,7 @@ def source_places(*objects: Any) -> list[str]:
 
 
 def _places(value: Any) -> Iterator[str]:
-    """Iterate over the places that an object itself names."""
+    """Iterate over the places that an object itself states, not the objects that it refers to."""
     if isinstance(value, str | os.PathLike):
         yield from _named_file(os.fspath(value))
         return

@@ -1,7 +1,7 @@
-"""The formats of cutouts: what is written where, and how it becomes complete.
+"""The formats of cutouts: Zarr, pictures and pages. Each defines its files and how the result becomes complete.
 
-The files of cutouts appear whole, so those that exist are the journal. Each export has a token. It writes a file with
-the token first, so that a later run recognizes the files of the same export.
+Each file appears whole, so the existing files are the journal of an export. Each export has a token. It first writes a
+file with the token, by which a later run of the same export recognizes its files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotation_values import column_texts, plain_values
-from imageryxr.core.array_labels import plain_attrs
+from imageryxr.core.array_labels import CUTOUT, plain_attrs
 from imageryxr.core.display import colors_of
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, OptionError, TargetError, TargetExistsError, format_value, param
@@ -31,7 +31,6 @@ from imageryxr.export.cutouts.places import HIDDEN, CutoutFolder, CutoutPlace, C
 from imageryxr.export.cutouts.writers import ROOT, PictureFormat, PictureWriter, RowWriter, ZarrWriter, chunk_key
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.targets.zarr_array import zarr_codec
-from imageryxr.graph.cutout_arrays import CUTOUT
 
 TOKEN = "imageryxr_cutouts"
 """The attr of a Zarr group that identifies its export."""
@@ -96,7 +95,7 @@ class Job(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Remove what this call has written, also if it was complete."""
+        """Remove what this call has written, even a complete result."""
 
     @abstractmethod
     def writer(self, name: str, rows: npt.NDArray[np.int64]) -> RowWriter:
@@ -146,7 +145,7 @@ class ZarrJob(Job):
             raise exists_error(self.place)
 
     def discard(self) -> None:
-        """Remove what this call has written, also if it was complete."""
+        """Remove what this call has written, even a complete result."""
         if self._stored_token() == self.site.token:
             self.final.clear()
         if self._find_marker():
@@ -226,7 +225,7 @@ class PicturesJob(Job):
         return (file for file in self.files if size(file) is not None)
 
     def prepare(self) -> None:
-        """Remove the pictures that this export replaces, and the marks of their exports."""
+        """Remove the pictures that this export replaces, and the marker files of the exports that wrote them."""
         if not self.is_begun:
             self.data.delete(list(self._existing_files()))
         marks, own = self.site.open(HIDDEN), f"names-{self.site.token[:12]}"
@@ -277,7 +276,7 @@ def file_names(pattern: str, columns: Mapping[str, npt.NDArray[Any]], count: int
 def _safe_part(name: str, value: Any) -> Any:
     """Return a value for a file name; raise `ValueError` if it is missing, or text that would name another folder."""
     if value is None:
-        raise ValueError(f"it has no {name!r}; name the files by another column, or fill it")
+        raise ValueError(f"its {name!r} is missing; name the files by another column, or add the value")
     if isinstance(value, int | float):
         return value
     text = str(value)
@@ -311,7 +310,7 @@ class PageJob(Job):
         self.is_begun = self._find_marker()
 
     def discard(self) -> None:
-        """Remove what this call has written, also if it was complete."""
+        """Remove what this call has written, even a complete result."""
         self.data.clear()
         if self.token in (self._page_start() or b""):
             self.folder.delete([self.site.name])

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.units import show_bytes
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import LayerError, Message, OptionError, Wording
@@ -23,7 +24,6 @@ from imageryxr.export.cutouts.formats import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.omezarr import check_compressor
-from imageryxr.graph.cutout_arrays import CUTOUT
 from imageryxr.graph.cutout_reads import BATCH_BYTES, KEPT_BYTES, ChunkId, chunk_bytes
 from imageryxr.graph.cutouts import CutoutLayer, ReadPlan, cutout_layers
 from imageryxr.ops.cutout_columns import selections_of
@@ -57,7 +57,7 @@ def export_cutouts(
         check_whole("workers", workers, 1)
     job = _make_job(obj, target, options)
     begin = time.monotonic()
-    with job.site.locked():
+    with job.site.hold_lock():
         return _run(job, begin, overwrite, resume, client, workers, progress)
 
 
@@ -80,7 +80,7 @@ def _run(
         cluster = client if hasattr(client, "get_events") else None
         with report_missing(selections, cluster), progress_bar(job.place, total, total - left, progress) as shown:
             update_bar(shown, total - left)
-            context, lock = copy_context(), Lock()  # threads of dask do not have the callback of this one
+            context, lock = copy_context(), Lock()  # dask's threads lack this context, which has the callback
 
             def advance(count: int) -> None:
                 with lock:
@@ -117,7 +117,7 @@ def _store(
 
 
 def _scheduler(client: Any, workers: int | None) -> dict[str, Any]:
-    """Return the arguments of dask that choose the scheduler: its configuration belongs to all threads."""
+    """Return the arguments that choose dask's scheduler; setting dask's configuration would affect other threads."""
     if client is None or isinstance(client, str):
         if client not in (None, "threads", "processes"):
             raise OptionError(

@@ -34,7 +34,7 @@ class CutoutFolder(Folder):
         return records
 
     def get_start(self, key: str, size: int) -> bytes | None:
-        """Return the first `size` bytes of a file; None if there is none, and nothing of a folder."""
+        """Return the first `size` bytes of a file; None if there is no file, and no bytes if it is a folder."""
         path = os.path.join(self.root, key)
         try:
             with open(path, "rb") as file:
@@ -78,14 +78,16 @@ class MarkerWatch(WorkerWatch):
 
     url: str
     marker: str
+    """The object below `url` that identifies the export, see `CutoutSite.marker`."""
     content: bytes
+    """The content of this object while the export runs."""
 
     def confirm(self) -> None:
         """Read the object; raise `TargetError` if the export has ended or another one has started."""
         if Bucket(self.url).get(self.marker) != self.content:
             raise TargetError(
-                f"{self.url}/{self.marker} was removed: this export ended or another one started, and the cutouts that "
-                "a worker was still processing are not written",
+                f"{self.url}/{self.marker} was removed or replaced: this export ended or another one started, and the "
+                "cutouts that a worker was still processing are not written",
                 taken=True,
             )
 
@@ -121,7 +123,7 @@ class CutoutSite:
         """The file in the place of the cutouts that identifies the export."""
         return f"{HIDDEN}/cutouts-{self.token[:12]}"
 
-    def locked(self) -> AbstractContextManager[None]:
+    def hold_lock(self) -> AbstractContextManager[None]:
         """Exclude other exports to the target; raise `TargetError` if another process is exporting to it."""
         return self._lock.hold()
 

@@ -72,7 +72,7 @@ class ZarrWriter(RowWriter):
 
         files: dict[str, Any] = {ROOT: default_buffer_prototype().buffer.from_bytes(self.metadata)}
         opened = zarr.open_array(zarr.storage.MemoryStore(files), mode="r+", zarr_format=3)
-        # Cutouts of background also become files, since these are the journal.
+        # Cutouts of background also become files, because the files are the journal of the export.
         config: Any = {"order": "C", "write_empty_chunks": True}
         return zarr.Array(zarr.AsyncArray(opened.metadata, opened.store_path, config)), files
 

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import xarray as xr
+from dask.base import tokenize
 from dask.utils import key_split
 
 from imageryxr.core.array_labels import layer_type_of
@@ -67,7 +68,7 @@ def plan_array(
     array = _check_array(da)
     layer_type = layer_type_of(array)
     read = _to_native_order(box_reader(array))
-    read = replace(read, volume=replace(read.volume, splits=None))  # long, and not needed by regions
+    read = replace(read, volume=replace(read.volume, splits=None))  # regions do not need this long list
     beyond = coverage_warning(read.volume.expr, read.volume.grid)
     if beyond:
         warn(beyond)
@@ -88,7 +89,7 @@ def plan_array(
     places = source_places(volume.expr, *volume.dask_inputs.values(), array.variable._data)
     refuse_sources(chosen, places)
     _check_square(chosen, square)
-    _warn_of_cut_outlines(array, getattr(chosen, "axis", None))
+    _warn_of_outline_axis(array, getattr(chosen, "axis", None))
     shown = tuple(clean_message(place) if "://" in place else place for place in places)
     call = _token(chosen, read), _describe_call(chosen, volume)
     return make_plan(chosen, read, pool, *call, overwrite=overwrite, scratch=folder, sources=shown)
@@ -184,10 +185,10 @@ def _check_count(stages: Stages, target: Target) -> None:
 def _reads_and_computes(
     found: list[SourceReads], dask_inputs: DaskInputs
 ) -> tuple[tuple[SourceReads, ...], tuple[SourceReads, ...]]:
-    """Return the reads of sources, and the computed blocks of foreign dask arrays."""
+    """Return the reads of sources, and the computed blocks of a user's dask arrays."""
     found = [*found, *dask_input_reads(found, dask_inputs)]
-    held = {key_split(name) for name, array in dask_inputs.items() if has_computed_blocks(array)}
-    computes = tuple(r for r in found if r.computed and r.source not in held)
+    persisted = {key_split(name) for name, array in dask_inputs.items() if has_computed_blocks(array)}
+    computes = tuple(r for r in found if r.computed and r.source not in persisted)
     return tuple(r for r in found if not r.computed), computes
 
 
@@ -196,7 +197,7 @@ def _enlarge_coarse_regions(target: Target, budget: int, slots: int) -> Target:
     voxels = target.coarse
     while voxels < MAX_COARSE_VOXELS:
         voxels *= 2
-        larger = target.in_coarse(voxels)
+        larger = target.with_coarse(voxels)
         if not larger.later or len(larger.later[0]) < 8 * slots or coarse_memory(larger) > budget:
             break
         target = larger
@@ -256,7 +257,7 @@ def _check_square(chosen: Target, square: bool | None) -> None:
             )
 
 
-def _warn_of_cut_outlines(da: xr.DataArray, axis: int | None) -> None:
+def _warn_of_outline_axis(da: xr.DataArray, axis: int | None) -> None:
     # Outlines that were drawn in one plane break into dots and dashes in slices along another.
     drawn = da.attrs.get("outline_axis")
     if axis is not None and drawn is not None and drawn != DIMS[axis]:
@@ -270,8 +271,6 @@ def _warn_of_cut_outlines(da: xr.DataArray, axis: int | None) -> None:
 
 
 def _token(target: Target, read: BoxReader) -> str:
-    from dask.base import tokenize
-
     layer = target.layer
     place = astuple(layer.grid)
     return str(tokenize("imageryxr.export", FORMAT, read.volume.expr, place, layer.channels, target.describe()))

@@ -1,6 +1,6 @@
-"""What an export reads of its sources and what of its box they do not cover, and the memory that its regions need.
+"""Estimate the reads and the memory of an export's regions, and find voxels outside the sources.
 
-All are computed from its expression.
+All results follow from the expression of the exported array.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from imageryxr.graph.dask_inputs import DaskInputs, has_computed_blocks, has_ind
 from imageryxr.graph.evaluate import required_boxes
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, LevelLeaf, Resampled, Shifted
 from imageryxr.graph.oblique import PlaneSlice
-from imageryxr.graph.strides import Strided
+from imageryxr.graph.selection import Strided
 from imageryxr.graph.to_dask import blocks_below
 
 # If there are more regions along an axis, this many evenly spaced ones are sampled.
 MAX_SAMPLES = 128
 # A smaller percentage outside a segmentation is not reported, because its edge seldom matches that of the image.
 MIN_SEGMENTATION_PERCENT = 1.0
-# Memory of a read per byte of its result, which includes compressed bytes and a decoded chunk.
+# Bytes of memory during a read per byte of its result; a read also needs compressed bytes and a decoded chunk.
 FETCH_FACTOR = 1.25
-# Blocks in memory at a time, for a dask array whose blocks are computed one by one.
+# Blocks of a dask array that are in memory at a time if its blocks are computed one by one.
 BLOCKS_IN_MEMORY = 3
 
 
@@ -65,10 +65,10 @@ class SourceReads:
 
 
 def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
-    """Return what the regions of an export read of each source, in whole chunks.
+    """Return the reads of each source by the regions of an export, in whole chunks.
 
-    Blocks of foreign dask arrays are included, as ``computed``: they are computed whole, once per region that needs
-    them.
+    Blocks of a user's dask arrays are also listed, as ``computed``: each is computed whole, once per region that needs
+    it.
     """
     found = []
     whole = required_boxes(expr, IndexBox.of_shape(regions.shape))
@@ -83,21 +83,21 @@ def source_reads(expr: Expr, regions: Regions | BlockGrid) -> list[SourceReads]:
         chunks = max(1, sum(math.prod(number) for _, number in boxes))
         total, count = max(round(voxels), once), max(1, round(requests))
         if isinstance(leaf, DaskLeaf):
-            name, nowhere = str(key_split(leaf.name)), (0.0, 0.0, 0.0)
-            found.append(SourceReads(name, 0, nowhere, total * size, once * size, count, chunks, computed=True))
+            name, resolution = str(key_split(leaf.name)), (0.0, 0.0, 0.0)
+            found.append(SourceReads(name, 0, resolution, total * size, once * size, count, chunks, computed=True))
         else:
-            place = leaf.source.levels[leaf.mip].grid.resolution
-            found.append(SourceReads(leaf.source.name, leaf.mip, place, total * size, once * size, count, chunks))
+            resolution = leaf.source.levels[leaf.mip].grid.resolution
+            found.append(SourceReads(leaf.source.name, leaf.mip, resolution, total * size, once * size, count, chunks))
     return found
 
 
-def dask_input_reads(reads_of_export: list[SourceReads], dask_inputs: DaskInputs) -> list[SourceReads]:
-    """Return what blocks of foreign dask arrays read of sources, as far as their graphs contain expressions.
+def dask_input_reads(export_reads: list[SourceReads], dask_inputs: DaskInputs) -> list[SourceReads]:
+    """Return the reads of sources by blocks of a user's dask arrays, where their graphs contain expressions.
 
-    Reads are counted once for each time that the blocks are computed, according to the reads of the export.
+    The reads of a block count as often as the export computes the block, according to `export_reads`.
     """
     found = []
-    times = {r.source: r.requests / r.chunks for r in reads_of_export if r.computed}
+    times = {r.source: r.requests / r.chunks for r in export_reads if r.computed}
     for name, array in dask_inputs.items():
         for below, splits in blocks_below(array):
             for reads in source_reads(below, BlockGrid(splits)):
@@ -180,15 +180,15 @@ def _block_starts(sizes: tuple[int, ...]) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what the sources do not cover, which is 0 and cannot be distinguished from data
+# voxels outside the sources: they are exported as 0, like background in the data
 
 
 def coverage_warning(expr: Expr, grid: Grid, verb: str = "exported") -> str:
     """Return a warning about a box that reaches beyond its sources; an empty string if it does not.
 
-    The images are checked first, because overlays are drawn over them; then the segmentations, without the boxes that
-    they were cropped to. Of several sources, the one that covers most of the box is reported. `verb` is the action in
-    the warning, as a participle.
+    The images are checked first, because overlays are drawn over them, and then the segmentations, as if they had not
+    been cropped. Of several sources, the one that covers most of the box is reported. `verb` is the action in the
+    warning, such as "exported".
     """
     found = _level_extents(expr)
     images = [pair for pair in found if pair[0].source.layer_type == "image"]
@@ -199,7 +199,7 @@ def coverage_warning(expr: Expr, grid: Grid, verb: str = "exported") -> str:
             "source to avoid this"
         )
     if images:
-        whole = _level_extents(expr, cut=False)
+        whole = _level_extents(expr, cropped=False)
         message = _coverage_message(
             [pair for pair in whole if pair[0].source.layer_type != "image"], grid, MIN_SEGMENTATION_PERCENT
         )
@@ -224,16 +224,19 @@ def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, lea
     )
 
 
-def _level_extents(expr: Expr, *, cut: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
-    """Return the bounds of each level in the indexes of an expression; levels below an oblique plane are left out."""
+def _level_extents(expr: Expr, *, cropped: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
+    """Return the bounds of each level in the indexes of an expression, within the boxes it is cropped to if `cropped`.
+
+    Levels below an oblique plane are left out.
+    """
     if isinstance(expr, LevelLeaf):
         return [(expr, expr.bounds)]
     if isinstance(expr, PlaneSlice):
         return []
-    found = [pair for child in expr.inputs for pair in _level_extents(child, cut=cut)]
+    found = [pair for child in expr.inputs for pair in _level_extents(child, cropped=cropped)]
     if isinstance(expr, Shifted):
         return [(leaf, box.shift(expr.by, -1)) for leaf, box in found]
-    if isinstance(expr, Clipped) and cut:
+    if isinstance(expr, Clipped) and cropped:
         return [(leaf, box.clip(expr.box)) for leaf, box in found]
     if isinstance(expr, Resampled | Strided):
         return [(leaf, expr.box_from_child(box)) for leaf, box in found]
@@ -249,8 +252,9 @@ def region_memory(
 ) -> int:
     """Return the most bytes of memory that a region needs while it is read, drawn, encoded and written.
 
-    Without a target, the region is drawn at once and not encoded. `costs` are those of computing foreign dask arrays,
-    by name. Memory that user-defined functions need beyond their inputs and outputs is unknown and not counted.
+    Without a target, the region is drawn at once and not encoded. `costs` are the costs of computing the user's dask
+    arrays, by name. Memory that user-defined functions need beyond their inputs and outputs is unknown, so it is not
+    counted.
     """
     piece, brick, spared, encoding, page = box, box.voxels, 0, 0.0, 0
     if target is not None:
@@ -294,28 +298,28 @@ def coarse_memory(target: Target) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# blocks of foreign dask arrays
+# blocks of a user's dask arrays
 
 
 @dataclass(frozen=True)
 class ComputeCost:
-    """The memory that computing blocks of a foreign dask array needs in addition to the blocks."""
+    """The memory that is needed to compute blocks of a user's dask array."""
 
-    apart: bool
-    """Whether each block is computed on its own."""
-    below: int
-    """Bytes that the expressions in its graph need per block."""
-    held: float = 2.0
-    """Bytes in memory per byte of the blocks if all are computed at once; 0 if they are in memory anyway."""
+    independent: bool
+    """Whether the blocks can be computed one by one."""
+    expressions: int
+    """Bytes per block that expressions in the array's graph need."""
+    factor: float = 2.0
+    """Bytes in memory per byte of the blocks if all are computed at once; 0 if the blocks are already in memory."""
 
 
 def compute_costs(dask_inputs: DaskInputs) -> dict[str, ComputeCost]:
-    """Return the memory that computing blocks of each foreign array needs."""
+    """Return the memory that is needed to compute blocks of each dask array."""
     found = {}
     for name, array in dask_inputs.items():
         below = [region_memory(expr, box) for expr, box in map(_largest_block, blocks_below(array))]
         if has_computed_blocks(array):
-            found[name] = ComputeCost(apart=False, below=0, held=0.0 if is_in_memory(array) else 1.0)
+            found[name] = ComputeCost(independent=False, expressions=0, factor=0.0 if is_in_memory(array) else 1.0)
         else:
             found[name] = ComputeCost(has_independent_blocks(array), max(below, default=0))
     return found
@@ -328,18 +332,19 @@ def _largest_block(below: tuple[Expr, tuple[tuple[int, ...], ...]]) -> tuple[Exp
 
 
 def _compute_bytes(needs: Mapping[DaskLeaf, list[IndexBox]], dask_inputs: Mapping[str, ComputeCost]) -> int:
-    """Return the bytes of memory that computing boxes of foreign arrays needs; blocks are computed whole.
+    """Return the bytes of memory that are needed to compute boxes of dask arrays; blocks are computed whole.
 
     Independent blocks are computed one after the other. Blocks with shared inputs are assumed to be in memory at the
     same time, with inputs of the same size.
     """
-    apart, together = [0], 0
+    one_by_one, together = [0], 0
     for leaf, boxes in needs.items():
         size = leaf.dtype.itemsize * math.prod((*leaf.lead, *leaf.tail))
-        how = dask_inputs.get(leaf.name, ComputeCost(apart=False, below=0))
-        whole = int(how.held * size * sum(math.prod(chunk_extent(box, leaf)[0]) for box in boxes))
-        if how.apart:
-            apart.append(min(BLOCKS_IN_MEMORY * size * math.prod(map(max, leaf.splits)), whole) + how.below)
+        cost = dask_inputs.get(leaf.name, ComputeCost(independent=False, expressions=0))
+        whole = int(cost.factor * size * sum(math.prod(chunk_extent(box, leaf)[0]) for box in boxes))
+        if cost.independent:
+            few = BLOCKS_IN_MEMORY * size * math.prod(map(max, leaf.splits))
+            one_by_one.append(min(few, whole) + cost.expressions)
         else:
-            together += whole + how.below
-    return max(apart) + together
+            together += whole + cost.expressions
+    return max(one_by_one) + together

@@ -16,7 +16,7 @@ from imageryxr.graph.expr import Expr
 REGION_BYTES = 1 << 30
 # If the regions read more than this multiple of what they need, a region may use more memory.
 REREAD_LIMIT = 1.15
-# Initial size of a region, from which on CloudVolume reads at full speed.
+# Initial voxels of a region. CloudVolume reaches its full speed at about this size.
 START_VOXELS = 1 << 22
 
 
@@ -131,20 +131,20 @@ def choose_regions(
     memory_of: Callable[[IndexBox], int],
     reads_of: Callable[[Regions], tuple[float, float]],
 ) -> Regions:
-    """Return regions of whole target chunks that are aligned with the source's chunks and read little twice.
+    """Return regions of whole target chunks that are aligned with the source's chunks, so that few chunks are reread.
 
     `memory_of` returns the bytes of memory that a region needs. `reads_of` returns about how many times some regions
     read each byte, for all sources together and for the worst source.
     """
     axes = [_initial_size(expr, axis, n, g) for axis, (n, g) in enumerate(zip(shape, granule, strict=True))]
     start = best = Regions(shape, *(tuple(sizes) for sizes in zip(*axes, strict=True)))
-    # Blocks of a foreign dask array are computed whole, however small the region.
-    own = bool(dask_leaves(expr))
-    room = limits.most if own else limits.budget
+    # Blocks of a user's dask array are computed whole, however small the region.
+    has_blocks = bool(dask_leaves(expr))
+    most = limits.most if has_blocks else limits.budget
 
     def fits(regions: Regions) -> bool:
         box = regions.largest()
-        return (own or box.voxels <= 2 * START_VOXELS) and memory_of(box) <= room
+        return (has_blocks or box.voxels <= 2 * START_VOXELS) and memory_of(box) <= most
 
     best = _shrink(best, granule, fits)
     reads, worst = reads_of(best)
@@ -152,7 +152,7 @@ def choose_regions(
         grown = [_grow(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
         rereads_too_much = worst > REREAD_LIMIT
         fitting = [g for g in grown if g != best and (rereads_too_much or len(g) >= limits.least)]
-        fitting = [g for g in fitting if memory_of(g.largest()) <= _room_for(g, limits, rereads_too_much)]
+        fitting = [g for g in fitting if memory_of(g.largest()) <= _memory_limit(g, limits, rereads_too_much)]
         if not fitting:
             break
         # Of equal gains, the axis that is contiguous in memory comes first.
@@ -188,6 +188,7 @@ def choose_slabs(
 
 
 def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int]:
+    """Return the size of the regions and of the first one along an axis: storage chunks in whole target chunks."""
     edges = expr.edges(axis, 0, n)
     if not edges:
         step = min(-(-n // granule), max(1, 512 // granule)) * granule
@@ -195,7 +196,7 @@ def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int
     stored = max((b - a for a, b in pairwise(edges)), default=max(edges[0], n - edges[0]))
     step = -(-stored // granule) * granule
     if stored < step and step % stored:
-        # a multiple of both, unless it is much larger
+        # a multiple of both sizes, unless that is much larger than one of them
         both = math.lcm(stored, granule)
         step = both if both <= 4 * step else step
     step = min(step, -(-n // granule) * granule)
@@ -204,7 +205,7 @@ def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int
     return step, first or step
 
 
-def _room_for(regions: Regions, limits: RegionLimits, rereads_too_much: bool) -> int:
+def _memory_limit(regions: Regions, limits: RegionLimits, rereads_too_much: bool) -> int:
     """Return the bytes of memory that a region may use: more if smaller regions read too many chunks repeatedly."""
     if not rereads_too_much:
         return limits.budget

@@ -125,7 +125,7 @@ class SlabPlanner:
         return choices[0] if choices[0][1] < choices[1][1] else choices[1]
 
     def _fit_settings(self, regions: Regions, at_once: int, *, spilled: bool = False) -> tuple[SlabSettings, int]:
-        # the workers of a cluster are on different machines
+        # the workers of a cluster are on different machines, which do not share memory
         workers = self.pool.workers if self.pool.kind != "cluster" else 1
         slots, under_way = self.pool.threads * workers, min(at_once * workers, len(regions))
         threads, limit = slots // under_way, self._limit(at_once)
@@ -226,7 +226,7 @@ def first_slices(box: IndexBox, axis: int, count: int) -> IndexBox:
 def fit_memory(
     settings: SlabSettings, memory_of: Callable[[SlabSettings], int], limit: int
 ) -> tuple[SlabSettings, int]:
-    """Return settings with smaller parts, then with fewer threads, to fit into a memory limit; and their memory."""
+    """Reduce the parts, and then the threads, until settings fit into a memory limit; return them and their memory."""
     large = settings
     while (takes := memory_of(settings)) > limit:
         smaller = settings.smaller()

@@ -12,7 +12,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.graph.expr import Expr, Resampled
 from imageryxr.graph.oblique import PlaneSlice
-from imageryxr.graph.strides import Strided
+from imageryxr.graph.selection import Strided
 from imageryxr.ops.segment_ids import RequestedIds, RequestsIds
 
 SeenBits = tuple[tuple[str, bytes], ...]

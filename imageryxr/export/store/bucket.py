@@ -63,7 +63,7 @@ class Bucket:
     watch: Watch | None = field(default=None, compare=False, repr=False)
     """Checked before each change."""
     worker_watch: Watch | None = field(default=None, compare=False, repr=False)
-    """Replaces `watch` when the object is pickled, that is in worker processes."""
+    """Replaces `watch` in worker processes, which receive a pickled copy."""
     fresh: bool = field(default=False, compare=False, repr=False)
     """Whether to forbid caching, for objects that change: Google's servers cache public objects for an hour
     (https://cloud.google.com/storage/docs/caching)."""

@@ -87,7 +87,10 @@ class Folder:
         return self.root
 
     def put(self, files: Iterable[tuple[str, bytes]]) -> dict[str, FileRecord]:
-        """Write files under temporary names, flush them to the disk, then rename; the last few are flushed late."""
+        """Write files under temporary names, flush them to the disk, then rename them.
+
+        Up to `WAITING` files are flushed later, while the next ones are encoded.
+        """
         waiting: deque[tuple[float, str, str]] = deque()
         folders, records = set[str](), dict[str, FileRecord]()
 
@@ -112,7 +115,7 @@ class Folder:
             for folder in folders:
                 sync(folder)
         except BaseException:
-            while waiting:  # complete files need not be made again when the export continues
+            while waiting:  # publish complete files, which are not made again when the export continues
                 with suppress(OSError):
                     settle(0)
             raise
@@ -173,7 +176,7 @@ class Folder:
                 os.unlink(os.path.join(self.root, key))
 
     def names(self) -> Iterator[str]:
-        """Iterate over the names of all files, folders included."""
+        """Iterate over the paths, relative to this folder, of all files in it and its subfolders."""
         for folder, _, names in os.walk(self.root):
             for name in names:
                 yield os.path.relpath(os.path.join(folder, name), self.root).replace(os.sep, "/")

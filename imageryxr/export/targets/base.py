@@ -47,7 +47,7 @@ class ArrayInfo:
     dtype: np.dtype[Any]
     layer_type: str
     contrast: tuple[float, float] | None = None
-    """The grey values that are shown as black and white."""
+    """The grey values that are displayed as black and white."""
 
     @property
     def voxel_bytes(self) -> int:
@@ -80,10 +80,10 @@ class Target(ABC):
 
     @property
     def coarse(self) -> int:
-        """Approximate voxels of a region of the later stages."""
+        """Approximate number of voxels of a region of the later stages."""
         return REGION_VOXELS
 
-    def in_coarse(self, voxels: int) -> Target:
+    def with_coarse(self, voxels: int) -> Target:
         """Return the same target with later stages in regions of about `voxels` voxels."""
         return self
 
@@ -97,7 +97,7 @@ class Target(ABC):
         """Return the format and its options as plain data: everything besides the voxels that determines the bytes."""
 
     @property
-    def plain(self) -> bool:
+    def is_uncompressed(self) -> bool:
         """Whether the result is uncompressed, so that it needs at least the bytes of the voxels."""
         return False
 
@@ -127,16 +127,16 @@ class Target(ABC):
         """Return the files that are written last, without which readers cannot open the result."""
         return {}
 
-    def occupied(self) -> list[str]:
+    def identifying_keys(self) -> list[str]:
         """Return the keys whose files show that the target exists."""
         return list(self.commit())
 
     def names(self) -> SliceNames | None:
-        """Return a value from which `named` lists all files, for a target whose files are in a shared folder."""
+        """Return a value from which `keys_from_names` lists all files; None unless the target shares its folder."""
         return None
 
-    def named(self, names: SliceNames) -> list[str]:
-        """Return the keys of another export to this place, from the result of its `names`."""
+    def keys_from_names(self, names: SliceNames) -> list[str]:
+        """Return the keys of another export to this target, from the result of its `names`."""
         return []
 
     @abstractmethod
@@ -253,10 +253,10 @@ class SingleFile(SliceTarget):
 
     @property
     def assembling_bytes(self) -> int:
-        """The bytes of one slice, because slices are appended one by one."""
+        """Bytes of one slice, because slices are appended one by one."""
         return self.page_bytes
 
-    def occupied(self) -> list[str]:
+    def identifying_keys(self) -> list[str]:
         """Return the file itself."""
         return [""]
 

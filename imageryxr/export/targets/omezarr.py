@@ -45,7 +45,7 @@ class OmeZarr(Pyramid):
         }
 
     @property
-    def plain(self) -> bool:
+    def is_uncompressed(self) -> bool:
         """Whether chunks are uncompressed."""
         return self.compressor == "none"
 

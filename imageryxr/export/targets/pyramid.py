@@ -22,7 +22,7 @@ from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Resampled
 
 # Voxels of a coarser level that are derived at a time, from up to eight times as many finer ones.
 PART_VOXELS = 1 << 18
-# The Python objects of reading and encoding, whatever the size of the box.
+# Bytes of the Python objects that reading and encoding need for a box of any size.
 _READER_BYTES = 1 << 18
 
 
@@ -67,7 +67,7 @@ class Pyramid(Target):
 
     encoding = 2.0
 
-    def in_coarse(self, voxels: int) -> Pyramid:
+    def with_coarse(self, voxels: int) -> Pyramid:
         """Return the same target with coarser levels in regions of about `voxels` voxels."""
         return replace(self, coarse=voxels)
 
@@ -144,7 +144,7 @@ class Pyramid(Target):
         grid_map = GridMap.from_grids(self.grids[stage], self.grids[stage - 1])
         need = grid_map.source_box(box, "mean")
         held = need.clip(self.grids[stage - 1].box)
-        # Edge padding gives a partly covered voxel the value of its covered part.
+        # Edge padding gives a voxel that the finer level covers in part the value of that part.
         missing = [(h - n, m - g) for n, h, g, m in zip(need.start, held.start, held.stop, need.stop, strict=True)]
         values, channels = load(held), self.layer.channels
         if any(map(any, missing)):
@@ -158,7 +158,7 @@ class Pyramid(Target):
 
 
 def read_objects(place: Place, keys: list[str], objects: dict[str, bytes]) -> None:
-    """Read the missing objects of a dictionary, and release those that are not needed; parts share objects."""
+    """Read the missing objects into a dictionary, and remove those that the next part does not share."""
     for key in set(objects) - set(keys):
         del objects[key]
     for key in set(keys) - set(objects):

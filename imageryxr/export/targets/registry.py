@@ -94,8 +94,8 @@ def _check_lengths(chosen: Target, text: str) -> None:
     else:
         last, paths = os.path.basename(chosen.root), [chosen.root]
     names = [len(os.fsencode(name)) for path in paths for name in path.split("/")]
-    beside = len(os.fsencode(last)) + WORK_SUFFIX
-    if max(*names, beside) > MAX_NAME or max(len(os.fsencode(p)) for p in paths) + MAX_NAME > MAX_PATH:
+    work = len(os.fsencode(last)) + WORK_SUFFIX
+    if max(*names, work) > MAX_NAME or max(len(os.fsencode(p)) for p in paths) + MAX_NAME > MAX_PATH:
         short = text if len(text) < 60 else f"{text[:30]}…{text[-20:]}"
         raise OptionError(
             param("target", short),
@@ -125,7 +125,7 @@ def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
     if scheme in ("zarr", "zarr2", "zarr3"):
         text = rest
     text = text.removeprefix("file://")
-    # a pattern may consist of a field only, and a field may contain a dot: take the suffix of a filled-in name
+    # the suffix is that of a filled-in name, because a pattern may be one field, and a field may contain a dot
     suffix = PurePosixPath(re.sub(r"{[^}]*}", "0", text.rstrip("/"))).suffix.lower()
     pattern = "{" in text
     makers = PATTERNS if pattern or suffix == ".png" else PATHS

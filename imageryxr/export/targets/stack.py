@@ -50,18 +50,18 @@ class Stack(SliceTarget):
         axis = self._across
         return SliceNames(self.pattern, DIMS[self.axis], axis.size, axis.resolution, axis.offset)
 
-    def named(self, names: SliceNames) -> list[str]:
+    def keys_from_names(self, names: SliceNames) -> list[str]:
         """Return the files of another stack of this pattern."""
         return slice_names(names) if (names.pattern, names.axis) == (self.pattern, DIMS[self.axis]) else []
 
-    def occupied(self) -> list[str]:
+    def identifying_keys(self) -> list[str]:
         """Return the names of all files."""
         return [self.key(i) for i in range(self._across.size)]
 
     def check_names(self) -> None:
         """Raise `OptionError` if the pattern cannot be filled in, or gives two slices the same name."""
         try:
-            names = self.occupied()
+            names = self.identifying_keys()
         except (ValueError, KeyError, IndexError) as error:
             name = DIMS[self.axis]
             field = f"{{{name}_nm:.0f}}" if f"{{{name}_nm" in self.pattern else f"{{{name}:04d}}"
@@ -187,7 +187,7 @@ class TiffStack(Stack):
         return {"format": "TIFF", "pattern": self.pattern, "compression": self.compression}
 
     @property
-    def plain(self) -> bool:
+    def is_uncompressed(self) -> bool:
         """Whether slices are uncompressed."""
         return self.compression is None
 

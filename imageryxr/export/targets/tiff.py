@@ -89,8 +89,8 @@ class TiffFile(SingleFile):
         ]
 
     def advice(self) -> str | None:
-        """Return a note if most programs cannot read the distance of the slices."""
-        if self.ome or self._imagej or self.layer.grid.shape[self.axis] == 1:
+        """Return a note if most programs cannot read the distance of the slices from this file."""
+        if self.ome or self._is_imagej or self.layer.grid.shape[self.axis] == 1:
             return None
         why = "BigTIFF" if self.bigtiff and is_imagej_type(self.layer) else f"values of dtype {self.layer.dtype}"
         other = ".ome.zarr" if _is_unsupported_by_ome(self.layer) else ".ome.tif"
@@ -100,7 +100,7 @@ class TiffFile(SingleFile):
         )
 
     @property
-    def plain(self) -> bool:
+    def is_uncompressed(self) -> bool:
         """Whether pages are uncompressed."""
         return self.compression is None
 
@@ -115,11 +115,13 @@ class TiffFile(SingleFile):
 
         count = self.layer.grid.shape[self.axis]
         dtype = np.dtype(np.uint8) if self.layer.dtype == np.bool_ else self.layer.dtype
-        samples = (self.layer.channels,) if self.layer.channels else (1,) if self._one_wide and self._imagej else ()
+        samples = (
+            (self.layer.channels,) if self.layer.channels else (1,) if self._is_one_wide and self._is_imagej else ()
+        )
         shape = (count, *self.picture_shape, *samples)
-        # without these, tifffile takes slices that are one voxel wide for the rows of a single page
-        narrow: dict[str, Any] = {"planarconfig": "contig", "extrasamples": ()} if self._one_wide else {}
-        with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=self._imagej) as writer:
+        # without these arguments, tifffile writes slices that are one voxel wide as the rows of a single page
+        narrow: dict[str, Any] = {"planarconfig": "contig", "extrasamples": ()} if self._is_one_wide else {}
+        with tifffile.TiffWriter(path, bigtiff=self.bigtiff, ome=self.ome, imagej=self._is_imagej) as writer:
             writer.write(
                 self._pages(place, shape[1:], dtype),
                 shape=shape,
@@ -128,15 +130,15 @@ class TiffFile(SingleFile):
                 # one strip per page, because each page is already compressed as a whole
                 rowsperstrip=self.picture_shape[0],
                 **self._tags(),
-                **({} if self._imagej else narrow),
+                **({} if self._is_imagej else narrow),
             )
 
     @property
-    def _imagej(self) -> bool:
+    def _is_imagej(self) -> bool:
         return not self.ome and not self.bigtiff and is_imagej_type(self.layer)
 
     def _tags(self) -> dict[str, Any]:
-        tags = tiff_page_tags(self.layer, self.pixel, imagej=self._imagej)
+        tags = tiff_page_tags(self.layer, self.pixel, imagej=self._is_imagej)
         width, height, depth = self.pixel
         if self.ome:
             # a fixed identifier, so that equal exports give equal bytes
@@ -149,12 +151,12 @@ class TiffFile(SingleFile):
                 "PhysicalSizeZ": depth, "PhysicalSizeZUnit": "nm",
             }  # fmt: skip
         else:
-            samples = self.layer.channels or (self._imagej and self._one_wide)
+            samples = self.layer.channels or (self._is_one_wide and self._is_imagej)
             tags["metadata"] = {**tags["metadata"], "axes": "ZYXS" if samples else "ZYX"}
         return tags
 
     @property
-    def _one_wide(self) -> bool:
+    def _is_one_wide(self) -> bool:
         """Whether slices have no channels and are one voxel wide."""
         return not self.layer.channels and self.picture_shape[1] == 1
 

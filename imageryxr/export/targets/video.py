@@ -139,7 +139,8 @@ class Video(Film):
         with av.open(path, "w", format=self.container, options={"fflags": "bitexact"}) as film:
             stream: Any = film.add_stream(CODECS[self.container], rate=Fraction(self.fps).limit_denominator(1000))
             stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
-            context = stream.codec_context  # BT.709, from 16 to 235: without this, players guess from the frame size
+            # BT.709, from 16 to 235; without these fields, players guess the colour space from the frame size
+            context = stream.codec_context
             context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
             rate = {"b:v": "0"} if self.container == "webm" else {}
             stream.options = {"crf": str(self.crf), "flags": "bitexact", **rate}

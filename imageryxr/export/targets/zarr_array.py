@@ -226,7 +226,7 @@ def _array_metadata(
 
 
 def zarr_codec(compressor: str, old: bool = False) -> Any:
-    """Return the codec of a compressor such as "zstd:1", or None for "none"; `old` is the format 2 of Zarr."""
+    """Return the codec of a compressor such as "zstd:1", or None for "none"; `old` selects the codecs of Zarr v2."""
     name, _, level = compressor.partition(":")
     if name == "none":
         return None

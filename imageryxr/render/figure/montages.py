@@ -11,12 +11,11 @@ import xarray as xr
 from dask.base import compute
 
 from imageryxr.core.annotation_values import column_texts
-from imageryxr.core.array_labels import grid_of
+from imageryxr.core.array_labels import CUTOUT, grid_of, has_cutouts
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.validate import check_whole, to_items
 from imageryxr.errors import OptionError, format_value
-from imageryxr.graph.cutout_arrays import CUTOUT, has_cutouts
 from imageryxr.graph.labelled import as_dask, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices
 from imageryxr.render.figure.picture import (

@@ -83,7 +83,7 @@ def test_missing_values_cannot_name_files(tmp_path):
     drawn = pictures()
     for values in (np.array(["a", None, *"cdef"], object), np.array(["a", "", *"cdef"]), [1.0, np.nan, 3, 4, 5, 6]):
         named = drawn.assign_coords(note=("cutout", values))
-        with pytest.raises(OptionError, match="cannot be filled for row 1: it has no 'note'; name the files by"):
+        with pytest.raises(OptionError, match="cannot be filled for row 1: its 'note' is missing; name the files by"):
             ix.export(named, tmp_path / "{note}_{cutout}.png")
     whole = drawn.assign_coords(note=("cutout", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
     ix.export(whole, tmp_path / "{note:03d}.png")

@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 import imageryxr as ix
-from imageryxr.export.commit.bucket_manifest import ManifestWatch
+from imageryxr.export.commit.publish import ManifestWatch
 from imageryxr.export.store.bucket import Bucket
 from tests.support.dying import DYING
 from tests.support.export_jobs import cluster_of, picture

@@ -277,7 +277,7 @@ def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
     target, options = TARGETS[kind]
     options = {**options, **FEW.get(kind, {})}
     code = (
-        "import sys, imageryxr as ix\nfrom imageryxr.export.commit.bucket_manifest import BucketManifest\nfrom tests.support.export_jobs import picture\n"
+        "import sys, imageryxr as ix\nfrom imageryxr.export.commit.manifest import BucketManifest\nfrom tests.support.export_jobs import picture\n"
         "sys.modules['imageryxr.export.plan.regions'].START_VOXELS = 1 << 11\nBucketManifest.EVERY = 0.1\n"
         f"ix.export(picture(seconds=0.1), {bucket.url(target)!r}, workers=2, **{options!r})\n"
     )
