@@ -35,6 +35,14 @@ PAUSE_SECONDS, FIRST_PAUSE_SECONDS = 2.0, 0.2
 """Seconds between checks for new workers, and between checks for the first worker."""
 
 
+def worker_threads(client: Any) -> dict[str, int]:
+    """Return the threads of each worker of a client, by address; raise `OSError` if it has lost its scheduler."""
+    try:
+        return dict(client.nthreads())
+    except AttributeError as error:  # a closed client has no scheduler
+        raise ConnectionError("the client is closed") from error
+
+
 class ClusterExecutor(RegionExecutor):
     """The workers of a `distributed.Client`, which may join and leave.
 
@@ -48,6 +56,7 @@ class ClusterExecutor(RegionExecutor):
         )
         self._pickled_job = pickle_job(replace(job, read=None) if self._has_inputs else job)
         self._client = client
+        self._address = getattr(client.scheduler, "address", "an unknown address")  # a closed client has none
         self._count = count
         # one key group for all regions, because the scheduler keeps a record of every group
         self._name = f"imageryxr-export-{uuid.uuid4().hex[:12]}"
@@ -64,7 +73,7 @@ class ClusterExecutor(RegionExecutor):
         if self._count:
             return self._count
         try:
-            self._slots = 2 * sum(self._client.nthreads().values()) or 2
+            self._slots = 2 * sum(worker_threads(self._client).values()) or 2
         except OSError:  # the connection to the scheduler may recover
             self.check()
         return self._slots
@@ -73,8 +82,7 @@ class ClusterExecutor(RegionExecutor):
         """Raise `TargetError` if the client has lost its scheduler or a worker cannot import the package."""
         if self._client.status in ("closing", "closed"):
             raise TargetError(
-                f"the scheduler at {self._client.scheduler.address} no longer responds; restart it with its workers "
-                "and give its address"
+                f"the scheduler at {self._address} no longer responds; restart it with its workers and give its address"
             )
         self._probe.check()
 
@@ -107,7 +115,7 @@ class ClusterExecutor(RegionExecutor):
 
     def _untried_workers(self, number: int) -> list[str]:
         try:
-            return sorted(set(self._client.nthreads()) - self._failed_on.get(number, set()))
+            return sorted(set(worker_threads(self._client)) - self._failed_on.get(number, set()))
         except OSError:  # the connection to the scheduler may recover
             return []
 
@@ -136,12 +144,14 @@ class ClusterExecutor(RegionExecutor):
     def missing_workers_message(self) -> str:
         """Return a message if the scheduler has no workers."""
         try:
-            if self._client.nthreads():
+            if worker_threads(self._client):
                 return ""
         except OSError:  # `check` handles a lost scheduler
             return ""
-        place = self._client.scheduler.address
-        return f"the scheduler {place} has no worker yet: waiting for one, such as `dask worker {place}` starts"
+        return (
+            f"the scheduler {self._address} has no worker yet: "
+            f"waiting for one, such as `dask worker {self._address}` starts"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -273,7 +283,9 @@ class ImportProbe:
         if self._checked:
             self._waiting = None
         elif self._waiting is None and self._client.status == "running":
-            self._waiting = self._client.submit(eval, _IMPORT, key=f"imageryxr-probe-{uuid.uuid4().hex}", pure=False)
+            with suppress(Exception):  # `ClusterExecutor.check` handles a lost scheduler
+                key = f"imageryxr-probe-{uuid.uuid4().hex}"
+                self._waiting = self._client.submit(eval, _IMPORT, key=key, pure=False)
         return bool(self._checked)
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from dask.system import CPU_COUNT
 from imageryxr.core.validate import check_bytes, check_whole
 from imageryxr.errors import Message, OptionError, TargetError, Wording, param
 from imageryxr.export.plan.regions import REGION_BYTES, RegionLimits, Regions
-from imageryxr.export.run.cluster import ClusterExecutor, LocalExecutor
+from imageryxr.export.run.cluster import ClusterExecutor, LocalExecutor, worker_threads
 from imageryxr.export.run.executors import RegionExecutor, ThreadExecutor
 from imageryxr.export.run.task import Job
 
@@ -121,9 +121,14 @@ def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:
         memory_per_region = None if available is None else available // number
         return WorkerPool("processes", number, 1, limit or memory_per_region, lambda job: LocalExecutor(job, number))
     opened, owned = open_client(client)
-    threads = opened.nthreads().values()
+    try:
+        threads = worker_threads(opened).values()
+        known = opened.scheduler_info(n_workers=-1)["workers"].values()
+    except OSError as error:
+        raise TargetError(
+            param("client", ...), f" is not connected to a scheduler ({error}); give a connected Client"
+        ) from error
     expected = max(len(threads), _expected_workers(opened)) or ASSUMED_WORKERS
-    known = opened.scheduler_info(n_workers=-1)["workers"].values()
     limits = [w["memory_limit"] for w in known if w.get("memory_limit")]
     return WorkerPool(
         "cluster",

@@ -184,6 +184,28 @@ def test_an_unreachable_scheduler_is_an_error():
         ix.plan_export(IMAGE, "o.zarr", client="tcp://127.0.0.1:9")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_closed_client_is_an_error_of_ours_at_every_step(tmp_path):
+    from distributed import Client, LocalCluster
+
+    from imageryxr.export.run.cluster import ClusterExecutor
+
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        plan = ix.plan_export(IMAGE, tmp_path / "o.zarr", client=client)
+        executor = ClusterExecutor(Job(plan.target, None, plan.read), client, None)
+    with pytest.raises(ix.errors.TargetError, match="client=… is not connected to a scheduler"):
+        ix.export(IMAGE, tmp_path / "o.zarr", client=client)
+    executor._probe._checked.add("a worker that has left")
+    for step in (executor.check, executor.slots, lambda: executor.submit(0, 0, plan.regions[0])):
+        with pytest.raises(
+            ix.errors.TargetError, match=f"the scheduler at {cluster.scheduler_address} no longer responds"
+        ):
+            step()
+    assert executor.missing_workers_message() == ""
+    assert not executor.avoid_worker(0, "a worker")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_killed_driver_leaves_no_worker_processes(tmp_path):
     code = (
