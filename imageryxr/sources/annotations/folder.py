@@ -139,10 +139,16 @@ class Folder:
         place = chunks.place_of(url, connection, self.token) if is_web else None
         if place is None:
             return chunks.store_at(url, connection, self.token, self.stamp)
-        # Only buckets answer 403 for missing objects. Elsewhere a file that may not be read is an error.
-        kind = chunks.LayerFolder if _BUCKET_HOSTS.match(place.folder) else WebFolder
         is_service = url.startswith(MIDDLEAUTH)
-        return kind(place.folder, connection, place.credential, is_service, self.stamp, headers=place.headers)
+        return WebFolder(
+            place.folder,
+            connection,
+            place.credential,
+            is_service,
+            self.stamp,
+            headers=place.headers,
+            is_403_missing=not is_service and _BUCKET_HOSTS.match(place.folder) is not None,
+        )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

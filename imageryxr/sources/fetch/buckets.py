@@ -111,6 +111,8 @@ class BucketFolder:
     connection: Connection
     version: str = ""
     """Text that changes if the objects change."""
+    is_403_missing: bool = False
+    """Whether denied access means that the object is missing; see `WebFolder`."""
 
     @property
     def identity(self) -> Hashable:
@@ -149,6 +151,8 @@ class BucketFolder:
                     return known
                 if kind in ("PermissionDeniedError", "UnauthenticatedError"):
                     is_forbidden = kind == "PermissionDeniedError"
+                    if is_forbidden and self.is_403_missing:
+                        return None
                     status = Reply(403 if is_forbidden else 401, {}, b"")
                     raise (ForbiddenObjectError if is_forbidden else DeniedError)(key, status) from error
                 # obstore does not retry a transfer that is interrupted.

@@ -72,8 +72,10 @@ class WebFolder:
     """Accepted compressions of a whole object."""
     headers: tuple[tuple[str, str], ...] = ()
     """Further headers of each request."""
+    is_403_missing: bool = False
+    """Whether a response 403 means that the object is missing; buckets without list permission answer so."""
     can_interleave: ClassVar = True
-    """Whether it has `steps`, none of which blocks."""
+    """Whether the store has the method `steps`, which never blocks."""
 
     @property
     def identity(self) -> Hashable:
@@ -129,7 +131,7 @@ class WebFolder:
         )
         if reply.redirected_to and reply.status in (403, 404):
             raise DeniedError(key, reply)
-        if reply.status == 404:
+        if reply.status == 404 or (reply.status == 403 and self.is_403_missing):
             return None
         if reply.status == 304 and condition:
             return known

@@ -1,12 +1,12 @@
-"""Read the chunks of precomputed layers through the engine."""
+"""Read the chunks of precomputed layers: raw files on a disk directly, all others through the engine."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,24 +21,22 @@ from imageryxr.sources.codecs.chunk_decoder import EMPTY, HTML, DamagedChunkErro
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, unsent_password_hint
 from imageryxr.sources.fetch.buckets import BucketFolder, WebPlace, web_place
-from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.chunk_boxes import copy_cached, remember_box
 from imageryxr.sources.fetch.client import send_interruptible_request
 from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.decompress import decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore
-from imageryxr.sources.fetch.engine import ObjectRequest, Use, read_objects
+from imageryxr.sources.fetch.engine import ObjectRequest, Use, cpu_count, read_objects
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import (
     DeniedError,
-    ForbiddenObjectError,
     LocalFolder,
     MemoryFolder,
     WebFolder,
     checksum_problem,
 )
 from imageryxr.sources.fetch.policy import Access
-from imageryxr.sources.fetch.sockets import Steps
+from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import MIDDLEAUTH
 from imageryxr.sources.precomputed import shards
 from imageryxr.sources.precomputed.info import StoredChunk, info_levels, level_spans, stored_chunks
@@ -53,6 +51,8 @@ class AbsentChunkError(Exception):
 SLICED = "compressed_segmentation"
 """The encoding of which single slices can be decoded."""
 _BLOCK, _BLOCK_SHAPE = "compressed_segmentation_block_size", (8, 8, 8)
+LARGE_BOX = 8 << 20
+"""Size in bytes from which a box is copied in several threads."""
 HEADERS = {"Accept-Encoding": "gzip, br, zstd"}
 
 
@@ -235,36 +235,18 @@ def store_at(url: str, connection: Connection, token: Token | None, version: str
         return MemoryFolder(url)
     place = place_of(url, connection, token)
     if place is None:
-        return LayerBucket(url, connection, version)
+        return BucketFolder(url, connection, version, is_403_missing=True)
     is_service = url.startswith(MIDDLEAUTH)
-    return LayerFolder(place.folder, connection, place.credential, is_service, version, headers=place.headers)
-
-
-class LayerBucket(BucketFolder):
-    """A bucket, which may also answer 403 for a missing chunk."""
-
-    def get(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
-    ) -> Stored | None:
-        """Return an object or a range of it, or None if it does not exist; see `ConditionalStore`."""
-        with suppress(ForbiddenObjectError):
-            return super().get(key, part, limit, stop, known)
-        return None
-
-
-class LayerFolder(WebFolder):
-    """A folder on a web server, where a bucket may also answer 403 for a missing chunk."""
-
-    def steps(
-        self, key: str, part: ByteRange | None, limit: int, stop: threading.Event | None, known: Stored | None = None
-    ) -> Steps[Stored | None]:
-        """Return the steps of `get`, which may wait."""
-        try:
-            return (yield from super().steps(key, part, limit, stop, known))
-        except ForbiddenObjectError:
-            if self.is_service:  # servers that check tokens do not answer 403 for missing objects
-                raise
-            return None
+    # Servers that check tokens do not answer 403 for missing objects.
+    return WebFolder(
+        place.folder,
+        connection,
+        place.credential,
+        is_service,
+        version,
+        headers=place.headers,
+        is_403_missing=not is_service,
+    )
 
 
 def check_reply(reply: Reply, name: str, url: str, token: Token | None, access: Access) -> None:
@@ -345,3 +327,45 @@ def is_absent(reply: Reply, url: str) -> bool:
     """Return whether a response means that a file is missing, and not that access is denied."""
     # Buckets also answer 403 for missing objects; servers that check tokens do not.
     return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
+
+
+def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
+    """Return the voxels of a box of raw chunks in local files, or None if `read_box` must read it.
+
+    Copying raw chunks takes most of the time. Therefore only the slices of the box are read of each file, into one
+    buffer, and copied once, into the result; large boxes in several threads. `read_box` reads layers that are remote,
+    encoded or sharded, and boxes with compressed, missing or damaged chunks, for which it raises the error.
+    """
+    level, scale = source.levels[mip], source.info["scales"][mip]
+    if not source.url.startswith("file://") or level.encoding != "raw" or "sharding" in scale:
+        return None
+    channels, dtype = int(source.info.get("num_channels", 1)), source.dtype.newbyteorder("<")
+    folder = f"{source.url.removeprefix('file://').rstrip('/')}/{scale['key']}"
+    chunks, out = stored_chunks(level, level_spans(level, box)), ALLOCATE.get()(box.shape, source.dtype)
+
+    def copy(some: list[StoredChunk], stop: threading.Event) -> bool:
+        stored = np.empty(0, np.uint8)
+        for chunk in some:
+            # x varies fastest, then y, z and the channel
+            (depth, *plane), (taken, *inside) = chunk.shape, chunk.taken
+            step = math.prod(plane) * dtype.itemsize
+            try:
+                with open(f"{folder}/{chunk.name}", "rb", buffering=0) as file:
+                    # The size is checked before memory of that size is allocated.
+                    is_whole = os.fstat(file.fileno()).st_size == channels * depth * step
+                    if stop.is_set() or not is_whole or is_html_page(file.read(256)):
+                        return False
+                    size = (taken.stop - taken.start) * step
+                    stored = stored if len(stored) >= size else np.empty(size, np.uint8)
+                    file.seek((source.channel * depth + taken.start) * step)
+                    if file.readinto(stored[:size].data) != size:
+                        return False
+            except OSError:
+                return False
+            out[chunk.place] = stored[:size].view(dtype).reshape(-1, *plane)[(slice(None), *inside)]
+        return True
+
+    width = min(len(chunks), cpu_count()) if out.nbytes >= LARGE_BOX else 1
+    if width == 1:
+        return out if copy(chunks, threading.Event()) else None
+    return out if all(run_in_parallel(copy, [chunks[i::width] for i in range(width)], width)) else None

@@ -57,7 +57,6 @@ from imageryxr.sources.precomputed.info import (
     complete_info,
     info_problem,
 )
-from imageryxr.sources.precomputed.raw_files import read_raw
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class PrecomputedSource(chunks.StoredLayer):
         on_chunk: ChunkCallback | None = None,
     ) -> npt.NDArray[Any]:
         try:
-            whole = read_raw(self, mip, box)
+            whole = chunks.read_raw(self, mip, box)
             if whole is None:
                 return chunks.read_box(self, mip, box, missing_boxes, on_chunk)
             if on_chunk is not None:

@@ -11,9 +11,8 @@ import pytest
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
-from imageryxr.sources.precomputed import chunks, raw_files
-from imageryxr.sources.precomputed.chunks import read_box
-from imageryxr.sources.precomputed.raw_files import read_raw
+from imageryxr.sources.precomputed import chunks
+from imageryxr.sources.precomputed.chunks import read_box, read_raw
 from tests.support.precomputed import Layers, opened, write_layer
 from tests.support.source_suite import boxes_of, noise
 
@@ -24,8 +23,8 @@ WHOLE = IndexBox((0, 0, 0), GRID.shape)
 @pytest.fixture(params=[1, 3], autouse=True)
 def _threads(request, monkeypatch):
     """Copy boxes in one thread, and in several as those of large boxes."""
-    monkeypatch.setattr(raw_files, "LARGE_BOX", 0 if request.param > 1 else 1 << 40)
-    monkeypatch.setattr(raw_files, "cpu_count", lambda: request.param)
+    monkeypatch.setattr(chunks, "LARGE_BOX", 0 if request.param > 1 else 1 << 40)
+    monkeypatch.setattr(chunks, "cpu_count", lambda: request.param)
 
 
 class TestRawFiles(Layers):
