@@ -227,7 +227,7 @@ def _base_url(rest: str, given: str) -> str:
     parts = re.findall(r":/+(?=([^/]*))", tail if separator else rest)
     if any("@" in part.partition(":")[2] for part in parts):
         raise AddressError(
-            _format_source(given), " has an address with a password inside its path; give only that address"
+            _format_source(given), " contains a second address with a password in its path; give that address alone"
         )
     if not separator:
         if re.match(r"[a-z+]*https?:|(gs|s3):/", rest):
@@ -265,7 +265,9 @@ def _decode_key(rest: str, given: str) -> str:
         return rest
     key = unquote(rest, errors="replace")
     if "%" in key or "\ufffd" in key:
-        raise AddressError(_format_source(given), " has a percent sign in its key, which is not supported")
+        raise AddressError(
+            _format_source(given), " has a percent sign in its key, which is not supported; give the https:// address"
+        )
     return key
 
 
@@ -287,12 +289,14 @@ def _file_url(path: str, given: str) -> str:
         whole = os.path.abspath(os.path.expanduser(path))
         os.fsencode(whole)
         return "file://" + whole
-    except (ValueError, OSError, RuntimeError) as error:  # characters that cannot be encoded, a deleted folder
+    except (ValueError, OSError, RuntimeError) as error:  # such as unencodable characters, a deleted current folder
         raise AddressError(_format_source(given), f" is not a valid path ({error}); give a URL or a path") from None
 
 
 def bucket_url(url: str) -> str:
     """Return the https address of an object in a public bucket, ``gs://BUCKET/KEY`` or ``s3://BUCKET/KEY``.
+
+    Other addresses are only parsed.
 
     Raises
     ------
@@ -304,7 +308,7 @@ def bucket_url(url: str) -> str:
 
 
 def has_no_bucket_credentials(url: str) -> bool:
-    """Return whether a URL is a bucket without stored credentials, to be read anonymously over https."""
+    """Return whether a URL is a bucket for which no credentials are stored, so that it is read anonymously."""
     if not url.startswith(("gs://", "s3://")):
         return False
     import_package("cloudvolume")

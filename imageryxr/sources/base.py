@@ -88,7 +88,7 @@ class Source(Protocol):
 ALLOCATE: ContextVar[Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]] = ContextVar(
     "imageryxr_allocate", default=np.empty
 )
-"""Returns the array that a read fills. Exports set a function that reuses the memory of earlier reads."""
+"""Function that returns the array to read into. Exports set one that reuses the memory of earlier reads."""
 
 
 def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:
@@ -118,7 +118,7 @@ def read_error(
     return kind(f"could not read {where}: {reason}", *(("; ", hint) if hint else ()))
 
 
-_MISSING_CHUNKS: ContextVar[set[str] | None] = ContextVar("imageryxr_holes", default=None)
+_MISSING_CHUNKS: ContextVar[set[str] | None] = ContextVar("imageryxr_missing_chunks", default=None)
 
 
 @contextmanager
@@ -269,7 +269,7 @@ def check_assume(assume: Any) -> Assume:
 
 
 def check_stale(stale: Any) -> Stale:
-    """Return the policy for roots that are not current, or raise `OptionError`."""
+    """Return the policy for root ids that are not current, or raise `OptionError`."""
     expected = (
         "'raise' (an error that names the successors), 'update' (use the successors) or 'keep' (draw the root as it "
         "was when it was current)"
@@ -319,12 +319,15 @@ def stamp_of(headers: Mapping[str, str]) -> str:
 def opening_stamp(url: str, stamp: str) -> str:
     """Return the stamp of a volume's metadata for the keys of the memory cache.
 
-    If the server sends no stamp, it is unique, so that a volume that is opened again shares no chunks with an earlier
-    opening. The chunks of local folders are not cached and need no stamp.
+    If the server sends no stamp, a unique one is made, so that a volume that is opened again does not use the chunks
+    that an earlier opening cached. The chunks of local folders are not cached and need no stamp.
     """
     return "" if url.startswith(("file://", "mem://")) else stamp or f"{_UNIQUE}{secrets.token_hex(8)}"
 
 
 def stable_version(version: str) -> str:
-    """Return text that begins with a stamp, without it if it is unique: such a key would never be found on a disk."""
+    """Return the version of a volume for the keys of the disk cache: without its stamp if `opening_stamp` made it.
+
+    No later opening would find the entries of a stamp that is unique to one opening.
+    """
     return version.partition(" ")[2] if version.startswith(_UNIQUE) else version

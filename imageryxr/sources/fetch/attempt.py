@@ -26,8 +26,8 @@ from imageryxr.sources.fetch.traffic import count
 from imageryxr.sources.fetch.transport import ConnectionPool, exchange
 from imageryxr.sources.fetch.url import WebURL, parse_web_url
 
-# Largest size of the part that is read of an error response.
-_NO_FILE_BYTES = 1 << 20
+# Number of bytes of an error response after which reading stops.
+_ERROR_BYTES = 1 << 20
 # Largest size of a whole file that is accepted in response to a range request.
 _WHOLE_BYTES = 256 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -50,7 +50,7 @@ class Reply(NamedTuple):
     """Headers by lower-case name."""
     body: bytes
     redirected_to: str = ""
-    """Address of a redirect to another file name: a 404 from there does not mean that the requested file is missing."""
+    """Address of the redirect if it has another file name: its 404 does not mean that the requested file is missing."""
 
     def __repr__(self) -> str:
         return f"<HTTP {self.status}, {len(self.body)} bytes>"  # the body may repeat a secret of the request
@@ -68,7 +68,7 @@ class Reply(NamedTuple):
 
 @dataclass(slots=True)
 class Request:
-    """A request, as the parameters of `client.send_request`."""
+    """The parameters of `client.request_steps`."""
 
     method: str
     url: WebURL
@@ -101,15 +101,17 @@ def send_following_redirects(request: Request) -> Steps[Reply]:
         target = _redirect_target(url, reply) if request.follow else None
         if target is None:
             return reply
-        at_home = target.origin == url.origin or (target.host == url.host and target.origin[0::2] == ("https", 443))
+        is_same_server = target.origin == url.origin or (
+            target.host == url.host and target.origin[0::2] == ("https", 443)
+        )
         # A request body goes only to the same server, and only after 307, 308 or a redirect to https. Other redirects
         # lead to a login page.
-        moved = reply.status in (307, 308) or (target.path == url.path and target.scheme != url.scheme)
-        if method != "GET" and not (at_home and moved):
+        keeps_body = reply.status in (307, 308) or (target.path == url.path and target.scheme != url.scheme)
+        if method != "GET" and not (is_same_server and keeps_body):
             return reply
         if is_public and not (access.from_link and access.allow_local):
             access = replace(access, allow_local=False)  # a public server must not redirect to a local address
-        if not at_home:  # a secret is sent only to the server that it belongs to
+        if not is_same_server:  # a secret is sent only to the server that it belongs to
             credential = None
         url = target
     raise ServerError(f"{url.public} redirects too often")
@@ -129,7 +131,7 @@ def _redirect_target(url: WebURL, reply: Reply) -> WebURL | None:
 def _send_once(
     request: Request, url: WebURL, headers: dict[str, str], limits: RequestLimits, *, local: bool
 ) -> Steps[tuple[Reply, bool]]:
-    """Return the response to one request without redirects, and whether it came from a public address."""
+    """Return the response to one request, redirects included, and whether it came from a public address."""
     part = request.part
     if part is not None:
         headers = {**headers, "Range": part.header, "Accept-Encoding": "identity"}
@@ -138,7 +140,7 @@ def _send_once(
         if status == 206:
             return (request.limit if part is None or part.size is None else part.size), False
         if status != 200:
-            return _NO_FILE_BYTES, True
+            return _ERROR_BYTES, True
         return (request.limit, False) if part is None else _limit_of_whole(part, found)
 
     waited, from_link, stop = time.monotonic(), request.connection.access.from_link, request.stop
@@ -159,7 +161,7 @@ def _send_once(
 
 
 def _limit_of_whole(part: ByteRange, headers: Mapping[str, str]) -> tuple[int, bool]:
-    # Bytes after the range are not read. If the offset of the range is unknown or large, the whole file must be read.
+    # Reading stops after the range. If the offset of the range is unknown or large, the whole file must be read.
     is_plain = headers.get("content-encoding", "identity").lower() == "identity"
     if is_plain and part.stop is not None and part.suffix is None and part.stop <= _WHOLE_BYTES:
         return part.stop, True

@@ -45,8 +45,8 @@ class Token:
     stored_for : str
         Server in the name of the file that contains the token.
     looked_up : tuple of str
-        Servers that the token was looked up for. They may not receive it for this reason alone, because anybody may
-        have written the address.
+        Servers that the token was looked up for. A look-up alone does not permit them to receive the token: the address
+        may come from somebody else.
     """
 
     __slots__ = ("_handle", "_hosts", "_looked_up", "_stored_for", "_value", "origin")
@@ -87,7 +87,7 @@ class Token:
         return {"Authorization": SecretText(f"Bearer {self._value}")}
 
     def with_hosts(self, *hosts: str) -> Token:
-        """Return the same token for these servers in addition to its own."""
+        """Return the token with further servers that may receive it."""
         if set(hosts) <= set(self._hosts):
             return self
         found = copy(self)
@@ -95,11 +95,11 @@ class Token:
         return found
 
     def is_same(self, value: object) -> bool:
-        """Return whether the token has this text."""
+        """Return whether a value is the text of the token."""
         return value == str(self._value)
 
     def hide(self, text: str) -> str:
-        """Return a text without the token, which a server may have echoed."""
+        """Return text without the token, which a server may repeat in its messages."""
         return text.replace(self._value, "<token>")
 
     def __copy__(self) -> Token:
@@ -185,10 +185,10 @@ def _secret_folders() -> list[Path]:
     # CloudVolume reads the folder in this variable; caveclient, which writes these files, uses only the home directory.
     folders = dict.fromkeys([os.environ.get("CLOUD_VOLUME_DIR") or "~/.cloudvolume", "~/.cloudvolume"])
     found = (os.path.join(os.path.expanduser(folder), "secrets") for folder in folders)
-    return [Path(folder) for folder in found if os.path.isdir(folder)]  # each read looks for a password
+    return [Path(folder) for folder in found if os.path.isdir(folder)]
 
 
-# Tokens of clients, for sources that are unpickled in the process that pickled them. The tokens are not pickled.
+# Tokens of CAVEclients are not pickled. A source that is unpickled in the same process finds its token here.
 _client_tokens: dict[str, Token] = {}
 
 
@@ -202,8 +202,8 @@ def find_token(*hosts: str, given: Any = None, client: Any = None) -> Token | No
 
     The places searched are the argument `given`, the CAVEclient `client`, ``CAVE_TOKEN``, and the files in
     ``~/.cloudvolume/secrets`` that caveclient and CloudVolume use: ``HOST-cave-secret.json``, ``cave-secret.json``,
-    ``chunkedgraph-secret.json``. The servers `hosts`, with ports, may receive a token that the caller or the client
-    gave. They may receive a stored token only if it was stored for that server, or the server is one of CAVE's own.
+    ``chunkedgraph-secret.json``. The servers `hosts` (with ports) may receive a token that the caller or the client
+    gave. A server receives a stored token only if it was stored for that server, or the server is one of CAVE's own.
     """
     if isinstance(given, Token):
         return given
@@ -248,9 +248,12 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
     `name` is the requested object in messages, `url` the address of the server, and `token` the token of the request,
     which was sent only if the server may receive it.
     """
-    lost = bool(reply.redirected_to) and reply.status in (403, 404)
-    login = reply.is_redirect or lost or (reply.is_html and reply.status == 200)
-    if reply.status != 401 and reply.status != 403 and not login:
+    is_login_page = (
+        reply.is_redirect
+        or (reply.is_html and reply.status == 200)
+        or (reply.redirected_to != "" and reply.status in (403, 404))
+    )
+    if reply.status not in (401, 403) and not is_login_page:
         return
     server = parse_web_url(url)
     host = server.netloc
@@ -267,7 +270,7 @@ def check_allowed(reply: Reply, name: str, url: str, token: Token | None, access
             f'{_VARIABLE}, or write {{"token": "…"}} to ~/.cloudvolume/secrets/{host}-cave-secret.json ',
             "(also on every worker)",
         )
-    if login:
+    if is_login_page:
         raise InvalidTokenError(
             f"{name} answered with a login page or a redirect to one, so the server rejected the token from "
             f"{token.origin}; get another from {pages}"

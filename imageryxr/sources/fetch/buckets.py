@@ -1,6 +1,6 @@
 """Buckets of Amazon and Google: which client reads a bucket, with which credentials, and who pays.
 
-The web client reads public buckets and all of Google's. obstore reads buckets of Amazon and of compatible servers with
+`client` reads public buckets and all buckets of Google. obstore reads buckets of Amazon and of compatible servers with
 credentials, because it signs requests and supports the environment variables that name another server.
 """
 
@@ -50,7 +50,7 @@ ENDPOINTS = {"AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 
 
 class WebPlace(NamedTuple):
-    """A folder that the web client reads."""
+    """A folder that is read over http(s)."""
 
     folder: str
     """Its address, ``http(s)://…``."""
@@ -61,7 +61,7 @@ class WebPlace(NamedTuple):
 
 
 def web_place(url: str, connection: Connection) -> WebPlace | None:
-    """Return where the web client reads a folder; None for local folders and those that `BucketFolder` reads.
+    """Return the http(s) address of a folder and its credential; None for local folders and those of `BucketFolder`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def _google_place(url: str, payer: str | bool) -> WebPlace:
     if payer is True:
         raise OptionError(
             param("requester_pays", payer),
-            f" names no project, which Google bills for {url}; write ",
+            f" does not name the project that Google bills for {url}; write ",
             param("requester_pays", "PROJECT"),
         )
     credential = find_google_credential(url.partition("://")[2].partition("/")[0], login=bool(payer))
@@ -116,7 +116,7 @@ class BucketFolder:
 
     @property
     def identity(self) -> Hashable:
-        """Key in the memory cache; the endpoint is in the environment."""
+        """Key in the memory cache, with the variables of the environment that name another server."""
         return (self.url, self.version, *(os.environ.get(name) for name in sorted(ENDPOINTS)))
 
     @property
@@ -201,44 +201,38 @@ def _check_endpoints(connection: Connection) -> None:
             limits = RequestLimits(connection.timeout, threading.Event())
             found = run(resolve(server.host, server.port, limits))
         except socket.gaierror:
-            continue  # an unknown host cannot be connected to
-        ip_filter.check_candidates(server.host, found)  # raises a ServerError, which is an OSError
+            continue  # a host without an address cannot be reached either
+        ip_filter.check_candidates(server.host, found)
 
 
 def open_bucket(url: str, connection: Connection) -> Any:
-    """Return obstore's store of a folder in a bucket; a process has one for each folder and set of options."""
+    """Return obstore's store of a folder in a bucket; calls with equal options share it."""
     if _fork_marks():
         raise ChunkReadError(
             "this process was forked from one that had already read from a bucket, and its connections do not survive "
             "a fork; start workers with multiprocessing's 'spawn' or 'forkserver', like dask.distributed"
         )
     variables = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
-    return _open_bucket(url, _client_options(connection), bool(_payer(connection)), variables)
-
-
-_Seconds = tuple[float, int, float]
-
-
-def _client_options(connection: Connection) -> _Seconds:
-    return (connection.timeout, connection.retries, connection.backoff)
+    times = (connection.timeout, connection.retries, connection.backoff)
+    return _open_bucket(url, times, bool(_payer(connection)), variables)
 
 
 @lru_cache(maxsize=64)
-def _open_bucket(url: str, times: _Seconds, payer: bool, variables: object) -> Any:
+def _open_bucket(url: str, times: tuple[float, int, float], payer: bool, variables: object) -> Any:
     import_package("obstore")
     from obstore.store import S3Store
 
     timeout, retries, backoff = times
     client: dict[str, Any] = {
         "allow_http": True,
-        # In whole milliseconds, as obstore before 0.9 reads no fractions.
+        # Whole milliseconds, because obstore before 0.9 does not parse fractions.
         "connect_timeout": f"{max(1, round(1e3 * min(15.0, timeout)))}ms",
-        "timeout": f"{max(1, round(3e3 * timeout))}ms",  # of a whole body
+        "timeout": f"{max(1, round(3e3 * timeout))}ms",  # for a whole body, which may take longer than an answer
     }
     retry = {
         "max_retries": retries,
         "backoff": {
-            "init_backoff": timedelta(seconds=max(1e-3, backoff)),  # obstore panics if a pause of 0 is to be doubled
+            "init_backoff": timedelta(seconds=max(1e-3, backoff)),  # obstore panics when it doubles a pause of 0
             "max_backoff": timedelta(seconds=max(8.0, backoff)),
             "base": 2,
         },
@@ -254,7 +248,8 @@ def _open_bucket(url: str, times: _Seconds, payer: bool, variables: object) -> A
 def bucket_options(url: str, bucket: str, *, is_signed: bool = False) -> dict[str, Any]:
     """Return the options of obstore with the credentials that CloudVolume would use for a bucket.
 
-    Without stored credentials, requests are not signed, unless `is_signed`: then Amazon's own places are searched.
+    Without stored credentials, requests are not signed. With `is_signed` they always are: boto3 then searches for the
+    credentials.
     """
     from cloudfiles import secrets
 
@@ -288,7 +283,7 @@ def _secret_files(bucket: str, kind: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _fork_marks() -> list[bool]:
-    # A forked child has no obstore threads and would wait for them forever. The list is not empty in such a child.
+    # obstore's threads do not exist in a forked child, which would wait for them forever. Forking fills the list.
     marks: list[bool] = []
     run_after_fork(lambda: marks.append(True))
     return marks

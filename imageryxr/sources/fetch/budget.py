@@ -1,4 +1,4 @@
-"""Limits of a process: requests in flight, to each service and in all, and bytes in memory of chunks that are read.
+"""Limits of a process: requests in flight, per service and in total, and memory of chunks that are being read.
 
 A service is a server or a bucket. Its number of requests follows TCP's rule (additive increase, multiplicative
 decrease): it halves when the service throttles, and grows by one after as many successful requests as are in flight.
@@ -23,7 +23,7 @@ from imageryxr.sources.fetch.url import WebURL
 FILE_REQUESTS, SERVICE_REQUESTS = 64, 8
 """Default number of simultaneous requests to an object store or file server, and to a CAVE service."""
 PROCESS_REQUESTS, LINK_REQUESTS = 512, 256
-"""Largest number of simultaneous requests of a process, and the number from which requests of links wait."""
+"""Largest number of simultaneous requests of a process, and the smaller limit at which requests of links wait."""
 MOST_SERVICES = 256
 """Number of services whose limits are kept. A link or a redirect may name any number of buckets."""
 MOST_BYTES = 256 << 20
@@ -44,19 +44,19 @@ def service_of(url: WebURL) -> str:
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """A request, or the bytes of a chunk, for which there may be no room yet."""
+    """A request, or the bytes of a chunk, that waits for room within a limit."""
 
     most: int
-    """Limit of requests."""
+    """Largest number of requests at once."""
     size: int = 1
     reader: object = None
     """The read that the chunk belongs to."""
     turn: threading.Event | None = None
-    """Set when a waiting thread should look whether there is room."""
+    """Event that wakes the waiting thread, which then checks whether there is room."""
 
 
 class _Queue(ABC):
-    """What waits for room, in the order of its arrival."""
+    """Tickets that wait for room, in the order of their arrival."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,14 +64,14 @@ class _Queue(ABC):
 
     @abstractmethod
     def _admissible(self) -> Iterator[_Ticket]:
-        """Yield the waiting tickets for which there is room, each beside those before it.
+        """Yield the waiting tickets for which there is room in addition to all earlier ones.
 
-        Room stays reserved for an earlier ticket until its thread takes it; later tickets may use the rest.
+        An earlier ticket keeps its room until its thread takes it.
         """
 
     @abstractmethod
     def _take(self, ticket: _Ticket, stop: threading.Event) -> None:
-        """Count a ticket."""
+        """Count a ticket that leaves the queue."""
 
     def _enter(self, ticket: _Ticket, stop: threading.Event, host: str) -> Steps[None]:
         with self._lock:
@@ -122,14 +122,14 @@ class RequestBudget(_Queue):
         return max(1, int(min(most, self._accepted)))
 
     def acquire(self, most: int, stop: threading.Event, host: str) -> Steps[None]:
-        """Wait until fewer requests run than the limit, and count one more; `stop` cancels it."""
+        """Wait until fewer requests run than the limit, and count one more; `stop` ends the wait."""
         yield from self._enter(_Ticket(most), stop, host)
 
     def _take(self, ticket: _Ticket, stop: threading.Event) -> None:
         self._running.append(stop)
 
     def release(self, stop: threading.Event) -> None:
-        """Count one request less."""
+        """Stop counting a request, which was acquired with the same event."""
         with self._lock:
             self._running.remove(stop)
             self._call_next()
@@ -140,7 +140,7 @@ class RequestBudget(_Queue):
             return
         with self._lock:
             if status in THROTTLED:
-                # The requests that were in flight together with a throttled one are throttled for the same reason.
+                # Requests that were in flight at the same time are throttled for one reason and halve the limit once.
                 if began >= self._halved_at:
                     self._accepted = max(1.0, min(self._accepted, most) / 2)
                     self._halved_at = time.monotonic()
@@ -158,16 +158,16 @@ class RequestBudget(_Queue):
         for ticket in self._waiting:
             limit = self.limit(ticket.most)
             if count >= limit and not is_exact:
-                # A cancelled request may last until its timeout.
+                # Cancelled requests are not counted, because they may last until their timeout.
                 count, is_exact = count - sum(stop.is_set() for stop in self._running), True
-            # A request that may not run because its own limit is small does not delay others.
+            # A request with a small limit of its own waits without delaying those with a larger one.
             if count < limit:
                 count += 1
                 yield ticket
 
 
 class RequestBudgets:
-    """The running requests of a process."""
+    """The request budgets of all services, and that of the whole process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -178,7 +178,7 @@ class RequestBudgets:
         return len(self._services)
 
     def of(self, service: str) -> RequestBudget:
-        """Return the budget of a service; those that were not used for a long time are dropped."""
+        """Return the budget of a service; the budgets of the least recently used services are dropped."""
         with self._lock:
             found = self._services.get(service)
             if found is None:
@@ -205,7 +205,7 @@ class RequestBudgets:
         return budget
 
     def release(self, budget: RequestBudget, stop: threading.Event) -> None:
-        """Count one request less."""
+        """Stop counting a request, which was acquired with the same event."""
         self._whole.release(stop)
         budget.release(stop)
 
@@ -224,7 +224,8 @@ class RequestBudgets:
 class ByteBudget(_Queue):
     """The bytes that chunks take while they are fetched and decoded.
 
-    One chunk of each read is not counted unless it is large, so that no read waits for the servers of others.
+    One chunk of each read at a time is not counted unless it is large. So no read waits for a slow server from which
+    another one reads.
     """
 
     def __init__(self, most: int = MOST_BYTES) -> None:
@@ -233,7 +234,10 @@ class ByteBudget(_Queue):
         self._uncounted: dict[object, _Ticket] = {}
 
     def acquire(self, size: int, reader: object, stop: threading.Event) -> Steps[_Ticket]:
-        """Wait until there is room for a number of bytes, and reserve it; above the limit, until none is reserved."""
+        """Wait until there is room for a number of bytes, and reserve it.
+
+        A number above the limit waits until nothing else is reserved.
+        """
         ticket = _Ticket(0, size, reader)
         yield from self._enter(ticket, stop, "memory")
         return ticket

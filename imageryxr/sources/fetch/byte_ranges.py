@@ -78,6 +78,6 @@ class ByteRange:
 
 
 def file_size_message(headers: Mapping[str, str]) -> str:
-    """Return a message about the size of the file of a response 416."""
+    """Return a clause about the size of the file, which a response 416 may state."""
     found = _UNSATISFIED.fullmatch(headers.get("content-range", "").strip())
     return f"the file has {int(found[1]):,} bytes" if found else "the file is shorter"

@@ -1,6 +1,6 @@
-"""Boxes of chunks: which chunks a box overlaps, and boxes whose chunks were read before.
+"""Boxes of chunks: which chunks a box overlaps, and boxes whose chunks are in the memory cache.
 
-Those are copied from the memory cache without a look-up of each chunk.
+A box that was read before is copied from the memory cache without looking up each chunk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ChunkSpan(NamedTuple):
     low: int
     """First voxel that is decoded."""
     high: int
-    """End of those that are decoded."""
+    """Voxel after the last one that is decoded."""
     taken: slice
     """The part of the decoded voxels that lies in the box."""
     place: slice
@@ -49,9 +49,9 @@ def chunk_spans(size: int, start: int, stop: int, *, end: int | None = None, dep
     start, stop : int
         First voxel and end of the box.
     end : int, optional
-        End of the volume, which cuts off the last chunk. Default: chunks at the end are as large as others.
+        End of the volume, which cuts off the last chunk. Default: the last chunk is as large as the others.
     depth : int, optional
-        Number of voxels that are decoded together. Default: those of a chunk.
+        Number of voxels that are decoded together. Default: the size of a chunk.
     """
     depth, found = depth or size, []
     for number in range(start // size, -(-stop // size)):
@@ -83,7 +83,7 @@ def copy_cached(
     store, connection
         As in `engine.read_objects`.
     name : Hashable
-        What distinguishes the chunks of the box, and their decoded forms, from others of the store.
+        Key that identifies the chunks of the box, and how they are decoded, among those of the store.
     axes : sequence of sequence of ChunkSpan
         The chunks along z, y and x.
     box : IndexBox
@@ -112,9 +112,9 @@ def remember_box(
     requests: Iterable[ObjectRequest | None],
     blank: Array | None = None,
 ) -> None:
-    """Let `copy_cached` find a box that was read, if its chunks are in the memory cache.
+    """Register a box that was read for `copy_cached`, if its chunks are in the memory cache.
 
-    The requests are those of its chunks in C order; None stands for a chunk that equals ``blank``.
+    `requests` are those of the chunks of the box in C order; None stands for a chunk that equals `blank`.
     """
     identity = store.identity if connection.cache_bytes else None
     if identity is not None:

@@ -31,8 +31,9 @@ from imageryxr.sources.fetch.url import WebURL, parse_web_url
 
 _log = logging.getLogger(__name__)
 
+# Longest wait before a retry, in seconds.
 LONGEST_WAIT = 30.0
-# Largest size of metadata.
+# Largest size of a metadata file in bytes.
 METADATA_BYTES = 64 << 20
 
 
@@ -92,7 +93,7 @@ def request_steps(
         except StoppedError:
             raise StoppedError(f"{address.public}: stopped") from None
         except AuthError:
-            raise  # a credential could not be made: no request was sent
+            raise  # the credential has no valid token, so no request was sent
         except Exception as error:
             problem = _hide_secret(_error_message(error), request.secret)[:500]
             if not _is_retryable(error):

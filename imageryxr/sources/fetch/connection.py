@@ -30,8 +30,8 @@ class Connection:
     concurrency : int, optional
         Simultaneous requests to one server, or to one bucket of a store, from all threads of a process; every worker
         process has its own limit. Default: 64 for object stores and file servers, 8 for CAVE services. A process makes
-        at most 512 requests at once to all servers, whatever the concurrency. If one throttles (429, 503), its number
-        halves and recovers gradually.
+        at most 512 requests at once to all servers, whatever the concurrency. If a server throttles (429, 503), its
+        number halves and recovers gradually.
     retries : int, default 5
         Largest number of retries after transient errors: 429, 5xx, timeouts, dropped connections and truncated bodies.
         401, 403 and 404 are final. Each retry is logged at level INFO by the loggers under ``imageryxr``.
@@ -110,11 +110,11 @@ class Connection:
 
 
 DEFAULT_CONNECTION = Connection()
-"""The options that apply where none are given."""
+"""The options of requests for which the caller gives none."""
 
 
 def to_connection(value: Any) -> Connection:
-    """Return given options of requests, or the default ones for None.
+    """Return the options of requests that a caller gave; the default ones for None.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from typing import Any
 # Bytes of input between two checks of the output size.
 _STEP = 1 << 14
 _PIECE = 1 << 20
-# Limit of concatenated streams: even an empty one takes time.
+# Largest number of concatenated streams: even an empty stream takes time.
 _MEMBERS = 100_000
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 #: Supported values of Content-Encoding and Accept-Encoding.

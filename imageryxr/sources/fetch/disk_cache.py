@@ -98,7 +98,7 @@ class DiskCache:
         return os.path.lexists(self._path(name))
 
     def get(self, name: str, limit: int) -> Stored | None:
-        """Return an entry of at most ``limit`` bytes, or None; a damaged entry is removed."""
+        """Return an object of at most ``limit`` bytes, or None if it is not cached; a damaged entry is removed."""
         path = self._path(name)
         try:
             file = os.open(path, os.O_RDONLY | _OPEN)
@@ -141,11 +141,11 @@ class DiskCache:
         self._check_size(limit)
 
     def _check_size(self, limit: int) -> None:
-        # One thread checks. If another one finds that a check is due, the first one checks again.
+        # One thread at a time checks. If another thread sets `_is_due` meanwhile, the first thread checks again.
         while self._is_due and self._checking.acquire(blocking=False):
             try:
                 self._is_due = False
-                # Another process that finds the lock taken relies on the check after it was released.
+                # Check again after dropping: another process that finds the lock taken drops nothing itself.
                 while self._estimate_size() > limit * _FULL:
                     if not self.drop_until(int(limit * _KEPT), above=int(limit * _FULL)):
                         break
@@ -158,12 +158,12 @@ class DiskCache:
             os.unlink(self._path(name))
 
     def drop_until(self, size: int, above: int = 0) -> bool:
-        """Drop the least recently used entries until the others have at most ``size`` bytes; return whether any was.
+        """Drop the least recently used entries until ``size`` bytes are left; return whether any was dropped.
 
-        Nothing is dropped if all have at most ``above`` bytes, because another process has dropped entries.
+        If all entries have at most ``above`` bytes, another process has dropped some, and nothing is dropped.
         """
-        with _lock_file(os.path.join(self._place, "lock")) as is_mine:
-            if not is_mine:
+        with _lock_file(os.path.join(self._place, "lock")) as is_locked:
+            if not is_locked:
                 self._unchecked = float("inf")  # the next write checks again
                 return False
             files = sorted(self._files())
@@ -187,7 +187,7 @@ class DiskCache:
         return Usage(len(files), sum(size for _, size, _ in files), min(files)[0] if files else None)
 
     def clear(self) -> Usage:
-        """Remove all entries and return what was there; other files in the folder are left in place."""
+        """Remove all entries, but no other files in the folder; return the number and size of the removed entries."""
         found = self.usage()
         for _, _, path in list(self._files()):
             with suppress(OSError):
@@ -238,8 +238,8 @@ class DiskCache:
         if was_writable:
             advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another folder"
             warn(
-                f"the disk cache {self.folder} cannot be written to ({error.strerror or error}); reading goes on "
-                f"without adding to it; {advice}",
+                f"the disk cache {self.folder} cannot be written to ({error.strerror or error}), so chunks are read "
+                f"without adding them to it; {advice}",
                 CacheWarning,
             )
 
@@ -314,10 +314,10 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
 
 @contextmanager
 def _lock_file(path: str) -> Iterator[bool]:
-    """Lock a file unless another process has locked it, and yield whether it is locked by this one.
+    """Lock a file, and yield False if another process has locked it.
 
-    The lock ends with its process. Without support for locks several processes may drop entries at the same time, which
-    is only slower.
+    The lock ends with its process. On systems without locks the result is True: several processes may drop entries at
+    the same time, which is only slower.
     """
     try:
         import fcntl
@@ -327,14 +327,14 @@ def _lock_file(path: str) -> Iterator[bool]:
         yield True
         return
     try:
-        is_mine = True
+        is_locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            is_mine = False
-        except OSError:
-            is_mine = True
-        yield is_mine
+            is_locked = False
+        except OSError:  # the file system has no locks
+            pass
+        yield is_locked
     finally:
         os.close(file)
 

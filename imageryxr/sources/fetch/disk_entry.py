@@ -1,4 +1,4 @@
-"""Files of the disk cache: a checksum of everything after it, a header in JSON, and the bytes from the server."""
+"""Files of the disk cache: a checksum of the rest of the file, a header in JSON, and the bytes from the server."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _DIGEST, _HEADER_LIMIT = 32, 4096
 
 
 def entry_name(*key: object) -> str:
-    """Return the name of the entry for a key without secrets, which can be represented as JSON."""
+    """Return the file name of the entry for a key, which must be convertible to JSON and contain no secrets."""
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=20).hexdigest()
 
 
 def make_entry(name: str, stored: Stored) -> list[bytes | memoryview] | None:
-    """Return the parts of the file of an entry, or None if the object must not be stored."""
+    """Return the content of an entry's file in parts, or None if the object must not be stored."""
     if stored.validator is None:
         return None
     header = {"name": name, "encoding": stored.encoding, **stored.validator._asdict()}

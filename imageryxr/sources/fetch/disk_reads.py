@@ -1,4 +1,4 @@
-"""Reading of objects through the disk cache: which entries are valid, and which objects must be fetched."""
+"""Reading of objects through the disk cache: use of valid entries, and validation of others at the server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class DiskPlace(NamedTuple):
     limit: int
     """Size of the folder in bytes."""
     identity: tuple[object, ...]
-    """Key of the store, without secrets; JSON."""
+    """Key of the store, convertible to JSON and without secrets."""
 
 
 def disk_place(connection: Connection, version: str, *identity: object) -> DiskPlace | None:
     """Return where the objects of a store are cached on a disk, or None if they are not.
 
-    `version` is the stamp and the metadata of the volume; `identity` the key of the store, without secrets, as JSON.
+    `version` is the stamp and the metadata of the volume. `identity` identifies the store; it must be convertible to
+    JSON and contain no secrets.
     """
     folder = connection.disk_folder
     identity = (*identity, stable_version(version))
@@ -50,7 +51,7 @@ class ObjectStore(Protocol):
 
     @property
     def disk_place(self) -> DiskPlace | None:
-        """Where its objects are cached on a disk; None if they are not. Such a store is a `ConditionalStore`."""
+        """Where its objects are cached on a disk; None unless the store is a `ConditionalStore`."""
 
     @property
     def width(self) -> int:
@@ -86,7 +87,7 @@ class Item:
     limit: int
     """Largest number of bytes."""
     tag: Any = None
-    """A value of the caller, which is passed on with the object."""
+    """A value of the caller, which is returned with the object."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,14 @@ class DiskReader:
     place: DiskPlace
 
     def has(self, item: Item) -> bool:
-        """Return whether there is an entry, which may be damaged or old."""
+        """Return whether there is an entry, which may be damaged or out of date."""
         return self.cache.has(self._name(item))
 
     def read(self, items: Iterable[Item], stop: threading.Event) -> Iterator[tuple[Item, Stored | None, bool]]:
-        """Yield objects that have an entry: the item, its bytes (None if it is gone), and whether they were cached.
+        """Yield each item that has an entry, its bytes, and whether these are from the cache and not from the server.
 
-        Items without a valid entry are left out. One request validates all ranges of an object that were fetched from
-        the same version.
+        The bytes are None if the object no longer exists. Items without a valid entry are left out. One request
+        validates all ranges of an object that belong to the same version.
         """
         confirmed: dict[str, Validator] = {}
         outdated: dict[str, Validator] = {}
@@ -173,7 +174,7 @@ def read_parsed(
         except Exception:
             if not was_cached:
                 raise
-            continue  # fetched again
+            continue  # the object is fetched again
         if not was_cached and disk is not None:
             disk.put(item, stored)
         return parsed

@@ -22,7 +22,7 @@ _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_only",)
 
 
 class GoogleCredential:
-    """Credentials of Google, which only Google's storage server receives, as a token that permits reading only.
+    """Credentials of Google. Only Google's storage server receives their token, which permits reading only.
 
     Parameters
     ----------
@@ -75,14 +75,14 @@ class GoogleCredential:
 
 @lru_cache(maxsize=1)
 def _refresh_lock(pid: int) -> threading.Lock:
-    return threading.Lock()  # a forked child needs its own: a thread that it does not have may hold that of its parent
+    return threading.Lock()  # a forked child needs its own lock: another thread of the parent may hold the parent's
 
 
 def find_google_credential(bucket: str, *, login: bool) -> GoogleCredential | None:
     """Return the credential for a bucket, or None if there is none.
 
     The places searched are ``BUCKET-google-secret.json`` and ``google-secret.json`` in ``~/.cloudvolume/secrets``, then
-    ``GOOGLE_APPLICATION_CREDENTIALS``, then, if `login`, the login of gcloud and the service of a machine of Google.
+    ``GOOGLE_APPLICATION_CREDENTIALS``, then, if `login`, the login of gcloud and the metadata service of Google Cloud.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def _load(path: str | None, where: str, changed: int) -> GoogleCredential | None
         if not where:
             return None
         raise AuthError(
-            f"{where} holds no credentials of Google ({str(error)[:200]}); write its key file again"
+            f"{where} holds no credentials of Google ({str(error)[:200]}); download the key file again"
         ) from None
     except (OSError, ValueError) as error:
         raise AuthError(f"{where or 'the login of gcloud'} cannot be read as credentials of Google ({error})") from None

@@ -1,7 +1,7 @@
 """HTTP responses: the status line, the headers and the framing of the body, read from a socket.
 
-Python's own client makes an e-mail message of the headers, which takes longer than everything else of a request. This
-parser accepts what RFC 9112 permits and nothing else: a response that two parsers could read differently is an error.
+Python's `http.client` parses headers as an e-mail message, which takes longer than the rest of a request. This parser
+accepts only what RFC 9112 permits: a response that two parsers could read differently is an error.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Head(NamedTuple):
 
 
 class _Incoming:
-    """The bytes that arrive on a socket; those that were received and not used are taken first."""
+    """The bytes that arrive on a socket, and a buffer of those that were received but not yet used."""
 
     __slots__ = ("data", "place", "sock")
 
@@ -61,7 +61,7 @@ class _Incoming:
         return bool(more)
 
     def take(self, most: int) -> Steps[bytes]:
-        """Return the next bytes, at most a number; empty at the end of the connection."""
+        """Return at least one and at most ``most`` bytes; none at the end of the connection."""
         if self.place == len(self.data):
             found: bytes = yield from self.sock.recv_steps(min(most, _PIECE))
             return found
@@ -70,7 +70,7 @@ class _Incoming:
         return piece
 
     def line(self) -> Steps[bytes]:
-        """Return the next line, with its end."""
+        """Return the next line, including its line break."""
         while (end := self.data.find(b"\n", self.place)) < 0:
             if len(self.data) - self.place > _LINE or not (yield from self.receive()):
                 raise ProtocolError("its chunked body was truncated or is not valid")
@@ -82,8 +82,8 @@ class _Incoming:
 def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: BodyLimit) -> Steps[tuple[Answer, bool]]:
     """Return the response to a request that was sent, and whether the connection can be used again.
 
-    `body_limit` returns, for a status and headers, the largest size of the body, and whether a longer body is truncated
-    without an error.
+    `body_limit` returns, for a status and headers, the largest size of the body, and whether a longer body is cut off
+    instead of an error.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def read_status(sock: Any) -> Steps[int]:
     source = _Incoming(sock)
     status = (yield from _read_head(source)).status
     if source.place != len(source.data):
-        raise ProtocolError("the proxy sent more than its answer")
+        raise ProtocolError("the proxy sent data after its answer")
     return status
 
 
@@ -166,7 +166,7 @@ def _framing(method: str, head: _Head) -> tuple[int | None, bool]:
     if encoding is not None and encoding.lower() != "chunked":
         raise ProtocolError("its transfer encoding is unknown")
     if stated is not None and encoding is None and _LENGTH.fullmatch(stated) is None:
-        raise ProtocolError("its Content-Length is not valid")  # also if several were sent
+        raise ProtocolError("its Content-Length is not valid")  # or there are several different ones
     if method == "HEAD" or head.status in (204, 304):
         return 0, False
     if encoding is not None:
@@ -196,7 +196,7 @@ def _read_body(source: _Incoming, length: int | None, most: int) -> Steps[bytes]
 
 def _read_chunks(source: _Incoming, most: int) -> Steps[bytes]:
     """Return a chunked body; at most one byte more than `most`."""
-    body = bytearray()  # a list of many small pieces would take many times the memory of the body
+    body = bytearray()  # a list of small pieces would take many times the memory of the body
     while True:
         found = _CHUNK_SIZE.fullmatch((yield from source.line()))
         if found is None:

@@ -1,4 +1,4 @@
-"""Indexes of shards in memory, so that each is fetched once per process."""
+"""Cache of the indexes of shards in memory, so that each index is fetched once per process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _lock = threading.Lock()
 def get_indexes(
     store: ObjectStore, keys: set[Key], fetch: Callable[[Key, threading.Event], Index | None]
 ) -> dict[Key, Index | None]:
-    """Return the indexes at some keys, None for those that are missing; fetch those that are not cached.
+    """Return the indexes at keys, None for a missing shard; fetch those that are not cached.
 
-    A missing shard may be written later, so it is not cached. Neither are the indexes of local files, which may change
-    and are fast to read.
+    That a shard is missing is not cached, because the shard may be written later. The indexes of local files are not
+    cached, because the files may change and are fast to read.
     """
     found: dict[Key, Index | None] = {**cached_indexes(store, keys)}
     unknown = sorted(keys - found.keys())
@@ -41,7 +41,7 @@ def get_indexes(
 
 
 def cached_indexes(store: ObjectStore, keys: set[Key]) -> dict[Key, Index]:
-    """Return the indexes at some keys that are cached."""
+    """Return those of the indexes at keys that are cached."""
     found, identity = dict[Key, Index](), store.identity
     with _lock:
         for key in keys if identity is not None else ():
@@ -52,7 +52,7 @@ def cached_indexes(store: ObjectStore, keys: set[Key]) -> dict[Key, Index]:
 
 
 def put_index(store: ObjectStore, key: Key, index: Index) -> None:
-    """Cache an index, unless those of the store are not cached."""
+    """Cache an index, unless the store is local."""
     if store.identity is None:
         return
     with _lock:
@@ -66,5 +66,5 @@ def put_index(store: ObjectStore, key: Key, index: Index) -> None:
 def clear() -> None:
     """Drop all indexes."""
     global _lock
-    _lock = threading.Lock()  # in a forked child, a missing thread may hold it
+    _lock = threading.Lock()  # another thread of the parent may hold the lock that a forked child inherits
     _indexes.clear()

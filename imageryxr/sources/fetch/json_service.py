@@ -16,7 +16,7 @@ from imageryxr.sources.fetch.policy import Credential
 def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
     """Return a response body without its Content-Encoding, at most `limit` bytes.
 
-    `ValueError` is raised if the body contradicts its headers or is too large.
+    `ValueError` is raised if the body does not have the encoding in its headers, or is too large.
     """
     return decompress(reply.body, reply.headers.get("content-encoding", ""), limit)
 
@@ -45,7 +45,7 @@ def request_service(
     `kind` is the content type of the request body. `check` returns the problem of a response with status 200, which
     leads to a retry, or an empty string.
     """
-    # Numbers compress badly. Some proxies compress them anyway.
+    # Ids compress badly. Some proxies compress the answer anyway, so it is decompressed below.
     headers = {"Accept-Encoding": "identity"}
     if body is not None:
         headers["Content-Type"] = kind

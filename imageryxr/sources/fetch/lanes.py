@@ -1,8 +1,8 @@
 """Many requests in one thread, which does the next step of each when its socket is ready.
 
-64 threads with a request each wake up at the same time and compete for the interpreter at every system call, which
-takes longer than the requests. Here a few threads take turns: one waits for the sockets until a request has ended, and
-then passes its result on while another waits.
+64 threads with one request each wake up at the same time and compete for the interpreter lock at every system call,
+which takes longer than the requests. Here a few threads take turns: one waits for the sockets until a request has
+ended. Then it handles the result, while another thread waits for the sockets.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class _Task(Generic[Job, Result]):
     is_queued: bool = False
     """Whether it waits for other requests to end."""
     wake: float = 0.0
-    """Time at which it goes on."""
+    """Time (monotonic) at which its next step is done even if the socket is not ready."""
     fd: int = -1
-    """Socket that it waits for."""
+    """File descriptor of the socket that it waits for."""
 
 
 class Lanes(Generic[Job, Result]):
-    """Requests of which a number runs at once; `work` runs in a few threads.
+    """Requests that run at once, up to a width, in the few threads that call `work`.
 
     Parameters
     ----------
     jobs : iterable
-        What each request is for.
+        Job of each request.
     width : int
         Largest number of requests at once.
     threads : int
@@ -50,7 +50,7 @@ class Lanes(Generic[Job, Result]):
     finish : callable
         Receives a job and the result of its request.
     discard : callable
-        Receives each result after `finish`, or if that is not called.
+        Releases a result after `finish`, or instead of `finish` if another request has failed.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Lanes(Generic[Job, Result]):
         self._asleep: list[_Task[Job, Result]] = []
         self._ended: deque[tuple[Job, Result]] = deque()
         self._failed: list[BaseException] = []
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._finishing, self._most_finishing = 0, max(1, threads - 1)
 
     def work(self, _: object, stop: threading.Event) -> None:
@@ -90,7 +90,7 @@ class Lanes(Generic[Job, Result]):
                     with self._count:
                         self._finishing -= 1
         except BaseException:
-            # A thread that waits for the sockets closes them when it is stopped.
+            # If another thread has the turn, it closes the sockets when it is stopped.
             if self._turn.acquire(blocking=False):
                 self._close()
                 self._turn.release()
@@ -110,7 +110,7 @@ class Lanes(Generic[Job, Result]):
                 is_short = bool(self._asleep or self._ended)
                 self._wait(SHORT_SECONDS if is_short else POLL_SECONDS)
                 continue
-            self._wait(0.0)  # further requests start before this one is finished
+            self._wait(0.0)  # start further requests before the result is handled
             with self._count:
                 self._finishing += 1
             return self._ended.popleft()
@@ -123,7 +123,7 @@ class Lanes(Generic[Job, Result]):
             self._advance(_Task(job, self._start(job, stop)))
 
     def _wait(self, seconds: float) -> None:
-        """Do the next steps of the requests whose sockets are ready, or whose time has come."""
+        """Do the next steps of the requests whose sockets become ready within some seconds, or whose time has come."""
         for fd, _ in self._poll.poll(seconds * 1000):
             self._poll.unregister(fd)
             self._advance(self._on_socket.pop(fd))
@@ -131,8 +131,8 @@ class Lanes(Generic[Job, Result]):
         for task in [task for task in self._asleep if task.wake <= now]:
             self._asleep.remove(task)
             self._advance(task)
-        if now - self._looked_at > POLL_SECONDS / 2:  # a task that is advanced checks its deadline
-            self._looked_at = now
+        if now - self._checked_at > POLL_SECONDS / 2:  # the next step of a task raises if its deadline has passed
+            self._checked_at = now
             for task in [task for task in self._on_socket.values() if task.wake <= now]:
                 self._poll.unregister(task.fd)
                 del self._on_socket[task.fd]

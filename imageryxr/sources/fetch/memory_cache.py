@@ -18,7 +18,7 @@ import numpy.typing as npt
 from imageryxr.core.fork import run_after_fork
 from imageryxr.sources.fetch.validators import Validator
 
-# Largest number of chunks that are listed in boxes; listing one takes some 200 bytes.
+# Largest number of chunks in all boxes of the cache; each takes some 200 bytes in addition to its voxels.
 _LISTED = 1 << 14
 
 
@@ -31,19 +31,19 @@ class Stored(NamedTuple):
     stamp: str = ""
     """ETag and Last-Modified, which change when the object is written; empty if the store sends neither."""
     validator: Validator | None = None
-    """What the server stated about this version; None if the object must not be stored on a disk."""
+    """ETag or Last-Modified of this version, to validate it; None if the object must not be stored on a disk."""
 
 
 class _Entries:
     """Values by key, in the order of their last use, and the sum of their sizes in bytes."""
 
     def __init__(self, on_drop: Callable[[Hashable], None]) -> None:
-        # For each key: the value, its size, and the counter `used` when it was last used.
+        # For each key: the value, its size, and the value of `used` at its last use.
         self._values: OrderedDict[Hashable, list[Any]] = OrderedDict()
         self._on_drop = on_drop
         self.size = 0
         self.used = 0
-        """Number of bytes that were used so far: the clock that measures the age of entries."""
+        """Sum of the sizes of all uses so far, by which the age of entries is measured."""
 
     def get(self, key: Hashable) -> Any:
         """Return a value, and make it the most recently used."""
@@ -56,7 +56,7 @@ class _Entries:
         return found[0]
 
     def peek(self, key: Hashable) -> Any:
-        """Return a value without a change of its last use."""
+        """Return a value without counting this as a use."""
         found = self._values.get(key)
         return None if found is None else found[0]
 
@@ -76,7 +76,7 @@ class _Entries:
     def drop_until(self, limit: int, *, age: int | None = None) -> None:
         """Drop the least recently used values until at most ``limit`` bytes remain.
 
-        With ``age``, a value is kept while fewer than that many bytes were used since its last use.
+        With ``age``, a value is kept if fewer bytes than ``age`` were used after its last use.
         """
         while self._values and self.size > limit:
             key = next(iter(self._values))
@@ -93,7 +93,7 @@ class _Entries:
 class _EncodedChunk:
     stored: Stored
     views: dict[Hashable, npt.NDArray[Any]] = field(default_factory=dict)
-    """Decoded forms that are views of the bytes, as those of raw chunks: they take no memory of their own."""
+    """Decoded forms that are views of the bytes, such as those of raw chunks: they take no further memory."""
 
 
 @dataclass(slots=True)
@@ -107,18 +107,18 @@ class CachedBox:
     size: int
     """Sum of the sizes of the encoded chunks in bytes."""
     table: Any = None
-    """Data with which the reader copies the chunks; the cache only stores them."""
+    """Table that the reader makes of the chunks to copy them quickly; the cache only stores it."""
 
 
 class MemoryCache:
     """Chunks by key, up to a number of bytes; the least recently used are dropped first.
 
-    Encoded chunks have priority, because they save a request. Decoded chunks use the room that they leave. Decoded
-    chunks displace an encoded chunk only if as many bytes as the cache holds were used since its last use: such a chunk
-    is not part of the volume that is being scrolled through.
+    Encoded chunks have priority, because each saves a request. Decoded chunks use the remaining room. They displace an
+    encoded chunk only if, after its last use, as many bytes were used as the cache holds: then the chunk does not
+    belong to the volume through which the user scrolls.
 
-    The chunks of a box that was read are also found under the name of the box, with one look-up. They leave together:
-    when the first of them is dropped, so is the box, so that no box keeps the memory of a dropped chunk.
+    The chunks of a box that was read are also found under the name of the box, with one look-up. A box is dropped with
+    the first of its chunks, so that it does not keep the memory of dropped chunks.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class MemoryCache:
         self._boxes: OrderedDict[Hashable, CachedBox] = OrderedDict()
         self._boxes_of: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
         self._listed = 0
-        # Used boxes whose chunks were not yet moved to the end of the entries.
+        # Boxes that were used, but whose chunks are not yet marked as used; see `_apply_uses`.
         self._used: dict[Hashable, None] = {}
 
     @property
@@ -148,7 +148,7 @@ class MemoryCache:
             return None if found is None else found.stored
 
     def get_decoded(self, keys: Sequence[tuple[Hashable, Hashable]]) -> list[npt.NDArray[Any] | None]:
-        """Return the decoded forms of chunks by key and form, None for those that it has not; they are read-only."""
+        """Return the decoded forms of chunks by key and form, read-only; None for those that are not cached."""
         with self._lock:
             self._apply_uses()
             return [self._use(key, form) for key, form in keys]
@@ -177,7 +177,7 @@ class MemoryCache:
                 self._decoded.drop_until(self.limit - self._encoded.size)
 
     def put_decoded(self, key: Hashable, form: Hashable, values: npt.NDArray[Any]) -> None:
-        """Store the decoded form of a chunk, if there is room for it beside the encoded ones."""
+        """Store the decoded form of a chunk, if the encoded chunks leave room for it."""
         size = values.nbytes if values.base is None else max(values.nbytes, getattr(values.base, "nbytes", 0))
         values.flags.writeable = False
         with self._lock:
@@ -206,7 +206,7 @@ class MemoryCache:
     def put_box(
         self, name: Hashable, keys: Sequence[tuple[Hashable, Hashable] | None], blank: npt.NDArray[Any] | None = None
     ) -> None:
-        """Let `get_box` find the chunks of a box by key and form, if all of them are in the cache.
+        """Register the chunks of a box, by key and form, for `get_box` if all of them are in the cache.
 
         None instead of a key stands for the chunk ``blank``, which takes no memory.
         """
@@ -230,14 +230,14 @@ class MemoryCache:
                 self._drop_box(next(iter(self._boxes)))
 
     def _apply_uses(self) -> None:
-        """Make the chunks of the used boxes the most recently used: `get_box` does not look at each chunk."""
+        """Mark the chunks of used boxes as used; `get_box` leaves this to the next call, to take constant time."""
         used, self._used = self._used, {}
         for name in used:
             for pair in self._boxes[name].keys:
                 self._use(*pair)
 
     def _drop_boxes(self, key: Hashable) -> None:
-        """Forget the boxes that contain a chunk."""
+        """Drop the boxes that contain a chunk."""
         for name in tuple(self._boxes_of.get(key, ())):
             self._drop_box(name)
 
@@ -272,4 +272,4 @@ cache = MemoryCache()
 @run_after_fork
 def _reset_after_fork() -> None:
     global cache
-    cache = MemoryCache()  # the lock may be held by a thread that the child does not have
+    cache = MemoryCache()  # another thread of the parent may hold the lock

@@ -1,6 +1,6 @@
-"""Folders of stored objects that `engine.read_objects` reads: on a web server, on a local disk, in other stores.
+"""Folders of stored objects that `engine.read_objects` reads: on a web server, on a local disk or in memory.
 
-Buckets are folders on web servers, or those of `buckets`.
+Buckets are read as folders on web servers, or through `buckets.BucketFolder`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class WebFolder:
     def disk_place(self) -> DiskPlace | None:
         """Where the objects are cached on a disk; see `ObjectStore`."""
         address, access = parse_web_url(self.folder), self.connection.access
-        if "?" in address.path:  # it may contain a signature
+        if "?" in address.path:  # the query may contain a signature
             return None
         options = (access.allow_local, access.from_link, self.encodings)
         return disk_place(self.connection, self.version, address.public, *options)

@@ -1,8 +1,8 @@
 """Sockets with a deadline and a byte limit that connect only to checked addresses.
 
 Python's own timeout restarts with every received byte, so a server that sends single bytes could block a request
-forever. Here no system call waits longer than a short time. Before each, the remaining time and the stop event are
-checked, and after it the number of received bytes, also during a TLS handshake.
+forever. Here every system call waits for a short time only. The remaining time and the stop event are checked before
+each call, and the number of received bytes after it, also during a TLS handshake.
 
 Functions that wait are generators (`Steps`). `run` does their steps in the calling thread; `lanes` does those of many
 requests in one thread.
@@ -52,11 +52,11 @@ class StoppedError(ServerError):
 
 
 class FloodError(ServerError):
-    """More bytes than the limit of a response; not a ValueError, which the HTTP client treats as a damaged chunk."""
+    """The server sent more bytes than the limit of the response; the request is not retried."""
 
 
 class SlowError(TimeoutError):
-    """A response that was still arriving at its deadline: a retry would be as slow."""
+    """A response that was still arriving at its deadline; it is not retried, because a retry would be as slow."""
 
 
 class ProtocolError(OSError):
@@ -88,8 +88,8 @@ class RequestLimits:
             raise SlowError(f"its answer was not complete within {allowed:.3g} s: {self.received:,} bytes arrived")
         raise TimeoutError("no answer within the timeout")
 
-    def note(self, count: int) -> None:
-        """Count received bytes."""
+    def count_received(self, count: int) -> None:
+        """Count received bytes, and raise above the limit."""
         self.received += count
         self.last = time.monotonic()
         if self.received > self.budget:
@@ -97,17 +97,17 @@ class RequestLimits:
 
 
 class Wait(NamedTuple):
-    """What the steps of a request wait for: a socket, or something else that is looked at again after some seconds."""
+    """What the steps of a request wait for: a socket, or anything else that is checked again after some seconds."""
 
     seconds: float
-    """Time after which the steps go on, whatever happened."""
+    """Longest wait, after which the steps go on."""
     sock: Any = None
     is_write: bool = False
     """Whether the socket must be ready for writing instead of reading."""
     block: Callable[[float], object] = time.sleep
-    """Function that waits for at most a number of seconds if there is no socket."""
+    """Function that waits for at most that number of seconds if there is no socket."""
     is_queue: bool = False
-    """Whether other requests have to end first, so that further requests would wait as well."""
+    """Whether the request waits for others to end, so that it is useless to start further requests."""
 
 
 Steps = Generator[Wait, None, Result]
@@ -131,11 +131,11 @@ def run(steps: Steps[Result]) -> Result:
 
 
 class LimitedSocket:
-    """A socket that does not block, whose steps end at the deadline of its limits."""
+    """A non-blocking socket, whose steps raise at the deadline of its limits."""
 
     limits: RequestLimits
     _is_idle = True
-    """Whether nothing was received since the last request was sent: then the first call would not succeed."""
+    """Whether nothing was received since the last request was sent. Then trying `recv` at once would be useless."""
 
     def recv_steps(self: Any, size: int) -> Steps[bytes]:
         """Return received bytes; empty at the end of the connection."""
@@ -149,7 +149,7 @@ class LimitedSocket:
             except NOT_READY as error:
                 yield self.wait_for(error)
             else:
-                self.limits.note(len(found))
+                self.limits.count_received(len(found))
                 return found
 
     def send_steps(self: Any, data: bytes) -> Steps[None]:
@@ -164,7 +164,7 @@ class LimitedSocket:
                 yield self.wait_for(error, is_write=True)
 
     def wait_for(self: Any, error: Exception, *, is_write: bool = False) -> Wait:
-        """Return what a system call that would block waits for."""
+        """Return the wait for a system call that would have blocked."""
         # TLS may have to send before it can receive, and the reverse.
         if isinstance(error, ssl.SSLError):
             is_write = isinstance(error, ssl.SSLWantWriteError)
@@ -190,13 +190,13 @@ def _close_after_fork() -> None:
 def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Steps[Any]:
     """Return a socket connected to a host; unless local addresses are allowed, its addresses are checked first.
 
-    If an address does not answer at once, the next one is tried beside it, of the other family if there is one (RFC
+    If an address does not answer at once, the next one is tried in parallel, of the other family if there is one (RFC
     8305): some networks discard packets to IPv6 addresses.
     """
     found = yield from resolve(host, port, limits)
     if not local:
         ip_filter.check_candidates(host, found)
-    waiting, racing = _in_turn(found), list[_Socket]()
+    waiting, racing = _alternate_families(found), list[_Socket]()
     problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
     due = 0.0
     try:
@@ -227,8 +227,8 @@ def connect(host: str, port: int, limits: RequestLimits, *, local: bool) -> Step
     raise problem
 
 
-def _in_turn(found: list[ip_filter.Candidate]) -> list[ip_filter.Candidate]:
-    """Return addresses so that those of two families take turns."""
+def _alternate_families(found: list[ip_filter.Candidate]) -> list[ip_filter.Candidate]:
+    """Return addresses in an order in which IPv6 and IPv4 alternate."""
     groups = [[one for one in found if (one.family == found[0].family) == same] for same in (True, False)]
     return [one for pair in zip_longest(*groups) for one in pair if one is not None]
 
@@ -250,7 +250,7 @@ def _begin_connection(candidate: ip_filter.Candidate, limits: RequestLimits) -> 
 
 
 class _Lookups:
-    """The names that are being resolved; all connections that need a name wait for one lookup."""
+    """The names that are being resolved; connections to the same host wait for one lookup."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -263,7 +263,7 @@ _lookups = _Lookups()
 @run_after_fork
 def _reset_after_fork() -> None:
     global _lookups
-    _lookups = _Lookups()  # the child does not have the threads that look up
+    _lookups = _Lookups()  # the threads that resolve names do not exist in the child
 
 
 def resolve(host: str, port: int, limits: RequestLimits) -> Steps[list[ip_filter.Candidate]]:
@@ -279,7 +279,7 @@ def resolve(host: str, port: int, limits: RequestLimits) -> Steps[list[ip_filter
             work, name = partial(_look_up, lookups, found, host, port), "imageryxr-resolve"
             try:
                 threading.Thread(target=work, daemon=True, name=name).start()
-            except BaseException:  # for example, no thread can be started; a later connection looks the name up again
+            except BaseException:  # such as no further threads; a later connection must look the name up again
                 del lookups.running[host, port]
                 raise
     while not found.done():
@@ -294,7 +294,7 @@ def _look_up(lookups: _Lookups, found: Future[list[ip_filter.Candidate]], host: 
         outcome.set_result(ip_filter.resolve(host, port))
     except BaseException as error:
         outcome.set_exception(error)
-    # A later connection resolves the name again, so that it never uses an address that is out of date.
+    # Results are not kept: a later connection must not use an address that is out of date.
     with lookups.lock:
         del lookups.running[host, port]
     problem = outcome.exception()
@@ -308,7 +308,7 @@ def is_idle(sock: Any) -> bool:
     """Return whether an idle connection is open and has no unread bytes."""
     if sock is None or sock.fileno() < 0:
         return False
-    # TLS decrypts whole records, whose rest is no longer in the socket.
+    # TLS decrypts whole records, so unread bytes may no longer be in the socket.
     if hasattr(sock, "pending") and sock.pending():
         return False
     return not wait_until_ready(sock, 0)

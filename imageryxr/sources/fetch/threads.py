@@ -1,4 +1,4 @@
-"""Parallel jobs in daemon threads that do not delay an interrupted caller or the end of Python."""
+"""Parallel jobs in daemon threads, so that neither Ctrl-C nor the exit of Python waits for a slow server."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Result = TypeVar("Result")
 
 # Holds the stop event of the jobs of a thread, and whether `_start_threads` started it.
 _thread_state = threading.local()
-# At exit Python joins the threads of pools, such as dask's. This event releases those that wait here. The function
-# that was registered last runs first, so this one runs before concurrent.futures joins its threads.
+# At exit Python joins the threads of pools, such as dask's. `closing` wakes those that wait in this module. Exit
+# functions run in reverse order of their registration, so this one runs before that of concurrent.futures.
 getattr(threading, "_register_atexit", lambda function: None)(closing.set)
 
 
 def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequence[Job], width: int) -> list[Result]:
     """Return the results of jobs that run in up to ``width`` threads; the first error is raised at once.
 
-    The caller can be interrupted. An interrupt or error sets the event that each job receives, including jobs nested in
-    a job, and running jobs are not joined. If the system permits fewer threads, the jobs run in those. The only job of
-    a job runs in its thread.
+    Ctrl-C interrupts the caller. An interrupt or error sets the event that each job receives, including jobs that jobs
+    have started, and running jobs are not joined. If the system permits fewer threads, the jobs share those. A single
+    job that another job starts runs in the thread of that job.
     """
     outer = current_stop_event()
     if outer is not None and outer.is_set():
@@ -39,7 +39,7 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
         return [work(jobs[0], outer)]
     stop, numbers, finished = threading.Event(), count(), count(1)
     results: list[Any] = [None] * len(jobs)
-    # The caller waits for one message, because each wakes it up: an error, or None after the last job.
+    # The caller is woken once, by the first error or by None after the last job.
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def run() -> None:
@@ -63,7 +63,7 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
 
 
 def run_all(calls: Sequence[Callable[[], Result]]) -> list[Callable[[], Result]]:
-    """Run functions at once, and return for each a function that returns its result or raises its error."""
+    """Run functions in parallel, and return for each a function that returns its result or raises its error."""
 
     def outcome(call: Callable[[], Result], stop: threading.Event) -> Callable[[], Result]:
         try:
@@ -79,9 +79,9 @@ def run_all(calls: Sequence[Callable[[], Result]]) -> list[Callable[[], Result]]
 
 @contextmanager
 def start_all(calls: Sequence[Callable[[], Result]]) -> Iterator[list[Callable[[], Result]]]:
-    """Start functions at once, and yield for each a function that waits for its result or raises its error.
+    """Start functions in parallel, and yield for each a function that waits for its result or raises its error.
 
-    Those that still run at the end of the context are stopped, and not joined.
+    Functions that still run at the end of the context are stopped, but not joined.
     """
     stop, outer, numbers = threading.Event(), current_stop_event(), count()
 
@@ -108,12 +108,12 @@ def start_all(calls: Sequence[Callable[[], Result]]) -> Iterator[list[Callable[[
 
 
 def _start_threads(run: Callable[[], None], number: int, stop: threading.Event) -> None:
-    """Start daemon threads that `stop` stops, fewer if the system permits no more.
+    """Start daemon threads that `stop` stops, or as many as the system permits.
 
     Raises
     ------
     ServerError
-        If it permits none.
+        If the system permits none.
     """
 
     def begin() -> None:

@@ -16,12 +16,12 @@ class Traffic(NamedTuple):
     received: int = 0
     """Bytes of bodies."""
     in_memory: int = 0
-    """Chunks that the memory cache had."""
+    """Chunks from the memory cache."""
     on_disk: int = 0
-    """Chunks and shard indexes that the disk cache had."""
+    """Chunks and shard indexes from the disk cache."""
 
     def since(self, before: Traffic) -> Traffic:
-        """Return the difference to an earlier count."""
+        """Return what was read since an earlier count."""
         return Traffic(*(now - then for now, then in zip(self, before, strict=True)))
 
 
@@ -45,4 +45,4 @@ def traffic() -> Traffic:
 @run_after_fork
 def _reset_after_fork() -> None:
     global _lock
-    _lock = threading.Lock()  # a thread that the child does not have may hold it
+    _lock = threading.Lock()  # another thread of the parent may hold the lock

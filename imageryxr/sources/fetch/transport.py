@@ -122,7 +122,7 @@ def exchange(
             connection = used or (yield from _open_connection(url, proxy, limits, local=local))
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                pool.close()  # so that a retry may open one
+                pool.close()  # too many open files: a retry can open a connection in place of an idle one
             raise
         connection.sock.limits = limits
         try:
@@ -131,14 +131,14 @@ def exchange(
             break
         except BaseException as error:
             connection.sock.close()
-            # The server closed an idle connection when the request was sent (RFC 9112, 9.3.1).
+            # The server may have closed the idle connection just before the request (RFC 9112, 9.3.1).
             was_closed = isinstance(error, ConnectionError | ProtocolError | ssl.SSLError)
             if not (used and was_closed and method == "GET" and limits.received == received):
                 raise
     if is_reusable:
         pool.put(key, connection)
     else:
-        connection.sock.close()  # the rest of this response must not be read as the next one
+        connection.sock.close()  # unread bytes of this response must not be read as the next response
     return answer._replace(is_public=connection.is_public)
 
 
@@ -192,7 +192,7 @@ def _open_connection(url: WebURL, proxy: str, limits: RequestLimits, *, local: b
     between = yield from connect(to.host, to.port, limits, local=True)
     if to.scheme == "https":
         between = yield from secure(between, to.host, limits)
-    # Behind a proxy only the name of the server is known.
+    # The proxy does not state the address of the server, so only the name of the server is known.
     is_public = not is_local_host(url.host)
     if url.scheme == "http":
         return _PooledConnection(between, f"http://{url.netloc}", secret, is_public)
@@ -225,7 +225,8 @@ def proxy_of(url: WebURL) -> str:
 
 @lru_cache(maxsize=256)
 def _find_proxy(scheme: str, host: str, variables: tuple[str | None, ...], moment: int) -> str:
-    # urllib reads the whole environment, or the settings of the system, which takes longer than the rest of a request.
+    # Cached, because urllib reads the whole environment or the settings of the system, which takes longer than the
+    # rest of a request. `moment` limits the age of a cached result.
     from urllib.request import getproxies, proxy_bypass
 
     proxy = getproxies().get(scheme, "")

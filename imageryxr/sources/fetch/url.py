@@ -87,7 +87,7 @@ def parse_web_url(url: str) -> WebURL:
     if found is None:
         raise AddressError(f"{hide_secrets(plain)!r} is not a web address: write https://HOST/PATH")
     scheme, authority, path = found.groups()
-    # The addresses of a million chunks have the same server. Passwords are not kept.
+    # The server is parsed once for all chunks of a volume, but a server with a password is not kept in the cache.
     parse = _parse_server.__wrapped__ if "@" in authority else _parse_server
     problem = _text_problem(authority, path)
     server = problem or parse(scheme, authority)
@@ -184,7 +184,7 @@ def _client_problem(url: str, host: str, port: str | None) -> str:
     try:
         parts = parse_url(url)
     except LocationParseError:
-        return "the HTTP client cannot parse it"
+        return "urllib3 cannot parse it; check the host and the port"
     same = (parts.host or "").strip("[]").lower() == host and parts.port == (None if port is None else int(port))
     return "" if same else "programs disagree about its host"
 
@@ -202,5 +202,5 @@ def hide_secrets(text: str) -> str:
 
 
 def _public_rest(rest: str) -> str:
-    # Remove everything before the last '@': a password may contain unencoded '/' and '?'.
+    # A password may contain unencoded '/' and '?', so everything before the last '@' is removed.
     return re.split(r"[?#]", rest.rpartition("@")[2])[0]

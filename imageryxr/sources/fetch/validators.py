@@ -1,4 +1,4 @@
-"""Whether a stored copy of an object may be used: the rules of RFC 9111 for a private cache, and of RFC 9110 for ETags.
+"""Rules of when a stored copy of an object may be used: RFC 9111 for a private cache, and RFC 9110 for ETags.
 
 A copy is used without a request for as long as the server permitted (``Cache-Control: max-age``). Otherwise a
 conditional request validates it, which transfers no body if the object did not change.
@@ -17,7 +17,7 @@ _LONGEST_SECONDS = 365 * 86400
 
 
 class Validator(NamedTuple):
-    """What a server stated about one version of an object."""
+    """Headers by which a server recognizes one version of an object."""
 
     etag: str = ""
     """Value of the ETag header."""
@@ -39,9 +39,9 @@ class Validator(NamedTuple):
 def validator_of(headers: Mapping[str, str], *, is_part: bool, is_public: bool) -> Validator | None:
     """Return the validator of a response, or None if the response must not be stored or could not be validated later.
 
-    If the body is a part of the object, a weak ETag does not identify its bytes. `is_public` is whether the request had
-    no credential: copies of other objects are always validated, so that the server decides each time whether the user
-    still has access.
+    A weak ETag does not identify the bytes of a part of an object. `is_public` is whether the request had no
+    credential. Copies of objects that were read with a credential are always validated, so that the server decides each
+    time whether the user still has access.
     """
     rules = _cache_control(headers.get("cache-control", ""))
     if "no-store" in rules or headers.get("vary", "").strip() == "*":

@@ -261,7 +261,7 @@ def test_a_public_google_bucket_is_read_without_credentials(storage):
 
 
 def test_google_needs_the_name_of_a_project(storage):
-    with pytest.raises(ix.errors.OptionError, match="names no project"):
+    with pytest.raises(ix.errors.OptionError, match="does not name the project"):
         opened("gs://bucket/em", connection=ix.Connection(requester_pays=True))
 
 

@@ -395,7 +395,7 @@ def test_a_damaged_entry_is_fetched_again(served, tmp_path, kind):
     damage(entries(tmp_path / "cache")[3], kind)
     served.counts()
     if kind == "directory":
-        with pytest.warns(CacheWarning, match="reading goes on"):
+        with pytest.warns(CacheWarning, match="chunks are read without adding them"):
             np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
         return
     np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
@@ -626,7 +626,7 @@ def test_other_values_of_disk_cache_are_errors(value):
 def test_reading_goes_on_with_one_warning_if_the_folder_cannot_be_written_to(served, tmp_path):
     values = layer(served.folder, "precomputed")
     (tmp_path / "file").write_text("")
-    with pytest.warns(CacheWarning, match="cannot be written to .*Not a directory.*; reading goes on") as caught:
+    with pytest.warns(CacheWarning, match="cannot be written to .*Not a directory.*, so chunks are read") as caught:
         np.testing.assert_array_equal(read(served, tmp_path / "file" / "cache"), values)
     assert len(caught) == 1
 

@@ -72,9 +72,9 @@ def test_a_host_all_of_whose_addresses_refuse_is_an_error_at_once(monkeypatch):
 
 def test_ipv6_and_ipv4_addresses_take_turns():
     six, four = ([ip_filter.Candidate(family, (i,)) for i in range(3)] for family in (socket.AF_INET6, socket.AF_INET))
-    turns = sockets._in_turn(six + four[:1])
+    turns = sockets._alternate_families(six + four[:1])
     assert turns == [six[0], four[0], six[1], six[2]]
-    assert sockets._in_turn(four + six) == [one for pair in zip(four, six, strict=True) for one in pair]
+    assert sockets._alternate_families(four + six) == [one for pair in zip(four, six, strict=True) for one in pair]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
