@@ -1,8 +1,8 @@
 """Decoding of precomputed chunks with checks before and after.
 
-The decoders of several encodings trust the stored bytes: they read beyond the end of a truncated chunk, which returns
-wrong ids or crashes the process. Therefore chunks are checked first, and encodings that no check makes safe are decoded
-in another process (see `isolated`).
+The decoders of several encodings do not check the stored bytes: they read beyond the end of a truncated chunk, and
+then return wrong ids or crash the process. Therefore chunks are checked first, and encodings that no check makes safe
+are decoded in another process (see `isolated`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HTML = "it is HTML, such as a login page"
 
 
 class DamagedChunkError(ValueError):
-    """A stored chunk that contradicts the metadata of its layer; `PrecomputedSource` adds the box."""
+    """A stored chunk that contradicts the metadata of its layer; `PrecomputedSource` adds the box to the message."""
 
 
 def decode_chunk(

@@ -1,8 +1,8 @@
 """A process that decodes chunks for a parent process, which survives if a decoder crashes.
 
-`isolated` runs this module as a file. It imports only numpy and the codecs, so that it starts fast and does not run the
-user's main script again. It reads requests from its standard input and writes answers to its standard output. Both are
-a line of JSON, whose ``size`` is the number of bytes after the line.
+`isolated` runs this module as a script. It imports only numpy and the codecs, so that it starts fast and does not run
+the user's main script again. It reads requests from its standard input and writes answers to its standard output. Each
+request and each answer is a line of JSON, and ``size`` bytes after the line.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-# Limit of memory: more than any chunk needs, since a damaged header may request any amount.
+# Limit of memory in bytes, because a damaged header may request any amount. No chunk needs as much.
 MEMORY = 8 << 30
 PADDING = (b"\0", b"\xff")
-# Bit masks for `_flip_id_bits`; they leave out the highest bit so that the sign of a wider id does not change.
+# Bit masks for `_flip_id_bits`. They do not contain the highest bit of a byte, so that no id changes its sign.
 _FLIPS = itertools.cycle(range(1, 128))
 
 
@@ -48,17 +48,17 @@ def _decode_crackle(stored: bytes) -> Any:
     """
     import crackle
 
-    turn = next(_FLIPS)
+    mask = next(_FLIPS)
     found = crackle.decompress(stored, parallel=1)
-    again = crackle.decompress(_flip_id_bits(stored, turn), parallel=1)
+    again = crackle.decompress(_flip_id_bits(stored, mask), parallel=1)
     again ^= found
-    if (again != again.dtype.type(turn)).any():
+    if (again != again.dtype.type(mask)).any():
         raise ValueError("some of its slices do not match their checksums or cannot be decoded")
     return found
 
 
-def _flip_id_bits(stored: bytes, turn: int) -> bytes:
-    """Return a crackle stream of valid length with bits of the lowest byte of all ids flipped."""
+def _flip_id_bits(stored: bytes, mask: int) -> bytes:
+    """Return a crackle stream in which the bits of a mask are flipped in the lowest byte of all ids."""
     import numpy as np
     from google_crc32c import value
 
@@ -70,14 +70,14 @@ def _flip_id_bits(stored: bytes, turn: int) -> bytes:
     last = first + width * int.from_bytes(stored[first - 8 : first], "little")
     if not first <= last <= end:
         raise ValueError("its table of ids extends beyond the section of its labels")
-    turned = np.frombuffer(stored, np.uint8).copy()
-    turned[first:last:width] ^= turn
+    flipped = np.frombuffer(stored, np.uint8).copy()
+    flipped[first:last:width] ^= mask
     if pinned:
-        turned[begin] ^= turn  # the id of the background
-    if version:
+        flipped[begin] ^= mask  # the id of the background
+    if version:  # the checksum of the ids
         sums = len(stored) - 4 * (slices + 1)
-        turned[sums : sums + 4] = np.frombuffer(value(turned[begin:end].tobytes()).to_bytes(4, "little"), np.uint8)
-    return turned.tobytes()
+        flipped[sums : sums + 4] = np.frombuffer(value(flipped[begin:end].tobytes()).to_bytes(4, "little"), np.uint8)
+    return flipped.tobytes()
 
 
 def _decode_fpzip(stored: bytes, encoding: str, expected: int) -> Any:
@@ -123,8 +123,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 def main() -> None:
     """Answer requests of the parent process until it exits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent closes the pipe
-    # Redirect standard output to standard error: output of a decoder must not end up in an answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent closes the pipe, which ends this process
+    # Whatever a decoder prints goes to standard error, so that it is not read as a part of an answer.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:

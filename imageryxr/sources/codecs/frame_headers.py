@@ -1,10 +1,10 @@
 """Comparison of the headers of compressed frames with the metadata of their array.
 
 The headers of Blosc, LZ4 and Zstandard state how many bytes a frame decompresses to. A decoder allocates that much and
-trusts the rest of the header, so a header that contradicts the metadata is an error before anything is decoded.
+does not check the rest of the header, so a header that contradicts the metadata is an error before decoding.
 
 Formats: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst, RFC 8878 (Zstandard), and the LZ4 of
-numcodecs, a block after four bytes of length.
+numcodecs: four bytes with the decompressed size, and an LZ4 block.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ _BLOSC_HEADER = 16
 _BLOSC_MEMCPY = 2
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_BLOCK = 128 << 10
-"""Largest block of Zstandard, independent of the window."""
+"""Largest size in bytes of a Zstandard block, whatever the window."""
 
 
 def frame_problem(frame: bytes | memoryview, codec: str, size: int, item_sizes: tuple[int, ...]) -> str:
     """Return the problem in the header of a compressed frame, a clause after "the chunk is damaged:", or "".
 
-    Frames of Blosc, LZ4 and Zstandard are checked. `size` is the decompressed size according to the metadata, 0 if
-    unknown; `item_sizes` are the item sizes that a Blosc header may state, and empty allows any.
+    Frames of Blosc, LZ4 and Zstandard are checked; those of other codecs have no problem. `size` is the decompressed
+    size according to the metadata, 0 if unknown. `item_sizes` are the item sizes that a Blosc header may state; if it
+    is empty, any may occur.
     """
     check = _CHECKS.get(codec)
     return "" if check is None else check(memoryview(frame), size, item_sizes)
@@ -64,11 +65,11 @@ def _size_problem(found: int, size: int, name: str) -> str:
 
 def _blosc_problem(frame: memoryview, size: int, item_sizes: tuple[int, ...]) -> str:
     if len(frame) < _BLOSC_HEADER:
-        return f"a chunk of {len(frame)} bytes is shorter than the header of Blosc"
+        return f"it has {len(frame)} bytes, fewer than a Blosc header"
     version, flags, item = frame[0], frame[2], frame[3]
     found, block, length = (_read_uint(frame, place, 4) for place in (4, 8, 12))
     if length > len(frame) or any(frame[length:]):  # some writers pad a frame with zeros
-        return f"a chunk holds {len(frame)} bytes, but its header states {length}"
+        return f"it has {len(frame)} bytes, but its Blosc header states {length}"
     if version not in (1, 2) or length < _BLOSC_HEADER:
         return f"it does not start with the header of a Blosc frame (version {version}, {length} bytes)"
     problem = _size_problem(found, size, "Blosc")
@@ -91,7 +92,7 @@ def _blosc_problem(frame: memoryview, size: int, item_sizes: tuple[int, ...]) ->
 
 def _lz4_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
     if len(frame) < 5:
-        return f"a chunk of {len(frame)} bytes is shorter than the header of LZ4"
+        return f"it has {len(frame)} bytes, fewer than an LZ4 header"
     return _size_problem(_read_uint(frame, 0, 4), size, "LZ4")
 
 
@@ -108,7 +109,7 @@ def _zstd_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:
 
 
 def _zstd_blocks_problem(frame: memoryview, place: int, checksum: int, size: int) -> str:
-    """Return the problem in the block headers of a frame: uncompressed blocks must not exceed the chunk."""
+    """Return the problem in the headers of the blocks of a frame, whose uncompressed blocks must fit into the chunk."""
     known = 0
     is_last = False
     while not is_last:

@@ -2,8 +2,8 @@
 
 The pixels of a picture, row by row, are the voxels of a chunk in the order x, y, z, and its components are the
 channels; width and height are arbitrary (Neuroglancer's ``precomputed/volume.rst``). A decoder allocates as many
-pixels as the header states, so the header is checked first. Every part of a PNG has a checksum. All are verified here
-because decoders skip the parts that they do not need.
+pixels as the header states, so the header is checked first. Every part of a PNG has a checksum. All checksums are
+verified here, because decoders skip those of parts that they do not need.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[A
     ImportError
         If the decoder is not installed.
     ValueError
-        If size or type of the picture do not fit the chunk. Decoders also raise their own errors.
+        If the picture and the chunk differ in size or data type. Decoders also raise their own errors.
     """
     if encoding == "png":
         found = _decode_png(stored, dtype)
@@ -77,7 +77,7 @@ def _decode_png(stored: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 def _decode_jxl(stored: bytes, channels: int) -> npt.NDArray[Any]:
     import imagecodecs
 
-    # Only the first frame: the header does not state the number of frames.
+    # Decode the first frame to find its size: the header does not state the number of frames.
     found = np.asarray(imagecodecs.jpegxl_decode(stored, index=0, numthreads=1))
     if found.ndim != 2 or channels == 1:
         return found
@@ -133,7 +133,7 @@ def _png_problem(stored: bytes, shape: Shape, dtype: np.dtype[Any]) -> str:
     else:
         return f"its header states colour type {color}, which PNG does not define"
     if depth != 8 * dtype.itemsize:
-        return f"its header states {depth} bits instead of {dtype}"
+        return f"its header states {depth} bits per component instead of {dtype}"
     return _size_problem(width, height, shape) or _channel_problem(channels, shape)
 
 
@@ -164,7 +164,7 @@ def _jxl_problem(stored: bytes, shape: Shape) -> str:
 
 
 def _jxl_boxes(stored: bytes) -> tuple[bytes, str]:
-    """Return the start of the codestream in a file of boxes, and the problem with the lengths of the boxes if any."""
+    """Return the start of the codestream in a file of boxes, and the problem in the lengths of the boxes, or ""."""
     place, head = 0, b""
     while place < len(stored):
         length, kind, begin = _read_uint(stored, place, 4), stored[place + 4 : place + 8], place + 8

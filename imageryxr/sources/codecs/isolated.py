@@ -24,7 +24,7 @@ from imageryxr.sources.codecs import decoder_process
 
 ISOLATED_ENCODINGS = frozenset({"compresso", "crackle", "fpzip", "kempressed", "zfpc"})
 TIMEOUT_SECONDS = 60.0
-"""Limit of decoding one chunk; only an endless loop takes longer."""
+"""Time after which the process that decodes a chunk is killed; only an endless loop takes as long."""
 
 
 class StreamError(ValueError):
@@ -39,7 +39,7 @@ class _Decoder:
     """A process that decodes one chunk at a time."""
 
     def __init__(self) -> None:
-        # A file, not -m, so that the package is not imported; -P, so that its folder is not searched for modules.
+        # Running the file instead of -m does not import the package. -P keeps the folder of the file from `sys.path`.
         command = [sys.executable, "-P", decoder_process.__file__, json.dumps(list(map(str, sys.path)))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         try:
@@ -78,13 +78,13 @@ class _Decoder:
         """Kill the process if it is running, and return its exit code."""
         self.process.kill()
         for pipe in (self.requests, self.answers):
-            with suppress(OSError):  # a dead process does not read buffered bytes
+            with suppress(OSError):  # closing writes buffered bytes, which a dead process does not read
                 pipe.close()
         return self.process.wait()
 
 
 class _Pool:
-    """Idle decoder processes. Each thread that decodes takes one or starts a new one."""
+    """Idle decoder processes. A thread that decodes takes an idle process or starts a new one."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -111,7 +111,7 @@ class _Pool:
     def reset_after_fork(self) -> None:
         """Discard the decoders in a forked process: their pipes belong to its parent."""
         for decoder in self.idle:
-            decoder.process.returncode = 0  # not a child of this process, which cannot wait for it
+            decoder.process.returncode = 0  # Popen must not wait for it, because it is no child of this process
             for pipe in (decoder.requests, decoder.answers):
                 with suppress(OSError):
                     pipe.close()
@@ -130,14 +130,14 @@ def decode_in_process(stored: bytes, encoding: str, expected: int) -> npt.NDArra
     crashes, and `DecoderStartError` if the process cannot be started.
     """
     for attempt in range(2):
-        # An idle decoder may have been killed, for example for lack of memory, so the second attempt uses a new one.
+        # The system may have killed an idle decoder for lack of memory, so the second attempt uses a new one.
         decoder = _Decoder() if attempt else _POOL.take()
         try:
             found = decoder.decode(stored, encoding, expected)
         except (EOFError, OSError, json.JSONDecodeError):
             code = decoder.close()
         except BaseException:
-            # The pipe may contain an unread answer, and a failed decoder may have corrupted the process.
+            # The pipe may contain an unread answer, and a decoder that failed may have corrupted its process.
             decoder.close()
             raise
         else:

@@ -1,9 +1,9 @@
 """Checks that compresso, crackle, zfpc and fpzip chunks are complete and have the expected shape.
 
-Their decoders trust the header. The headers of compresso, crackle and zfpc state the lengths of the parts of a stream;
-their sum must equal the length of the stream, so that a truncated chunk never reaches a decoder. fpzip and kempressed
-state no length: `decoder_process` detects truncation by decoding. For all encodings the shape in the header must be
-that of the chunk, because a decoder allocates the memory that the header requests.
+Their decoders do not check the header. The headers of compresso, crackle and zfpc state the lengths of the parts of a
+stream. The sum of the lengths must equal the length of the stream, so that a truncated chunk never reaches a decoder.
+fpzip and kempressed state no length: `decoder_process` detects truncation by decoding. For all encodings the shape in
+the header must be that of the chunk, because a decoder allocates the memory that the header requests.
 
 Formats: https://github.com/seung-lab/compresso (``compresso.hpp``), https://github.com/seung-lab/crackle
 (README, "Stream Format"), https://github.com/seung-lab/zfpc (README), https://zfp.readthedocs.io (the header),
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-_ENDS = "it ends within its header"
+_TRUNCATED = "it ends within its header"
 _WORD = 0xFFFFFFFF
 _ZFPC_FLOAT32 = 3
 
@@ -48,7 +48,7 @@ def _shape_problem(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 def _compresso_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 36:
-        return _ENDS
+        return _TRUNCATED
     version, width = stored[4], stored[5]
     if stored[:4] != b"cpso" or version > 1 or width not in (1, 2, 4, 8) or 0 in stored[12:15]:
         return "it does not start with the header of compresso"
@@ -66,20 +66,20 @@ def _compresso_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     index = 2 * size[2] * next(w for w in (1, 2, 4, 8) if 2 * size[0] * size[1] < 1 << 8 * w) if version else 0
     runs = len(stored) - begin - index
     if runs < 0 or runs % window:
-        return f"it holds {len(stored)} bytes, but its header states {begin + index} plus whole windows of {window}"
-    # The header does not state the number of windows: a run that ends early shows that some are missing.
+        return f"it holds {len(stored)} bytes, but its header states {begin + index} plus a multiple of {window}"
+    # The header does not state the number of runs, so missing ones are found by counting the windows of all runs.
     codes = np.frombuffer(stored, f"<u{window}", runs // window, begin)
     count = int(np.where(codes & 1, codes >> 1, 1).astype(np.uint64).sum())
     blocks = math.prod(-(-s // b) for s, b in zip(size, step, strict=True))
     # Releases before 3.0 wrote one extra window after a run of maximum length.
     longest = codes == np.iinfo(codes.dtype).max
     spare = int((longest[:-1] & (codes[1:] == 0)).sum())
-    return "" if blocks <= count <= blocks + spare else f"it describes {count} windows, but has {blocks}"
+    return "" if blocks <= count <= blocks + spare else f"its runs hold {count} windows, but its header states {blocks}"
 
 
 def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 29:
-        return _ENDS
+        return _TRUNCATED
     version = stored[4]
     if stored[:4] != b"crkl" or version > 1:
         return "it does not start with the header of crackle"
@@ -100,7 +100,7 @@ def _crackle_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
 
 
 def _crackle_checksum_problem(stored: bytes, begin: int, labels: int, sums: int) -> str:
-    """Return the problem with the checksums of index and ids; the decoder verifies those of header and slices only."""
+    """Return the problem in the checksums of index and ids; the decoder verifies only those of header and slices."""
     from google_crc32c import value
 
     if value(stored[29 : begin - 4]) != _read_uint(stored, begin - 4, 4):
@@ -114,7 +114,7 @@ def _crackle_checksum_problem(stored: bytes, begin: int, labels: int, sums: int)
 
 def _zfpc_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     if len(stored) < 23:
-        return _ENDS
+        return _TRUNCATED
     if stored[:5] != b"zfpc\0":
         return "it does not start with the header of zfpc"
     if stored[5] & 7 != _ZFPC_FLOAT32:  # the decoder converts all types to float32, which loses precision
@@ -134,7 +134,7 @@ def _zfpc_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
     voxels = math.prod(shape)
     for length in () if problem else lengths:
         if _zfp_voxels(stored[begin : begin + min(length, 11)]) * streams != voxels:
-            return f"the header of one of its {streams} streams does not state its part of {voxels} voxels"
+            return f"the header of one of its {streams} streams does not state {voxels // streams} voxels"
         begin += length
     return problem
 
@@ -150,7 +150,7 @@ def _zfp_voxels(head: bytes) -> int:
 
 
 class _RangeDecoder:
-    """The range decoder of fpzip for uniformly distributed numbers, which make up its header."""
+    """The range decoder of fpzip for uniformly distributed numbers, as which fpzip writes its header."""
 
     def __init__(self, stored: bytes) -> None:
         self.stored, self.place = stored, 0
@@ -182,11 +182,11 @@ def _fpzip_problem(stored: bytes, shape: tuple[int, int, int, int]) -> str:
         coder = _RangeDecoder(stored)
         if bytes(coder.number(8) & 0xFF for _ in range(4)) != b"fpz\0":
             return "it does not start with the header of fpzip"
-        for bits in (16, 8, 1, 7):  # version, type and precision, which the decoder checks
+        for bits in (16, 8, 1, 7):  # skip the version, the type and the precision, which the decoder checks
             coder.number(bits)
         size = tuple(coder.number(16) | coder.number(16) << 16 for _ in range(4))
     except IndexError:
-        return _ENDS
+        return _TRUNCATED
     return _shape_problem(size, shape)
 
 

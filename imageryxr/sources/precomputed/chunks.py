@@ -45,11 +45,11 @@ ChunkCallback = Callable[[npt.NDArray[Any]], None]
 
 
 class AbsentChunkError(Exception):
-    """A chunk that the store does not have; `PrecomputedSource` applies the policy ``missing``."""
+    """A chunk that is not in the store; `PrecomputedSource` applies the policy ``missing``."""
 
 
 SLICED = "compressed_segmentation"
-"""The encoding of which single slices can be decoded."""
+"""The encoding of which a part of the slices of a chunk can be decoded."""
 _BLOCK, _BLOCK_SHAPE = "compressed_segmentation_block_size", (8, 8, 8)
 LARGE_BOX = 8 << 20
 """Size in bytes from which a box is copied in several threads."""
@@ -101,7 +101,7 @@ class StoredLayer:
 
 
 def place_of(url: str, connection: Connection, token: Token | None) -> WebPlace | None:
-    """Return where the web client reads a folder, with the token for middleauth addresses; see `web_place`."""
+    """Return the result of `web_place` for a folder, with the token as its credential for middleauth addresses."""
     place = web_place(url, connection)
     return place._replace(credential=token) if place is not None and url.startswith(MIDDLEAUTH) else place
 
@@ -125,7 +125,7 @@ def read_box(
     missing_boxes: list[IndexBox] | None = None,
     on_chunk: ChunkCallback | None = None,
 ) -> npt.NDArray[Any]:
-    """Return the voxels of a box inside a layer; the chunks of a box are read in parallel.
+    """Return the voxels of a box inside a layer; its chunks are read in parallel.
 
     Parameters
     ----------
@@ -134,9 +134,9 @@ def read_box(
     mip, box
         Level and box to read.
     missing_boxes : list, optional
-        The boxes of missing chunks are appended to it, and their voxels are 0. Without it a missing chunk raises.
+        List to which the boxes of missing chunks are appended; their voxels are 0. Without it a missing chunk raises.
     on_chunk : callable, optional
-        Called with the part of each chunk in the box, in the thread that read the chunk; it must not change the part.
+        Called with the part of each chunk in the box, in the thread that read the chunk; must not change the part.
 
     Raises
     ------
@@ -189,9 +189,9 @@ def _request(source: StoredLayer, key: str, chunk: StoredChunk, span: tuple[int,
 
 @lru_cache(maxsize=1024)
 def _byte_limits(shape: Index3, voxel_size: int) -> tuple[int, int]:
-    """Return the largest size in bytes of a stored chunk, compressed or not, and the memory that reading it takes.
+    """Return the largest size in bytes of a stored chunk, and the memory that reading the chunk takes.
 
-    The size is four times that of the voxels plus 1 MB, because encoded noise is larger than the voxels, in
+    A stored chunk may have four times the size of its voxels plus 1 MB: encoded noise is larger than the voxels, in
     compressed_segmentation up to three times. The stored chunk and its voxels are in memory at the same time.
     """
     size = math.prod(shape) * voxel_size
@@ -201,7 +201,7 @@ def _byte_limits(shape: Index3, voxel_size: int) -> tuple[int, int]:
 def _shard_requests(
     source: StoredLayer, mip: int, chunks: list[StoredChunk], store: ObjectStore, use: Use
 ) -> list[ObjectRequest]:
-    """Return the requests for chunks in shards; passes missing chunks to ``use``."""
+    """Return the requests for the chunks that their shards contain; pass the missing chunks to ``use``."""
     level, scale = source.levels[mip], source.info["scales"][mip]
     points = [tuple(a // c for a, c in zip(chunk.box.start, level.chunks, strict=True)) for chunk in chunks]
     ids = shards.chunk_ids(points, level.grid.shape, level.chunks)  # type: ignore[arg-type]
@@ -228,7 +228,7 @@ def store_of(source: StoredLayer) -> ObjectStore:
 
 
 def store_at(url: str, connection: Connection, token: Token | None, version: str = "") -> ObjectStore:
-    """Return the store of a folder; ``version`` changes if its objects change."""
+    """Return the store of a folder; ``version`` is text that changes if its objects change."""
     if url.startswith("file://"):
         return LocalFolder(url.removeprefix("file://").rstrip("/"))
     if url.startswith("mem://"):
@@ -324,7 +324,7 @@ def _chunk_decoder(source: StoredLayer, mip: int) -> Callable[[bytes, StoredChun
 
 
 def is_absent(reply: Reply, url: str) -> bool:
-    """Return whether a response means that a file is missing, and not that access is denied."""
+    """Return whether a response means that a file is missing, and not that access was denied."""
     # Buckets also answer 403 for missing objects; servers that check tokens do not.
     return not reply.redirected_to and (reply.status == 404 or (reply.status == 403 and not url.startswith(MIDDLEAUTH)))
 
@@ -332,9 +332,9 @@ def is_absent(reply: Reply, url: str) -> bool:
 def read_raw(source: StoredLayer, mip: int, box: IndexBox) -> npt.NDArray[Any] | None:
     """Return the voxels of a box of raw chunks in local files, or None if `read_box` must read it.
 
-    Copying raw chunks takes most of the time. Therefore only the slices of the box are read of each file, into one
-    buffer, and copied once, into the result; large boxes in several threads. `read_box` reads layers that are remote,
-    encoded or sharded, and boxes with compressed, missing or damaged chunks, for which it raises the error.
+    Copying takes most of the time. Therefore only the slices of the box are read from each file, into one buffer, and
+    copied once, into the result. Large boxes are copied in several threads. None is returned for layers that are
+    remote, encoded or sharded, and for boxes with compressed, missing or damaged chunks: `read_box` raises their error.
     """
     level, scale = source.levels[mip], source.info["scales"][mip]
     if not source.url.startswith("file://") or level.encoding != "raw" or "sharding" in scale:

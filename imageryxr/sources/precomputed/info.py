@@ -1,7 +1,7 @@
 """The ``info`` file of a precomputed layer: its validation and completion, and the chunks that it describes.
 
-An ``info`` is not trusted. All members are checked before they are used: coordinates and chunks must fit into memory,
-keys must stay within the folder of the layer, and an encoding must support the data type and the channels.
+An ``info`` may come from anybody. All members are checked before they are used: coordinates and chunks must fit into
+memory, keys must stay within the folder of the layer, and an encoding must support the data type and the channels.
 
 Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.rst.
 """
@@ -36,7 +36,7 @@ CODECS = {
 ENCODINGS = ("raw", *CODECS, "compressed_segmentation")
 _IDS = ("uint8", "uint16", "uint32", "uint64")
 # The data types and numbers of channels (empty for any) of each encoding except raw, which supports all.
-_HOLDS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+_SUPPORTED: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "jpeg": (("uint8",), (1, 3)),
     "png": (("uint8", "uint16"), (1, 2, 3, 4)),
     "jxl": (("uint8", "uint16"), (1, 2, 3, 4)),
@@ -51,14 +51,14 @@ _HOLDS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 _TYPES = (*_IDS, "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 _LONGEST = 1 << 24
-"""Largest number of voxels along an axis, whose coordinates are in memory. A whole mouse brain at 1 nm has fewer."""
+"""Largest number of voxels along an axis: their coordinates are in memory. A whole mouse brain at 1 nm has fewer."""
 _FARTHEST = 1 << 53
 """Largest offset; beyond it neighbouring voxels have equal float64 coordinates."""
 _LARGEST = 1 << 31
 """Largest size in bytes of a decoded chunk, which must fit into memory."""
 _SMALLEST_NM, _WIDEST_NM = 1e-6, 1e12
 _INDEX_BITS = 24
-"""Largest binary logarithm of the minishards in a shard: each takes 16 bytes of an index that is read as a whole."""
+"""Largest binary logarithm of the number of minishards in a shard: the index with 16 bytes for each is read whole."""
 
 
 def info_problem(info: dict[str, Any]) -> str:
@@ -73,7 +73,10 @@ def info_problem(info: dict[str, Any]) -> str:
         return f"it lacks {' and '.join(absent)}"
     dtype, channels, scales = info["data_type"], info.get("num_channels", 1), info["scales"]
     if not isinstance(dtype, str) or dtype.lower() not in _TYPES or not _is_whole(channels) or channels < 1:
-        return f"data_type {format_value(dtype)} with {format_value(channels)} channels"
+        return (
+            f"it states {format_value(channels)} channels of the data_type {format_value(dtype)}; supported are 1 or "
+            f"more channels of {', '.join(_TYPES)}"
+        )
     if info.get("type") is not None and not isinstance(info["type"], str):
         return f"its type is {format_value(info['type'])}, which is not a string"
     if not isinstance(scales, list):
@@ -105,7 +108,7 @@ def _scale_problem(scale: Any, dtype: np.dtype[Any], channels: int) -> str:
         return f"has the encoding {format_value(encoding)}, which is not a string"
     return (
         _key_problem(scale["key"])
-        or _places_problem(scale, encoding.lower())
+        or _vectors_problem(scale, encoding.lower())
         or _resolution_problem(scale["resolution"])
         or _extent_problem(scale, dtype, channels)
         or _encoding_problem(encoding.lower(), dtype, channels)
@@ -132,13 +135,14 @@ def _is_too_long(key: str) -> bool:
         return True
 
 
-def _places_problem(scale: dict[str, Any], encoding: str) -> str:
-    places = {key: scale.get(key, []) for key in ("size", "voxel_offset")}
+def _vectors_problem(scale: dict[str, Any], encoding: str) -> str:
+    """Return the problem of the members with three whole numbers."""
+    vectors = {key: scale.get(key, []) for key in ("size", "voxel_offset")}
     chunks = scale["chunk_sizes"]
-    places["chunk_sizes"] = chunks[0] if isinstance(chunks, list) and chunks else chunks
+    vectors["chunk_sizes"] = chunks[0] if isinstance(chunks, list) and chunks else chunks
     if encoding == "compressed_segmentation":
-        places["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
-    for key, numbers in places.items():
+        vectors["compressed_segmentation_block_size"] = scale.get("compressed_segmentation_block_size")
+    for key, numbers in vectors.items():
         if not isinstance(numbers, list) or not _is_whole(*numbers):
             return f"has the {key} {format_value(numbers)}; it must hold whole numbers"
         if key == "voxel_offset":
@@ -176,7 +180,7 @@ def _extent_problem(scale: dict[str, Any], dtype: np.dtype[Any], channels: int) 
 
 
 def _encoding_problem(encoding: str, dtype: np.dtype[Any], channels: int) -> str:
-    types, counts = _HOLDS.get(encoding, ((dtype.name,), ()))
+    types, counts = _SUPPORTED.get(encoding, ((dtype.name,), ()))
     if dtype.name in types and (not counts or channels in counts):
         return ""
     allowed = f"{' or '.join(map(str, counts))} channel{'' if counts == (1,) else 's'}" if counts else "any channels"
@@ -253,14 +257,14 @@ Slices = tuple[slice, slice, slice]
 
 
 class StoredChunk(NamedTuple):
-    """A chunk of a level, cut off at the end of the level."""
+    """A chunk of a level, without its part beyond the end of the level."""
 
     name: str
-    """File name, which contains its position in absolute voxels."""
+    """File name, which states the position of the chunk in absolute voxels."""
     box: IndexBox
     shape: Index3
     slices: tuple[int, int]
-    """Index in the chunk of the first slice that is decoded, and of the one after the last."""
+    """Indexes in the chunk of the first slice that is decoded, and of the slice after the last one."""
     taken: Slices
     """The part of the decoded slices that lies in the requested box."""
     place: Slices
@@ -270,7 +274,7 @@ class StoredChunk(NamedTuple):
 def level_spans(level: Level, box: IndexBox, depth: int = 0) -> Axes:
     """Return the chunks that a box inside a level overlaps along z, y and x.
 
-    ``depth`` is the number of slices that are decoded together; 0 stands for those of a chunk.
+    ``depth`` is the number of slices that are decoded together; 0 for all slices of a chunk.
     """
     depths = (depth, 0, 0)
     axes = zip(level.chunks, box.start, box.stop, level.grid.shape, depths, strict=True)
@@ -279,7 +283,7 @@ def level_spans(level: Level, box: IndexBox, depth: int = 0) -> Axes:
 
 def stored_chunks(level: Level, axes: Axes) -> list[StoredChunk]:
     """Return the chunks of a box in C order, from the result of `level_spans`."""
-    # A slice overlaps hundreds of chunks, so everything that depends on one axis is computed per axis.
+    # A slice overlaps hundreds of chunks, so whatever depends on one axis only is computed once per axis.
     lows = [int(n) for n in level.grid.voxel_offset[::-1]]
     named = [[(s, f"{n + s.start}-{n + s.stop}") for s in spans] for spans, n in zip(axes, lows, strict=True)]
     return [

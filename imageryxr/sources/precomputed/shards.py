@@ -1,7 +1,8 @@
 """Locations of chunks in sharded precomputed layers.
 
-The format is that of Neuroglancer's ``precomputed/sharded.md``. A shard starts with an index of its minishards; the
-index of a minishard contains the offsets of chunks. Indexes are cached, so that most blocks request only chunks.
+The format is that of Neuroglancer's ``precomputed/sharded.md``. A shard starts with the offsets of the indexes of its
+minishards; the index of a minishard contains the offsets of chunks. Indexes are cached, so that most blocks request
+only chunks.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[i
 def fetch_shards(
     store: ObjectStore, folder: str, sharding: dict[str, Any], ids: Sequence[int]
 ) -> Callable[[int], tuple[str, int, int] | None]:
-    """Fetch the indexes of chunks, and return a function from a chunk id to (key, start, stop), or None if missing.
+    """Fetch the indexes for chunks, and return a function from a chunk id to the chunk's place in the store.
 
-    `folder` is the path of the level in the store, and `sharding` the member of the ``info``.
+    The place is the key of a shard and a range of its bytes, (key, start, stop), or None for a missing chunk. `folder`
+    is the path of the level in the store, and `sharding` the sharding specification in the ``info``.
     """
     import_package("cloudvolume")
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
@@ -104,12 +106,12 @@ def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding == "raw":
         return body
     if encoding != "gzip":
-        raise ValueError(f"its shard is stored as {encoding!r}; the format defines raw and gzip")
+        raise ValueError(f"its shard is encoded as {encoding!r}; supported are raw and gzip")
     return decompress(body, "gzip", limit)
 
 
 def _parse(body: bytes, length: int) -> Index:
-    # Three rows: differences of ids, gaps between the end of a chunk and the start of the next, and sizes.
+    # Three rows: differences of successive ids, gaps between successive chunks, and sizes of chunks.
     if len(body) % 24:
         raise ValueError(f"the index of a minishard has {len(body)} bytes, which is not a multiple of 24")
     rows = np.frombuffer(body, "<u8").reshape(3, -1).astype(np.uint64)

@@ -142,8 +142,8 @@ class PrecomputedSource(chunks.StoredLayer):
         found: list[IndexBox] = []
         out = self._download(mip, box, found, on_chunk)
         boxes = [str(level.grid.crop(missing).bbox) for missing in sorted(found)]
-        # CloudVolume treats 403 like 404, because buckets without list permission answer 403 for missing objects. If
-        # the metadata are not readable either, access was denied.
+        # Buckets without list permission answer 403 for missing objects, so a 403 counts as missing. If the metadata
+        # cannot be read either, access was denied.
         address = Address("precomputed", self.url)
         if boxes and _is_remote(self.url) and fetch_info(address, self.connection, self.token) is None:
             raise chunks.access_denied_error(self.name, "403")

@@ -201,9 +201,9 @@ def test_a_png_with_a_palette_is_read_as_colours():
 @pytest.mark.parametrize(
     ("picture", "dtype", "channels", "message"),
     [
-        (png(4, 2, 16, 0, b"\0" * 18), "uint8", 1, "16 bits instead of uint8"),
-        (png(4, 2, 8, 0, b"\0" * 10), "uint16", 1, "8 bits instead of uint16"),
-        (png(4, 2, 1, 0, b"\0" * 4), "uint8", 1, "1 bits instead of uint8"),
+        (png(4, 2, 16, 0, b"\0" * 18), "uint8", 1, "16 bits per component instead of uint8"),
+        (png(4, 2, 8, 0, b"\0" * 10), "uint16", 1, "8 bits per component instead of uint16"),
+        (png(4, 2, 1, 0, b"\0" * 4), "uint8", 1, "1 bits per component instead of uint8"),
         (png(4, 2, 8, 0, b"\0" * 10), "uint8", 3, "1 components instead of 3"),
         (png(4, 2, 8, 2, b"\0" * 26), "uint8", 1, "3 components instead of 1"),
         (png(4, 2, 8, 6, b"\0" * 34), "uint8", 3, "4 components instead of 3"),
