@@ -187,10 +187,10 @@ def test_a_file_does_not_name_the_limit_itself(name):
     array = {"zarr_format": 3, "node_type": "array", "shape": [8], "data_type": "uint8", "fill_value": 0}
     array |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [8]}}, "chunk_key_encoding": "default"}
     array["codecs"] = [{"name": "bytes"}, {"name": name, "configuration": own}]
-    with pytest.raises(ix.errors.CodecError, match="not a codec for files"):
+    with pytest.raises(ix.errors.CodecError, match="a name that imageryxr reserves"):
         layout_of("x", array, 3)
     old = {"zarr_format": 2, "shape": [8], "chunks": [8], "dtype": "|u1", "order": "C", "filters": None}
-    with pytest.raises(ix.errors.CodecError, match="not a codec for files"):
+    with pytest.raises(ix.errors.CodecError, match="a name that imageryxr reserves"):
         layout_of("x", old | {"compressor": own | {"id": name}, "fill_value": 0}, 2)
 
 

@@ -18,7 +18,7 @@ from imageryxr.errors import SourceError, format_value
 from imageryxr.sources.omezarr import codec_metadata
 
 MOST_ALONG = 2**24
-"""Largest number of voxels along a spatial axis, whose coordinates are in memory, as in precomputed."""
+"""Largest number of voxels along a spatial axis, as in precomputed: their coordinates are in memory."""
 _MOST_CHUNK_BYTES = 2**40
 _DTYPE = re.compile(r"[<>|=]?([biuf])([1248])")
 _NAMES = {
@@ -34,14 +34,18 @@ _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Layout(NamedTuple):
-    """The layout of an array: shapes of array, chunks and stored objects, data type, encoding and metadata."""
+    """The layout of an array: its shapes, data type, encoding and metadata."""
 
     shape: tuple[int, ...]
+    """Shape of the array."""
     chunks: tuple[int, ...]
+    """Shape of the smallest chunks that can be read."""
     objects: tuple[int, ...]
+    """Shape of a stored object, which is a chunk or a shard."""
     dtype: str
     """Name of the data type of the voxels in native byte order; booleans are read as uint8."""
     encoding: str
+    """Names of the codecs."""
     document: str
     """JSON metadata without attributes, in the form of zarr-python."""
     has_separator: bool
@@ -114,9 +118,9 @@ def _layout(
     has_separator: bool,
 ) -> Layout:
     if math.prod(chunks) * dtype.itemsize > _MOST_CHUNK_BYTES:
-        raise SourceError(f"{where} has chunks of {chunks} voxels, which are too large; the metadata are damaged")
+        raise SourceError(f"{where} has chunks of {chunks} voxels; the limit is 1 TiB, so the metadata are damaged")
     names = [n for n in codec_metadata.codec_names(document) if n not in ("bytes", "transpose")]
-    if "sharding_indexed" in names:  # only the codecs of the inner chunks, not those of the index
+    if "sharding_indexed" in names:  # the encoding is that of the inner chunks, without the codecs of the index
         inner = next(c for c in document["codecs"] if c["name"] == "sharding_indexed")["configuration"]["codecs"]
         names = [c["name"] for c in inner if c["name"] not in ("bytes", "transpose")]
     read = "uint8" if dtype.kind == "b" else dtype.name
@@ -213,7 +217,7 @@ def _fill_text(text: str, dtype: np.dtype[Any]) -> Any:
         return float(text)
     if dtype.kind == "f" and re.fullmatch(
         rf"0x[0-9a-fA-F]{{{2 * dtype.itemsize}}}", text
-    ):  # the bits of a float in Zarr 3
+    ):  # Zarr 3 permits the bits of a float
         return float(np.frombuffer(bytes.fromhex(text[2:]), dtype.newbyteorder(">"))[0])
     return None
 

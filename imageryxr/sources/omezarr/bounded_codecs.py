@@ -32,17 +32,19 @@ _FRAMES = frozenset({"blosc", "zstd", "lz4"})
 """Compressors whose header states the decompressed size, which their decoder allocates."""
 _COMPRESSORS = _STREAMS | _FRAMES
 # Codecs whose output has about the size of their input.
-_EVEN = frozenset({"bytes", "transpose", "sharding_indexed", "crc32", "crc32c", "adler32", "fletcher32", "shuffle"}) | {
-    "jenkins_lookup3", "delta", "fixedscaleoffset", "quantize", "bitround", "astype", "packbits",
+_SIZE_KEEPING = {
+    "bytes", "transpose", "sharding_indexed", "crc32", "crc32c", "adler32", "fletcher32", "shuffle", "jenkins_lookup3",
+    "delta", "fixedscaleoffset", "quantize", "bitround", "astype", "packbits",
 }  # fmt: skip
-# Filters may store wider types than the array, and compressed data that are compressed again do not shrink.
+# The limit of a codec is the size of the voxels times a factor, because filters may store wider types, plus some bytes,
+# because compressed data that are compressed again grow.
 _FACTOR, _MORE = 8, 1 << 20
 _PIECE = 1 << 20
 _LZMA_DICTIONARY = 256 << 20
 
 
 def bounded_metadata(text: str) -> dict[str, Any]:
-    """Return checked metadata for zarr-python with a limit for every compressor; registers the codecs if needed."""
+    """Return checked metadata for zarr-python with a limit for every compressor; register the codecs that apply it."""
     document: dict[str, Any] = json.loads(text)
     if document["zarr_format"] == 2:
         limit = _limit(document["chunks"], np.dtype(document["dtype"]).itemsize)
@@ -59,10 +61,10 @@ def bounded_metadata(text: str) -> dict[str, Any]:
 def check_bounded(name: str, text: str, access: Access) -> None:
     """Raise `CodecError` if an array from a link has a codec whose output has no limit.
 
-    Pictures and the codecs of other packages allocate the size in their own headers. Neuroglancer supports none of
-    them.
+    Codecs of pictures and those of other packages allocate the size that their own headers state. Neuroglancer supports
+    none of these codecs.
     """
-    known = _COMPRESSORS | _EVEN
+    known = _COMPRESSORS | _SIZE_KEEPING
     for codec in codec_names(json.loads(text)) if access.from_link else ():
         if codec.removeprefix(_NAMESPACE) not in known:
             raise CodecError(

@@ -25,21 +25,21 @@ Coords = tuple[int, ...]
 
 
 class _ReadySelector(selectors.DefaultSelector):
-    """A selector that makes a system call only to wait, because the callbacks of decoding are always ready."""
+    """A selector that skips the system call unless it waits: decoding needs no files, so its callbacks are ready."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return events of files; none if the caller does not wait."""
+        """Return the events of files; none if the caller does not wait."""
         return [] if timeout is not None and timeout <= 0 else super().select(timeout)
 
 
 class _InlineLoop(asyncio.SelectorEventLoop):
-    """An event loop whose executor is the calling thread: the engine decodes in threads already."""
+    """An event loop that runs functions in the calling thread, because the engine already decodes in threads."""
 
     def __init__(self) -> None:
         super().__init__(_ReadySelector())
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        """Return a future with the result of a function."""
+        """Run a function and return a future with its result."""
         future = self.create_future()
         try:
             future.set_result(func(*args))
@@ -73,7 +73,7 @@ class PlainChunk:
     """Largest size in bytes after decompression."""
 
     def decode(self, body: bytes | memoryview) -> npt.NDArray[Any] | None:
-        """Return the voxels, or None if their size is wrong."""
+        """Return the voxels, or None if their number is not that of the shape."""
         found = body if self.compressor is None else decompress_bounded(body, self.compressor, self.limit)
         voxels: npt.NDArray[Any] = np.frombuffer(found, np.uint8)
         if voxels.size != math.prod(self.shape) * self.dtype.itemsize:
@@ -83,7 +83,7 @@ class PlainChunk:
 
 @lru_cache(maxsize=256)
 def plain_chunk(metadata: str) -> PlainChunk | None:
-    """Return how chunks are decoded without zarr-python, or None if they have other codecs."""
+    """Return how chunks are decoded without zarr-python, or None if their codecs require zarr-python."""
     document = bounded_metadata(metadata)
     if document["zarr_format"] == 2:
         if document.get("filters") or np.dtype(document["dtype"]).kind not in "iuf":
@@ -107,7 +107,7 @@ def plain_chunk(metadata: str) -> PlainChunk | None:
 def decode_chunk(array: Any, body: bytes | memoryview, plain: PlainChunk | None = None) -> npt.NDArray[Any]:
     """Return the voxels of a chunk of an array.
 
-    zarr-python takes a millisecond per chunk in several tasks, so the most frequent codecs are called directly.
+    The most frequent codecs are called directly, because zarr-python takes a millisecond per chunk for its tasks.
     """
     voxels = None if plain is None else plain.decode(body)
     return decode_with_zarr(array, body) if voxels is None else voxels

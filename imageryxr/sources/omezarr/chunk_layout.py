@@ -1,4 +1,4 @@
-"""How the chunks of a Zarr array are stored: in objects of their own, or in shards."""
+"""Layout of the chunks of a Zarr array in stored objects: one chunk per object, or shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ChunkLayout:
     """How the chunks of an array are stored."""
 
     array: Any
-    """Array of zarr-python whose chunks are the smallest chunks that can be read, to decode them."""
+    """Array of zarr-python whose chunks are the smallest chunks that can be read; it decodes them."""
     outer: Any
     """Metadata of the stored array, for the keys of its objects."""
     chunks: Coords
@@ -32,9 +32,9 @@ class ChunkLayout:
     """Number of chunks along each axis of an object; 1 unless the objects are shards."""
     form: ObjectFormat
     plain: PlainChunk | None
-    """How the chunks are decoded without zarr-python."""
+    """How the chunks are decoded without zarr-python; None if they require it."""
     index: Any = None
-    """Array of zarr-python to decode the index of a shard; None for objects that are chunks."""
+    """Array of zarr-python that decodes the index of a shard; None if the objects are chunks."""
 
     @cached_property
     def chunk_bytes(self) -> int:
@@ -47,7 +47,7 @@ class ChunkLayout:
         return math.prod(self.per_object) * self.chunk_bytes
 
     def count_chunks(self, place: Coords) -> int:
-        """Return the number of chunks of the shard at a position in the grid of shards that lie in the array."""
+        """Return the number of chunks inside the array of the shard at a position in the grid of shards."""
         sizes = zip(self.outer.shape, self.chunks, self.per_object, place, strict=True)
         return math.prod(min(per, -(-length // size) - per * number) for length, size, per, number in sizes)
 
@@ -61,7 +61,7 @@ class ChunkPart(NamedTuple):
     """A chunk of a box."""
 
     number: int
-    """Its place among the chunks of the box, in C order of z, y and x."""
+    """Its index among the chunks of the box, in C order of z, y and x."""
     key: str
     """Key of its object."""
     place_of_object: Coords
@@ -69,7 +69,7 @@ class ChunkPart(NamedTuple):
     row: int
     """Its row in the index of the object."""
     taken: tuple[slice, ...]
-    """Its part in the box (z, y, x)."""
+    """Part of the chunk that lies in the box (z, y, x)."""
     place: tuple[slice, ...]
     """Where this part lies in the box."""
 
@@ -87,7 +87,7 @@ def chunk_layout(metadata: str) -> ChunkLayout:
     objects = tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
     shard = document["codecs"][0].get("configuration") or {}
     is_sharded = form.index_size and "sharding_indexed" not in [c["name"] for c in shard["codecs"]]
-    if not is_sharded:  # also shards in shards and transposed shards, which are read whole
+    if not is_sharded:  # shards in shards and transposed shards are read whole, like chunks
         return ChunkLayout(_array(metadata), outer, objects, (1,) * len(objects), form, plain_chunk(metadata))
     chunks = tuple(shard["chunk_shape"])
     per_object = tuple(n // m for n, m in zip(objects, chunks, strict=True))

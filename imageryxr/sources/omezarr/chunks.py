@@ -1,8 +1,8 @@
 """Reading of the chunks of remote Zarr arrays through the engine; zarr-python's codecs decode them.
 
 zarr-python limits its concurrency for the whole process, and reads the chunks of a shard one after the other. So the
-engine fetches the chunks, also those in shards, and each is decoded with the codecs of an array whose chunks are the
-smallest chunks that can be read.
+engine fetches the chunks, including those in shards. Each chunk is decoded with the codecs of an array whose chunks are
+the smallest chunks that can be read.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def read_box(
     metadata : str
         Metadata of the array, as in `ZarrLevel`.
     axes : tuple of str and int
-        For each axis of the array, its name (z, y or x), or the index that is read of another axis. If there is no z,
-        the array is one slice.
+        For each axis of the array, its name (z, y or x), or the index to read along a non-spatial axis. Without z the
+        array is one slice.
     box : IndexBox
         Box inside the array.
     connection : Connection
@@ -120,7 +120,7 @@ def _view(axes: StoredAxes, chunks: Coords) -> Callable[[npt.NDArray[Any]], npt.
 
 
 class _Guarded:
-    """A store that records missing objects, and those for which it answers 403."""
+    """A store that records the keys of missing objects, and whether it answered 403 for them."""
 
     def __init__(self, store: ObjectStore, absent: dict[str, bool]) -> None:
         self.store, self.absent = store, absent
@@ -145,7 +145,8 @@ class _Guarded:
             else:
                 found = store.get(key, part, limit, stop, *more)
         except ForbiddenObjectError:
-            # Buckets without list permission answer 403 for missing objects; `_check_absent` distinguishes.
+            # Buckets without list permission answer 403 for missing objects; `OmeZarrSource._check_absent` finds out
+            # whether access was denied.
             self.absent[key] = True
             return None
         if found is None:

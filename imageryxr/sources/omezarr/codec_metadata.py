@@ -1,7 +1,7 @@
 """Validation of codec metadata of Zarr arrays, and conversion to the form of zarr-python and numcodecs.
 
-Most codecs can be decoded without their options, and writers add options that other libraries reject (``nthreads``).
-For these codecs the options are replaced with valid ones, so that only the name of a codec matters.
+Most codecs need no options to decode, and some writers add options that other libraries reject (``nthreads``). For
+these codecs the options are replaced with valid ones, so that only the name of a codec matters.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def codec_v2(value: Any, what: str) -> dict[str, Any]:
 def codecs_v3(value: Any, what: str, shape: tuple[int, ...], depth: int = 0) -> list[dict[str, Any]]:
     """Return the codecs of a ``zarr.json`` in the form of zarr-python.
 
-    `what` names the source and member in messages. `shape` is the shape of the chunks that the codecs encode, and
+    `what` is the source and the member, for messages. `shape` is the shape of the chunks that the codecs encode, and
     `depth` the number of nested shards around them.
     """
     out: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ def _sharding(options: dict[str, Any], what: str, shape: tuple[int, ...], depth:
 
 def _check_codec_name(name: str, what: str) -> None:
     if name.removeprefix(_NAMESPACE) == BOUNDED:  # a file must not set its own limit
-        raise CodecError(f"{what} is {name!r}, which is not a codec for files; convert the array")
+        raise CodecError(f"{what} is {name!r}, a name that imageryxr reserves; convert the array to another codec")
     # Unpickling runs code from the file.
     if name.removeprefix(_NAMESPACE) == "pickle":
         raise CodecError(

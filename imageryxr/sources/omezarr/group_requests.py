@@ -1,7 +1,8 @@
 """Requests for the metadata of a remote group, before its layout is known.
 
-The group names its arrays, so that their metadata would take a second round trip. Most images have few levels with the
-usual names. Their metadata are requested together with those of the group, and those of other names afterwards.
+The metadata of a group name its arrays, so the metadata of the arrays would take a second round trip. Most images have
+few levels with the usual names. The metadata of arrays with these names are requested together with those of the
+group, and the metadata of other arrays afterwards.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ _ARRAY_KEYS = ("zarr.json", ".zarray")
 PendingFile = Callable[[], MetadataFile | None]
 """Function that waits for a requested file; returns None if it does not exist, and raises the error of the request."""
 GroupFiles = Sequence[PendingFile]
-"""Functions that return the ``zarr.json`` and the ``.zattrs`` of a group, None if it does not exist."""
+"""Functions that return the ``zarr.json`` and the ``.zattrs`` of a group; None for a file that does not exist."""
 
 
 class Requested(NamedTuple):
-    """Metadata that were requested."""
+    """Pending requests for the metadata of a group and its arrays."""
 
     group: GroupFiles | None
     """None for a local group, whose files are read one by one."""
     arrays: Mapping[str, PendingFile]
-    """Functions that return the metadata of arrays by key, None if they do not exist."""
+    """Functions by key that return the metadata of an array; None if the file does not exist."""
 
 
 def request_group(address: Address, token: str | None, connection: Connection) -> GroupFiles:
-    """Request the ``zarr.json`` and the ``.zattrs`` of a group at once; functions return them or raise their error."""
+    """Request the ``zarr.json`` and the ``.zattrs`` of a group in parallel; return a function for each file."""
     return run_all([partial(fetch_json_file, address, token, key, connection) for key in GROUP_KEYS])
 
 
@@ -47,9 +48,9 @@ def request_group(address: Address, token: str | None, connection: Connection) -
 def requested_metadata(
     address: Address, token: str | None, connection: Connection, group: GroupFiles | None
 ) -> Iterator[Requested]:
-    """Request the metadata of a group and of arrays with the usual names at once.
+    """Request the metadata of a group and of arrays with the usual names in parallel.
 
-    The functions wait for their own answers only. Requests whose answers were not needed end with the context.
+    Each function waits for its own request only. Requests that still run at the end of the context are stopped.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def requested_metadata(
         return
     arrays = [f"{level}/{key}" for level in USUAL_LEVELS for key in _ARRAY_KEYS]
     if (connection.concurrency or FILE_REQUESTS) < len(GROUP_KEYS) + len(arrays):
-        arrays = []  # they would delay the requests that are needed
+        arrays = []  # with so few requests at once, these would delay the requests for the group
     calls = [partial(fetch_json_file, address, token, key, connection) for key in (*GROUP_KEYS, *arrays)]
     with start_all(calls) as files:
         yield Requested(files[: len(GROUP_KEYS)], dict(zip(arrays, files[len(GROUP_KEYS) :], strict=True)))

@@ -1,4 +1,4 @@
-"""Messages for Zarr groups and arrays that are not images: their content, and the address that opens it."""
+"""Messages for Zarr groups and arrays that are not images: what they contain, and which address to open instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from imageryxr.sources.address import Address
 
 Attributes = Callable[[str], dict[str, Any]]
-"""Returns the OME metadata of a subgroup by its path; an empty dict if it has none."""
+"""Function that returns the OME metadata of the subgroup at a path; an empty dict if it has none."""
 
 
 def non_image_message(address: Address, ome: dict[str, Any], attributes: Attributes) -> str:
@@ -24,7 +24,7 @@ def non_image_message(address: Address, ome: dict[str, Any], attributes: Attribu
         return f"is a plate of many images; give one of them, such as {name}/{well}/{fields[0]}"
     if isinstance(ome.get("labels"), list):
         found = [str(label) for label in ome["labels"] if isinstance(label, str)]
-        return f"holds the list of an image's labels; give one of them: {_addresses(name, found) or name + '/NAME'}"
+        return f"lists the labels of an image; give one of them: {_addresses(name, found) or name + '/NAME'}"
     if isinstance(ome.get("well"), dict):
         fields = _paths(ome["well"].get("images")) or ["0"]
         return f"is a well with {len(fields)} images; give one of them: {_addresses(name, fields)}"
@@ -34,12 +34,12 @@ def non_image_message(address: Address, ome: dict[str, Any], attributes: Attribu
         return f"holds the images of a bioformats2raw folder; give one of them: {_addresses(name, images)}"
     below = child_images(address, attributes)
     if below:
-        return f"is a Zarr group without OME metadata of its own; it holds images, give one: {_addresses(name, below)}"
-    # The groups of a local folder are known not to be images.
+        return f"is a Zarr group without OME metadata, which holds images; give one of them: {_addresses(name, below)}"
+    # `child_images` has found that no group in a local folder is an image.
     image = "" if address.local_path is not None else f"give the group of an image, such as {name}/0; "
     return (
-        f"is a Zarr group without OME metadata (no 'multiscales'); {image}what xarray wrote, such as cutouts, opens "
-        f"with xarray.open_zarr, coordinates included; or open one of its arrays: "
+        f"is a Zarr group without OME metadata (no 'multiscales'); {image}open a group that xarray wrote, such as "
+        f"cutouts, with xarray.open_zarr; or open one of its arrays: "
         f"{array_advice(address, 'ARRAY', None)}"
     )
 

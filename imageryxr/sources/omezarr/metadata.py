@@ -44,7 +44,10 @@ def check_version(name: str, ome: dict[str, Any], multiscale: dict[str, Any], ad
     declared = ome.get("version", multiscale.get("version"))
     version = _number(declared)
     if version is not None and version > _NEWEST:
-        raise SourceError(f"{name} is OME-Zarr of version {format_value(declared)}; versions 0.4 to 0.6 are read")
+        raise SourceError(
+            f"{name} is OME-Zarr of version {format_value(declared)}; supported are versions 0.4 to 0.6: convert the "
+            "image, or look for a newer imageryxr"
+        )
     has_axes = bool(multiscale.get("axes") or multiscale.get("coordinateSystems"))
     datasets = multiscale.get("datasets")
     entries = [d for d in datasets if isinstance(d, dict)] if isinstance(datasets, list) else []
@@ -75,7 +78,7 @@ def axes_of(name: str, multiscale: dict[str, Any]) -> Axes:
     entries, system = _axis_entries(name, multiscale)
     names = [_axis_name(entry) for entry in entries]
     space = [i for i, axis in enumerate(names) if axis in DIMS or axis == "space"]
-    if "space" in names:  # spatial axes with other names: NGFF orders them z, y, x
+    if "space" in names:  # NGFF requires the order z, y, x for spatial axes of any name
         for i, dim in zip(reversed(space), reversed(DIMS), strict=False):
             names[i] = dim
     if not {"y", "x"} <= set(names) or len(set(names)) < len(names) or "space" in names:
@@ -118,7 +121,7 @@ def _coordinate_system(name: str, multiscale: dict[str, Any]) -> dict[str, Any]:
 
 
 def _system_name(value: Any) -> str:
-    return str(value.get("name") if isinstance(value, dict) else value)  # drafts of 0.6 write only the name
+    return str(value.get("name") if isinstance(value, dict) else value)  # in drafts of 0.6 the value is the name
 
 
 def _factors(name: str, units: dict[str, Any]) -> dict[str, Fraction]:

@@ -1,8 +1,8 @@
-"""Checks of stored Zarr objects before decoding: a truncated object may silently decode to zeros.
+"""Checks of stored Zarr objects before decoding, because a truncated object may silently decode to zeros.
 
 Blosc does not compare the length in its header with the length of its input, and zarr-python treats chunks beyond the
-end of a shard as missing. Headers of Blosc, LZ4 and Zstandard are compared with the metadata of the array
-(`frame_headers`). Other codecs detect truncation themselves.
+end of a shard as missing. The headers of Blosc, LZ4 and Zstandard are compared with the metadata of the array (see
+`frame_headers`). Other codecs detect truncation themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEFT_OUT = np.iinfo(np.uint64).max
 
 
 class DamagedObjectError(ValueError):
-    """A stored object that is damaged; `OmeZarrSource` adds the box."""
+    """A stored object that is damaged; `OmeZarrSource` adds the box to the message."""
 
 
 class ObjectFormat(NamedTuple):
@@ -129,12 +129,12 @@ def _shard_problem(form: ObjectFormat, data: bytes | memoryview) -> str:
     if not form.index_size:
         return ""
     if len(data) < form.index_size:
-        return f"it holds {len(data)} bytes, fewer than its index takes"
+        return f"it has {len(data)} bytes, but its index alone takes {form.index_size}"
     begin = 0 if form.index_first else len(data) - form.index_size
     index = np.frombuffer(data, "<u8", 2 * form.chunks_in_shard, begin).reshape(-1, 2)
     for offset, size in index[(index != _LEFT_OUT).any(axis=1)].tolist():
         if offset + size > len(data):
-            return f"its index refers to byte {offset + size} of {len(data)}"
+            return f"it has {len(data)} bytes, but its index refers to byte {offset + size}"
         problem = frame_problem(data[offset : offset + size], form.codec, form.chunk_bytes, form.item_sizes)
         if problem:
             return problem

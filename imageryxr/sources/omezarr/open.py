@@ -77,7 +77,7 @@ def open_omezarr(
     connection : Connection, optional
         Options of requests to web servers.
     group : sequence of callable, optional
-        Result of `request_group`; by default the metadata of the group are requested.
+        Result of `request_group`, to use its answers. Default: the metadata of the group are requested.
 
     Raises
     ------
@@ -91,7 +91,9 @@ def open_omezarr(
     check_assume(assume)
     name = address.zarr_name
     if address.protocol not in PROTOCOLS:
-        raise SourceError(f"{name}: OME-Zarr is supported on {', '.join(PROTOCOLS)}, not on {address.protocol}://")
+        raise SourceError(
+            f"{name}: OME-Zarr is read from {', '.join(PROTOCOLS)}, not from {address.protocol}://; copy it there"
+        )
     connection = to_connection(connection)
     picks = {"c": channel, "t": time}
     with requested_metadata(address, token, connection, group) as requested:
@@ -119,7 +121,7 @@ def _ome_metadata(
     for version, pending in zip((3, 2), group or request_group(address, token, connection), strict=True):
         try:
             file = pending()
-        except AuthError as error:  # some servers send a page for a file that does not exist
+        except AuthError as error:  # some servers send a login page for a file that does not exist
             denied, file = denied or error, None
         if file is None:
             continue
@@ -198,7 +200,7 @@ def _build_source(
     layouts = [layout for layout, _ in arrays]
     picks = ngff.picks_of(name, axes.names, layouts[0].shape, chosen)
     grids = [grid_of_level(name, multiscale, mip, lay.shape, axes, assume) for mip, lay in enumerate(layouts)]
-    if "z" not in axes.names:  # a single slice has the same thickness at all levels
+    if "z" not in axes.names:  # a single slice must have the same thickness at all levels
         thickness = min(grid.resolution[2] for grid in grids)
         grids = [Grid(g.shape, (*g.resolution[:2], thickness), g.voxel_offset) for g in grids]
     finest = min(

@@ -18,7 +18,7 @@ from imageryxr.sources.omezarr.object_check import DamagedObjectError, check_obj
 
 LARGEST_SHARD = 16 << 20
 """Largest size in bytes of the voxels of a shard that is fetched with one request."""
-# Offset and size of a chunk that its shard does not contain.
+# Offset and size in the index for a chunk that the shard does not contain.
 _LEFT_OUT = (2**64 - 1, 2**64 - 1)
 
 
@@ -28,9 +28,10 @@ def chunk_request(layout: ChunkLayout, part: ChunkPart, span: tuple[int, int] | 
 
 
 def whole_shards(layout: ChunkLayout, store: ObjectStore, parts: Sequence[ChunkPart]) -> list[list[ChunkPart]]:
-    """Return the chunks of each shard that is fetched whole: a small one, of which all chunks are needed.
+    """Return the chunks of each shard that is fetched whole: of small shards all of whose chunks are needed.
 
-    That saves the round trip for its index. The disk cache stores single chunks, which it finds with the index.
+    Fetching a whole shard saves the round trip for its index. With a disk cache no shard is fetched whole, because the
+    cache stores single chunks, whose keys require the index.
     """
     if layout.index is None or layout.shard_bytes > LARGEST_SHARD or store.disk_place is not None:
         return []
@@ -48,7 +49,7 @@ def whole_shards(layout: ChunkLayout, store: ObjectStore, parts: Sequence[ChunkP
 def shard_request(
     layout: ChunkLayout, store: ObjectStore, parts: Sequence[ChunkPart], found: list[ObjectRequest | None]
 ) -> ObjectRequest:
-    """Return the request for a whole shard; sets the requests for its chunks in ``found`` when it has arrived."""
+    """Return the request for a whole shard, which sets the requests for its chunks in ``found`` when it arrives."""
     form, key, size = layout.form, parts[0].key, layout.form.index_size
     limit = 4 * layout.shard_bytes + (1 << 20) + size
 
@@ -67,7 +68,8 @@ def shard_request(
             if stop > len(body):
                 raise DamagedObjectError(f"{key} has {len(body)} bytes, but its index refers to byte {stop}")
             yield request, stored._replace(body=body[start:stop], encoding="")
-        put_index(store, (key,), index)  # after its chunks were decoded, so that a damaged index is fetched again
+        # All chunks have been decoded, so the index is valid; a damaged index must be fetched again.
+        put_index(store, (key,), index)
 
     return ObjectRequest(key, limit, layout.shard_bytes + 2 * layout.chunk_bytes, unpack=unpack)
 
@@ -75,7 +77,7 @@ def shard_request(
 def chunk_requests(
     layout: ChunkLayout, store: ObjectStore, parts: Sequence[ChunkPart]
 ) -> Iterator[ObjectRequest | None]:
-    """Yield the requests for chunks; None for a chunk that its shard does not contain, the fill value."""
+    """Yield the requests for chunks; None for a chunk that its shard does not contain, which is the fill value."""
     if layout.index is None:
         yield from (chunk_request(layout, part) for part in parts)
         return

@@ -85,7 +85,7 @@ class OmeZarrSource:
     missing: Missing = None
     """Policy for missing chunks; None reads them as the fill value."""
     others: tuple[tuple[str, float, float], ...] = field(default=(), compare=False, repr=False)
-    """Non-spatial axes as (name, scale, offset): the scale in seconds for times, the offset of index 0 in indexes."""
+    """Non-spatial axes as (name, scale, offset); scales of times are in seconds, offsets are indexes."""
     window: tuple[float, float] | None = None
     """Contrast limits of the channel in the metadata."""
     token: str | None = field(default=None, repr=False, compare=False)
@@ -148,7 +148,7 @@ class OmeZarrSource:
         return read_box(store, stored.path, stored.metadata, axes, box, self.connection)
 
     def _check_absent(self, mip: int, box: IndexBox, absent: dict[str, bool]) -> None:
-        """Apply the policy ``missing`` to objects that zarr-python has read as the fill value."""
+        """Apply the policy ``missing`` to objects that were not found and were read as the fill value."""
         forbidden_keys = [key for key, forbidden in absent.items() if forbidden]
         if forbidden_keys and fetch(self.url, self.token, self._document, self.name, self.connection) is None:
             raise AuthError(
@@ -174,8 +174,8 @@ class OmeZarrSource:
         report_missing_chunks(self, mip, boxes, "the fill value")
 
     def _check_separator(self, mip: int, box: IndexBox, key: str) -> None:
-        # The default separator of a .zarray is '.', but some writers use '/' without stating it. Then every chunk would
-        # be read as the fill value.
+        # The default separator of a .zarray is '.', but some writers use '/' without stating it. Without this check
+        # every chunk of such an array would be read as the fill value.
         stored = self.arrays[mip]
         if stored.has_separator:
             return

@@ -1,6 +1,6 @@
-"""Zarr stores: zarr-python's for local folders and zip archives, the engine's for web servers and buckets.
+"""Zarr stores: those of zarr-python for local folders and zip archives, and remote stores for the engine.
 
-Every object is checked before it is decoded, and missing objects are recorded.
+The local stores check every object before it is decoded, and record missing objects.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ from imageryxr.sources.omezarr.codec_metadata import register_codecs
 from imageryxr.sources.omezarr.object_check import ObjectFormat, check_object, object_format
 from imageryxr.sources.omezarr.zip_store import find_archive, open_archive, read_entry
 
-# Largest size in bytes of a remote chunk: reading one voxel reads the whole chunk, whose shape is not trusted.
+# Largest size in bytes of a remote chunk. Its shape may come from anybody, and reading one voxel reads the whole chunk.
 _MOST_CHUNK_BYTES = 4 << 30
 
 
 @lru_cache(maxsize=1024)
 def parse_array_metadata(text: str) -> Any:
-    """Return the metadata of an array as zarr-python's object, with bounded codecs; ValueError for unknown codecs."""
+    """Return the metadata of an array as an object of zarr-python, with bounded codecs.
+
+    zarr-python raises `ValueError` for unknown codecs.
+    """
     from zarr import AsyncArray
     from zarr.storage import MemoryStore, StorePath
 
@@ -50,9 +53,9 @@ def parse_array_metadata(text: str) -> Any:
 
 
 def open_local_array(url: str, path: str, metadata: str) -> tuple[Any, dict[str, bool]]:
-    """Return an array on this machine with given metadata, and a dict that reads fill with the keys of missing objects.
+    """Return an array on this machine with given metadata, and a dict to which reads add the keys of missing objects.
 
-    Opening reads nothing. The value of a key is True if access is denied.
+    Opening reads nothing. The values of the dict are False: no access was denied.
     """
     import zarr
     from zarr.storage import LocalStore, StorePath
@@ -140,7 +143,7 @@ def _requested_span(prototype: Any = None, byte_range: Any = None) -> tuple[int 
 
 @contextmanager
 def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
-    """Translate errors of stores: denied access to `AuthError`, others with the function `otherwise`."""
+    """Translate errors of stores: denied access to `AuthError`, others to the result of the function `otherwise`."""
     try:
         yield
     except ServerError as error:
@@ -148,7 +151,7 @@ def translate_errors(name: str, otherwise: Any) -> Iterator[None]:
     except ImageryError:
         raise
     except Exception as error:
-        message = clean_message(str(error).split("Debug source:")[0])  # the rest is internal state of the client
+        message = clean_message(str(error).split("Debug source:")[0])  # obstore appends its internal state
         if isinstance(error, PermissionError) or type(error).__name__ in (
             "UnauthenticatedError",
             "PermissionDeniedError",

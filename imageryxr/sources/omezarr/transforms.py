@@ -1,4 +1,4 @@
-"""Grids of the levels of an OME-Zarr, from coordinate transformations that do not mix axes."""
+"""Grids of the levels of an OME-Zarr, from coordinate transformations that treat each axis on its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def grid_of_level(
             place = translation[dim] / scale[dim] - (Fraction(1, 2) if assume == "center" else 0)
             _check_place(f"{name}: level {mip}", dim, sizes[i], resolution[i], place)
             offset[i] = tidy(place)
-    resolution[0] = resolution[0] or resolution[2]  # a 2D image becomes one slice at 0, as thick as a voxel is wide
+    resolution[0] = resolution[0] or resolution[2]  # a 2D image becomes one slice of voxels as thick as wide
     return Grid((sizes[0], sizes[1], sizes[2]), tuple(resolution[::-1]), tuple(offset[::-1]))  # type: ignore[arg-type]
 
 
@@ -87,9 +87,9 @@ def _scale_and_translation(
 
 
 def other_axes_of(what: str, multiscale: dict[str, Any], axes: Axes) -> tuple[tuple[str, float, float], ...]:
-    """Return the non-spatial axes as (name, scale, offset): the scale in seconds for times, the offset in indexes.
+    """Return the non-spatial axes as (name, scale, offset); scales of times are in seconds, offsets are indexes.
 
-    As for spatial axes, a translation is the position of the centre of index 0.
+    As along spatial axes, a translation is the position of the centre of index 0.
     """
     steps = _steps(as_object(multiscale["datasets"][0], what).get("coordinateTransformations") or [], what)
     if axes.system is None:
@@ -128,7 +128,7 @@ def _steps(given: Any, what: str, depth: int = 0) -> list[dict[str, Any]]:
             out.append(step)
         elif kind != "identity":
             raise SourceError(
-                f"{what} is placed by a transformation of the type {format_value(kind)}; supported are scale, "
+                f"{what} has a transformation of the type {format_value(kind)}; supported are scale, "
                 "translation, identity and sequences of these. Open its array with dask.array.from_zarr and resample "
                 "it, for example with scipy.ndimage.affine_transform"
             )

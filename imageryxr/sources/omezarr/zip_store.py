@@ -31,10 +31,10 @@ class Archive(NamedTuple):
 
 
 def find_archive(path: str | os.PathLike[str]) -> Archive | None:
-    """Return the zip archive in a local path and the folder in it, or None if the path contains no archive.
+    """Return the zip archive that a local path names, and the folder in it; None if the path contains no archive.
 
-    Reads only the end of the file. If the Zarr is the only folder in the archive, the path of the archive refers to
-    that folder.
+    Only the end of the file is read. If the archive contains one Zarr folder, the path of the archive names that
+    folder.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def _names(file: str, mtime: int) -> frozenset[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return frozenset(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # the last: an unknown version
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise SourceError(f"the archive {file} cannot be read: {error}; check that it is complete") from error
 
 
@@ -93,7 +93,7 @@ def read_entry(place: Archive, key: str) -> bytes:
     except KeyError:
         raise FileNotFoundError(name) from None
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
-        # zipfile raises RuntimeError for an encrypted entry and NotImplementedError for an unknown compression.
+        # zipfile raises RuntimeError for encrypted entries and NotImplementedError for unknown compressions.
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{name} in the archive {place.file} cannot be read: {error}") from error

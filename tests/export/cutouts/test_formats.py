@@ -74,7 +74,9 @@ def test_a_zarr_has_the_compressor_that_was_given(tmp_path, compressor, codecs):
 
 def test_a_group_of_cutouts_is_not_opened_as_an_image(tmp_path):
     ix.export(boxes().image, tmp_path / "boxes.zarr")
-    with pytest.raises(SourceError, match=r"what xarray wrote, such as cutouts, opens with xarray.open_zarr") as caught:
+    with pytest.raises(
+        SourceError, match=r"open a group that xarray wrote, such as cutouts, with xarray.open_zarr"
+    ) as caught:
         ix.open_image(tmp_path / "boxes.zarr")
     assert "boxes.zarr/0" not in str(caught.value)
 

@@ -147,7 +147,7 @@ def test_metadata_without_mutations_open(tmp_path, start):
         (files_v2({"multiscales": [image([{"type": "scale", "scale": [40, 8, 1e-9]}])]}), "voxels of 1e-09 nm"),
         (files_v2({"multiscales": [image([STEPS[0], {"type": "translation", "translation": [0, 0, 2**70]}])]}), "is out of range"),
         (files_v2({"multiscales": [image([{"type": "affine", "affine": []}])]}), "type 'affine'"),
-        (files_v3({"version": "0.7", "multiscales": [image()]}), "version '0.7'; versions 0.4 to 0.6 are read"),
+        (files_v3({"version": "0.7", "multiscales": [image()]}), "version '0.7'; supported are versions 0.4 to 0.6"),
         (files_v2({"multiscales": [{"version": "0.1", "datasets": [{"path": "0"}]}]}), "of version '0.1', without axes"),
         (files_v2({"multiscales": [{"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}]}), "version '0.3'"),
         (files_v2({"multiscales": [image(version="0.4", datasets=[{"path": "../0"}])]}), "leads out of the group"),

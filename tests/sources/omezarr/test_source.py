@@ -302,7 +302,7 @@ def test_labels_open_as_a_segmentation(tmp_path, version):
         with pytest.raises(LayerError, match="open_segmentation"):
             resolve_source(tmp_path / "labels" / name, "image")
     with pytest.raises(
-        SourceError, match="list of an image's labels; give one of them: .*labels/cells, .*labels/plain"
+        SourceError, match="lists the labels of an image; give one of them: .*labels/cells, .*labels/plain"
     ):
         resolve_source(tmp_path / "labels", "segmentation")
 
