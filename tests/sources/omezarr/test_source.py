@@ -486,7 +486,7 @@ class TestNoImage:
             opened(tmp_path)
 
     def test_unsupported_protocols_are_errors(self):
-        with pytest.raises(SourceError, match="supported on file, http, https, s3, gs, not on mem://"):
+        with pytest.raises(SourceError, match="read from file, http, https, s3, gs, not from mem://"):
             open_omezarr(parse_address("zarr://mem://a/b"))
 
     @pytest.mark.parametrize("version", ["0.4", "0.5"])
