@@ -41,8 +41,8 @@ def option(help: str, default: Any = None, *, python: str | Iterable[str] = (), 
 
 
 @dataclass(frozen=True)
-class _Declared:
-    """An option of a group."""
+class _GroupOption:
+    """An option that a group declares."""
 
     key: str
     """The name of the value in the group."""
@@ -58,7 +58,7 @@ class _Declared:
         return f"--{self.name.replace('_', '-')}"
 
     def parameter(self, panel: str) -> inspect.Parameter:
-        """Return the parameter of which typer makes the option."""
+        """Return the function parameter from which typer makes the option."""
         declaration = self.flag
         if self.kind is bool and self.option.default is not False:
             declaration += f"/--no-{self.flag[2:]}"
@@ -69,7 +69,7 @@ class _Declared:
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def _declared(group: type) -> Iterator[_Declared]:
+def _group_options(group: type) -> Iterator[_GroupOption]:
     hints = get_type_hints(group, include_extras=True)
     if is_dataclass(group):
         declarations = {f.name: f.metadata.get("option") for f in fields(group)}
@@ -80,11 +80,11 @@ def _declared(group: type) -> Iterator[_Declared]:
         }
     for key, declaration in declarations.items():
         if declaration is not None:
-            yield _Declared(key, _typed_kind(hints[key]), declaration)
+            yield _GroupOption(key, _typed_kind(hints[key]), declaration)
 
 
 def _typed_kind(hint: Any) -> type:
-    """Return the type of a value as it is typed: that of a flag, number or path, or text for all others."""
+    """Return the type of a value on the command line: bool, int, float or Path, and str for all other types."""
     while get_origin(hint) in (Annotated, Union, UnionType):
         alternatives = [kind for kind in get_args(hint) if kind is not NoneType]
         hint = alternatives[0] if len(alternatives) == 1 or get_origin(hint) is Annotated else str
@@ -98,7 +98,7 @@ def add_command(app: typer.Typer, function: Callable[..., Any]) -> None:
     """
     hints = get_type_hints(function, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) or is_typeddict(hint)}
-    declared = {name: list(_declared(group)) for name, group in groups.items()}
+    declared = {name: list(_group_options(group)) for name, group in groups.items()}
     parameters = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in groups:
@@ -126,7 +126,7 @@ class GroupedCommand(TyperCommand):
         try:
             with raise_on_sigterm():
                 return super().invoke(ctx)
-        except (ImageryError, KeyboardInterrupt) as error:  # typer would handle an interrupt without its notes
+        except (ImageryError, KeyboardInterrupt) as error:  # typer would not print the notes of an interrupt
             fail(error, as_json=bool(ctx.params.get("json")))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

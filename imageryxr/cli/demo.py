@@ -107,14 +107,14 @@ def _overlay_figure(filled: xr.DataArray, segmentation: xr.DataArray) -> Image:
 
 
 def _compile_ahead() -> subprocess.Popen[bytes]:
-    # On a new machine compiling the kernels takes as long as writing the sample; their cache is on disk, so
-    # another process can fill it meanwhile.
+    # On a new machine, compiling the kernels takes as long as writing the sample. Another process compiles them
+    # meanwhile, since numba caches compiled kernels on disk.
     code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def compile_kernels() -> None:
-    """Draw a picture of a few pixels with the kernels that the demo uses, which compiles and caches them."""
+    """Compile and cache the kernels that the demo uses, by drawing pictures of a few pixels."""
     grid = Grid((2, 4, 4), (8, 8, 40), (0, 0, 0))
     ids = xr.DataArray(np.ones(grid.shape, np.uint64), dims=("z", "y", "x"), coords=grid.coords())
     overlay(ids.astype(np.uint8), ids, outline=Outline(3, side="in", merge=False)).load()

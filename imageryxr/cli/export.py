@@ -8,7 +8,6 @@ import re
 import sys
 import tomllib
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ import imageryxr as ix
 from imageryxr.cli.commands import option
 from imageryxr.cli.messages import FLAGS, command_text
 from imageryxr.cli.options import DrawingOptions, PlaceOptions, SourceOptions, cut_layers, draw_layers, origin
+from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, plan_export
 from imageryxr.export.plan.plan import ExportPlan
@@ -43,10 +43,9 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     names = {(param.name or "").replace("_", "-") for param in context.command.params} - {"config"}
     unknown = sorted(key for key in values if key.replace("_", "-") not in names)
     if unknown:
-        near = get_close_matches(unknown[0].replace("_", "-"), names, 1)
-        meant = f" (is {near[0]} meant?)" if near else ""
+        hint = suggest_names(unknown[0].replace("_", "-"), names)
         raise OptionError(
-            f"--config {path} has {unknown[0]!r}, which is not an option of export{meant}; options are "
+            f"--config {path} has {unknown[0]!r}, which is not an option of export{hint}; options are "
             f"{', '.join(sorted(names))}, with - or _ in their names"
         )
     spelled: dict[str, Any] = {}
@@ -60,7 +59,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _check_kind(context: typer.Context, path: Path, key: str, value: Any) -> None:
-    """Raise `OptionError` if an option that is not a flag has a boolean, which would be read as 1 or as a word."""
+    """Raise `OptionError` if an option that is not a flag is a boolean, which would be parsed as 1 or as "True"."""
     flags = {param.name for param in context.command.params if getattr(param, "is_flag", False)}
     shown = f"--config {path} gives {key.replace('_', '-')} the value {json.dumps(value, default=str)}"
     if key == "scratch" and value is not False and not isinstance(value, str):
@@ -82,7 +81,7 @@ def _to_command_line(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The job file, what is exported, and what is printed."""
+    """The job file, and whether voxels are exported, a plan is made, or JSON is printed."""
 
     config: Path | None = option(
         "A TOML job file with any of these options and the target; command-line options override it.",
@@ -151,10 +150,10 @@ def _slicing_axis(pattern: str) -> str:
 def _drop_unsupported(
     context: typer.Context, target: str, options: dict[str, Any], square: bool | None
 ) -> tuple[dict[str, Any], bool | None]:
-    """Return the options of a format and `square`, without those of a job file that the given target does not accept.
+    """Return the options of a format, and `square`, without options of a job file that the target does not accept.
 
-    A job file gives options for its own target. If the command line gives another target, options that it does not
-    accept are dropped with a note.
+    A job file gives options for its own target. If the command line gives another target, options of the job file that
+    this target does not accept are dropped, with a note.
     """
     if origin(context, "target") == "DEFAULT_MAP":
         return options, square
@@ -177,7 +176,7 @@ def _drop_unsupported(
 def _run_export(array: xr.DataArray, target: str, run: RunOptions, options: dict[str, Any], job: JobOptions) -> None:
     """Plan or run an export and print the plan or report; exit with `NOT_COMPLETE` if regions failed."""
     if target.startswith("memory:"):
-        raise OptionError("target memory:// is for Python, where the report holds the array; give a path or a URL")
+        raise OptionError("target memory:// is for Python, where the report has the array; give a path or a URL")
     call: dict[str, Any] = {**run, "scratch": False if run["scratch"] == "none" else run["scratch"], **options}
     check_tries(run["retries"], run["on_error"])
     if job.dry_run:
@@ -188,7 +187,7 @@ def _run_export(array: xr.DataArray, target: str, run: RunOptions, options: dict
     if "://" in str(run["client"]):
         import distributed  # noqa: F401 - the import sets its log levels, which are changed below
 
-        for name in ("distributed", "distributed.client"):  # our own error already reports a lost scheduler
+        for name in ("distributed", "distributed.client"):  # the error of imageryxr already reports a lost scheduler
             logging.getLogger(name).setLevel(logging.CRITICAL)
     report = ix.export(array, target, **call)
     failed = tuple(replace(f, error=command_text(f.error)) for f in report.failed)

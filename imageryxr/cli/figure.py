@@ -82,11 +82,11 @@ def decorate(
     axis: str,
     look: PictureOptions,
 ) -> Image:
-    """Return the picture of a slice with its annotations, inset, scale bar and legend; computes."""
+    """Compute a slice, and return its picture with annotations, inset, scale bar and legend."""
     drawn = None
     if look.inset is None:
         drawn = draw_points(ix.to_pil(rgba, scale=look.scale), annotations, look.scale)
-    else:  # an inset magnifies voxels, with the marks on them
+    else:  # the marks are drawn first, so that the inset also magnifies them
         rgba = draw_points(rgba, annotations, 1)
     colors = _listed_colors(rgba, layers, ids) if look.legend else None
     size = _text_size(rgba, colors, look)
@@ -101,7 +101,7 @@ def decorate(
 
 
 def _text_size(rgba: xr.DataArray, colors: dict[int, object] | None, look: PictureOptions) -> int | None:
-    """Return the height of text in pixels: it depends on the width of the picture with its legend."""
+    """Return the height of text in pixels, which depends on the width of the picture with its legend."""
     if look.points is None:
         return None
     rows, columns = (rgba.sizes[dim] for dim in "zyx" if rgba.sizes[dim] > 1 or dim != _thin(rgba))
@@ -155,7 +155,7 @@ def write(picture: Image, out: Path, look: PictureOptions, *, where: ix.BBox) ->
 
 
 def warn_outside(rgba: xr.DataArray) -> None:
-    """Warn if a part of what is drawn lies outside of its sources, where it is black."""
+    """Warn if a part of a picture lies outside its sources, where the picture is black."""
     volume = box_reader(rgba).volume
     beyond = coverage_warning(volume.expr, volume.grid, "drawn")
     if beyond:
@@ -169,13 +169,13 @@ def warn_of_proportions(rgba: xr.DataArray, axis: str) -> None:
     if sizes[rows] != sizes[columns]:
         warn(
             f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm and are drawn as squares: the picture is not in "
-            f"proportion, and a scale bar holds along {columns} alone; leave --no-square out to resample them"
+            f"proportion, and a scale bar is correct only along {columns}; leave --no-square out to resample them"
         )
 
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """Which layers of a link are drawn, and what a link may load."""
+    """The layers of a link that are drawn, and limits on what the link may load."""
 
     layers: str | None = option("Draw only these layers of a link: name,name,…")
     group: int | None = option("Panel of a link with several panels to draw, from 0.")

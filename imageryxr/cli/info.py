@@ -1,4 +1,4 @@
-"""``imageryxr info``: what a source or the layers of a Neuroglancer link are, and whether their levels can be read."""
+"""``imageryxr info``: describe a source, or the layers of a Neuroglancer link, and test which levels can be read."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class LevelState:
 
 
 def is_link(source: str) -> bool:
-    """Return whether a source is a Neuroglancer link or state, and not a layer."""
+    """Return whether a source is a Neuroglancer link or state instead of the address of a layer."""
     text = source.strip()
     return "#!" in text or text.startswith("{") or text.lower().endswith(".json")
 
 
 def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: bool) -> bool:
-    """Print what a source is; return whether all of it can be read."""
+    """Print a description of a source; return whether all its levels can be read."""
     layer, choices = resolve_first(source, None, timestamp=timestamp, missing="raise")
     states = _level_states(layer, reads)
     if as_json:
@@ -52,7 +52,7 @@ def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: boo
 
 
 def show_link(link: str, *, allow_local: bool, as_json: bool, reads: bool) -> bool:
-    """Print what the layers of a link are; return whether all of them can be opened and read."""
+    """Print a description of the layers of a link; return whether all of them can be opened and read."""
     state = parse_state(load_state(link, access := Access(allow_local, from_link=True)))
     connection = Connection(access=access)
     found: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ def _show(as_json: bool, text: str) -> None:
 
 
 def _level_states(layer: Source, reads: bool) -> list[LevelState]:
-    # Each chunk of a graph needs a request for its roots, so its levels are not tried.
+    # A chunk of a graphene segmentation also needs a request for root ids, so its levels are not read.
     reads = reads and not isinstance(layer, GrapheneSource)
     return [_level_state(layer, level, reads) for level in layer.levels]
 

@@ -12,7 +12,7 @@ import typer
 
 import imageryxr as ix
 from imageryxr.cli import cache
-from imageryxr.cli import info as described
+from imageryxr.cli import info as info_command
 from imageryxr.cli.commands import add_command, option
 from imageryxr.cli.demo import run_demo
 from imageryxr.cli.export import export
@@ -43,7 +43,7 @@ def common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Inspect, draw and export connectomics volumes."""
+    """Inspect, draw, measure and export connectomics volumes."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def info(
     listed from coarse to fine. Exit codes: 0 everything can be read; 1 a source, a layer or a level cannot be read.
     """
     how = {"as_json": options.json, "reads": options.read}
-    if described.is_link(source):
-        is_whole = described.show_link(source, allow_local=options.allow_local, **how)
+    if info_command.is_link(source):
+        is_whole = info_command.show_link(source, allow_local=options.allow_local, **how)
     else:
-        is_whole = described.show_source(source, options.timestamp, **how)
+        is_whole = info_command.show_source(source, options.timestamp, **how)
     if not is_whole:
         raise typer.Exit(1)
 
@@ -110,7 +110,7 @@ def main() -> None:
             print_error(type(error).__name__, error.format_message(), error.exit_code)
         error.show()
         raise SystemExit(error.exit_code) from None
-    except ImageryError as error:  # of a job file, or of `imageryxr cache`
+    except ImageryError as error:  # an error in a job file, or of `imageryxr cache`
         fail(error, as_json=as_json)
     except typer.Abort:
         code = INTERRUPTED

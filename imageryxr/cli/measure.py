@@ -1,4 +1,4 @@
-"""``imageryxr measure``: its options; print a plan, or measure with a progress bar."""
+"""``imageryxr measure``: declare its options; print a plan, or measure with a progress bar."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MeasurePlaceOptions(PlaceOptions):
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """What is measured, and where the table is written."""
+    """The segments and statistics that are measured, the file of the table, and how the measurement runs."""
 
     output: str = option("A path that ends in .parquet, .csv or .zarr.", ...)
     ids: str | None = option("Measure only these segments: id,id,…")

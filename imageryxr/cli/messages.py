@@ -32,7 +32,7 @@ from imageryxr.errors import (
 
 FAILED = 1
 """Exit code for errors of a source, a server or a disk, and for a target that exists."""
-TYPED_WRONG = 2
+INVALID_OPTION = 2
 """Exit code for invalid options on the command line or in a job file, which fail again if repeated."""
 INTERRUPTED = 130
 """Exit code after an interrupt (Ctrl-C)."""
@@ -67,7 +67,7 @@ _NAMES = {
 
 
 def command_text(message: object) -> str:
-    """Return a message, a part of one, or that of an error or warning, as the command line prints it: with flags."""
+    """Return the text of a message, a part of one, an error or a warning, with flags in place of Python parameters."""
     if isinstance(message, BaseException):
         return command_text(message.args[0]) if message.args else ""
     if isinstance(message, Message):
@@ -78,7 +78,7 @@ def command_text(message: object) -> str:
 
 
 def rename_parameters(error: ImageryError, **names: str) -> ImageryError:
-    """Return an error with parameters renamed in its message, for commands that have one option under two names."""
+    """Return an error whose message has other parameter names, for options that are named differently in Python."""
 
     def other(part: Any) -> Any:
         if isinstance(part, Message):
@@ -89,7 +89,7 @@ def rename_parameters(error: ImageryError, **names: str) -> ImageryError:
 
 
 def _option(param: Param) -> str:
-    """Return a parameter as it is typed: ``--overwrite`` for ``overwrite=True``."""
+    """Return a parameter as a user types it on the command line: ``--overwrite`` for ``overwrite=True``."""
     flag = FLAGS.get(param.name) or _NAMES.get(param.name)
     if flag is None:
         return str(param)
@@ -107,7 +107,7 @@ def _option(param: Param) -> str:
 
 
 def _typed(value: Any) -> str:
-    """Return a value as it is typed."""
+    """Return a value as a user types it on the command line."""
     if value is ...:
         return "…"
     if isinstance(value, tuple | list):
@@ -140,16 +140,16 @@ def raise_on_sigterm() -> Iterator[None]:
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code for an error: of invalid options, or of reading and writing; or for an interrupt."""
+    """Return the exit code for an error or an interrupt: `INVALID_OPTION`, `FAILED`, `INTERRUPTED` or `TERMINATED`."""
     if isinstance(error, KeyboardInterrupt):
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-    if isinstance(error, ScratchError):  # a full disk may have space again
-        return FAILED if error.full or error.worker is not None else TYPED_WRONG
-    return TYPED_WRONG if isinstance(error, _TYPED) and not isinstance(error, OSError) else FAILED
+    if isinstance(error, ScratchError):  # a missing folder is an invalid option; a full disk may have space again
+        return FAILED if error.full or error.worker is not None else INVALID_OPTION
+    return INVALID_OPTION if isinstance(error, _TYPED) and not isinstance(error, OSError) else FAILED
 
 
 def fail(error: BaseException, *, as_json: bool) -> NoReturn:
-    """Print an error and its notes, such as what is kept of an interrupted export, and exit.
+    """Print an error and its notes, such as the number of kept regions of an interrupted export, and exit.
 
     With `as_json`, the error and its plan are also printed to standard output as one JSON object.
     """

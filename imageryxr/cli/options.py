@@ -1,4 +1,4 @@
-"""Options that `figure` and `export` share, and the layers, boxes and styles that they define."""
+"""Options that several commands share, and the layers, boxes and styles that these options define."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class PlaceOptions:
     )
 
     def unit(self, tree: xr.DataTree | None) -> list[float]:
-        """Return the nm per unit (x, y, z): the given numbers, or those of a datastack's viewer."""
+        """Return the nm per unit (x, y, z): the given numbers, or the resolution of a datastack's viewer."""
         if self.resolution != "viewer":
             return parse_numbers(self.resolution, "--resolution", (3,))
         viewer = None if tree is None else tree.attrs.get("viewer_resolution")
@@ -182,7 +182,7 @@ def cut_layers(
     if len(opened) == 1 and isinstance(grid, tuple):
         opened = {name: ix.regrid(array, grid) for name, array in opened.items()}
     if plane is not None and box is None:
-        # of two layers, the middle of the box that both cover
+        # two layers are aligned first, so that the slice is the middle of the box that both cover
         box = _middle_slice(ix.grid_of(next(iter(_align_layers(opened, None, grid).values()))), plane)
     return _align_layers(opened, box, grid)
 

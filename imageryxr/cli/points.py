@@ -1,4 +1,4 @@
-"""Points from a table on the picture of ``imageryxr figure``."""
+"""Draw points of a file or of a CAVE table on the picture of ``imageryxr figure``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PointOptions:
 
 
 def draw_points(picture: Any, annotations: Sequence[xr.Dataset], scale: int) -> Any:
-    """Return an array or Pillow picture with marks whose size is that of 8 voxels, each ``scale`` pixels wide."""
+    """Return an array or Pillow picture with marks of 8 voxels' size; a voxel is ``scale`` pixels wide."""
     for part in annotations:
         picture = ix.annotate(picture, part, size=8 * scale, edgecolor="black", edgewidth=scale)
     return picture
@@ -74,7 +74,7 @@ def _read_table(path: str) -> Any:
 
 
 def _read_csv(path: str) -> Any:
-    """Return the table of a CSV file with exact integers."""
+    """Return the table of a CSV file, whose integers are exact."""
     import pandas as pd
 
     table = pd.read_csv(path, dtype_backend="numpy_nullable")

@@ -16,7 +16,7 @@ from imageryxr.errors import LayerError
 
 _ID_NAME = re.compile(r"(^|_)(id|ids|segment|segment_id|root|supervoxel)$", re.IGNORECASE)
 _EXACT_FLOAT = 2**53
-# Columns with more different texts, such as names, hold no categories.
+# A column with more different texts than this, such as one of names, has no categories.
 _MOST_CATEGORIES = 64
 
 
@@ -34,8 +34,9 @@ def property_values(values: Any, name: str = "", *, strict: bool = False, are_id
     float64 with NaN. Strings become objects, with None where they are missing. Times with a zone become datetime64 in
     UTC. Lists and dicts become JSON text.
 
-    A column of ids with numbers that cannot be ids (negative ones, fractions, and those beyond 2**64 - 1) is converted
-    like any other; `LayerError` is raised if `strict`, and if ids were converted to floats and have lost digits.
+    A column of ids with numbers that cannot be ids (negative ones, fractions, and those beyond 2**64 - 1) raises
+    `LayerError` if `strict`; otherwise it is converted like any other column. Ids that have lost digits, because they
+    were converted to floats, always raise `LayerError`.
     """
     plain = _plain_array(values)
     if are_ids or is_id_name(name):
@@ -107,7 +108,7 @@ def _ids(plain: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray[Any]:
 
 
 def _refuse(value: Any, name: str, strict: bool) -> None:
-    """Raise if there is a number that cannot be an id."""
+    """Raise `LayerError` if `strict` and `value` is a number, which cannot be an id; None stands for no such number."""
     if strict and value is not None:
         raise LayerError(
             f"{name!r} is a column of ids, but holds {value}; ids are integers from 0 to 2**64 - 1. If this number "

@@ -161,7 +161,7 @@ def _property_variable(name: str, values: Any, count: int, strict: bool) -> tupl
 
 
 def _refuse_unused(annotation_type: str, ends: Any, radii: Any) -> None:
-    """Raise for ends or radii that the type does not have."""
+    """Raise `OptionError` for ends or radii that annotations of a type do not have."""
     fits = {"end": ("line", "box"), "radius": ("ellipsoid",)}
     for name, given in (("end", ends), ("radius", radii)):
         if given is not None and annotation_type not in fits[name]:

@@ -215,7 +215,7 @@ class Grid:
 
 
 def _is_checked(resolution: Any) -> bool:
-    """Return whether a resolution is in the form that `check_resolution` returns, as that of a derived grid is."""
+    """Return whether a resolution has the form that `check_resolution` returns, as the resolution of a crop does."""
     is_triple = type(resolution) is tuple and len(resolution) == 3
     return is_triple and all(type(r) is float and _LEAST_NM <= r <= _MOST_NM for r in resolution)
 

@@ -1,4 +1,4 @@
-"""The kinds of marks that the kernel draws; apart from the kernel, whose import loads numba."""
+"""The kinds of marks that the kernel draws. They are not in the kernel's module, because importing it loads numba."""
 
 from __future__ import annotations
 

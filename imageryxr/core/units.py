@@ -27,9 +27,9 @@ _SYMBOLS: dict[str, float] = {
 def length_in_nm(unit: Any) -> float:
     """Return the number of nanometres in a unit of length, or raise `UnitError`.
 
-    `unit` is, as text or in an object with a name such as `pint.Unit`, a full name in any case, singular or plural,
-    ``meter`` or ``metre`` ("nanometer", "Micrometres", "microns", "angstrom"); or a symbol with its exact case ("nm",
-    "um", "µm", "mm", "Å").
+    `unit` is a text, or an object such as `pint.Unit` that converts to one. Names are accepted in any case, singular or
+    plural, with ``meter`` or ``metre`` ("nanometer", "Micrometres", "microns", "angstrom"); symbols only in their exact
+    case ("nm", "um", "µm", "mm", "Å").
 
     >>> length_in_nm("nm"), length_in_nm("micrometres"), length_in_nm("Å")
     (1.0, 1000.0, 0.1)

@@ -130,7 +130,7 @@ def _text(number: float) -> str:
 
 
 def check_flag(name: str, value: Any, expected: Part = "True or False") -> bool:
-    """Return an argument that is True or False, also NumPy's."""
+    """Return an argument that is True or False, of Python or NumPy."""
     found = to_flag(value)
     if found is None:
         raise OptionError(param(name, value), " must be ", expected)
@@ -215,7 +215,7 @@ def check_counts(
 
 
 def to_items(value: Any) -> list[Any]:
-    """Return the items of a sequence or array; none for anything else, such as a string, a set or a number."""
+    """Return the items of a sequence or array; an empty list for other values, such as a string, a set or a number."""
     if isinstance(value, str | bytes | Mapping | set | frozenset):
         return []
     try:
@@ -234,7 +234,7 @@ def check_texts(name: str, value: Any, expected: Part) -> list[str]:
 
 
 def to_numbers(value: Any) -> list[int | float]:
-    """Return the items of a sequence or array of finite numbers; none if it is anything else, also in part."""
+    """Return the items of a sequence or array of finite numbers; an empty list if any item is not one."""
     items = to_items(value)
     numbers = [number for item in items if (number := to_number(item)) is not None]
     return numbers if len(numbers) == len(items) else []

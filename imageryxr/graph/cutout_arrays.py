@@ -45,7 +45,7 @@ def first_cutout(array: xr.DataArray) -> xr.DataArray:
 def contains_cutouts(value: Any, *, singles: bool = False) -> bool:
     """Return whether an argument of a verb is, or contains, an array of cutouts (cutout, z, y, x).
 
-    With ``singles``, also one of them (z, y, x), which has lost the dim ``cutout``.
+    With ``singles``, a single cutout (z, y, x), which has lost the dim ``cutout``, also counts.
     """
     if isinstance(value, xr.DataArray):
         return {*DIMS} <= {*value.dims} and CUTOUT in (value.coords if singles else value.dims)
@@ -203,7 +203,7 @@ class Places:
     centers: _Points
     resolution: Triple
     phase: tuple[float, ...] | None
-    """None if it is unknown, as of an array that has lost its attrs."""
+    """The remainder (x, y, z) in voxels, see `PHASE`; None if it is unknown, because the array has lost its attrs."""
 
     @classmethod
     def of(cls, array: xr.DataArray, *, phases: bool = True) -> Places | None:

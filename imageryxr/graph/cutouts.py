@@ -139,7 +139,7 @@ class CutoutLayer(Layer):
 
     @cached_property
     def reads(self) -> ReadPlan:
-        """What the blocks of the layer read."""
+        """The batches of the blocks of the layer, and the chunks that they read."""
         return ReadPlan.of(self.spec, self.blocks)
 
     @cached_property
@@ -299,7 +299,7 @@ def _box_at(start: Any, shape: Index3) -> IndexBox:
 
 @dataclass(frozen=True, eq=False)
 class BatchWork:
-    """What the task of a batch does."""
+    """The arguments of the task of a batch."""
 
     number: int
     expr: Expr
@@ -320,7 +320,7 @@ def _required_keys(task: tuple[Any, ...]) -> set[Any]:
 
 
 def _mark_done(*batches: Any) -> None:
-    """Return nothing: the marker of a batch and of all batches before it holds no cutouts."""
+    """Return None: this task only marks that a batch, and all batches before it, are done."""
 
 
 def _make_cache(opaque: Opaque) -> ChunkCache:

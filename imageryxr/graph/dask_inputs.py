@@ -56,14 +56,14 @@ class InputBoxes:
         if self.futures:
             values = gather_futures(self.futures) if values is None else values
             arrays = tuple(_rebuild_arrays({**arrays[0].dask, **values}, arrays))
-        rooms = [OutputArray(leaf, box) for leaf, box in self.leaves]
+        outputs = [OutputArray(leaf, box) for leaf, box in self.leaves]
         # Copy each block into the result as it is computed: concatenating at the end would need twice the memory.
-        into: list[Any] = list(rooms)
-        da.store(list(arrays), into, lock=False, scheduler="synchronous")
+        targets: list[Any] = list(outputs)
+        da.store(list(arrays), targets, lock=False, scheduler="synchronous")
         found: Readings = {}
-        for (leaf, box), room in zip(self.leaves, rooms, strict=True):
-            room.check()
-            found.setdefault(leaf, []).append((box, room.array))
+        for (leaf, box), output in zip(self.leaves, outputs, strict=True):
+            output.check()
+            found.setdefault(leaf, []).append((box, output.array))
         return found
 
 
@@ -72,8 +72,8 @@ def input_boxes(expr: Expr, dask_inputs: DaskInputs, box: IndexBox) -> InputBoxe
     leaves = [
         (leaf, b) for leaf, boxes in required_boxes(expr, box).items() if isinstance(leaf, DaskLeaf) for b in boxes
     ]
-    sure = {leaf: add_block_checks(dask_inputs[leaf.name], leaf) for leaf, _ in leaves}
-    arrays = [sure[leaf][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
+    checked = {leaf: add_block_checks(dask_inputs[leaf.name], leaf) for leaf, _ in leaves}
+    arrays = [checked[leaf][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
     arrays, futures = _split_futures(arrays)
     return InputBoxes(tuple(leaves), tuple(arrays), futures)
 
@@ -185,8 +185,8 @@ def gather_futures(futures: Mapping[Any, Any]) -> dict[Any, Array]:
 
 def count_lost_blocks(dask_inputs: DaskInputs) -> int:
     """Return the number of persisted blocks that their cluster no longer keeps."""
-    held = [value for array in dask_inputs.values() for value in _materialized_values(array) if is_future(value)]
-    return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in held)
+    futures = [value for array in dask_inputs.values() for value in _materialized_values(array) if is_future(value)]
+    return sum(f.status in ("cancelled", "lost") or f.client.status == "closed" for f in futures)
 
 
 # ---------------------------------------------------------------------------------------------------------

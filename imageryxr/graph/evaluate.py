@@ -51,7 +51,7 @@ def _collect_boxes(expr: Expr, box: IndexBox, found: dict[Leaf, list[IndexBox]])
 
 def _merge_box(boxes: list[IndexBox], box: IndexBox) -> None:
     for i, other in enumerate(boxes):
-        # The hull of boxes with a gap between them has more voxels than both; most of it would be read for nothing.
+        # The hull of boxes with a gap between them has voxels that are not required, so such boxes are read separately.
         if not other.touches(box):
             continue
         hull = other.hull(box)

@@ -122,7 +122,7 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
     if extra or absent:
         problem = f"has dims {tuple(array.dims)}"
         if not extra:
-            advice = f"it lacks {absent[0]!r}"
+            advice = f"it lacks {absent[0]!r}; for one slice, add it with .expand_dims({absent[0]}=[position in nm])"
         elif extra == ["rgba"]:
             advice = "it is an RGBA picture; apply this to the image or segmentation and draw the picture afterwards, "
             advice += "or select a channel with .isel(rgba=0)"
@@ -189,7 +189,7 @@ def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], t
         if any(math.isnan(c) for sizes in array.data.chunks for c in sizes):
             raise LayerError("the dask array has blocks of unknown size; call .compute_chunk_sizes() on its data first")
         found = recover_expr(array.data, [str(d) for d in array.dims], tail)
-        if found is not None and not found.foreign:
+        if found is not None and not found.is_whole_input:
             return _VolumeData(found.expr, found.dask_inputs, splits=found.splits)
     full = array.expand_dims(list(dropped)) if dropped else array
     full = full.transpose(*DIMS, *tail)
@@ -340,7 +340,7 @@ def crop_volume(volume: Volume, box: IndexBox) -> Volume:
 
 
 def clip_volume(volume: Volume) -> Volume:
-    """Return a volume whose values outside of its array are 0; the expression of a crop has the data around it."""
+    """Return a volume whose values outside its array are 0, not the data around a crop that its expression contains."""
     return replace(volume, expr=clip_to_box(volume.expr, volume.grid.box))
 
 

@@ -199,7 +199,10 @@ def _vectorized_view(inner: LazyExprArray, key: tuple[Any, ...]) -> ExprView | N
 
 
 def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
-    """Return the expression of index ranges (z, y, x) of another, with the data beyond them; None if one descends."""
+    """Return the expression of index ranges (z, y, x) of another; None if a range descends.
+
+    The result also has the data beyond the ranges, for halos.
+    """
     if any(r.step < 1 or not len(r) for r in ranges):
         return None
     z, y, x = ranges

@@ -40,7 +40,7 @@ class RecoveredArray:
     dask_inputs: dict[str, da.Array]
     splits: Splits
     """Sizes of the base's blocks (z, y, x), within the array."""
-    foreign: bool
+    is_whole_input: bool
     """Whether the expression is one `DaskLeaf`, and the array contains all of it."""
 
 
@@ -118,7 +118,7 @@ class _Base:
     ranges: Ranges
     """Indexes of the expression that the layer's array contains."""
     axes: tuple[int | None, ...]
-    foreign: bool = False
+    is_whole_input: bool = False
 
     def window(self, index: Sequence[int]) -> Window:
         """Return the window of a block."""
@@ -201,13 +201,13 @@ class _GraphWalk:
             key = _referenced_key(task.args[0])
             for size, i, piece in zip(sizes, key[1:] if key[0] == name else (), task.args[1], strict=False):
                 size[i] = max(size.get(i, 0), int(piece.stop))
-        # An empty block has no piece.
+        # A block without a piece is empty, so the number of blocks follows from the keys.
         indexes = [key[1:] for key in self.layers[name].get_output_keys() if isinstance(key, tuple) and key[0] == name]
         counts = [max(along) + 1 for along in zip(*indexes, strict=True)]
         splits = tuple(tuple(size.get(i, 0) for i in range(n)) for size, n in zip(sizes, counts, strict=False))
         if tuple(map(sum, splits)) != self.array.shape:
             raise UnknownMoveError
-        return _foreign_base(self.graph, name, splits, self.array.dtype)
+        return _input_base(self.graph, name, splits, self.array.dtype)
 
     def _transposed_window(self, key: Any, layer: Blockwise) -> Window:
         task = layer.task
@@ -257,7 +257,7 @@ class _GraphWalk:
         expr = base.expr if complete else expr_at_ranges(base.expr, whole.ranges[:3])
         if expr is None:
             raise UnknownMoveError
-        return RecoveredArray(expr, base.dask_inputs, _visible_splits(base, whole), base.foreign and complete)
+        return RecoveredArray(expr, base.dask_inputs, _visible_splits(base, whole), base.is_whole_input and complete)
 
 
 def _visible_splits(base: _Base, whole: Window) -> Splits:
@@ -318,13 +318,13 @@ def _find_base(graph: HighLevelGraph, name: str, dtype: Any) -> _Base | None:
     return None
 
 
-def _plain_base(expr: Expr, dask_inputs: dict[str, da.Array], splits: Splits, *, foreign: bool = False) -> _Base:
+def _plain_base(expr: Expr, dask_inputs: dict[str, da.Array], splits: Splits, *, is_whole_input: bool = False) -> _Base:
     starts = block_starts(_all_splits(expr, splits))
     ranges = tuple(range(s[-1]) for s in starts)
     if expr.lead:
         # Expressions with leading axes are not recovered.
         raise UnknownMoveError
-    return _Base(expr, dask_inputs, starts, ranges, tuple(range(len(ranges))), foreign)
+    return _Base(expr, dask_inputs, starts, ranges, tuple(range(len(ranges))), is_whole_input)
 
 
 def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArraySliceDep, dtype: Any) -> _Base | None:
@@ -336,7 +336,7 @@ def _sliced_base(graph: HighLevelGraph, name: str, layer: Blockwise, dep: ArrayS
     value = whole[0] if key is None else graph.layers.get(key, {}).get(key)
     view: ExprView | None = expr_view(getattr(value, "value", value))
     if view is None:
-        return _foreign_base(graph, name, dep.chunks, dtype)
+        return _input_base(graph, name, dep.chunks, dtype)
     starts = block_starts(dep.chunks)
     return _Base(view.expr, {}, starts, view.ranges, view.axes)
 
@@ -357,15 +357,15 @@ def _in_memory_base(graph: HighLevelGraph, name: str, layer: MaterializedLayer, 
         if len(sizes) < n:
             return None
         splits.append(tuple(sizes))
-    return _foreign_base(graph, name, tuple(splits), dtype)
+    return _input_base(graph, name, tuple(splits), dtype)
 
 
-def _foreign_base(graph: HighLevelGraph, name: str, splits: Splits, dtype: Any) -> _Base:
+def _input_base(graph: HighLevelGraph, name: str, splits: Splits, dtype: Any) -> _Base:
     if len(splits) < 3 or any(len(s) > 1 for s in splits[3:]):
         raise UnknownMoveError
     z, y, x, *tail = map(sum, splits)
     leaf = DaskLeaf(name, str(dtype), (z, y, x), splits[:3], tail=tuple(tail))
-    return _plain_base(leaf, {name: _array_of(graph, leaf)}, leaf.splits, foreign=True)
+    return _plain_base(leaf, {name: _array_of(graph, leaf)}, leaf.splits, is_whole_input=True)
 
 
 def _array_of(graph: HighLevelGraph, leaf: DaskLeaf) -> da.Array:

@@ -129,8 +129,8 @@ def block_splits(volumes: Sequence[Volume], box: IndexBox) -> Splits:
     """Return the sizes of the blocks in which a box of volumes is reduced."""
     if all(v.in_memory for v in volumes):
         return _slabs(box.shape)
-    foreign = any(v.dask_inputs for v in volumes)
-    return choose_splits([view_of_box(v, box).expr for v in volumes], box.shape, group=not foreign)
+    has_dask_inputs = any(v.dask_inputs for v in volumes)
+    return choose_splits([view_of_box(v, box).expr for v in volumes], box.shape, group=not has_dask_inputs)
 
 
 def view_of_box(volume: Volume, box: IndexBox) -> Volume:

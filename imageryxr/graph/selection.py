@@ -179,11 +179,11 @@ class _ReadPart:
     """Positions of an `AxisGroup` that are read in one call."""
 
     where: Indexes
-    """Their indexes in the lists of the group."""
+    """The indexes of these positions in the lists of the group."""
     low: tuple[int, ...]
     high: tuple[int, ...]
     local: tuple[Indexes, ...]
-    """Their indexes relative to ``low``, along each axis."""
+    """The selected indexes relative to ``low``, along each axis."""
 
 
 def read_selection(expr: Expr, groups: Sequence[AxisGroup]) -> Array:

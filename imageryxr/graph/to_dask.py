@@ -110,7 +110,7 @@ def _shared_reads_layers(expr: Expr, shape: Index3, splits: Splits) -> dict[str,
     found = {}
     for leaf, place in expr.leaf_cores(IndexBox(middle, tuple(m + 1 for m in middle))).items():  # type: ignore[arg-type]
         if not isinstance(leaf, ArrayLeaf | DaskLeaf):
-            # The source's box of one voxel identifies the position of the array in the source.
+            # `place` is the source's box of the middle voxel. It identifies the position of the array in the source.
             name = f"reads-{tokenize(leaf, splits, place)}"
             dep = _LeafDep(leaf, tuple(map(len, splits)))
             found[name] = blockwise(SharedReads, name, _SPACE, dep, _SPACE, numblocks={})

@@ -239,7 +239,7 @@ WRONG = {
     "quality of raw": (["precomputed://pc", "--image", "IM", "--raw", "--quality", "80"], ["leave --quality out"]),
     "gzip of jpeg": (["precomputed://pc", "--image", "IM", "--raw", "--encoding", "jpeg", "--gzip"], ["--gzip is for"]),
     "a job file": (["--config", "none.toml"], ["--config none.toml cannot be read"]),
-    "a job file's key": (["--config", "typo.toml"], ["'targt'", "is target meant?", "outline-side", "json"]),
+    "a job file's key": (["--config", "typo.toml"], ["'targt'", "did you mean 'target'?", "outline-side", "json"]),
     "a job file's keys": (["--config", "twice.toml"], ["outline-side twice"]),
     "no datastack": (["--datastack", "d", "--image", "IM"], ["omit --image and --segmentation"]),
     "viewer": (["--image", "IM", "--resolution", "viewer"], ["--resolution viewer"]),

@@ -18,7 +18,7 @@ MAX_ID = 2**64 - 1
 
 
 def to_unsigned(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Convert signed ids to uint64 modulo 2**64, as the kernels do: −5 becomes 2**64 − 5."""
+    """Convert signed ids to uint64 modulo 2**64, as the kernels do (−5 becomes 2**64 − 5); keep unsigned ids."""
     return ids.astype(np.int64).view(np.uint64) if ids.dtype.kind == "i" else ids
 
 

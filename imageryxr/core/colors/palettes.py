@@ -215,7 +215,7 @@ def _mapped_colors(colors: Mapping[Any, Any], ids: list[int]) -> UInt8Array:
 
 
 def _spare_colors(chosen: str | int | Mapping[Any, Any], hsl: HSL) -> UInt8Array:
-    """Return the colours that may replace one too similar to that of a neighbour."""
+    """Return the colours from which `separate_neighbors` takes replacements."""
     if isinstance(chosen, int):
         return neuroglancer_colors(np.arange(1, 513, dtype=np.uint64), chosen)
     if isinstance(chosen, Mapping):

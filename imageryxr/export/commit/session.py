@@ -225,7 +225,7 @@ class Workspace:
         self.data.put(self.target.preamble().items())
 
     @property
-    def continued(self) -> bool:
+    def is_continued(self) -> bool:
         """Whether files of unfinished regions may exist, from an interrupted run."""
         return not self._began_here and self.header.phase == "writing"
 
@@ -251,7 +251,7 @@ class Workspace:
                 damaged.discard(entry.number)
         for number in damaged & set(range(len(self.progress.done))):
             self.progress.done[number] = False
-            if self.continued:
+            if self.is_continued:
                 # existing files of an unfinished region are taken for complete
                 self.data.delete(self.target.keys(*self.stages.box(number)))
 

@@ -76,8 +76,8 @@ def unwrap_source_errors() -> Iterator[None]:
 class SweepReader:
     """Reads the sources of a region, slab after slab. A context manager, which deletes scratch files.
 
-    `given` are computed values of foreign dask arrays, `threads` is the number of reads at a time, and `folder` is that
-    of scratch files; without one, voxels are kept in memory.
+    `given` are computed values of the user's dask arrays, `threads` is the number of reads at a time, and `folder` is
+    the folder of scratch files; None keeps voxels in memory.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class SweepReader:
         self._expr, self._given, self._threads = expr, given or {}, threads
         self._spilled = folder is not None
         windows = [w for w in sweep.windows if w.leaf not in self._given]
-        # the largest first, or a smaller one may get its buffer
+        # the largest first, because otherwise a smaller window may get the buffer of a larger one
         windows.sort(key=lambda window: -window.bytes)
         self._stores = [_InMemory(w) if folder is None else _InScratch(w, folder) for w in windows]
 
@@ -312,7 +312,7 @@ class Buffers:
         self.reset()
 
     def reset(self) -> None:
-        """Begin without buffers and with a new lock; in a forked child, a missing thread may hold the old one."""
+        """Begin without buffers and with a new lock: a thread that a forked child lacks may hold the old lock."""
         self._lock = threading.Lock()
         self._held: list[Array] = []
 
@@ -345,7 +345,7 @@ class Buffers:
 
     @contextmanager
     def lend(self) -> Iterator[None]:
-        """Let sources that are read in this context allocate their results here."""
+        """Let sources that are read in this context allocate their results in these buffers."""
         before = ALLOCATE.set(self.empty)
         try:
             yield

@@ -1,10 +1,11 @@
 """Read the sources of a region in one sweep.
 
-A region is made slab by slab along one axis. The source voxels that a slab needs, and those that the next slab still
-needs, are kept in memory or in scratch files. So each chunk is read once, and no more than these voxels takes memory.
+A region is made slab by slab along one axis. The source voxels that a slab needs, and those that later slabs still
+need, are kept in memory or in scratch files. So each chunk is read once, and no other voxels take memory.
 
-Volumes on disk are read in slabs of strips; over a network, large requests are faster, so these sources are read whole.
-Slices are read whole if the region fits into memory; otherwise they are spilled.
+For a region of a volume, a source on a disk is read slab by slab. A remote source is read at once, because large
+requests are faster. For a region of slices, the sources are read at once if their voxels fit into memory; otherwise
+they are read slab by slab and spilled.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ PART_BYTES = 8_000_000
 # Bytes of a source that are read at a time for slices: enough chunks to keep a network busy.
 TILE_BYTES = 1 << 27
 MIN_TILE_BYTES = 1 << 22
-# Minimum voxels of a strip, so that few voxels are moved between strips compared to those that are read.
-STRIP_VOXELS = 1 << 24
+# Minimum voxels of a slab of a volume, so that few voxels are moved between slabs compared to those that are read.
+SLAB_VOXELS = 1 << 24
+# Maximum number of slabs of a region of a volume, because planning a slab takes time.
+MAX_SLABS = 16
+# Minimum voxels of a strip, the part of a slab of slices that is drawn at a time.
 MIN_STRIP_VOXELS = 1 << 18
-# Maximum number of strips of a region, because planning a strip takes time.
-MAX_STRIPS = 16
 # While a part is read, there are two copies of it, and malloc keeps the memory of one for the next part.
 EXTRA_BYTES = 2 * KEPT_BYTES
 
@@ -147,7 +149,7 @@ def volume_sweep(expr: Expr, box: IndexBox, granule: Index3) -> Sweep:
     """
     windows = tuple(_volume_windows(required_boxes(expr, box)))
     best = Sweep((box,), windows)
-    count = min(MAX_STRIPS, box.voxels // STRIP_VOXELS)
+    count = min(MAX_SLABS, box.voxels // SLAB_VOXELS)
     rolling = sum(window.bytes for window in windows if window.tile is not None)
     for axis in range(3) if count > 1 and rolling else ():
         step = -(-box.shape[axis] // (granule[axis] * count)) * granule[axis]

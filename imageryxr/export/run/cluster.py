@@ -27,7 +27,7 @@ from imageryxr.export.run.task import Job, RegionInput, has_arrays, pickle_job, 
 from imageryxr.graph.dask_inputs import gather_futures
 from imageryxr.graph.evaluate import has_tables
 
-# Pickled by name from Python itself, so that a process without the package can run it.
+# Argument of `eval`, a function that is pickled by name, so that a process without the package can run it.
 _IMPORT = "__import__('imageryxr') and ''"
 ANSWER_SECONDS = 15.0
 """Seconds to wait for answers; the scheduler handles workers that do not answer."""
@@ -98,7 +98,7 @@ class ClusterExecutor(RegionExecutor):
         self._submitted += 1
         where: dict[str, Any] = {}
         if number in self._failed_on and (untried := self._untried_workers(number)):
-            where = {"workers": untried, "allow_other_workers": True}  # in case the untried workers leave
+            where = {"workers": untried, "allow_other_workers": True}  # another worker is used if these leave
         try:
             return self._client.submit(
                 run_task, *arguments, key=(self._name, self._submitted), pure=False, retries=0, **where
@@ -159,7 +159,7 @@ class ClusterExecutor(RegionExecutor):
 
 
 def dask_setup(worker: Any) -> None:
-    """Set up a worker: Ctrl-C reaches all processes of a terminal, and only the parent handles it."""
+    """Ignore Ctrl-C in a worker, because it reaches all processes of a terminal, and only the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -171,7 +171,7 @@ class LocalExecutor(ClusterExecutor):
         from distributed.utils import silence_logging_cmgr
 
         self._silenced = ExitStack()
-        # without a context that lasts until the cluster is closed, it would log errors while it closes its connections
+        # this context lasts until the cluster is closed, because dask logs errors while it closes connections
         self._silenced.enter_context(silence_logging_cmgr(logging.CRITICAL))
         self._processes = count
         self._environment = dict(os.environ)
@@ -241,14 +241,14 @@ class LocalExecutor(ClusterExecutor):
     def _stop(self, seconds: float | None) -> None:
         import psutil
 
-        self._cluster.shutdown_on_close = False  # or Python would wait for its workers at exit
+        self._cluster.shutdown_on_close = False  # otherwise Python waits for the workers at exit
         for nanny in self._nannies:
-            nanny.close_gracefully()  # or it would restart its worker
+            nanny.close_gracefully()  # otherwise the nanny restarts its worker
             if nanny.pid is not None:
                 with suppress(psutil.NoSuchProcess):
                     psutil.Process(nanny.pid).kill()
         wait([start_thread(self._close_cluster)], seconds)
-        # dask sets variables for its workers in this process
+        # remove the variables that dask sets for the workers, but also in this process
         for name in {name for nanny in self._nannies for name in nanny.pre_spawn_env} - set(self._environment):
             os.environ.pop(name, None)
 
@@ -304,7 +304,7 @@ class ImportProbe:
             self._checked.add("no answer")  # the scheduler handles workers that do not answer
 
     def _collect(self, answers: dict[str, Any]) -> None:
-        with suppress(Exception):  # a cluster may forbid it, or the connection may be down for a moment
+        with suppress(Exception):  # a cluster may forbid `run`, or the connection may be down
             if not self._scheduler_checked:
                 self._scheduler_checked = True
                 answers["scheduler"] = _scheduler_answer(self._client)

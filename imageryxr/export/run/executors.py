@@ -20,7 +20,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.export.report import ON_PROGRESS
 from imageryxr.sources.fetch.threads import stop_on
 
-# How long an interrupted export waits for its threads or processes.
+# Seconds that an interrupted export waits for its threads or processes to end.
 ABORT_SECONDS = 0.3
 # Seconds between checks whether the task of a dask worker is cancelled.
 POLL_SECONDS = 0.1

@@ -27,7 +27,7 @@ USER_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 DEFAULT_MMAP_BYTES = 128 << 10
-# glibc's dynamic threshold is at most 32 MiB; `buffers.BUFFERS` keeps arrays larger than this value.
+# glibc's dynamic threshold is at most 32 MiB. `reader.BUFFERS` reuses arrays larger than this value.
 MMAP_BYTES = 23_900_000
 TRIM_BYTES = 2 * MMAP_BYTES
 # The largest C integer, the type of mallopt's arguments.
@@ -96,7 +96,7 @@ class DelayedCleanup:
         self.reset()
 
     def reset(self) -> None:
-        """Begin without users and with a new lock; in a forked child, a missing thread may hold the old one."""
+        """Begin without users and with a new lock: a thread that a forked child lacks may hold the old lock."""
         self._lock = threading.Lock()
         self._users = 0
         self._timer: threading.Timer | None = None

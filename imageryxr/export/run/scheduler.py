@@ -34,8 +34,7 @@ from imageryxr.export.plan.regions import Stages
 from imageryxr.export.read.reader import BUFFERS
 from imageryxr.export.report import ExportReport, FailedRegion, progress_bar, update_bar, write_line
 from imageryxr.export.run.executors import RegionExecutor
-from imageryxr.export.run.requested_ids import IdTracker
-from imageryxr.export.run.task import Job, Outcome
+from imageryxr.export.run.task import IdTracker, Job, Outcome
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import attrs_on_grid, label_array
 from imageryxr.sources.base import clean_message
@@ -125,7 +124,7 @@ class _Run:
             self.tracker.resume(done.ids, done.all_ids)
         try:
             if not done.done.all():
-                job = Job(self.plan.target, space.data, self.plan.read, self.plan.slab_settings, space.continued)
+                job = Job(self.plan.target, space.data, self.plan.read, self.plan.slab_settings, space.is_continued)
                 self._make_regions(job, space.stages, done, lambda entry, _: space.note(entry))
             if not tally.failed:
                 published = space.publish()
@@ -206,13 +205,14 @@ class _Scheduler:
     ) -> None:
         self.workers, self.stages = workers, stages
         self.plan, self.tally, self.retries, self.on_error = plan, tally, retries, on_error
-        self.back: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        """Futures that have finished."""
         self.under_way: dict[Any, tuple[int, int]] = {}
         """Region number and failed attempts of each submitted region, by its future."""
         self.waiting: list[tuple[float, int, int]] = []
         """Regions that wait for a retry: a heap of (time, region number, failed attempts)."""
         self.idle = 0
-        """How often in a row no future had finished."""
+        """Number of successive rounds in which no future finished."""
         self.is_wait_reported = False
         self.tick: Callable[[], None] = lambda: None
         """Called every `TICK_SECONDS` while no region finishes."""
@@ -242,14 +242,14 @@ class _Scheduler:
         stage, box = self.stages.box(number)
         future = self.workers.submit(number, stage, box)
         self.under_way[future] = number, tries
-        future.add_done_callback(self.back.put)
+        future.add_done_callback(self.finished.put)
 
     def _collect(self) -> Outcome | None:
         wait = TICK_SECONDS
         if self.waiting:
             wait = min(wait, max(0.01, self.waiting[0][0] - time.monotonic()))
         try:
-            future = self.back.get(timeout=wait)
+            future = self.finished.get(timeout=wait)
         except queue.Empty:
             self._collect_cancelled()
             self._report_waiting()
@@ -279,7 +279,7 @@ class _Scheduler:
         self.workers.check()
         for future in list(self.under_way):
             if future.cancelled():
-                self.back.put(future)
+                self.finished.put(future)
 
     def _handle_failure(self, number: int, tries: int, error: Exception) -> None:
         self.workers.check()

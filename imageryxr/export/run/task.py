@@ -6,6 +6,7 @@ else, so any worker may make a region, even twice, with the same result.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,11 @@ from functools import cached_property, lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.fork import run_after_fork
+from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.export.commit.manifest import Entry
 from imageryxr.export.read.reader import BUFFERS, SweepReader, draw, unwrap_source_errors
 from imageryxr.export.read.spill import name_worker_in_errors, scratch_folder
@@ -23,22 +26,29 @@ from imageryxr.export.read.sweep import SlabSettings, bricks, slice_sweep, volum
 from imageryxr.export.report import add_progress
 from imageryxr.export.run.executors import map_in_order, run_cancellable
 from imageryxr.export.run.malloc import DelayedCleanup, raise_thresholds, restore_thresholds
-from imageryxr.export.run.requested_ids import SeenBits, pack_seen
 from imageryxr.export.store.bucket import Place
 from imageryxr.export.store.local import FileRecord, disk_errors
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.pyramid import Pyramid
 from imageryxr.graph.dask_inputs import InputBoxes, input_boxes
 from imageryxr.graph.evaluate import Readings, required_boxes, restrict_tables
-from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, replace_leaves
+from imageryxr.graph.expr import Array, ArrayLeaf, Expr, Leaf, LevelLeaf, Resampled, replace_leaves
 from imageryxr.graph.labelled import BoxReader
-from imageryxr.ops.segment_ids import record_ids, suspend_id_recording
+from imageryxr.graph.oblique import PlaneSlice
+from imageryxr.graph.selection import Strided
+from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, record_ids, suspend_id_recording
 from imageryxr.sources.base import record_missing_chunks
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 
 # How long a worker keeps memory for the next region.
 IDLE_MEMORY_SECONDS = 10.0
+
+
+SeenBits = tuple[tuple[str, bytes], ...]
+"""Per set of requested ids: the start of its digest, and one bit per id that is set if the id occurs."""
+FoundPlaces = dict[str, tuple[int, ...]]
+"""Per set of requested ids: the start of its digest, and the indices of some of its ids."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Job:
     """None if each region carries its own input."""
     slab_settings: SlabSettings | None = None
     """Settings for regions of whole slices; None for other regions."""
-    continued: bool = False
+    is_continued: bool = False
     """Whether an earlier run may have left files of unfinished regions. Files are renamed into place, so each is
     complete."""
 
@@ -94,7 +104,7 @@ class Job:
                     sources.advance(0)
                 values = draw(reader.volume.expr, box, sources.readings)
             else:
-                kept = self._existing_files(box) if self.continued and self.slab_settings is not None else {}
+                kept = self._existing_files(box) if self.is_continued and self.slab_settings is not None else {}
                 files = {**kept, **self._write(reader.volume.expr, box, given, kept, self.place)}
         entry = Entry(number, files, tuple(sorted(holes)))
         return Outcome(entry, values, None if kept else pack_seen(seen))
@@ -163,7 +173,7 @@ class Job:
 
 
 def _unpack_input(read: Any, box: IndexBox) -> tuple[BoxReader, Readings]:
-    """Return the reader of a region, and the values of foreign dask arrays."""
+    """Return the reader of a region, and the values of the user's dask arrays."""
     with suspend_id_recording():
         if isinstance(read, RegionInput):
             return read.read, read.parts.compute(read.values)
@@ -264,3 +274,89 @@ def run_task(
 
     outcome: Outcome = run_cancellable(make, own_thread=not isinstance(read, RegionInput))
     return outcome
+
+
+# ---------------------------------------------------------------------------------------------------------
+# requested ids that do not occur in the data: regions return their ids, and the export combines them
+
+
+def pack_seen(seen: dict[bytes, npt.NDArray[np.bool_]]) -> SeenBits:
+    """Return the ids that a region contains in the form that is sent with its outcome."""
+    return tuple((_short_digest(packed), np.packbits(found).tobytes()) for packed, found in seen.items())
+
+
+def _short_digest(packed: bytes) -> str:
+    return hashlib.sha256(packed).hexdigest()[:16]
+
+
+def _fully_read_nodes(expr: Expr, box: IndexBox) -> Iterator[tuple[Expr, IndexBox]]:
+    """Yield the expressions below one whose voxels are all read for a box, each with its box.
+
+    An oblique plane reads few voxels of its input, and a coarser grid skips voxels; what lies below them is left out.
+    """
+    box = box.clip(expr.bounds)
+    if not box.voxels:
+        return
+    yield expr, box
+    skips = isinstance(expr, Resampled) and any(along.scale > 1 for along in expr.grid_map.axes)
+    if skips or isinstance(expr, PlaneSlice | Strided):
+        return
+    for child, need in zip(expr.inputs, expr.needs(box), strict=True):
+        yield from _fully_read_nodes(child, need)
+
+
+class IdTracker:
+    """Records which requested ids the regions of an export contain.
+
+    Sets of ids that were requested of a larger box than the exported one are ignored.
+    """
+
+    def __init__(self, expr: Expr, box: IndexBox) -> None:
+        self._ids: dict[str, RequestedIds] = {}
+        self._found: dict[str, npt.NDArray[np.bool_]] = {}
+        self._unseen = False
+        for node, part in _fully_read_nodes(expr, box):
+            request = node.request() if isinstance(node, RequestsIds) else None
+            if request is not None and part.contains(request[1]):
+                requested, name = request[0], _short_digest(request[0].packed)
+                self._ids[name] = requested
+                self._found[name] = np.zeros(len(requested.array), np.bool_)
+
+    def record(self, region: SeenBits | None) -> FoundPlaces | None:
+        """Record the ids of a region; return the indices of those that no earlier region contained.
+
+        `region` is None if parts of the region were made by an earlier run, so that its ids are unknown. The result
+        is then None.
+        """
+        if region is None or not self._ids:
+            self._unseen |= region is None
+            return None
+        new = {}
+        for name, bits in region:
+            if name in self._found:
+                found = self._found[name]
+                here = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(found)).astype(np.bool_)
+                new[name] = tuple(np.flatnonzero(here & ~found).tolist())
+                found |= here
+        return {name: places for name, places in new.items() if places}
+
+    def resume(self, ids: dict[str, set[int]], known: bool) -> None:
+        """Record the ids of regions that an earlier run has made; `known` is whether the ids of all are known."""
+        self._unseen |= not known
+        for name, places in ids.items():
+            if name in self._found and max(places, default=0) < len(self._found[name]):
+                self._found[name][list(places)] = True
+
+    def absent(self) -> tuple[int, ...]:
+        """Return the requested ids that no region contains, ascending; empty if the ids of a region are unknown."""
+        return tuple(sorted(set(self._absent(self._ids))))
+
+    def _absent(self, names: Iterable[str]) -> list[int]:
+        return [] if self._unseen else [i for n in names for i in self._ids[n].array[~self._found[n]].tolist()]
+
+    def warn(self) -> None:
+        """Warn of the requested ids that no region contains."""
+        for name, requested in self._ids.items():
+            absent = self._absent([name])
+            if absent:
+                warn(requested.missing_message(absent), MissingIdsWarning)

@@ -212,7 +212,7 @@ def available_memory() -> int | None:
 
 
 def exit_if_spawned(pool: WorkerPool) -> None:
-    """Exit if this is a process of a parent's export that runs the parent's script again because of a missing guard."""
+    """Exit if this is a worker process that runs its parent's script again, because the script has no main guard."""
     # multiprocessing imports the script under this name, and makes it `__main__` afterwards
     script = sys.modules.get("__mp_main__")
     is_imported = script is None or script.__name__ != "__mp_main__" or script is sys.modules["__main__"]

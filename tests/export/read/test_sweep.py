@@ -63,12 +63,12 @@ class Broken(OnDisk):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Lower all limits, so that small arrays count as large and strips are small."""
+    """Lower all limits, so that small arrays count as large and slabs are small."""
     OnDisk.fetched.clear()
     monkeypatch.setattr(sys.modules["imageryxr.export.read.reader"], "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 100)
-    monkeypatch.setattr(SWEEP, "STRIP_VOXELS", 2000)
+    monkeypatch.setattr(SWEEP, "SLAB_VOXELS", 2000)
     monkeypatch.setattr(SWEEP, "EXTRA_BYTES", 0)
     yield monkeypatch
     BUFFERS.clear()
@@ -91,7 +91,7 @@ chunks = st.tuples(st.integers(1, 9), st.integers(1, 33), st.integers(1, 33))
     shape=sizes, chunk=chunks, other=chunks, granule=chunks, outline=st.integers(0, 4), voxels=st.integers(50, 5000),
     data=st.data(),
 )  # fmt: skip
-def test_strips_are_whole_granules_and_cover_the_region(shape, chunk, other, granule, outline, voxels, data):
+def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, granule, outline, voxels, data):
     start = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = IndexBox(tuple(start), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
     read = box_reader(drawn_of(shape, chunk, other, outline or None))
@@ -99,7 +99,7 @@ def test_strips_are_whole_granules_and_cover_the_region(shape, chunk, other, gra
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SWEEP, "KEPT_BYTES", 1)
         patch.setattr(SWEEP, "PART_BYTES", 1)
-        patch.setattr(SWEEP, "STRIP_VOXELS", voxels)
+        patch.setattr(SWEEP, "SLAB_VOXELS", voxels)
         patch.setattr(SWEEP, "EXTRA_BYTES", 0)
         sweep = volume_sweep(expr, box, granule)
         hits = np.zeros(box.shape, int)
@@ -155,11 +155,11 @@ def test_slices_are_drawn_from_chunks_that_are_read_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
-def test_exports_in_strips_of_any_size_are_equal_and_complete(small, tmp_path, kind):
+def test_exports_in_slabs_of_any_size_are_equal_and_complete(small, tmp_path, kind):
     drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32))
     written = []
     for voxels in (10**9, 3000, 1000):
-        small.setattr(SWEEP, "STRIP_VOXELS", voxels)
+        small.setattr(SWEEP, "SLAB_VOXELS", voxels)
         OnDisk.fetched.clear()
         target, options = place(kind, tmp_path / str(voxels))
         plan = ix.plan_export(drawn, target, **options)
@@ -173,7 +173,7 @@ def test_exports_in_strips_of_any_size_are_equal_and_complete(small, tmp_path, k
         np.testing.assert_array_equal(np.moveaxis(zarr.open(target, mode="r")["0"][:], 0, -1), drawn.values)
 
 
-def test_strips_of_layers_of_different_levels_equal_the_whole_region(small, sample, tmp_path):
+def test_slabs_of_layers_of_different_levels_equal_the_whole_region(small, sample, tmp_path):
     em = ix.open_image(sample.image)
     seg = ix.open_segmentation(sample.segmentation, mip=1)
     drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
@@ -263,7 +263,7 @@ def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
     assert f"try {retries + 1}" in caught.value.__notes__[0]
 
 
-def test_the_plan_counts_the_memory_that_strips_save(tmp_path):
+def test_the_plan_counts_the_memory_that_slabs_save(tmp_path):
     plans = [
         ix.plan_export(
             drawn_of((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind), tmp_path / "o.ome.zarr", workers=1
