@@ -21,14 +21,14 @@ LinearParts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 OverlapParts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-# --- checks: an invalid index would read outside the array -----------------------------------------
+# --- checks, because kernels do not check bounds ---------------------------------------------------
 
 
 def check_volume(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array after checking that it has three dimensions."""
     array = np.asarray(array)
     if array.ndim != 3:
-        raise GridMismatchError(f"an array must be (z, y, x), got shape {array.shape}")
+        raise GridMismatchError(f"an array must have the 3 dims (z, y, x), got shape {array.shape}")
     return array
 
 
@@ -47,7 +47,10 @@ def check_linear_maps(axes: tuple[LinearMap, LinearMap, LinearMap], shape: tuple
         low = check_indices(lower, size)
         fraction = as_kernel_input(np.asarray(weight, np.float64))
         if not low.shape == np.shape(upper) == fraction.shape:
-            raise GridMismatchError(f"lower {low.shape}, upper {np.shape(upper)} and weight {fraction.shape} differ")
+            raise GridMismatchError(
+                f"lower, upper and weight must have the same shape, got {low.shape}, {np.shape(upper)} and "
+                f"{fraction.shape}"
+            )
         # An upper voxel without weight is not read, and may lie outside the array.
         parts.append((low, check_indices(np.where(fraction == 0, low, upper), size), fraction))
     return parts
@@ -64,7 +67,7 @@ def check_overlap_maps(axes: tuple[OverlapMap, OverlapMap, OverlapMap], shape: t
         if ends.shape != (begin.size + 1,) or ends[0] != 0 or ends[-1] != given.size or (count < 1).any():
             raise GridMismatchError(f"offsets {ends} do not fit {begin.size} voxels and {given.size} weights")
         if (begin < 0).any() or (begin + count > size).any():
-            raise GridMismatchError(f"runs that start at voxels {begin} with lengths {count} exceed [0, {size})")
+            raise GridMismatchError(f"runs that start at voxels {begin} with lengths {count} must lie in [0, {size})")
         if (given <= 0).any():
             raise OptionError("overlap weights must be positive")
         # The weights of each output voxel are divided by their common divisor, so that sums stay small and exact.

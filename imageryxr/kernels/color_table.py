@@ -64,7 +64,7 @@ def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
 
 @compile_kernel
 def _splitmix64(value: np.uint64) -> np.uint64:
-    """Return the hash of `imageryxr.core.colors.ids.splitmix64` (compiled)."""
+    """Return the same hash as `imageryxr.core.colors.ids.splitmix64`."""
     z = value + _GAMMA
     z = (z ^ (z >> _SHIFT_1)) * _MIX_1
     z = (z ^ (z >> _SHIFT_2)) * _MIX_2
@@ -73,17 +73,17 @@ def _splitmix64(value: np.uint64) -> np.uint64:
 
 @compile_kernel
 def first_probe(key: np.uint64, size: int) -> np.uint64:
-    """Return the slot, of `size`, where the search for `key` begins (compiled).
+    """Return the slot at which the search for `key` begins in a hash table of `size` slots.
 
-    The slot is computed from the highest bits of a product, which depend on all bits of the key: ids may differ in any
-    of their bits.
+    Ids may differ in any of their bits. The slot is therefore computed from the highest bits of a product, which depend
+    on all bits of the key.
     """
     return (((key * _GAMMA) >> _HALF) * np.uint64(size)) >> _HALF
 
 
 @compile_kernel
 def find_place(keys: NDArray[np.uint64], key: np.uint64) -> np.uint64:
-    """Return the slot of `key`, not 0, in an open-addressing hash table, or the empty slot for it (compiled)."""
+    """Return the slot of `key` in an open-addressing hash table, or the empty slot for a new key; `key` is not 0."""
     mask = np.uint64(keys.size - 1)
     at = first_probe(key, keys.size)
     while keys[at] != _ZERO and keys[at] != key:
@@ -112,7 +112,7 @@ def find_slot(
     fallback: int,
     key: np.uint64,
 ) -> int:
-    """Return the row of the id `key`, or -1 (compiled).
+    """Return the row of the id `key`, or -1.
 
     `zero` is the row of the id 0. An id that is not in the table has row ``explicit + hash % fallback`` if `fallback`
     is not 0.
@@ -145,14 +145,14 @@ class KernelTable(NamedTuple):
 
 @compile_kernel
 def find_row(table: KernelTable, key: np.uint64) -> int:
-    """Return the row of the colour of the id `key`, or -1 (compiled)."""
+    """Return the row of the colour of the id `key`, or -1."""
     return find_slot(table.keys, table.slots, -1, table.explicit, table.fallback, key)
 
 
 def build_hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
     """Return the keys and slots of a hash table of distinct ids, and the position of the id 0 (-1 if absent).
 
-    They have the form that kernels need. A slot is the position of an id; of equal ids, the last one counts.
+    A slot contains the position of an id in `ids`. If an id occurs more than once, it is the last position.
     """
     # At most two thirds full, so that probe sequences are short and always end at an empty slot.
     capacity = 1 << (3 * ids.size // 2).bit_length()
@@ -168,8 +168,8 @@ def build_hash_table(ids: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArr
 class ColorTable(NamedTuple):
     """The colours of ids: explicit colours, and a fallback palette for all other ids.
 
-    0 is not drawn. An explicit id has its own row of `rgba`. Any other id has row ``n + hash % n_fallback``, or is not
-    drawn if there is no fallback. `keys` (uint64[capacity]) is an open-addressing hash table with linear
+    The id 0 is not drawn. An explicit id has its own row of `rgba`. Any other id has row ``n + hash % n_fallback``, or
+    is not drawn if there is no fallback. `keys` (uint64[capacity]) is an open-addressing hash table with linear
     probing; capacity is a power of two, and 0 marks an empty slot. `slots` (int32[capacity]) has the row of each key.
     `rgba` (uint8[n + n_fallback, 4], straight alpha) has n explicit colours, then the fallback palette.
     """

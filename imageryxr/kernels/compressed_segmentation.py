@@ -2,9 +2,9 @@
 
 The format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation. A channel begins
 with a header of 64 bits per block: the offset of the block's table of ids, the number of bits per voxel, and the offset
-of these bits. The check verifies that everything that a decoder reads lies after the headers and within the channel. It
-examines voxels only in blocks whose table might extend beyond the end, so that it is cheap compared to decoding. A
-slice needs only one layer of the blocks of a chunk, so that it takes a fraction of the time and memory of the chunk.
+of these bits. `segmentation_problem` verifies that everything that a decoder reads lies after the headers and within
+the channel. To be cheap compared to decoding, it examines voxels only in blocks whose table might extend beyond the
+end. `decode_slices` decodes only the blocks that contain the requested slices.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def decode_slices(
 
 
 def _pairs(words: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """Return each two words as one id."""
+    """Combine each pair of words into one id."""
     return words[: words.size // 2 * 2].astype("<u4").view("<u8").astype(np.uint64)  # the copy is aligned
 
 
@@ -190,7 +190,7 @@ def _decode(
     first: int,
     out: NDArray[Any],
 ) -> None:
-    """Decode as many slices as the output has, from `first`; `even` and `odd` are the ids that begin at such words."""
+    """Decode the slices from `first` on into `out`; `even` and `odd` are the ids that begin at even and odd words."""
     gx, gy = -(-shape[0] // block[0]), -(-shape[1] // block[1])
     last, width = first + out.shape[0], out.itemsize // 4
     for gz in range(first // block[2], -(-last // block[2])):

@@ -141,10 +141,10 @@ def _mode(
 
 
 def mode(labels: NDArray[Any], axes: tuple[OverlapMap, OverlapMap, OverlapMap]) -> NDArray[Any]:
-    """Return the label with the largest weight in each output voxel, the product of the weights of the axes (z, y, x).
+    """Return the label with the largest total weight in each output voxel.
 
-    Ties are decided for the smallest label, compared as uint64, but any id takes precedence over 0. The result has the
-    dtype of `labels`, which is any integer, in native byte order.
+    The weight of a voxel is the product of its weights along z, y and x. In a tie, the smallest label (as uint64) other
+    than 0 is returned. The result has the dtype of `labels`, any integer, in native byte order.
     """
     labels = check_volume(labels)
     work = as_labels(labels)

@@ -33,7 +33,7 @@ def _add_row(
 
 @compile_kernel
 def _along_row(line: NDArray[np.float64], along_x: OverlapParts, begin: int, sums: NDArray[np.float64]) -> None:
-    """Sum the part of the rows of `line` that each output pixel covers."""
+    """Write the weighted sums of `line` over the input pixels that each output pixel covers to `sums`."""
     first, offsets, weights = along_x
     red, green, blue, opaque = line[0], line[1], line[2], line[3]
     for x in range(first.size):
@@ -107,10 +107,10 @@ def _mean_rgba(
 def mean_rgba(a: NDArray[np.uint8], axes: tuple[OverlapMap, OverlapMap, OverlapMap]) -> NDArray[np.uint8]:
     """Average the colours that each output pixel covers, weighted by their alpha and the weights of the axes (z, y, x).
 
-    `a` is uint8 (z, y, x, 4), straight alpha; no copy is made if each channel is contiguous in memory, as in the
-    result. Values are rounded to nearest, halves up; (0, 0, 0, 0) if only transparent pixels are covered, which do
-    not contribute to the colour. Sums are integers; sums and rounding are exact while the weights of an output pixel
-    add up to less than 2**36.
+    `a` is uint8 (z, y, x, 4) with straight alpha. It is not copied if each channel is contiguous in memory, as in the
+    result. Values are rounded to nearest, halves up. Transparent pixels do not contribute to the colour; an output
+    pixel that covers only these is (0, 0, 0, 0). Sums and rounding are exact while the weights of an output pixel add
+    up to less than 2**36.
     """
     a = np.asarray(a)
     if a.dtype != np.uint8 or a.ndim != 4 or a.shape[-1] != 4:

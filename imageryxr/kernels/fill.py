@@ -54,7 +54,7 @@ def _fill(
     shape: tuple[int, int, int],
     corner: tuple[int, int, int],
     image: NDArray[np.uint8] | None,
-    look: KernelTable,
+    table: KernelTable,
     out: NDArray[np.uint32],
     size: tuple[int, int, int],
 ) -> None:
@@ -73,8 +73,8 @@ def _fill(
             start = 0
             for k in range(run_ends(row, buffers)):
                 end = buffers.ends[k]
-                slot = find_row(look, np.uint64(row[start]))
-                color = look.packed[slot] if slot >= 0 else np.uint32(0)
+                slot = find_row(table, np.uint64(row[start]))
+                color = table.packed[slot] if slot >= 0 else np.uint32(0)
                 if image is None:
                     fill_run(out, base + start, base + end, color)
                 else:
@@ -102,10 +102,10 @@ def fill_packed(
     With an image, of that shape, the result is opaque: the colour is blended over the grey by its alpha and rounded to
     nearest. Without an image it is the colour with its alpha, or 0 for ids that are not drawn.
     """
-    ids, look = as_labels(labels), kernel_table(table)
+    ids, kernel_colors = as_labels(labels), kernel_table(table)
     out = make_padded(math.prod(shape), np.uint32)
     under = None if image is None else _as_image(image).reshape(-1)
-    _fill(ids.reshape(-1), ids.shape, corner, under, look, out, shape)
+    _fill(ids.reshape(-1), ids.shape, corner, under, kernel_colors, out, shape)
     return out[: math.prod(shape)].reshape(shape)
 
 
@@ -139,7 +139,7 @@ def _apply_contrast(flat: NDArray[Any], lo: float, hi: float, out: NDArray[np.ui
     for i in range(flat.size):
         value = np.float64(flat[i])
         scaled = (value - lo) / span * 255.0 if span != 0.0 else (255.0 if value > lo else 0.0)
-        # A comparison with NaN is false, so NaN ends as 0.
+        # A comparison with NaN is false, so NaN becomes 0.
         scaled = scaled if scaled > 0.0 else 0.0
         scaled = scaled if scaled < 255.0 else 255.0
         out[i] = np.uint8(np.int32(scaled + 0.5))
@@ -185,7 +185,7 @@ def to_uint8(image: NDArray[Any], lo: float, hi: float) -> NDArray[np.uint8]:
 
 @compile_kernel
 def blend_pixel(bottom: np.uint32, top: np.uint32) -> np.uint32:
-    """Blend one packed pixel over another as `alpha_over` does (compiled)."""
+    """Blend one packed pixel over another as `alpha_over` does."""
     source = np.int64(top >> np.uint32(24))
     target = np.int64(bottom >> np.uint32(24))
     if source == 0:
@@ -217,13 +217,13 @@ def blend_opaque_pixel(bottom: np.uint32, top: np.uint32) -> np.uint32:
     return np.uint32(pixel)
 
 
-# Kinds of pictures below outlines: transparent, opaque or mixed. The first two are blended without branches.
+# The picture below outlines is transparent, opaque or mixed. The first two are blended without branches.
 BLANK, SOLID, ANY = 0, 1, 2
 
 
 @compile_kernel
 def blend_row(line: NDArray[np.uint32], under: int, out: NDArray[np.uint32]) -> None:
-    """Blend a row over the row `out` of a picture; `under` is `BLANK`, `SOLID` or `ANY` (compiled)."""
+    """Blend a row over the row `out` of a picture; `under` is `BLANK`, `SOLID` or `ANY`."""
     if under == BLANK:
         copy_values(line, out)
     elif under == SOLID:
@@ -256,8 +256,8 @@ def alpha_over(bottom: NDArray[np.uint8], top: NDArray[np.uint8]) -> NDArray[np.
     """Blend one picture over another by the alpha of the upper one; all are uint8 (..., 4) with straight alpha.
 
     With alphas s (top) and d (bottom) the result has alpha ``s + d * (255 - s) / 255``, and its colour is the mean of
-    both colours with the weights ``s`` and ``d * (255 - s) / 255``. Both are computed exactly and rounded to nearest,
-    halves up. Pixels whose top is transparent equal the bottom, bit for bit.
+    both colours with the weights ``s`` and ``d * (255 - s) / 255``. Alpha and colour are computed exactly and rounded
+    to nearest, halves up. Where the top is transparent, the result equals the bottom, bit for bit.
     """
     bottom, top = np.asarray(bottom), np.asarray(top)
     lower, upper = _as_packed(bottom), _as_packed(top)

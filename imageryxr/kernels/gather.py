@@ -18,23 +18,24 @@ Index3 = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class ChunkTable:
-    """Chunks that lie side by side; they stay in memory as long as the table."""
+    """Adjacent chunks and their memory addresses; the table keeps the chunks in memory."""
 
     chunks: Sequence[NDArray[Any]]
-    """Chunks of one type (z, y, x), in C order."""
+    """Chunks (z, y, x) of one dtype, in C order of their positions."""
     places: NDArray[np.int64]
-    """Address and strides of each chunk."""
+    """int64[n, 4], the address and the strides of each chunk."""
     edges: tuple[NDArray[np.int64], ...]
-    """Along each axis, where the chunks start and where the last of them ends."""
+    """Along each axis, the start of each chunk and the end of the last one."""
 
 
 def chunk_table(chunks: Sequence[NDArray[Any]], edges: Sequence[Sequence[int]]) -> ChunkTable:
-    """Return the table of chunks (z, y, x) in C order; ``edges`` is where they start, and where the last one ends.
+    """Return the table of chunks (z, y, x) in C order of their positions.
 
-    A chunk may be larger than the space up to the next edge.
+    Along each axis, ``edges`` has the start of each chunk and the end of the last one. A chunk may extend beyond the
+    next edge; only its part up to that edge is used.
     """
     if len({chunk.dtype for chunk in chunks}) > 1:
-        raise ValueError("the chunks of a box have several types")
+        raise ValueError("the chunks of a box must have the same dtype")
     found = tuple(np.array(along, np.int64) for along in edges)
     z, y, x = map(np.diff, found)
     sizes = np.stack(np.meshgrid(z, y, x, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -46,10 +47,10 @@ def chunk_table(chunks: Sequence[NDArray[Any]], edges: Sequence[Sequence[int]]) 
 
 def gather(table: ChunkTable, start: Index3, stop: Index3) -> NDArray[Any]:
     """Return the box from ``start`` to ``stop``, which lies within the chunks, in C order."""
-    # Addresses have no bounds, so these are checked here.
+    # The kernel reads memory addresses and does not check bounds.
     for edges, low, high in zip(table.edges, start, stop, strict=True):
         if not edges[0] <= low < high <= edges[-1]:
-            raise ValueError(f"the box from {start} to {stop} is empty or reaches out of its chunks")
+            raise ValueError(f"the box from {start} to {stop} is empty or extends beyond its chunks")
     out = np.empty([high - low for low, high in zip(start, stop, strict=True)], table.chunks[0].dtype)
     kernel: Any = _gather
     kernel(table.places, table.edges, start, stop, out.ctypes.data, out.itemsize)

@@ -59,7 +59,7 @@ def resample_nearest(
     """
     a = check_volume(a)
     if a.dtype.itemsize not in (1, 2, 4, 8) or a.dtype.kind not in "biufcmM":
-        raise LayerError(f"cannot gather voxels of dtype {a.dtype}")
+        raise LayerError(f"cannot resample voxels of dtype {a.dtype}; use numbers, bools or dates of up to 8 bytes")
     z, y, x = (check_indices(i, n) for i, n in zip((iz, iy, ix), a.shape, strict=True))
     # Voxels are copied as unsigned integers, so that dtypes of one size share one kernel.
     bits = np.dtype(f"u{a.dtype.itemsize}")
@@ -105,7 +105,7 @@ def _linear(
     for z in range(z_lower.size):
         for y in range(y_lower.size):
             row = out[z, y]
-            # The order z, y, x is the same for every voxel, so that rounding errors are, too.
+            # The order of the axes is fixed, so that the rounding error of a voxel does not depend on its block.
             _interpolate_rows(a, z_lower[z], z_upper[z], z_weight[z], y_lower[y], begin, end, line)
             v = y_weight[y]
             if v != 0.0:

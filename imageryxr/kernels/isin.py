@@ -57,11 +57,11 @@ def _masks(
 
 
 def masks(labels: NDArray[Any], ids: ArrayLike) -> NDArray[np.bool_]:
-    """Compute one mask per id in one pass over `labels`: bool (k, *labels.shape), in the order of `ids`."""
+    """Return the mask of each id, computed in one pass: bool (k, *labels.shape), in the order of `ids`."""
     flat, (distinct, rows) = as_labels(labels), np.unique(as_ids(ids), return_inverse=True)
     out = np.zeros((distinct.size, flat.size), np.bool_)
     _masks(flat.reshape(-1), *build_hash_table(distinct), out)
-    if not np.array_equal(rows, np.arange(distinct.size)):  # a copy of the masks
+    if not np.array_equal(rows, np.arange(distinct.size)):  # avoid a copy of masks that are in order
         out = out[rows]
     return out.reshape((rows.size, *flat.shape))
 

@@ -1,9 +1,9 @@
 """Compile kernels with numba and cache them on disk.
 
-numba's own cache has one index file per function. Two processes that save one function for two dtypes at once may lose
-or confuse each other's entries; a damaged file or a full disk makes the call fail; and an entry stays valid if a
-function of another module changes that is compiled into the kernel. Here each kernel and signature has its own file,
-whose name contains a hash of the sources of all kernels. If it cannot be read or written, the kernel is compiled.
+numba's own cache has one index file per function, which causes three problems: two processes that compile a function
+for different dtypes can corrupt the index; a damaged file or a full disk makes the call fail; and an entry stays valid
+when a function of another module changes that is compiled into the kernel. Here each kernel and signature has its own
+file, whose name contains a hash of the sources of all kernels. If that file cannot be read, the kernel is compiled.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def _make_cache(function: Callable[..., Any]) -> _KernelCache | None:
 
 @cache
 def _private_temp_folder() -> str:
-    """Return a temporary folder that only this user can write, because its files are executed, or an empty string."""
+    """Return a temporary folder that only this user can write to, or an empty string if there is none.
+
+    The cached files contain code that is executed, so other users must not be able to replace them.
+    """
     if not hasattr(os, "getuid"):
         return ""
     folder = Path(tempfile.gettempdir()) / f"imageryxr-kernels-{os.getuid()}"

@@ -21,7 +21,7 @@ _SQRT_HALF = math.sqrt(0.5)
 
 @compile_kernel
 def _overlap(distance: float, half: float) -> float:
-    """Return how much of a pixel, at a distance from a centre line, a stroke of a half width covers."""
+    """Return the fraction of a pixel that a stroke covers: `distance` to its centre line, `half` its width."""
     return max(0.0, min(distance + 0.5, half) - max(distance - 0.5, -half))
 
 
@@ -108,7 +108,10 @@ def _polygon_distance(px: float, py: float, m: NDArray[np.float64]) -> float:
 
 @compile_kernel
 def _coverage(kind: int, m: NDArray[np.float64], px: float, py: float, grow: float) -> tuple[float, float, float]:
-    """Return the coverage of a pixel by the stroke or body of a mark and by its interior, and its fading."""
+    """Return the coverage of a pixel by a mark's stroke or body and by its interior, and the opacity from 0 to 1.
+
+    The opacity is below 1 for the part of a segment that lies outside the slice.
+    """
     dx, dy = px - m[0], py - m[1]
     if kind <= RING:
         d = _ellipse_distance(dx, dy, m)
@@ -155,7 +158,7 @@ def _pixel_bounds(m: NDArray[np.float64], y0: int, x0: int, acc: NDArray[np.floa
 def _blend_pixel(
     acc: NDArray[np.float32], j: int, i: int, red: float, green: float, blue: float, alpha: float, rest: float
 ) -> None:
-    """Blend a premultiplied colour over a pixel, of which `rest` stays visible."""
+    """Blend a premultiplied colour over a pixel, of which the fraction `rest` stays visible."""
     acc[j, i, 0] = red + rest * acc[j, i, 0]
     acc[j, i, 1] = green + rest * acc[j, i, 1]
     acc[j, i, 2] = blue + rest * acc[j, i, 2]
@@ -170,7 +173,7 @@ def _draw_disc(
     x0: int,
     acc: NDArray[np.float32],
 ) -> None:
-    """Blend a disc without an edge, the most frequent mark, as `_draw_mark` would, with few roots."""
+    """Draw a disc without an edge, the most frequent mark; equals `_draw_mark` with fewer square roots."""
     top, bottom, left, right = _pixel_bounds(m, y0, x0, acc)
     radius, alpha = m[9], paint[3]
     outside, inside = (radius + 0.5) ** 2, (radius - 0.5) ** 2 if radius >= 0.5 else -1.0
@@ -219,7 +222,7 @@ def _draw_mark(
 
 @compile_kernel
 def _blend(acc: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    """Blend premultiplied colours over straight ones; pixels without paint keep their bits."""
+    """Blend premultiplied colours over straight ones; pixels that no mark covers are unchanged."""
     for j in range(out.shape[0]):
         for i in range(out.shape[1]):
             a = np.float64(acc[j, i, 3])

@@ -1,8 +1,8 @@
 """Draw outlines of segments in each slice, in the plane of the last two axes.
 
-A pixel is *shown* if the colour table contains its id; an id that is not shown counts as background. Distances are
-city-block distances, ``|dy| * step_y + |dx| * step_x``. The edge of the array does not produce a line, so that a block
-with a halo of `halo_size` pixels gives the same pixels as the whole picture, bit for bit.
+A pixel is *shown* if the colour table contains its id; all other pixels are background. Distances are city-block
+distances, ``|dy| * step_y + |dx| * step_x``. No line is drawn along the edge of the array, so that a block with a halo
+of `halo_size` pixels has the same pixels as the whole picture, bit for bit.
 
 Three kernels implement the same definition: `draw_inner` draws lines within segments, `draw_merged` opaque and merged
 lines around segments, and `draw_outer` all other lines around segments.
@@ -32,7 +32,7 @@ _DENOMINATOR = 10_000
 
 
 class _Metric(NamedTuple):
-    """Limit and steps as integers in a common unit."""
+    """The width of lines and the size of a pixel, as integers in a common unit."""
 
     limit: int
     step_y: int
@@ -91,9 +91,9 @@ def _draw_outlines(
     """Draw the outlines of `labels` (with halo) over `out`, the part of the block that begins at `corner`."""
     if side not in ("out", "in"):
         raise OptionError(f'side must be "out" or "in", got {side!r}')
-    ids, look = as_labels(labels), kernel_table(table)
+    ids, kernel_colors = as_labels(labels), kernel_table(table)
     _, height, width = ids.shape
-    if out.size == 0 or look.packed.size == 0:
+    if out.size == 0 or kernel_colors.packed.size == 0:
         return
     # No two pixels of a block are farther apart than this, so a larger limit has the same result.
     limit = min(metric.limit, metric.step_y * height + metric.step_x * width)
@@ -106,14 +106,14 @@ def _draw_outlines(
             rows = min(height, y_high + limit // step_y)
             colors = np.empty((rows, width + PAD), np.uint32)
             up, right = np.empty((rows, width), np.uint8), np.empty((rows, width - 1), np.uint8)
-            if color_and_mark(flat, base, look, merge, y, y_high, colors, up, right):
+            if color_and_mark(flat, base, kernel_colors, merge, y, y_high, colors, up, right):
                 distances = np.empty((rows, width), _distance_dtype(limit))
                 draw_inner(colors, up, right, distances, limit, step_y, step_x, under, y, x, out[z])
             continue
         opaque = merge and step_y == step_x and bool((table.rgba[:, 3] == 255).all())
-        if opaque and draw_merged(flat, base, height, width, look, limit // step_y, y, x, out[z]):
+        if opaque and draw_merged(flat, base, height, width, kernel_colors, limit // step_y, y, x, out[z]):
             continue
-        runs = cut_runs(flat, base, width, look, make_runs(height, width))
+        runs = cut_runs(flat, base, width, kernel_colors, make_runs(height, width))
         draw_outer(runs, limit, step_y, step_x, merge, under, y, x, out[z])
 
 
@@ -143,12 +143,12 @@ def paint(
     ----------
     labels
         Ids (z, y, x), any integer dtype, with a halo of at least `halo_size` pixels along y and x wherever the picture
-        continues. The edge of the array does not produce a line.
+        continues. No line is drawn along the edge of the array.
     image
         uint8 with the shape of the *inner* part; the result is opaque. None for a transparent background.
     fill_table, outline_table
-        The colour of each id, see `build_color_table`. Ids that a table does not contain count as background. None for
-        no fill, or no lines.
+        The colours of ids, from `build_color_table`. Ids that a table does not contain are background. None: no fill,
+        or no lines.
     limit
         Width of the lines in the unit of `steps`; pixels with the default steps.
     steps

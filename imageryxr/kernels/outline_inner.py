@@ -27,12 +27,12 @@ _ALPHA = np.uint32(24)
 @compile_kernel
 def _color_row(
     row: NDArray[Any],
-    look: KernelTable,
+    table: KernelTable,
     buffers: RunBuffers,
     colors: NDArray[np.uint32],
     shown: NDArray[np.uint8],
 ) -> bool:
-    """Write the colour of each pixel and whether it is shown; return whether any is shown.
+    """Write the colour of each pixel and whether the pixel is shown; return whether any pixel is shown.
 
     The outputs have `PAD` extra values at their end.
     """
@@ -40,8 +40,8 @@ def _color_row(
     some = False
     for k in range(run_ends(row, buffers)):
         end = buffers.ends[k]
-        slot = find_row(look, np.uint64(row[x]))
-        color = look.packed[slot] if slot >= 0 else _CLEAR
+        slot = find_row(table, np.uint64(row[x]))
+        color = table.packed[slot] if slot >= 0 else _CLEAR
         color = color if color >> _ALPHA != _CLEAR else _CLEAR
         fill_run(colors, x, end, color)
         seen = np.uint8(slot >= 0)
@@ -60,7 +60,7 @@ def _mark_borders(
     merge: bool,
     out: NDArray[np.uint8],
 ) -> None:
-    """Write 1 if there is a border between two pixels, otherwise 0; pixels that are not shown are all background."""
+    """Write 1 where two pixels belong to different segments, otherwise 0; all pixels that are not shown are one."""
     if merge:
         for x in range(out.size):
             out[x] = one_shown[x] != other_shown[x]
@@ -71,7 +71,7 @@ def _mark_borders(
 
 @compile_kernel
 def _advance_distances(last: NDArray[Any], border: NDArray[np.uint8], step: int, cap: int, row: NDArray[Any]) -> None:
-    """Compute the distances of a row from those of the last row: `step` after a border, and at most `cap`."""
+    """Compute the distances of a row from those of the previous row: `step` after a border, and at most `cap`."""
     number = row.dtype.type
     down, most = number(step), number(cap)
     for x in range(row.size):
@@ -92,7 +92,7 @@ def _lower_beside_borders(border: NDArray[np.uint8], step: int, near: NDArray[An
 
 @compile_kernel
 def _lower_along_row(near: NDArray[Any], to: NDArray[Any], shift: int, step: int) -> None:
-    """Reduce each distance to at most that of the pixels `shift` to either side plus `step`."""
+    """Reduce each distance to at most `step` plus the distance of the pixel `shift` to the left or right."""
     number = near.dtype.type
     size = near.size
     if shift >= size:
@@ -113,7 +113,7 @@ def _lower_along_row(near: NDArray[Any], to: NDArray[Any], shift: int, step: int
 def color_and_mark(
     flat: NDArray[Any],
     base: int,
-    look: KernelTable,
+    table: KernelTable,
     merge: bool,
     y_low: int,
     y_high: int,
@@ -132,7 +132,7 @@ def color_and_mark(
     some = False
     for y in range(height):
         row = flat[base + y * width : base + (y + 1) * width]
-        some |= _color_row(row, look, buffers, colors[y], shown[y])
+        some |= _color_row(row, table, buffers, colors[y], shown[y])
     if not some:
         return False  # background only
     for y in range(height):

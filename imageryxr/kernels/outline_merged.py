@@ -23,15 +23,15 @@ _MAX_RANK = 65_535  # ranks are uint16; 0 means no segment
 
 
 @compile_kernel
-def _collect_ids(slice_: NDArray[Any], width: int, look: KernelTable) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+def _collect_ids(slice_: NDArray[Any], width: int, table: KernelTable) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     """Return the shown ids of a slice in ascending order, and their colours."""
     ids = np.sort(find_distinct_ids(slice_, width))
     colors = np.empty(ids.size, np.uint32)
     n = 0
     for i in range(ids.size):
-        row = find_row(look, ids[i])
+        row = find_row(table, ids[i])
         if row >= 0:
-            ids[n], colors[n] = ids[i], look.packed[row]
+            ids[n], colors[n] = ids[i], table.packed[row]
             n += 1
     return ids[:n], colors[:n]
 
@@ -92,7 +92,7 @@ def draw_merged(
     base: int,
     height: int,
     width: int,
-    look: KernelTable,
+    table: KernelTable,
     radius: int,
     y_low: int,
     x_low: int,
@@ -103,7 +103,7 @@ def draw_merged(
     The slice (height, width) of labels begins at `base`; `out` is its part that begins at (y_low, x_low).
     """
     buffers = make_run_buffers(width)
-    ids, colors = _collect_ids(flat[base : base + height * width], width, look)
+    ids, colors = _collect_ids(flat[base : base + height * width], width, table)
     if ids.size > _MAX_RANK:
         return False
     if ids.size == 0 or radius == 0:

@@ -47,7 +47,7 @@ def cut_runs(
     flat: NDArray[Any],
     base: int,
     width: int,
-    look: KernelTable,
+    table: KernelTable,
     runs: Runs,
 ) -> Runs:
     """Cut the slice that begins at `base` into runs; return `runs`, enlarged if necessary."""
@@ -65,9 +65,9 @@ def cut_runs(
         for k in range(run_ends(row, buffers)):
             end = buffers.ends[k]
             label = np.uint64(row[x])
-            slot = find_row(look, label)
+            slot = find_row(table, label)
             if slot >= 0:
-                starts[n], stops[n], ids[n], colors[n] = x, end, label, look.packed[slot]
+                starts[n], stops[n], ids[n], colors[n] = x, end, label, table.packed[slot]
                 n += 1
             elif n > rows[y] and ids[n - 1] == _NONE:
                 stops[n - 1] = end
@@ -301,7 +301,7 @@ def draw_outer(
     rows = runs.rows
     first, order = _sort_runs(rows, runs.ids)
     if merge and first[-1] == rows[-1]:
-        return  # no background to draw on
+        return  # merged lines are drawn on background only, and there is none
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
     far = limit // step_y
     begin, end = max(0, y_low - far), min(rows.size - 1, y_high + far)
@@ -316,7 +316,7 @@ def draw_outer(
     top = begin
     while top < y_high:
         bottom = min(top + depth, y_high)
-        # Downward pass: list k + 1 belongs to row top + k, list 0 to the row above the strip.
+        # Downward pass: list k + 1 has the pieces of row top + k, and list 0 those of the row above the strip.
         lists[0], lists[1] = 0, carried
         for y in range(top, bottom):
             k = y - top

@@ -1,6 +1,6 @@
 """Sum the faces between neighbouring segments, and the voxels that two segmentations share, by pair of ids.
 
-Two rows are walked along their runs together: within an interval, both have one id each.
+Kernels process two rows at a time, in intervals in which each row has only one id.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def sum_contacts(labels: NDArray[Any], before: tuple[int, int] = (0, 0)) -> Pair
     The smaller id of a pair is first. The sums are int64[n, 12]: for faces across z, then y, then x, their number and
     the sums of the doubled positions (z, y, x) of their centres, in voxels from the corner of the block.
 
-    The first planes across z and y, 0 or 1 as `before` states, belong to the blocks before this one: of their faces,
-    only those that they share with this block count.
+    `before` is the number of planes (0 or 1) across z and across y at the start of `labels` that belong to the previous
+    blocks. Of these planes, only the faces that they share with this block count.
     """
     pairs, sums = tally_rows(_sum_contacts(as_labels(labels), before[0], before[1], make_tally(12)))
     return pairs, sums

@@ -1,7 +1,7 @@
 """Find and replace the ids of large blocks.
 
-Segmentations consist of runs along x, and most runs continue a run of the row above. Only the others need a table
-lookup, so that the speed is close to that of memory.
+Segmentations consist of runs along x, and most runs continue a run of the row above. Only the other runs need a table
+lookup, so that the speed is close to the bandwidth of the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ZERO = np.uint64(0)
 
 @compile_kernel
 def find_distinct_ids(flat: NDArray[Any], row: int) -> NDArray[np.uint64]:
-    """Return the distinct ids of a block with rows of `row` voxels, without 0, in any order (compiled)."""
+    """Return the distinct ids of a block with rows of `row` voxels, without 0, in any order."""
     keys = np.zeros(4096, np.uint64)
     found = 0
     last = _ZERO
@@ -71,7 +71,8 @@ def _relabel(
     slots: NDArray[np.int32],
     values: NDArray[np.uint64],
 ) -> None:
-    # Results are written to a buffer first, because `fill_run` may overwrite labels that are not yet read.
+    # `fill_run` writes beyond the end of a run, so the results go to a buffer: in place, it would overwrite labels that
+    # are not read yet.
     out = np.empty(PIECE + PAD, np.uint64)
     buffers = make_run_buffers(PIECE)
     last, put = _ZERO, _ZERO

@@ -55,14 +55,14 @@ class RunBuffers(NamedTuple):
 
 @compile_kernel
 def make_run_buffers(width: int) -> RunBuffers:
-    """Return buffers for rows of up to `width` voxels (compiled)."""
+    """Return buffers for rows of up to `width` voxels."""
     words = (width + 7) // 8
     return RunBuffers(np.zeros(8 * words, np.uint8), np.empty(words + 1, np.int64), np.empty(8 * words + 1, np.int64))
 
 
 @compile_kernel
 def run_ends(row: NDArray[Any], buffers: RunBuffers) -> int:
-    """Write the end of each run of a row to ``buffers.ends``, and return the number of runs (compiled)."""
+    """Write the end of each run of a row to ``buffers.ends``, and return the number of runs."""
     changes, marks, ends = buffers.changes, buffers.marks, buffers.ends
     if row.size == 0:
         return 0
@@ -88,7 +88,7 @@ def run_ends(row: NDArray[Any], buffers: RunBuffers) -> int:
 
 @compile_kernel
 def fill_run(out: NDArray[Any], start: int, stop: int, value: Any) -> None:
-    """Set ``out[start:stop]``, and possibly up to `PAD` values after it, to `value` (compiled).
+    """Set ``out[start:stop]``, and possibly up to `PAD` values after it, to `value`.
 
     The number of iterations is a multiple of the vector length, so that no scalar loop remains. `value` must be a
     variable: numba generates slow code for a conditional expression as the argument.
@@ -100,7 +100,7 @@ def fill_run(out: NDArray[Any], start: int, stop: int, value: Any) -> None:
 
 @compile_kernel
 def copy_values(values: NDArray[Any], out: NDArray[Any]) -> None:
-    """Copy the first ``values.size`` values (compiled).
+    """Copy the first ``values.size`` values.
 
     For ``out[:] = values`` numba also compiles an error message about shapes, which takes longer than most kernels.
     """
@@ -110,7 +110,7 @@ def copy_values(values: NDArray[Any], out: NDArray[Any]) -> None:
 
 @compile_kernel
 def is_blank(flat: NDArray[Any]) -> bool:
-    """Return whether all labels are 0; stop soon after the first that is not (compiled)."""
+    """Return whether all labels are 0; reading stops soon after the first label that is not 0."""
     for start in range(0, flat.size, PIECE):
         seen = flat.dtype.type(0)
         for label in flat[start : start + PIECE]:

@@ -18,7 +18,7 @@ _COLUMNS = 10
 
 
 class BlockSums(NamedTuple):
-    """Sums of the segments of a block; axes are (z, y, x), and indexes count from the start of the block."""
+    """Sums of the segments of a block; axes are (z, y, x), and indexes are relative to the start of the block."""
 
     ids: NDArray[np.uint64]
     voxels: NDArray[np.int64]

@@ -66,9 +66,9 @@ def _add_ids(tally: Tally, ids: NDArray[np.uint64]) -> None:
 
 @compile_kernel
 def find_or_add(tally: Tally, a: np.uint64, b: np.uint64, add: bool) -> int:
-    """Return the row of a pair; a new pair gets a row if `add`, otherwise -1 (compiled).
+    """Return the row of a pair of ids; add a row for a new pair if `add` is True, otherwise return -1 for it.
 
-    The caller has reserved the row with `reserve_rows`.
+    Before adding, the caller must reserve rows with `reserve_rows`.
     """
     pairs, slots = tally.pairs, tally.slots
     mask = np.uint64(slots.size - 1)
@@ -91,7 +91,7 @@ def find_or_add(tally: Tally, a: np.uint64, b: np.uint64, add: bool) -> int:
 
 @compile_kernel
 def reserve_rows(tally: Tally, count: int) -> Tally:
-    """Return a tally with room for `count` more pairs: the same one, or a larger copy (compiled)."""
+    """Return a tally with room for `count` more pairs: the same one, or a larger copy."""
     used = tally.used[0]
     if used + count <= tally.pairs.shape[0]:
         return tally

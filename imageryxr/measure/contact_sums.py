@@ -19,7 +19,7 @@ from imageryxr.ops.segment_ids import RequestedIds
 
 
 class _Runs(NamedTuple):
-    """The voxels on one side of a border between blocks, as runs: small, and independent of the block."""
+    """The plane of voxels on one side of a border between blocks, run-length encoded to take little memory."""
 
     values: Array
     ends: npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ class _Runs(NamedTuple):
 
 
 _Border = tuple[int, Index3]
-"""The axis across a border between two blocks, and its first voxel (z, y, x) on the upper side."""
+"""A border between two blocks: the axis across it, and the first voxel (z, y, x) on its upper side."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def contacts_of_block(
 ) -> BlockContacts:
     """Return the contacts of a block, and its planes at borders with other blocks of the `whole` array.
 
-    If `whole` is None, no planes are returned: `labels` begins with the planes before the block, if there are any.
+    If `whole` is None, no planes are returned. Instead, `labels` begin with the last planes of the previous blocks.
     """
     from imageryxr.kernels import isin, pair_sums
 

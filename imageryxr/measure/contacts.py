@@ -33,11 +33,11 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     Parameters
     ----------
     segmentation : DataArray
-        Ids with dims (z, y, x), any integer dtype. 0 is background and has no contacts. Or `cutouts`, with dims
-        (cutout, z, y, x): then the contacts in each cutout are found.
+        Ids with dims (z, y, x), any integer dtype. 0 is background and has no contacts. An array from `cutouts`, with
+        dims (cutout, z, y, x), gives the contacts in each cutout.
     ids : iterable of int, optional
-        Return only contacts of which at least one segment is among these ids. Default: all contacts. For cutouts also
-        the ids of each cutout: a column such as ``boxes.pre_id``, or a list of columns.
+        Return only contacts of which at least one segment is among these ids. Default: all contacts. For cutouts, a
+        column such as ``boxes.pre_id`` or a list of columns selects other ids in each cutout.
 
     Returns
     -------
@@ -51,8 +51,8 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
 
         ``.imagery.to_dataframe()`` returns a table with one row per contact.
 
-        Of cutouts, there is a row per cutout and contact, in the order of the cutouts. Positions are those in the
-        volume. The number ``cutout`` and the columns of the table are coordinates along ``contact``.
+        For cutouts, there is one row per cutout and contact, in the order of the cutouts. Positions are those in the
+        volume. The number of the ``cutout`` and the columns of its table are coordinates along ``contact``.
 
     Raises
     ------
@@ -114,8 +114,8 @@ def _contacts_of_cutouts(segmentation: xr.DataArray, ids: Any) -> xr.Dataset:
     return add_columns(label_contacts(joined, volume, origin), segmentation, numbers, "contact")
 
 
-class _Found(NamedTuple):
-    """The contacts of a cutout, and which of its own and of the shared ids it contains."""
+class _CutoutContacts(NamedTuple):
+    """The contacts of a cutout, and whether it contains each of its own ids and of the ids of all cutouts."""
 
     pairs: PairSums
     own: npt.NDArray[np.bool_]
@@ -123,7 +123,7 @@ class _Found(NamedTuple):
 
 
 def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: RequestedIds | None, has_own: bool) -> Array:
-    """Return what is found in each cutout of a block, as an array of objects; ``rows`` has the ids of each."""
+    """Return the `_CutoutContacts` of each cutout of a block, as an array of objects; ``rows`` has their own ids."""
     from imageryxr.kernels import relabel
 
     out = np.empty(len(block), object)
@@ -133,5 +133,5 @@ def _find_contacts(block: Array, rows: Array, *, box: IndexBox, shared: Requeste
         if has_own:
             kept = np.isin(pairs.pairs, ids[ids != 0]).any(axis=1)
             pairs = PairSums(pairs.pairs[kept], pairs.sums[kept])
-        out[i] = _Found(pairs, np.isin(ids, relabel.distinct_ids(labels)), found.present)
+        out[i] = _CutoutContacts(pairs, np.isin(ids, relabel.distinct_ids(labels)), found.present)
     return out

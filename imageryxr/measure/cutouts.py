@@ -70,8 +70,8 @@ def cutouts(
 
     Lazy: reads nothing. Cutout i has the voxels of ``crop(source, center=centers[i], size=size)``: the voxel that
     contains the centre has the index ``size // 2`` along each axis. Computing all cutouts reads each storage chunk
-    once, whatever the order of the centres; computing some of them reads their chunks only. A block contains
-    neighbouring cutouts that follow each other in the table.
+    once, whatever the order of the centres; computing some of them reads their chunks only. A dask block contains
+    cutouts that are close to each other in the volume and consecutive in the table.
 
     Parameters
     ----------
@@ -94,14 +94,13 @@ def cutouts(
     Returns
     -------
     DataArray or Dataset
-        Dims (cutout, z, y, x), and ``rgba`` for a picture, in the order of the table, with the dtype of ``source``; 0
-        outside of ``source``, also if it is a part of a larger volume, as in `crop`. ``z``, ``y`` and ``x`` are offsets
-        in nm from the middle of the voxel that contains the centre, from ``-(size // 2)`` voxels on. Coordinates along
-        ``cutout``: the number of the row;
-        ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns and the index of the table, a column of
-        triples as three coordinates with these endings, and several related segments of an annotation as ``post_0``,
-        ``post_1``, …. A
-        Dataset also has ``center`` (cutout, axis), in nm. If ``source`` is in memory, so is the result.
+        Dims (cutout, z, y, x), and ``rgba`` for a picture, in the order of the table, with the dtype of ``source``.
+        Voxels outside of ``source`` are 0, even if ``source`` is a part of a larger volume, as in `crop`. ``z``, ``y``
+        and ``x`` are offsets in nm from the middle of the voxel that contains the centre. Coordinates along ``cutout``
+        are the number of the row; ``center_x``, ``center_y`` and ``center_z`` in nm; and the columns and the index of
+        the table. A column of triples becomes three coordinates that end in ``_x``, ``_y`` and ``_z``; several related
+        segments of an annotation become ``post_0``, ``post_1``, …. A Dataset also has ``center`` (cutout, axis), in nm.
+        If ``source`` is in memory, so is the result.
 
     Raises
     ------
@@ -205,7 +204,7 @@ def _check_order(source: Any, centers: Any) -> None:
 
 
 def _warn_unusual_size(shape: Index3, grid: Grid) -> None:
-    """Warn of a size that is larger than the volume, or looks as if it were in the order (z, y, x) or in nm."""
+    """Warn about a size that is larger than the volume, or that seems to be in the order (z, y, x) or in nm."""
     size, whole = shape[::-1], grid.shape[::-1]
     x, y, z = grid.resolution
     in_nm = [n / r for n, r in zip(size, grid.resolution, strict=True)]
@@ -273,7 +272,7 @@ def _first_voxels(points: Points, grid: Grid, shape: Index3) -> npt.NDArray[np.i
 
 
 def _phase(offset: float) -> float:
-    """Return the part of a voxel by which cutouts of a volume with this offset lie off a grid of whole voxels."""
+    """Return the difference between a voxel offset and the nearest integer; 0 on a grid of whole voxels."""
     return float(tidy(np.ceil(snap_places(np.array([-offset - 0.5])))[0] + offset))
 
 
@@ -297,17 +296,17 @@ def _check_inside(
 
 
 def _centers_advice(given: Points, unit: Triple, grid: Grid) -> str:
-    """Return the advice to give another resolution if all centres lie in the volume with it, or centres inside."""
+    """Return advice: a resolution or an order with which all centres lie in the volume, if there is one."""
     x, y, z = grid.resolution
     offset, shape = np.array(grid.voxel_offset, np.float64), np.array(grid.shape[::-1], np.float64)
     for other in [(1.0, 1.0, 1.0), *((x / 2**level, y / 2**level, z) for level in range(6))]:
         index = given * other / grid.resolution
         if other != unit and ((index >= offset) & (index < offset + shape)).all():
             if other == (1.0, 1.0, 1.0):
-                return "they fit in nanometres: leave resolution out"
-            return f"they fit in voxels: give resolution={tuple(map(tidy, other))}"
+                return "in nanometres, all centres lie inside: omit resolution"
+            return f"in voxels, all centres lie inside: give resolution={tuple(map(tidy, other))}"
     index = given[:, ::-1] * unit / grid.resolution
     if ((index >= offset) & (index < offset + shape)).all():
-        return "they fit in the order (z, y, x): give centres (x, y, z)"
+        return "in the order (z, y, x), all centres lie inside: give centres (x, y, z)"
     size = tuple(map(tidy, grid.resolution))
     return f"give centres (x, y, z) inside it, in nm or with resolution={size}, or remove these rows"

@@ -43,7 +43,7 @@ def prepare_measurement(
         _check_percentiles(percentiles, volumes[1:])
     requested = None if ids is None else RequestedIds.of(ids)
     shape = labels.grid.shape
-    # The sum of the indexes of a segment is at most this; Python's integers have no limit.
+    # The left side is an upper bound of the sum of the indexes of a segment, as a Python integer, which has no limit.
     is_exact = int(np.prod(shape, dtype=object)) * max(shape) < 2**63
     task = partial(sum_block, requested=requested, histogram=percentiles is not None, is_exact=is_exact)
     return volumes, task, requested
@@ -80,12 +80,12 @@ def _check_percentiles(percentiles: Sequence[float], images: list[Volume]) -> No
         )
     if not images:
         advice = Wording("give measure(segmentation, image, percentiles=…)", "give --image SOURCE")
-        raise OptionError(param("percentiles", text="…"), " are those of the grey values of an image; ", advice)
+        raise OptionError(param("percentiles", text="…"), " needs an image whose grey values are measured; ", advice)
     dtype = images[0].expr.dtype
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise OptionError(
             param("percentiles"),
-            f" come from exact histograms of uint8 or uint16 values, but the image has dtype {dtype}; ",
+            f" needs an image of dtype uint8 or uint16, but the image has dtype {dtype}; ",
             Wording(
                 "convert it with image.astype('uint16') if its values are integers from 0 to 65535",
                 "give an image of 8 or 16 bits, or no --percentiles",
@@ -229,9 +229,9 @@ def voxel_volume(grid: Grid) -> float:
 def positions(
     indexes: npt.NDArray[Any], grid: Grid, origin: npt.NDArray[np.float64] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Return positions (n, 3) along x, y, z in nm of places (z, y, x) in voxels from a voxel (x, y, z).
+    """Convert indexes (n, 3) as (z, y, x), relative to the voxel ``origin`` (x, y, z), to positions (x, y, z) in nm.
 
-    The default of ``origin`` is the first voxel of the grid.
+    By default, ``origin`` is the first voxel of the grid.
     """
     offset = np.array(grid.voxel_offset, np.float64) if origin is None else origin
     resolution = np.array(grid.resolution, np.float64)

@@ -41,13 +41,13 @@ def measure(
     Parameters
     ----------
     segmentation : DataArray
-        Ids with dims (z, y, x), any integer dtype. 0 is background and not measured. Or `cutouts`, with dims (cutout,
-        z, y, x): then each cutout is measured alone.
+        Ids with dims (z, y, x), any integer dtype. 0 is background and not measured. In an array from `cutouts`, with
+        dims (cutout, z, y, x), each cutout is measured separately.
     image : DataArray, optional
         Grey values on the grid of ``segmentation``; `align` resamples an image onto it.
     ids : iterable of int, optional
-        The ids to measure. Default: all. For cutouts also those of each cutout: a column such as ``boxes.pre_id``, or a
-        list of columns.
+        The ids to measure. Default: all. For cutouts, a column such as ``boxes.pre_id`` or a list of columns selects
+        other ids in each cutout.
     percentiles : sequence of float, optional
         Percentiles of the grey values, from 0 to 100, computed from exact histograms; requires an ``image`` of dtype
         uint8 or uint16. Percentiles between two values are interpolated linearly, as in `numpy.percentile`.
@@ -70,9 +70,9 @@ def measure(
 
         ``.imagery.to_dataframe()`` returns a table with one row per segment.
 
-        Of cutouts, there is a row per cutout and segment, in the order of the cutouts, with the values of `measure` of
-        that cutout's `crop`: positions are those in the volume. The number ``cutout`` and the columns of the table are
-        coordinates along ``segment``, whose ids then repeat.
+        For cutouts, there is one row per cutout and segment, in the order of the cutouts, so ids can repeat. The values
+        are those of the same box from `crop`: positions are those in the volume. The number of the ``cutout`` and the
+        columns of its table are coordinates along ``segment``.
 
     Raises
     ------
@@ -89,8 +89,8 @@ def measure(
     Warns
     -----
     MissingIdsWarning
-        If some of ``ids`` do not occur in the data; they have no row. For ids of each cutout, if cutouts do not contain
-        theirs.
+        If some of ``ids`` do not occur in the data; they have no row. With other ids in each cutout, if a cutout does
+        not contain its ids.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def _measure_cutouts(
 def add_columns(found: xr.Dataset, cutouts: xr.DataArray, rows: npt.NDArray[np.intp], dim: str) -> xr.Dataset:
     """Return measurements of cutouts with the columns of the cutouts as coordinates along a dim.
 
-    ``rows`` has the cutout of each measurement.
+    ``rows`` has the position of each measurement's cutout.
     """
     columns = {n: c.variable for n, c in cutouts.coords.items() if c.dims == (CUTOUT,)}
     taken = sorted(str(n) for n in columns if n in found.variables or n in found.dims)

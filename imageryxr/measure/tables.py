@@ -157,9 +157,9 @@ def plan_measurement(
     Raises
     ------
     OptionError
-        If the ending is another one.
+        If the target has another ending, or is not a local path.
     ImageryError
-        As `measure`.
+        The errors of `measure`.
     """
     path = Path(target)
     if path.suffix not in FORMATS or "://" in str(target):
@@ -204,8 +204,8 @@ def run_measurement(
     Raises
     ------
     TargetExistsError
-        If the target exists and is of another measurement, or an unfinished measurement beside it has other layers or
-        options.
+        If the target exists and is not the result of this measurement, or if the folder beside it contains an
+        unfinished measurement of other layers or options.
     TargetError
         If a file cannot be written.
     """
@@ -235,7 +235,7 @@ def run_measurement(
 
 
 def _resume_note(plan: MeasurementPlan, resume: bool) -> Message:
-    """Return what is kept of a measurement that has stopped, and how to continue it."""
+    """Return a note on a measurement that has stopped: its finished regions, and how to continue."""
     count, total = len(plan.done), len(plan.regions)
     if not count:
         return Message(f"none of {total:,} regions of {plan.target} was finished")

@@ -1,7 +1,7 @@
 """Serve a CAVE datastack on this machine, for examples and tests without a network or an account.
 
-The server answers the requests that reading needs: of the info service, of the chunked graph (roots and history), and
-of the storage of both layers. It has one user, whose token is `TOKEN`, and no materializations.
+The server implements the requests that reading needs: those of the info service, of the chunked graph (roots and
+history), and of the storage of both layers. It has one user, whose token is `TOKEN`, and no materializations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Ids = npt.NDArray[np.uint64]
 
 
 class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # connections beyond the queue are retried after a second
+    request_queue_size = 128  # clients retry connections beyond the queue only after a second
 
 
 class LocalCave:

@@ -27,7 +27,7 @@ _CELL_TILE = (8, 16, 16)
 _HALO = (1, 2, 2)
 _NM = np.float32(1 / 16)  # distances are integers in units of 1/16 nm
 _UNIT = dict.fromkeys(("cleft", "reticulum"), np.float32(1 / 2048))
-_FEW = 8  # the number of slices of a tile that are drawn at a time, so that arrays fit the processor's cache
+_SLICES = 8  # the number of slices of a tile that are drawn at a time, so that arrays fit the processor's cache
 _FAR = 380.0  # the largest distance in nm; larger ones are clipped
 
 
@@ -217,8 +217,8 @@ def _draw_tile(
     cells = numbers[nearest]
     cells[depth < 0] = 0
     grey = np.empty(TILE, np.uint8)
-    for z in range(0, TILE[0], _FEW):
-        few = slice(z, z + _FEW)
+    for z in range(0, TILE[0], _SLICES):
+        few = slice(z, z + _SLICES)
         full = _double(_double(half[:, few], 3)[..., 2:-2], 2)[:, :, 2:-2]
         nearest, depth = _nearest(full[:count], full[count])
         names = ("cleft", "reticulum", *tile.extra)
@@ -247,7 +247,7 @@ def _tile_fields(tissue: Tissue, corner: tuple[int, int, int]) -> tuple[_Tile, n
 
 
 def _noise(tissue: Tissue, start: list[int], number: int) -> npt.NDArray[np.float32]:
-    """Return the noise of a cell on a tile of the coarse grid with its halo."""
+    """Return the noise that displaces the surface of a cell, on a tile of the coarse grid with its halo."""
     shift = (number * 11, number * 53, number * 37)
     where = []
     for first, more, n, t, h in zip(start, shift, _BANK, _CELL_TILE, _HALO, strict=True):

@@ -23,7 +23,7 @@ _MARGIN = 320.0  # tissue extends this far beyond the block
 
 @dataclass(frozen=True)
 class Chain:
-    """Balls along a path: a cell or an organelle. With `steep` > 1 it displaces its neighbours, as the vessel does."""
+    """Balls along a path: a cell or an organelle. With `steep` > 1 it displaces its neighbours, like the capillary."""
 
     kind: str
     points: Floats

@@ -284,7 +284,7 @@ def test_a_box_outside_the_volume_is_an_error_that_states_the_row():
         (
             [(72, 184, 40)],
             (8, 8, 40),
-            r"\(72, 184, 40\) in units of 8 × 8 × 40 nm; they fit in nanometres: leave resolution out$",
+            r"\(72, 184, 40\) in units of 8 × 8 × 40 nm; in nanometres, all centres lie inside: omit resolution$",
         ),
         ([(1, 5, 13)], (8, 8, 40), r"in the order \(z, y, x\): give centres \(x, y, z\)$"),
         ([(9, 23, 1), (900, 4, 1)], (1, 1, 1), r"give centres \(x, y, z\) inside it, .* or remove these rows$"),

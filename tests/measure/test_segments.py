@@ -244,7 +244,7 @@ def test_missing_ids_are_a_warning():
     ("options", "error", "words"),
     [
         ({"ids": [0]}, SegmentError, "ids are integers from 1"),
-        ({"percentiles": [5]}, OptionError, "are those of the grey values of an image; give measure"),
+        ({"percentiles": [5]}, OptionError, "needs an image whose grey values are measured; give measure"),
         ({"percentiles": [101], "image": "u1"}, OptionError, "not numbers from 0 to 100"),
         ({"percentiles": [5], "image": "f4"}, OptionError, "uint8 or uint16"),
         ({"image": "c8"}, LayerError, "integers or floats"),
