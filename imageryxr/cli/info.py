@@ -12,6 +12,7 @@ from typing import Any
 from imageryxr.cli.messages import command_text
 from imageryxr.core.bbox import IndexBox, format_triple
 from imageryxr.core.grid import Grid
+from imageryxr.core.units import show_count
 from imageryxr.errors import AuthError, ImageryError, MissingChunkError
 from imageryxr.neuroglancer.fetch import load_state
 from imageryxr.neuroglancer.layer_sources import resolve_first
@@ -30,7 +31,7 @@ class LevelState:
     """Whether a level can be read."""
 
     word: str = ""
-    """``"sparse"``, ``"damaged"`` or ``"unreadable"``; empty where nothing is wrong."""
+    """``"sparse"``, ``"damaged"`` or ``"unreadable"``; an empty string if no problem was found."""
     reason: str = ""
 
 
@@ -120,9 +121,9 @@ def _is_coarse_first(layer: Source) -> bool:
 def _lines(layer: Source, choices: dict[str, int], states: list[LevelState]) -> Iterator[str]:
     first = (levels_by_resolution(layer) or layer.levels)[0].grid
     yield layer.name
-    yield f"{layer.layer_type}, {layer.dtype}, {_count(len(layer.levels), 'level')}, {_extent(first)}"
+    yield f"{layer.layer_type}, {layer.dtype}, {show_count(len(layer.levels), 'level')}, {_extent(first)}"
     for what, count in choices.items():
-        yield f"{_count(count, what)}, {what}=0 to {what}={count - 1}"
+        yield f"{show_count(count, what)}, {what}=0 to {what}={count - 1}"
     for key, value in layer.attrs.items():
         yield f"{key}: {value}"
     rows = [("mip", "size (x × y × z)", "resolution (nm)", "offset (x, y, z)", "chunk (x × y × z)", "encoding")]
@@ -171,10 +172,6 @@ def _description(layer: Source, states: list[LevelState]) -> dict[str, Any]:
             for level, state in zip(layer.levels, states, strict=True)
         ],
     }
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _extent(grid: Grid) -> str:

@@ -128,7 +128,7 @@ def _centers(coords: Mapping[Any, xr.Variable], dim: str, sizes: Mapping[Any, in
             Wording("crop with BBox(lo, hi, resolution=(x, y, z))", "give --resolution x,y,z"),
         )
     if not np.isfinite(values).all():
-        raise GridError(f"the coordinate {dim!r} has values that are not finite: {values[:4]}…")
+        raise GridError(f"the coordinate {dim!r} has values that are not finite: {values[:4]}…; give numbers in nm")
     _check_even(dim, values)
     unit = _nm_per_unit(coords, dim)
     return values if unit == 1 else values * unit

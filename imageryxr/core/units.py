@@ -1,4 +1,4 @@
-"""Convert units of length to nanometres; accept names, plurals, British spellings and symbols."""
+"""Convert units of length to nanometres, from any of their names and symbols; format bytes and counts."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def length_in_nm(unit: Any) -> float:
 def has_unit(unit: Any) -> bool:
     """Return whether a unit is given: neither None nor blank."""
     return unit is not None and not (isinstance(unit, str) and not unit.strip())
+
+
+def show_count(number: int, noun: str) -> str:
+    """Return a number with a noun, such as "1 task" or "2,000 tasks"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def show_bytes(count: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.core.lazy_import import import_package
-from imageryxr.core.units import show_bytes
+from imageryxr.core.units import show_bytes, show_count
 from imageryxr.ops.progress import bar_size
 
 
@@ -90,11 +90,11 @@ class ExportReport:
         written = f"{show_bytes(self.bytes_written)} written in {self.seconds:.1f} s{rate}"
         parts = [f"{_tasks(self.tasks, self.regions)}, {written}"]
         if self.skipped:
-            parts.append(f"{_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} done before")
+            parts.append(f"{show_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} done before")
         if self.holes:
-            parts.append(f"{_count(len(self.holes), 'missing chunk')} filled with background")
+            parts.append(f"{show_count(len(self.holes), 'missing chunk')} filled with background")
         if self.absent_ids:
-            parts.append(f"{_count(len(self.absent_ids), 'id')} not in the data")
+            parts.append(f"{show_count(len(self.absent_ids), 'id')} not in the data")
         text = f"<ExportReport {self.target}: {'; '.join(parts)}>"
         if not self.failed:
             return text
@@ -105,16 +105,12 @@ class ExportReport:
             else "The target is unchanged; run the same call again to retry the failed tasks."
         )
         more = f"\n  and {len(self.failed) - 20:,} more" if len(self.failed) > 20 else ""
-        return f"{text[:-1]}; NOT COMPLETE, {_count(len(self.failed), 'task')} failed>\n{listed}{more}\n{kept}"
+        return f"{text[:-1]}; NOT COMPLETE, {show_count(len(self.failed), 'task')} failed>\n{listed}{more}\n{kept}"
 
 
 def _tasks(tasks: int, regions: int) -> str:
     pyramid = f" and {tasks - regions:,} of a pyramid" if tasks > regions else ""
-    return f"{_count(tasks, 'task')} ({_count(regions, 'region')}{pyramid})"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    return f"{show_count(tasks, 'task')} ({show_count(regions, 'region')}{pyramid})"
 
 
 ON_PROGRESS: ContextVar[Callable[[float], None] | None] = ContextVar("imageryxr_on_progress", default=None)

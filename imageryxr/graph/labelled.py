@@ -340,7 +340,7 @@ def crop_volume(volume: Volume, box: IndexBox) -> Volume:
 
 
 def clip_volume(volume: Volume) -> Volume:
-    """Return a volume whose values outside its array are 0, not the data around a crop that its expression contains."""
+    """Return a volume whose values outside its array are 0; the expression of a crop may have data there."""
     return replace(volume, expr=clip_to_box(volume.expr, volume.grid.box))
 
 

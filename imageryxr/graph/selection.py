@@ -272,7 +272,7 @@ def _split_groups(expr: Expr, groups: Sequence[AxisGroup]) -> list[list[_ReadPar
 
 
 def _chunk_numbers(expr: Expr, axis: int, places: Indexes) -> Indexes:
-    """Return the number of the storage chunk that contains each index along an axis; 64 voxels if there are none."""
+    """Return the number of the storage chunk that contains each index along an axis; without chunks, chunks of 64."""
     low, high = int(places.min()), int(places.max()) + 1
     edges = expr.edges(axis, low, high)
     if edges is None:

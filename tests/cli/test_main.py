@@ -90,7 +90,7 @@ def test_a_figure_beyond_the_edge_of_the_volume_warns(sample, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "101"])
-def test_a_scale_that_draws_nothing_is_refused(sample, tmp_path, scale):
+def test_a_scale_outside_1_to_100_is_refused(sample, tmp_path, scale):
     failed = run("figure", tmp_path / "a.png", "--image", sample.image, "--scale", scale)
     assert failed.returncode == 2
     assert f"error: --scale {scale} must be a whole number of pixels per voxel from 1 to 100" in failed.stderr

@@ -165,7 +165,7 @@ def test_tiles_of_a_montage_read_once(layers):
     np.testing.assert_array_equal(np.asarray(tiles)[:, 52:104], ix.overlay(IMAGE, FINE).isel(z=1).values[..., :3])
 
 
-def test_cutouts_of_one_size_share_no_layers(layers):
+def test_crops_of_one_size_at_different_positions_share_no_dask_layers(layers):
     image, _, _log = layers
     cuts = [
         ix.to_rgba(image.imagery.crop(ix.BBox((x, 0, 2), (x + 9, 20, 4), resolution=(8, 8, 40))))

@@ -1,4 +1,4 @@
-"""Memory of a stack while it is computed: that of the blocks in flight, for any length."""
+"""Computing a stack takes the memory of the blocks in progress, however many slices the stack has."""
 
 from __future__ import annotations
 

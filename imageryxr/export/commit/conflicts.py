@@ -14,13 +14,12 @@ from msgspec.structs import replace
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import ManifestError, Message, TargetError, TargetExistsError, param, warn
 from imageryxr.export.commit.manifest import Header, ManifestStore, Phase, open_manifest, open_place
-from imageryxr.export.store.local import is_remote
+from imageryxr.export.store.local import HIDDEN, is_remote
 from imageryxr.export.targets.base import Target
 from imageryxr.export.targets.stack import Stack, slice_names
 
 END = ".manifest"
-# The folder beside the files of a stack that contains its manifest and journal.
-HIDDEN = ".imageryxr"
+
 # Levels of parent folders that are searched for manifests that may list files of a target.
 FOLDERS_ABOVE = 2
 

@@ -238,7 +238,7 @@ class ManifestWatch(WorkerWatch):
 
 
 class BucketSite(Site):
-    """Where an export in a bucket is prepared, and where its result is published."""
+    """The site of an export in a bucket."""
 
     def _bucket(self, url: str) -> Bucket:
         return Bucket(url, self._watch)

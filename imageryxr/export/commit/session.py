@@ -180,7 +180,7 @@ class Workspace:
         if header is not None and self._is_mine(header) and self._continues(header, overwrite, resume):
             self.header = replace(header, replaces=header.replaces or overwrite, replaced=None)
             if self.header != header:
-                self.manifest.save(self.header)  # workers check the manifest
+                self.manifest.save(self.header)  # workers refuse to write files of a replaced export
             self._verify_finished_regions()
         else:
             self._begin(header, overwrite)

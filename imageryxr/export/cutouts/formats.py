@@ -27,18 +27,19 @@ from imageryxr.core.display import colors_of
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, OptionError, TargetError, TargetExistsError, format_value, param
 from imageryxr.export.cutouts.page import write_page
-from imageryxr.export.cutouts.places import HIDDEN, CutoutFolder, CutoutPlace, CutoutSite, split_place
+from imageryxr.export.cutouts.places import CutoutFolder, CutoutPlace, CutoutSite, split_place
 from imageryxr.export.cutouts.writers import ROOT, PictureFormat, PictureWriter, RowWriter, ZarrWriter, chunk_key
 from imageryxr.export.store.bucket import Bucket
+from imageryxr.export.store.local import HIDDEN
 from imageryxr.export.targets.zarr_array import zarr_codec
 
 TOKEN = "imageryxr_cutouts"
 """The attr of a Zarr group that identifies its export."""
 TOKEN_BYTES = 400
 """The first bytes of a page contain the token of its export."""
-# Pictures that are downloaded at once.
+# Number of pictures that are downloaded at a time.
 _DOWNLOADS = 32
-# Entries of a legend.
+# Largest number of entries of a legend.
 _MOST_NAMED = 24
 
 

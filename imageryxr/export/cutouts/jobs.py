@@ -96,7 +96,7 @@ def _run(
 
 
 def _resume_note(job: Job, total: int) -> Message:
-    """Return what is kept of an export that has stopped, and how to continue it."""
+    """Return a note on how many cutouts of a stopped export are kept, and how to continue it."""
     job.is_begun = True
     kept = f"{len(job.done()):,} of {total:,} cutouts of {job.place} are written and kept: run the same "
     return Message(kept, Wording("call", "command"), " again to continue")
@@ -184,7 +184,7 @@ def _check_pictures(arrays: Mapping[str, xr.DataArray], text: str, *, is_jpeg: b
 
 @dataclass(frozen=True)
 class CutoutPlan:
-    """What an export of cutouts reads, writes and holds in memory."""
+    """The plan of an export of cutouts: what it reads and writes, and the memory that it needs."""
 
     target: str
     """Path of the result."""

@@ -14,10 +14,7 @@ from imageryxr.errors import TargetError
 from imageryxr.export.commit.manifest import open_lock
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.store.lease import Lease, WorkerWatch
-from imageryxr.export.store.local import FileRecord, Folder, disk_errors, is_remote, replaced_file
-
-HIDDEN = ".imageryxr"
-"""The folder of locks, marks and unfinished results."""
+from imageryxr.export.store.local import HIDDEN, FileRecord, Folder, disk_errors, is_remote, replaced_file
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from imageryxr.core.bbox import DIMS, Index3
-from imageryxr.core.units import show_bytes
+from imageryxr.core.units import show_bytes, show_count
 from imageryxr.errors import Message, OptionError, join_messages, param, warn
 from imageryxr.export.commit.session import Workspace
 from imageryxr.export.plan.reads import SourceReads
@@ -326,9 +326,8 @@ class ExportPlan:
             *self._read_rows(),
         ]
         rows += [
-            ("compute", f"{r.chunks:,} {noun} of {r.source!r}, each {r.requests / r.chunks:.2f} times")
+            ("compute", f"{show_count(r.chunks, 'block')} of {r.source!r}, each {r.requests / r.chunks:.2f} times")
             for r in self.computes
-            for noun in ["block" if r.chunks == 1 else "blocks"]
         ]
         each = f"{show_bytes(self.region_bytes)} per region"
         also = f" and {show_bytes(self.pyramid_bytes)} of a pyramid" if self.pyramid_bytes else ""

@@ -41,7 +41,7 @@ from imageryxr.sources.base import record_missing_chunks
 
 EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 
-# How long a worker keeps memory for the next region.
+# Seconds that a worker keeps memory for the next region.
 IDLE_MEMORY_SECONDS = 10.0
 
 

@@ -236,9 +236,9 @@ class Bucket:
         return lambda key, record: size(key) == record.size
 
     def own_records(self) -> Callable[[str], FileRecord | None]:
-        """Return a function that downloads an object whose metadata name this export, and returns its record.
+        """Return a function that downloads an object and returns its record, or None if another export wrote it.
 
-        An object of another export may have appeared under a free name.
+        The metadata of an object name its export.
         """
         size = self.size_lookup()
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from imageryxr.errors import ImageryError, OptionError, TargetError, param
 
 BUCKETS = ("s3", "gs")
+HIDDEN = ".imageryxr"
+"""The folder beside pictures that contains locks, manifests, markers and unfinished results."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Files that each writer leaves unflushed while it encodes the next ones. A kill loses at most these files; after
 # SETTLED_SECONDS they are on the disk.

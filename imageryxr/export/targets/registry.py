@@ -1,4 +1,4 @@
-"""The formats by name: the target of a path, pattern or URL."""
+"""Choose the format of a path, pattern or URL by its name, and make the target."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CODECS = {"mp4": "libx264", "webm": "libvpx-vp9"}
-# Memory of the encoder: bytes per pixel of each buffered frame, buffered frames besides those of threads, and a base.
+# Memory of the encoder: bytes per pixel of a buffered frame, number of frames besides those of threads, other bytes.
 FRAME_BYTES = 3.5
 FRAMES = 52
 ENCODER_BYTES = 64_000_000

@@ -179,7 +179,7 @@ def test_a_worker_frees_its_kept_memory(sample, monkeypatch):
     assert READER.BUFFERS._held == []
 
 
-def test_kept_arrays_are_mapped_separately():
+def test_reused_arrays_are_larger_than_the_mmap_threshold():
     assert MMAP_BYTES < READER.KEPT_BYTES
 
 

@@ -36,7 +36,7 @@ def _suspend_at_upload(needle, count):
         if needle in f"{store}{key}":
             seen.append(key)
             if len(seen) == count:
-                # A signal to the process may stop another thread first, and this one would send meanwhile.
+                # A signal to the process may stop another thread first, and this thread would send the object meanwhile.
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return real(store, key, *args, **kwargs)
 
