@@ -27,8 +27,18 @@ from imageryxr.core.display import colors_of
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, OptionError, TargetError, TargetExistsError, format_value, param
 from imageryxr.export.cutouts.page import write_page
-from imageryxr.export.cutouts.places import CutoutFolder, CutoutPlace, CutoutSite, split_place
-from imageryxr.export.cutouts.writers import ROOT, PictureFormat, PictureWriter, RowWriter, ZarrWriter, chunk_key
+from imageryxr.export.cutouts.writers import (
+    ROOT,
+    CutoutFolder,
+    CutoutPlace,
+    CutoutSite,
+    PictureFormat,
+    PictureWriter,
+    RowWriter,
+    ZarrWriter,
+    chunk_key,
+    split_place,
+)
 from imageryxr.export.store.bucket import Bucket
 from imageryxr.export.store.local import HIDDEN
 from imageryxr.export.targets.zarr_array import zarr_codec
