@@ -267,7 +267,7 @@ class ImportProbe:
 
     A worker without the package exits when it gets a task of an export, and its nanny restarts it forever. So no region
     is submitted before one worker has passed. While there is no worker, a task that needs no package is submitted, so
-    that adaptive clusters start one.
+    that adaptive clusters start one; and another if that fails, because several workers in turn left with it.
     """
 
     def __init__(self, client: Any) -> None:
@@ -282,7 +282,7 @@ class ImportProbe:
         self.check()
         if self._checked:
             self._waiting = None
-        elif self._waiting is None and self._client.status == "running":
+        elif (self._waiting is None or self._waiting.done()) and self._client.status == "running":
             with suppress(Exception):  # `ClusterExecutor.check` handles a lost scheduler
                 key = f"imageryxr-probe-{uuid.uuid4().hex}"
                 self._waiting = self._client.submit(eval, _IMPORT, key=key, pure=False)

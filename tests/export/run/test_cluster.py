@@ -179,6 +179,19 @@ def test_the_plan_uses_the_memory_limit_of_the_workers(tmp_path, cluster):
     assert "2 × 1 cluster" in repr(plan)
 
 
+def test_a_worker_is_requested_again_if_the_task_that_requests_it_fails():
+    """Without a task, adaptive clusters start no workers, so the export would wait for ever."""
+    from imageryxr.export.run.cluster import ImportProbe
+
+    with cluster_of(0) as client:
+        probe = ImportProbe(client)
+        assert not probe.is_passed()
+        (failed,) = client.futures
+        client.cancel([probe._waiting])
+        assert not probe.is_passed()
+        assert set(client.futures) - {failed}, "a new task"
+
+
 def test_an_unreachable_scheduler_is_an_error():
     with pytest.raises(ix.errors.TargetError, match="no scheduler answers at tcp://127.0.0.1:9"):
         ix.plan_export(IMAGE, "o.zarr", client="tcp://127.0.0.1:9")
