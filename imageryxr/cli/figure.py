@@ -259,7 +259,7 @@ class LinkOptions:
 
     layers: str | None = option("Draw only these layers of a link: name,name,…")
     group: int | None = option("Panel of a link with several panels to draw, from 0.")
-    allow_local: bool = option("Let a link lead to this machine.", False)
+    allow_local: bool = option("Allow a link to read files and servers of this machine.", False)
     max_state_size: str = option("The largest state of a link to read, such as '16 MB'.", "4 MB")
 
 

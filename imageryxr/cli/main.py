@@ -53,7 +53,7 @@ class InfoOptions:
     json: bool = option("Print JSON.", False)
     timestamp: str | None = option("Instant of a graphene segmentation, ISO 8601; default: now.")
     read: bool = option("Read the middle chunk of each level (not for graphene).", True)
-    allow_local: bool = option("Let a link lead to this machine.", False)
+    allow_local: bool = option("Allow a link to read files and servers of this machine.", False)
 
 
 def info(

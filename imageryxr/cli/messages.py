@@ -42,7 +42,7 @@ TERMINATED = 143
 FLAGS: dict[str, str] = {}
 """Flags of Python's parameters, of all commands."""
 
-_TYPED = (
+_INVALID_OPTION_ERRORS = (
     AddressError,
     BoxError,
     ChoiceError,
@@ -103,15 +103,15 @@ def _option(param: Param) -> str:
         return f"--no-{flag.removeprefix('--')}"
     if param.value is None and param.text is None:
         return f"no {flag}"
-    return f"{flag} {_typed(param.value) if param.text is None else param.text.strip('()[]').replace(', ', ',')}"
+    return f"{flag} {_typed_text(param.value) if param.text is None else param.text.strip('()[]').replace(', ', ',')}"
 
 
-def _typed(value: Any) -> str:
+def _typed_text(value: Any) -> str:
     """Return a value as a user types it on the command line."""
     if value is ...:
         return "…"
     if isinstance(value, tuple | list):
-        return ",".join(map(_typed, value))
+        return ",".join(map(_typed_text, value))
     if isinstance(value, str):
         return value if value and not re.search(r"[\s{}*?$;&|<>()]", value) else repr(value)
     return str(value)
@@ -145,7 +145,7 @@ def exit_code(error: BaseException) -> int:
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if isinstance(error, ScratchError):  # a missing folder is an invalid option; a full disk may have space again
         return FAILED if error.full or error.worker is not None else INVALID_OPTION
-    return INVALID_OPTION if isinstance(error, _TYPED) and not isinstance(error, OSError) else FAILED
+    return INVALID_OPTION if isinstance(error, _INVALID_OPTION_ERRORS) and not isinstance(error, OSError) else FAILED
 
 
 def fail(error: BaseException, *, as_json: bool) -> NoReturn:

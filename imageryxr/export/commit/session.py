@@ -152,7 +152,7 @@ class Workspace:
     # ---- starting
 
     @contextmanager
-    def opened(self, *, overwrite: bool, resume: bool) -> Iterator[None]:
+    def open_session(self, *, overwrite: bool, resume: bool) -> Iterator[None]:
         """Start or continue the export, and exclude other processes until the block ends."""
         with ExitStack() as kept:
             with disk_errors(self.target.place, keeps_old=True):
@@ -313,12 +313,12 @@ class Workspace:
         for names in self.header.outdated:
             theirs = set(self.target.keys_from_names(names))
             if theirs & mine:  # otherwise their files are elsewhere, and none was replaced
-                self.site.remove_files(self._unchanged(theirs - mine, names.run))
+                self.site.remove_files(self._unchanged_files(theirs - mine, names.run))
         if self.header.outdated:
             self.header = replace(self.header, outdated=())
             self.manifest.save(self.header)
 
-    def _unchanged(self, keys: set[str], run: str | None) -> list[str]:
+    def _unchanged_files(self, keys: set[str], run: str | None) -> list[str]:
         """Return the files whose content is as a run recorded it, or of which the journal has no record."""
         entries = self.manifest.entries(run) if run else ()
         records = {key: record for entry in entries for key, record in entry.files.items()}

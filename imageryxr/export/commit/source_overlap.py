@@ -267,7 +267,7 @@ def source_places(*objects: Any) -> list[str]:
         seen[id(value)] = value
         try:
             found.update(dict.fromkeys(_places(value)))
-            waiting.extend(_referenced(value))
+            waiting.extend(_referenced_objects(value))
         except Exception:  # properties of objects of other packages may raise anything
             continue
     return list(found)
@@ -336,7 +336,7 @@ def _obstore_places(store: Any, inner: str) -> Iterator[str]:
         yield f"{store.url}/{inner}"
 
 
-def _referenced(value: Any) -> Iterable[Any]:
+def _referenced_objects(value: Any) -> Iterable[Any]:
     """Return the objects that an object refers to, which may name further places."""
     if isinstance(value, str | bytes | int | float | complex | type | os.PathLike) or value is None:
         return []

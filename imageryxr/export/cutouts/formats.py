@@ -82,7 +82,7 @@ class Job(ABC):
         """Identifies the export."""
         return self.site.token.encode()
 
-    def done(self) -> set[tuple[str, int]]:
+    def done_cutouts(self) -> set[tuple[str, int]]:
         """Return the variable and the number of each written cutout."""
         if self.is_complete:
             return set(self.keys)

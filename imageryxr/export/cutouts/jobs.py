@@ -68,7 +68,7 @@ def _run(
         job.discard()
     job.check_target(overwrite)
     rows = {name: np.arange(a.sizes[CUTOUT]) for name, a in job.arrays.items()}
-    done = job.done()
+    done = job.done_cutouts()
     rows = {n: r[[(n, int(i)) not in done for i in r]] for n, r in rows.items()}
     total = sum(a.sizes[CUTOUT] for a in job.arrays.values())
     left = sum(map(len, rows.values()))
@@ -98,7 +98,7 @@ def _run(
 def _resume_note(job: Job, total: int) -> Message:
     """Return a note on how many cutouts of a stopped export are kept, and how to continue it."""
     job.is_begun = True
-    kept = f"{len(job.done()):,} of {total:,} cutouts of {job.place} are written and kept: run the same "
+    kept = f"{len(job.done_cutouts()):,} of {total:,} cutouts of {job.place} are written and kept: run the same "
     return Message(kept, Wording("call", "command"), " again to continue")
 
 

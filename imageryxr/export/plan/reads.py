@@ -261,7 +261,7 @@ def region_memory(
         brick, encoding, page = BRICK_VOXELS, target.encoding, target.page_bytes
         if target.kind != "memory":
             sweep = volume_sweep(expr, box, target.granule)
-            piece, spared = next(bricks(sweep.slabs[0], target.granule)), sweep.spared
+            piece, spared = next(bricks(sweep.slabs[0], target.granule)), sweep.spared_bytes
     needs = required_boxes(expr, box)
     given = sum(box_bytes(leaf, b) for leaf, boxes in needs.items() for b in boxes if isinstance(leaf, DaskLeaf))
     stored = sum(box_bytes(leaf, b) for leaf, boxes in needs.items() for b in boxes if not isinstance(leaf, DaskLeaf))

@@ -164,7 +164,7 @@ class _InMemory(_Store):
 
     def advance(self, slab: int) -> list[IndexBox]:
         """Move the voxels that stay to the start of the buffer; return the tiles that fill the rest."""
-        axis, before, self.kept = self.window.axis, self.kept, self.window.kept(slab)
+        axis, before, self.kept = self.window.axis, self.kept, self.window.kept_box(slab)
         low = self.kept.start[axis]
         if before.stop[axis] > low:
             self._move(low - before.start[axis], before.stop[axis] - low)
@@ -222,7 +222,7 @@ class _InScratch(_Store):
 
     def advance(self, slab: int) -> list[IndexBox]:
         """Delete the files of layers that have passed; create those of new layers, and return their tiles."""
-        axis, before, self.kept = self.window.axis, self.kept, self.window.kept(slab)
+        axis, before, self.kept = self.window.axis, self.kept, self.window.kept_box(slab)
         for number, (box, file) in list(self._layers.items()):
             if box.stop[axis] <= self.kept.start[axis]:
                 del self._layers[number]
@@ -265,12 +265,12 @@ class _InScratch(_Store):
                 start = tuple(a - a % s for a, s in zip(piece.start, self._tile, strict=True))
                 stop = tuple(a + s for a, s in zip(start, self._tile, strict=True))
                 tile = IndexBox(start, stop).clip(layer)  # type: ignore[arg-type]
-                self._fill(planes[self._ordered(piece.slices(box))], file, tile, piece)
+                self._fill(planes[self._slice_axis_first(piece.slices(box))], file, tile, piece)
         return out
 
     def _fill(self, planes: Array, file: ScratchFile, tile: IndexBox, piece: IndexBox) -> None:
-        _, rows, columns = self._ordered(tile.shape)
-        slices, kept, across = self._ordered(piece.slices(tile))
+        _, rows, columns = self._slice_axis_first(tile.shape)
+        slices, kept, across = self._slice_axis_first(piece.slices(tile))
         size = self.window.leaf.dtype.itemsize
         rest = np.empty((kept.stop - kept.start, columns), self.window.leaf.dtype)
         for plane, i in zip(planes, range(slices.start, slices.stop), strict=True):
@@ -281,7 +281,7 @@ class _InScratch(_Store):
                 file.get(rest, at)
                 plane[...] = rest[:, across]
 
-    def _ordered(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def _slice_axis_first(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         first, second, third = values[self.window.axis], *(v for a, v in enumerate(values) if a != self.window.axis)
         return first, second, third
 

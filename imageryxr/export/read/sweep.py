@@ -118,7 +118,7 @@ class Window:
         """The longest interval that is kept."""
         return max((high - low for low, high in self.ends), default=self.box.shape[self.axis])
 
-    def kept(self, slab: int) -> IndexBox:
+    def kept_box(self, slab: int) -> IndexBox:
         """Return the part that is kept for a slab."""
         return self.box.with_axis(self.axis, *self.ends[slab]) if self.ends else self.box
 
@@ -131,7 +131,7 @@ class Sweep:
     windows: tuple[Window, ...]
 
     @property
-    def spared(self) -> int:
+    def spared_bytes(self) -> int:
         """Bytes of source voxels that the region needs but that are not in memory at the same time."""
         saved = sum(w.bytes - w.bytes // max(1, w.box.shape[w.axis]) * w.length for w in self.windows)
         return max(0, saved - EXTRA_BYTES)
@@ -155,7 +155,7 @@ def volume_sweep(expr: Expr, box: IndexBox, granule: Index3) -> Sweep:
         step = -(-box.shape[axis] // (granule[axis] * count)) * granule[axis]
         slabs = tuple(_cut_slabs(box, axis, step))
         found = Sweep(slabs, _with_intervals(expr, slabs, axis, windows))
-        if found.spared > best.spared + rolling // 10:
+        if found.spared_bytes > best.spared_bytes + rolling // 10:
             best = found
     return best
 

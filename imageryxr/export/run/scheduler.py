@@ -84,7 +84,7 @@ def run_plan(
         done = Progress(len(plan.regions))
         array = run.make_array(done)
     else:
-        with space.opened(overwrite=overwrite, resume=resume):
+        with space.open_session(overwrite=overwrite, resume=resume):
             skipped = int(space.progress.done.sum())
             run.write_files(space)
         done = space.progress

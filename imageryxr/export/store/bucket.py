@@ -127,10 +127,10 @@ class Bucket:
             except (AlreadyExistsError, PreconditionError):
                 return False
             except (NotImplementedError, NotSupportedError) as error:  # obstore raises either, by the kind of store
-                raise self._unsupported() from error
+                raise self._unsupported_error() from error
             except GenericError as error:
                 if mode != "overwrite" and is_condition_refused(error):
-                    raise self._unsupported() from error
+                    raise self._unsupported_error() from error
                 wait = next(waits)
                 if wait is None or not is_broken_connection(error) or time.monotonic() - began > _PATIENCE:
                     raise
@@ -155,7 +155,7 @@ class Bucket:
             raise
         self.delete([key])
         if not supported:
-            raise self._unsupported()
+            raise self._unsupported_error()
 
     def _obeys_conditions(self, key: str) -> bool:
         # The contents are compared, not the answers: a retry after a broken connection is answered like a conflict.
@@ -168,7 +168,7 @@ class Bucket:
         self.replace(key, b"4", mark)
         return self.get(key) == b"3"
 
-    def _unsupported(self) -> TargetError:
+    def _unsupported_error(self) -> TargetError:
         return TargetError(
             f"could not write {self.url}: its server does not support conditional writes (If-None-Match and If-Match), "
             "so two exports to one target could destroy each other's files; export to a local folder and copy the "

@@ -108,7 +108,7 @@ def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
         for shape in ((64, 256 * 10, 256 * 10), (64 * 1000, 256 * 10, 256 * 10)):
             plan = planned(shape, tmp_path / str(shape[0]), workers=1)
             (tmp_path / str(shape[0])).mkdir()
-            with plan.workspace.opened(overwrite=False, resume=True):
+            with plan.workspace.open_session(overwrite=False, resume=True):
                 workers = ClusterExecutor(Job(plan.target, plan.workspace.data, plan.read), client, None)
                 loop = _Scheduler(
                     workers,

@@ -114,7 +114,7 @@ def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, gran
         assert max(OnDisk.fetched.values(), default=0) <= 1
     assert (hits == 1).all()
     needed = sum(b.voxels * leaf.dtype.itemsize for leaf, boxes in required_boxes(expr, box).items() for b in boxes)
-    assert taken <= needed - sweep.spared
+    assert taken <= needed - sweep.spared_bytes
     np.testing.assert_array_equal(found, evaluate(expr, box))
 
 
@@ -127,10 +127,10 @@ def test_a_region_is_cut_along_the_axis_that_saves_most_memory(small, axis):
     assert len(sweep.slabs) > 1
     assert {window.axis for window in sweep.windows} == {axis}
     needed = 9 * np.prod(shape)
-    assert sweep.spared > needed // 3
+    assert sweep.spared_bytes > needed // 3
     large = tuple(shape)
     whole = box_reader(drawn_of(large, large, large)).volume.expr
-    assert volume_sweep(whole, IndexBox.of_shape(shape), (1, 1, 1)).spared == 0
+    assert volume_sweep(whole, IndexBox.of_shape(shape), (1, 1, 1)).spared_bytes == 0
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -217,7 +217,7 @@ def test_voxels_that_stay_are_moved_without_a_second_array():
             assert number == 0 or tracemalloc.get_traced_memory()[1] < expected.nbytes / 48
             tracemalloc.stop()
             ((there, values),) = sources.readings(whole)[leaf]
-            assert there == window.kept(number)
+            assert there == window.kept_box(number)
             np.testing.assert_array_equal(values, expected[there.slices()])
 
 
