@@ -50,14 +50,14 @@ _CONTROL = re.compile(r"#uicontrol\s+vec3\s+(\w{1,100})\s+color\s*(?:\(\s*defaul
 
 
 def is_annotation_layer(layer: SkippedLayer) -> bool:
-    """Return whether a layer that has no voxels holds annotations."""
+    """Return whether a layer without voxels is a valid annotation layer."""
     return layer.type == "annotation" and layer.error is None and bool(layer.raw)
 
 
 def open_annotation_layers(
     state: LinkState, names: Sequence[str] | None, options: LayerOptions
 ) -> tuple[dict[str, list[xr.Dataset]], dict[str, str]]:
-    """Return the Datasets of annotation layers by name, one for each type, and why other layers cannot be opened.
+    """Return the Datasets of annotation layers by name, one for each type, and by name why others cannot be opened.
 
     ``names`` are the layers to open; None for all.
     """
@@ -89,11 +89,11 @@ def _open_layer(
         found = [_open_precomputed(layer, url, transform, spec, state, options)]
     color, column, problem = _annotation_color(spec, found, where)
     if problem:
-        warn(f"the layer {layer.name!r} of the link looks different in the viewer: {problem}", LinkWarning)
+        warn(f"the layer {layer.name!r} of the link is drawn differently from the viewer: {problem}", LinkWarning)
     is_visible = spec.get("visible", True) is not False and not spec.get("archived") and layer.name in state.shown
     attrs = {LAYER: layer.name, VISIBLE: is_visible, LINK_LAYER: layer.raw, "color": color, "color_column": column}
     kept = plain_attrs({key: value for key, value in attrs.items() if value is not None})
-    # A tree has no variables whose names contain a slash.
+    # xarray does not allow slashes in the names of a tree's variables.
     slashes = [
         {str(n): str(n).replace("/", "∕") for n in [*part.variables, *part.dims] if "/" in str(n)} for part in found
     ]
@@ -115,7 +115,7 @@ def _check_identity(transform: Transform) -> Sequence[tuple[str, float, str]]:
     is_moved = any(value != (i == j) for i, row in enumerate(rows) for j, value in enumerate(row))
     scales = [d[1:] for d in transform.inputs or transform.outputs]
     if is_moved or scales != [d[1:] for d in transform.outputs]:
-        raise LinkError("its transform moves or scales local annotations, which is not supported")
+        raise LinkError("its transform moves or scales local annotations, which is not supported; remove the transform")
     return transform.outputs
 
 
@@ -211,8 +211,8 @@ def _segment_filters(layer: SkippedLayer, spec: Mapping[str, Any], state: LinkSt
             continue
         if other not in by_layer:
             warn(
-                f"the layer {layer.name!r} of the link is filtered by the segments of {other!r}, which cannot be "
-                "opened, and is shown unfiltered",
+                f"the layer {layer.name!r} of the link shows only annotations of segments of {other!r}, which cannot "
+                "be opened; all annotations are shown",
                 LinkWarning,
             )
             continue
@@ -260,7 +260,7 @@ def _annotation_color(
         constant = _constant_color(call, code, spec.get("shaderControls"))
         if constant is not None:
             return constant, None, ""
-    return color, None, "its shader computes colours, and its annotations are drawn in one colour"
+    return color, None, "its shader computes colours, but here its annotations are drawn in one colour"
 
 
 def _constant_color(call: str, code: str, controls: Any) -> str | None:

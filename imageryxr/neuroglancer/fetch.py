@@ -32,7 +32,7 @@ from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.policy import Access, Credential, can_receive, is_cave_server
 from imageryxr.sources.fetch.url import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
 
-#: A short link may lead to a link that holds the URL of a state.
+#: A short link may redirect to a link that contains the URL of a state.
 MAX_FETCHES = 3
 MAX_REDIRECTS = 5
 
@@ -114,7 +114,7 @@ def _read_file(path: str | os.PathLike[str], limit: int) -> str:
     name = os.fspath(path)
     if isinstance(name, str) and re.fullmatch(r"\d{8,22}", name) and not os.path.exists(name):
         raise LinkError(
-            f"{name!r} looks like the id of a state on a server, but the server is missing; give the URL of the state, "
+            f"{name!r} seems to be the id of a state on a server; give the URL of the state, "
             f"such as https://global.daf-apis.com/nglstate/api/v1/{name}"
         )
     try:
@@ -185,7 +185,10 @@ def check_trusted(url: str, what: str, access: Access) -> None:
     if can_receive(url, access, given_for=(), is_cave_token=True):
         return
     if token is None or token.header_for(url, access) is None:
-        raise AuthError(f"{what} would send your CAVE token to {server.netloc}: {unsent_token_reason(server, access)}")
+        raise AuthError(
+            f"{what} requires your CAVE token, which was not sent to {server.netloc}: "
+            f"{unsent_token_reason(server, access)}"
+        )
 
 
 def _fetch(url: str, access: Access, limit: int) -> str:

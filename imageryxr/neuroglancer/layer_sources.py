@@ -21,9 +21,9 @@ _AXIS = {"channel": "c", "time": "t"}
 def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> tuple[Source, Placement]:
     """Return the source of a layer, at the channel and time that the link shows, and its placement.
 
-    `options` are those of `resolve_source`; a ``channel`` or ``time`` there overrides that of the link. Reads metadata
-    only; reads it twice if there are several channels or times. Raises `LayerError` if the layer's transform cannot be
-    drawn, or the link's channel or time is outside the data, and the errors of `resolve_source`.
+    `options` are those of `resolve_source`; a ``channel`` or ``time`` in them overrides that of the link. Reads only
+    metadata, twice if the source has several channels or times. Raises `LayerError` if the layer's transform cannot be
+    drawn, or if the link's channel or time is outside the data, and the errors of `resolve_source`.
     """
     kind: Any = "segmentation" if layer.kind == "segmentation" else None
     options = {key: value for key, value in options.items() if value is not None}
@@ -42,7 +42,7 @@ def resolve_layer_source(layer: LinkLayer, state: LinkState, **options: Any) -> 
 
 
 def resolve_first(source: str, kind: Any, **options: Any) -> tuple[Source, dict[str, int]]:
-    """Return a source at its first channel and time, unless `options` choose others; and how many there are of each."""
+    """Return a source at the channel and time in `options`, or at the first ones, and the number of each."""
     counts: dict[str, int] = {}
     while True:
         try:
@@ -89,5 +89,8 @@ def _displayed_index(
 
 def _check_index(index: int, count: int, name: str) -> int:
     if not 0 <= index < count:
-        raise LayerError(f"the link shows {name} = {index}, but the data have 0 to {count - 1}")
+        raise LayerError(
+            f"the link shows index {index} of the dimension {name}, but the source has 0 to {count - 1}; select one "
+            "with channel=… or time=…"
+        )
     return index

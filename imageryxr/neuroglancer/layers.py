@@ -1,4 +1,4 @@
-"""Open the layers of a Neuroglancer link one by one, so that one failure does not affect the others."""
+"""Open the layers of a Neuroglancer link one by one, so that a layer that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from imageryxr.errors import (
     SegmentError,
     ServerError,
     StaleRootError,
+    Wording,
     param,
     warn,
 )
@@ -81,7 +82,8 @@ class LayerOptions:
             absent = [n for n in choice if n not in names] if isinstance(choice, Mapping) else []
             if absent:
                 raise OptionError(
-                    f"{what} names the layer {absent[0]!r}, but the link has {', '.join(map(repr, names))}"
+                    f"{what} names the layer {absent[0]!r}, but the layers of the link are "
+                    f"{', '.join(map(repr, names))}"
                 )
 
 
@@ -108,7 +110,7 @@ def open_layers(
 
 @contextmanager
 def limit_time(began: float) -> Iterator[None]:
-    """Stop the requests for a layer after a time limit: a link may name hundreds of servers that never answer.
+    """Stop the requests for a layer after a time limit, because a link may name hundreds of servers that never respond.
 
     `began` is the time (`time.monotonic`) at which the first layer of the link was opened. Raises `ServerError` if the
     time limit is exceeded.
@@ -118,8 +120,8 @@ def limit_time(began: float) -> Iterator[None]:
         return
     seconds = min(LAYER_SECONDS, began + LINK_SECONDS - time.monotonic())
     late = Message(
-        f"its servers did not answer in time ({LAYER_SECONDS} s for a layer, {LINK_SECONDS} s for a link); ",
-        "open it alone with ",
+        f"its servers did not respond in time ({LAYER_SECONDS} s for a layer, {LINK_SECONDS} s for a link); ",
+        "open only this layer with ",
         param("layers", text="[…]"),
         ", or by its address",
     )
@@ -151,8 +153,8 @@ def _choice_for(choice: Choice, name: str) -> int | None:
 def check_source(layer: LinkLayer, access: Access) -> None:
     """Raise an error unless a layer of a link may be opened.
 
-    It is a `LinkError` if the source is on this machine or its network and that is not allowed, and an `AuthError` if a
-    token would be sent to an untrusted server.
+    Raises `LinkError` if the source is on this machine or its network and `access` does not allow that, and `AuthError`
+    if the source requires the user's token and its server is not trusted.
     """
     what = f"the layer {layer.name!r} of the link"
     try:
@@ -182,7 +184,7 @@ def _open_layer(layer: LinkLayer, state: LinkState, options: LayerOptions) -> xr
         layer = replace(layer, kind=source.layer_type)
     array = _open_array(layer, source, placement)
     for note in layer.undrawn:
-        _warn(f"{what} looks different in the viewer: {note}")
+        _warn(f"{what} is drawn differently from the viewer: {note}")
     in_other_group = layer.name not in state.shown
     attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible and not in_other_group}
     rest = json.loads(layer.rest or "{}") | ({"visible": True} if layer.visible and in_other_group else {})
@@ -212,7 +214,7 @@ def _first_volume(layer: LinkLayer, state: LinkState, options: LayerOptions) -> 
     if not found:
         raise next((e for _, e in errors if not isinstance(e, NoVolumeError)), errors[0][1])
     if len(found) > 1:
-        _warn(f"{what} has {len(found)} volumes; only the first one is drawn")
+        _warn(f"{what} has {len(found)} volumes; only the first one is opened")
     for _, reason in errors:
         if not isinstance(reason, NoVolumeError):
             _warn(f"another source of {what} cannot be opened: {reason}")
@@ -239,7 +241,10 @@ def _open_array(layer: LinkLayer, source: Source, placement: Placement) -> xr.Da
         array = open_segmentation(source)
         _warn_of_stale_roots(layer, source)
     elif source.layer_type == "segmentation":
-        raise LayerError("the link shows it as an image, but it is a segmentation")
+        raise LayerError(
+            "the link shows it as an image, but its source is a segmentation; open it by its address with ",
+            Wording("imageryxr.open_segmentation", "--segmentation"),
+        )
     else:
         array = open_image(source)
     if placement != NATIVE:

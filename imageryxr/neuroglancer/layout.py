@@ -65,7 +65,7 @@ def read_panel(layout: Any) -> str:
 
 
 def prune_layout(layout: Any, names: Collection[str]) -> Any:
-    """Return a layout without absent layers and the groups that become empty; None if nothing is left.
+    """Return a layout with only the layers in `names` and without the groups that become empty; None if all are empty.
 
     The viewer rejects a layout that names an absent layer.
     """

@@ -44,10 +44,10 @@ SITE = "https://neuroglancer-demo.appspot.com"
 def neuroglancer_link(
     obj: xr.DataTree | xr.Dataset | xr.DataArray, *, site: str = SITE, allow_local: bool = False
 ) -> str:
-    """Return a Neuroglancer link that shows the layers of a tree or Dataset at the same position.
+    """Return a Neuroglancer link that shows the layers of a tree, Dataset or array at its position.
 
     Computes nothing. Segments, colours, alphas and contrast come from the layers' attrs. The link of a tree also
-    contains the layers that `open_neuroglancer` did not open, such as annotations.
+    contains the layers that `open_neuroglancer` did not open, such as meshes.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def neuroglancer_link(
     site : str, default "https://neuroglancer-demo.appspot.com"
         URL of the viewer, such as ``"https://spelunker.cave-explorer.org"``.
     allow_local : bool, default False
-        Whether sources may be files or servers of this machine, which other people cannot open.
+        Whether sources may be files or servers of this machine or its network, which other people cannot open.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def neuroglancer_link(
     layers = restore_links({n: {**(ours.get(n) or others[n]), "name": n} for n in names}, set(ours))
     state = {"title": obj.attrs.get("title"), **state, "layers": list(layers.values())}
     text = json.dumps({k: v for k, v in state.items() if v is not None}, separators=(",", ":"), ensure_ascii=False)
-    # errors="replace": JSON may contain half of a surrogate pair, a URL may not
+    # JSON may contain an unpaired surrogate, which a URL cannot encode.
     return f"{site.rstrip('/#!')}/#!{urllib.parse.quote(text, safe='~@$&()*!+=:;,.?/', errors='replace')}"
 
 
@@ -121,10 +121,10 @@ def _layer_spec(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, 
     kind = layer_type_of(array)
     rest = _rest(array)
     out: dict[str, Any] = {"type": kind, "name": name, "source": _source_spec(name, array, allow_local)}
-    elsewhere = rest.pop("visible", False)  # the layer is visible in another layer group
+    visible_elsewhere = rest.pop("visible", False)  # in another layer group of the link
     if array.attrs.get(VISIBLE, True):
         rest.pop("archived", None)
-    elif not elsewhere:
+    elif not visible_elsewhere:
         out["visible"] = False
     when = _timestamp_text(array)
     if when:
@@ -133,7 +133,7 @@ def _layer_spec(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, 
 
 
 def _rest(array: xr.DataArray) -> dict[str, Any]:
-    """Return the layer's entries in its link that attrs do not hold."""
+    """Return the entries of the layer in its link that have no attrs of their own."""
     try:
         found = json.loads(array.attrs.get(LINK_LAYER) or "{}")
     except (TypeError, ValueError):

@@ -27,9 +27,9 @@ class SegmentSettings:
     look: SegmentDisplay = field(default_factory=SegmentDisplay)
     """Alphas, saturation and other settings that are not shared; `combine_linked_segments` adds the shared ones."""
     group: str = ""
-    """Name of the layer whose selection this one shares."""
+    """Name of the layer whose selected segments this layer shares."""
     color_group: str = ""
-    """Name of the layer whose colours this one shares."""
+    """Name of the layer whose colours this layer shares."""
     listed: tuple[tuple[int, bool], ...] = ()
     """Ids in the order of the state, and whether each is visible."""
     equivalences: tuple[tuple[int, ...], ...] | None = None
@@ -118,7 +118,7 @@ def _layer_segments(entry: SegmentSettings, group: _Group, colors: _Group) -> La
     everything = not selected and entry.look.all_if_none_selected
     shows_zero = not group.hide_zero and (everything or 0 in selected or entry.look.rest_alpha > 0)
     if group.hide_zero and set(selected) != {0}:
-        # A selection of 0 alone is kept: with it the viewer shows no segment, with an empty selection it shows all.
+        # The viewer shows no segment if only 0 is selected, but all segments if none is selected.
         selected.pop(0, None)
     look = replace(
         entry.look,
@@ -181,7 +181,7 @@ def read_color(value: Any, what: str) -> RGBA:
             return parse_color((r, g, b, round(255 * float(parts.group(4) or 1))))
         except (ColorError, ValueError):
             pass
-    raise LinkError(f"{what}={format_value(value)} is not a colour")
+    raise LinkError(f"{what}={format_value(value)} is not a colour; give a name or a hex colour such as '#ff0000'")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -189,10 +189,10 @@ def read_color(value: Any, what: str) -> RGBA:
 
 
 def restore_links(layers: Mapping[str, dict[str, Any]], ours: set[str]) -> dict[str, dict[str, Any]]:
-    """Return the layers of a state without the links that would change which segments or colours a layer shows.
+    """Return the layers of a state without links that would change the segments or colours that a layer shows.
 
-    `layers` are in the order of the state. The entries of the layers in `ours` list everything that these should show;
-    links that add to it are removed.
+    `layers` are in the order of the state. The entries of a layer in `ours` list all segments and colours that it
+    should show, so its links to other layers are removed if they would add more.
     """
     while True:
         linked = [n for n in ours if any(key in layers[n] for key in LINKS)]

@@ -32,7 +32,7 @@ from imageryxr.neuroglancer.validate import as_list, as_mapping, as_numbers, as_
 from imageryxr.ops.open_annotations import assign_tables
 
 NUMBER = "link_number"
-"""Variable with the positions of annotations in the list of their layer."""
+"""Name of the variable with the index of each annotation in the list of its layer."""
 _MOST = 1_000_000
 _TOP_ID = 2**64 - 1
 _KINDS: dict[str, tuple[AnnotationType, tuple[str, ...]]] = {
@@ -53,8 +53,8 @@ def read_local_annotations(
 ) -> list[xr.Dataset]:
     """Return the annotations of a layer, one Dataset for each type; polylines become lines.
 
-    `dims` are the scale and unit of each coordinate, by name, in the order of the coordinates. Raises `LinkError`, in
-    which `where` is the name of the layer, if an annotation is invalid, or there are none.
+    `dims` are the scale and unit of each coordinate, by name, in the order of the coordinates. `where` names the layer
+    in errors. Raises `LinkError` if an annotation is invalid, or if there are none.
     """
     entries = as_list(spec.get("annotations") or [], f"{where}.annotations", None)
     if not entries:
@@ -82,7 +82,9 @@ def _geometry(entry: Mapping[str, Any], what: str) -> list[tuple[AnnotationType,
         points = as_list(entry.get("points"), f"{what}.points", None)
         return [("line", [a, b]) for a, b in pairwise(points)]
     if not isinstance(stored, str) or stored.lower() not in _KINDS:
-        raise LinkError(f"{what} has the type {format_value(stored)}, which is unknown")
+        raise LinkError(
+            f"{what} has the unknown type {format_value(stored)}; types are {', '.join(_KINDS)} and polyline"
+        )
     kind, keys = _KINDS[stored.lower()]
     return [(kind, [entry.get(key) for key in keys])]
 
@@ -161,8 +163,8 @@ def _read_segments(
 def annotation_specs(tree: xr.DataTree, unit: Triple) -> dict[str, dict[str, Any]]:
     """Return the annotation layers of a tree as entries of a state, by name.
 
-    Layers of a link are written as they were, without local annotations that were removed. Other Datasets of
-    annotations become local layers.
+    Layers of a link are written unchanged, except for local annotations that were removed. Other Datasets of
+    annotations become layers of local annotations.
     """
     specs: dict[str, dict[str, Any]] = {}
     kept: dict[str, set[int]] = defaultdict(set)
@@ -180,7 +182,7 @@ def annotation_specs(tree: xr.DataTree, unit: Triple) -> dict[str, dict[str, Any
         try:
             specs[name] = _local_layer(name, dataset, unit)
         except LayerError:
-            continue  # some other Dataset with a dim of this name
+            continue  # a Dataset with a dim of this name that has no annotations
     for name, numbers in kept.items():
         entries = specs[name].get("annotations") or []
         specs[name]["annotations"] = [entry for number, entry in enumerate(entries) if number in numbers]

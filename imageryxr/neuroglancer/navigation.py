@@ -38,8 +38,8 @@ class Pose:
 def read_pose(state: Mapping[str, Any], dims: Dimensions, referenced: Dimensions | None = None) -> Pose:
     """Read the pose of a state from ``dimensions`` and ``position``, or from the older ``navigation``.
 
-    `dims` are the dimensions of the state. `referenced` are those that at least one layer has, by default all; the
-    viewer drops the others. Raises `LinkError` if an entry is invalid.
+    `dims` are the dimensions of the state. `referenced` are the dimensions that at least one layer has, by default all;
+    the viewer ignores the others. Raises `LinkError` if an entry is invalid.
     """
     navigation = as_mapping(state.get("navigation"), "navigation")
     pose = as_mapping(navigation.get("pose"), "navigation.pose")
@@ -158,7 +158,7 @@ def read_group_pose(parent: Pose, viewer: Mapping[str, Any], dims: Dimensions, r
     if display is not None:
         out = replace(out, display=read_display(display, referenced))
     position = _unlinked_value(viewer, "position")
-    if isinstance(position, Mapping):  # an older form
+    if isinstance(position, Mapping):  # as older versions of Neuroglancer write it
         position = position.get("voxelCoordinates")
     if position is not None:
         point, places = read_position(position, dims)

@@ -62,14 +62,14 @@ def open_neuroglancer(
 ) -> xr.DataTree:
     """Open the images, segmentations and annotations of a Neuroglancer link with their display settings.
 
-    Reads metadata only: the state if the link is a URL, the metadata of each layer, and for graphene layers whether
-    the selected roots are current. Annotations are read.
+    Reads the state if the link is a URL, the metadata of each layer, and annotations. For graphene layers, the server
+    reports whether the selected roots are current. Reads no voxels.
 
     Parameters
     ----------
     link : str, path, mapping or viewer state
         A link (``https://…/#!{…}``, ``https://…/#!middleauth+https://…/state/ID``), the URL of a state, the JSON state
-        itself as text or parsed, a file that holds either, or a ``neuroglancer.ViewerState``.
+        itself as text or parsed, a file that contains one of these, or a ``neuroglancer.ViewerState``.
     layers : iterable of str, optional
         Names of the layers to open; an error is raised if one of them cannot be opened. Default: all images,
         segmentations and annotations that can be opened. The data determine the type of a layer whose type the link
@@ -99,16 +99,16 @@ def open_neuroglancer(
         One child per layer, from bottom to top, named after the layer, with the variable ``image`` or ``segmentation``
         at its finest level. A layer of annotations is a Dataset as in `as_annotations`, with the attr ``color``, or
         ``color_column`` if a property gives the colours; if it has several types, the child has a child per type. Local
-        and precomputed annotations are read; of those with more than 1000 cells that the link does not filter by
-        segments, the part around the position of the link, whose corners are the attr ``annotation_region``. Attrs of
-        the tree: ``dimensions`` (nm per unit), ``position`` in these units,
-        ``nm_per_pixel``, ``orientation``, ``display_dimensions`` if they are not x, y and z, ``unsupported_layers``,
-        each with the ``reason`` why it was skipped, and ``unopened_layers``, which were not requested. Dicts and lists
+        and precomputed annotations are read. Of a precomputed layer with more than 1000 cells, which the link does not
+        filter by segments, only the part around the position of the link is read; the attr ``annotation_region`` has
+        its corners. Attrs of the tree: ``dimensions`` (nm per unit), ``position`` in these units, ``nm_per_pixel``,
+        ``orientation``, ``display_dimensions`` if they are not x, y and z, ``unsupported_layers``, each with the
+        ``reason`` why it was skipped, and ``unopened_layers``, which were not requested. Dicts and lists
         of dicts are JSON text (`json.loads` reads them), so that ``to_netcdf`` and ``to_zarr`` can store them. Attrs
         of the variables: ``contrast_limits``, ``opacity``, ``selected_ids``, ``colors``, … as `imageryxr.core.display`
         lists them; `overlay` uses them.
-        A layer's ``timestamp`` in the link is taken as milliseconds since 1970 if it is above 1e11, otherwise as
-        seconds. ``tree.imagery.view(size=(w, h))`` returns the region that the link shows.
+        A layer's ``timestamp`` in the link is in milliseconds since 1970 if it is above 1e11, otherwise in seconds.
+        ``tree.imagery.view(size=(w, h))`` returns the region that the link shows.
 
     Raises
     ------
@@ -117,8 +117,8 @@ def open_neuroglancer(
     AuthError
         If the server of the state requires a token, or a token would be sent to an untrusted server.
     ImageryError
-        If a layer named in ``layers`` cannot be opened, or no layer of the link can be found or reached: the first
-        error. Other layers that cannot be opened are skipped with a warning, as in the viewer.
+        If a layer named in ``layers`` cannot be opened, or if no layer of the link can be opened: the first error.
+        Other layers that cannot be opened are skipped with a warning, as in the viewer.
     OptionError
         If a layer, the layer group, or the policy for missing chunks does not exist.
 
@@ -164,7 +164,7 @@ def open_neuroglancer(
     if failed and names is not None:
         raise _add_layer_name(
             *next(iter(failed.items())),
-            Message("; leave it out of ", param("layers", text="[…]"), " to open the others"),
+            Message("; omit this layer from ", param("layers", text="[…]"), " to open the others"),
         )
     errors: dict[str, ImageryError] = {o.name: o.error for o in state.skipped if o.error is not None}
     errors |= {name: error for name, error in failed.items() if not _is_unsupported(error)}
@@ -179,7 +179,7 @@ def open_neuroglancer(
 
 
 def _is_unsupported(error: ImageryError) -> bool:
-    """Return whether a layer exists but is of an unsupported kind, so that trying again cannot help."""
+    """Return whether a layer exists but is of an unsupported kind, so that a retry would fail again."""
     unsupported = isinstance(error, LayerError | CodecError | GridError | SourceError)
     return unsupported and not isinstance(error, SourceNotFoundError)
 
@@ -240,8 +240,8 @@ def _select_layers(state: LinkState, requested: Collection[str] | None) -> list[
         raise OptionError(f"layers names {skipped.name!r}, which cannot be opened: {skipped.reason}") from skipped.error
     if absent:
         raise OptionError(
-            f"layers names {absent[0]!r}, but the link has "
-            f"{', '.join(repr(n) for n in state.order if n in available) or 'none to open'}"
+            f"layers names {absent[0]!r}, but the layers of the link are "
+            f"{', '.join(repr(n) for n in state.order if n in available) or 'none that can be opened'}"
         )
     return [layer for layer in state.layers if layer.name in requested]
 

@@ -146,7 +146,7 @@ def _definitions(code: str, name: str) -> Iterator[str]:
 
 
 def _is_grey_map(code: str, shown: str, sliders: bool) -> bool:
-    """Return whether contrast limits fully describe a shader."""
+    """Return whether contrast limits alone reproduce what a shader shows."""
     if "colormap" in code or not shown:
         return False
     called = re.fullmatch(r"(?:1(?:\.0*)?-)?(\w+)\(\)", shown)
@@ -184,7 +184,7 @@ def declared_controls(code: str) -> dict[str, str]:
     while found := _INVLERP.search(code, position):
         position = found.end()
         end = code.find(")", position) if found.group(2) else -1
-        if found.group(2) and end < 0:  # no later bracket can be closed either
+        if found.group(2) and end < 0:  # no later bracket is closed either, so the search ends here
             out |= dict.fromkeys((m.group(1) for m in _INVLERP.finditer(code, found.start())), "")
             break
         out[found.group(1)] = code[position:end] if found.group(2) else ""

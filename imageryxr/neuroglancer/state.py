@@ -88,11 +88,10 @@ def _check_group(groups: Sequence[LayerGroup], group: int | None) -> int:
     count = len(groups)
     if group is None:
         return 0
-    # a link without groups counts as one group
     number = to_whole(group)
     if number is None or not 0 <= number < max(count, 1):
         have = f"its layer groups are 0 to {count - 1}"
-        none = Message("it has no layer groups: leave ", param("group"), " out")
+        none = Message("it has no layer groups: omit ", param("group"))
         raise OptionError(param("group", group), ": the link has no such group; ", have if count else none)
     return number
 

@@ -85,7 +85,7 @@ def parse_json(text: str) -> dict[str, Any]:
 
 
 def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"it contains {name}, which JSON does not allow")
 
 
 def _check_object(state: Any) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def normalize_state(state: Mapping[Any, Any], limit: int) -> dict[str, Any]:
 
     Arrays, Series, sets, tuples and ranges become lists, NumPy numbers become Python numbers, keys become strings.
 
-    Raises `LinkError` if the state holds values that JSON cannot, contains itself, or exceeds the limit.
+    Raises `LinkError` if the state contains values that JSON does not support or contains itself, or exceeds the limit.
     """
     return _check_object(_JSONConverter(limit).convert(state, 0, ""))
 
@@ -207,6 +207,6 @@ def _list_entries(value: Any, where: str) -> list[Any]:
     if isinstance(value, np.ndarray) and value.ndim:
         return list(value.tolist())
     raise LinkError(
-        f"{where.lstrip('.') or 'the state'} holds {format_value(value)}, a {type(value).__name__}, which JSON does "
+        f"{where.lstrip('.') or 'the state'} contains {format_value(value)}, a {type(value).__name__}, which JSON does "
         "not support; give numbers, strings, lists, arrays or dicts"
     )

@@ -27,9 +27,9 @@ from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_p
 from imageryxr.sources.address import FORMAT_NAMES
 
 MAX_LAYERS = 500
-#: Usual layers have at most four sources: a volume, meshes, skeletons and properties.
+#: Layers usually have at most four sources: a volume, meshes, skeletons and properties.
 MAX_SOURCES = 16
-#: For "auto", the data determine the type, as in the viewer.
+#: The source of a layer of kind "auto" determines its type, as in the viewer.
 KINDS = ("image", "segmentation", "auto")
 #: Entries of a layer that are written back from the attributes of its array. All others are written back unchanged.
 READ_KEYS = {
@@ -102,7 +102,7 @@ class SkippedLayer:
 
 
 def named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the layers with unique names, from the newer form (a list) or the older form (an object by name)."""
+    """Return the layers with unique names, from a list or, as older versions wrote it, an object with them by name."""
     if isinstance(layers, Mapping):
         layers = [_add_name(name, spec) for name, spec in layers.items()]
     if not isinstance(layers, list):
@@ -156,7 +156,7 @@ def _read_layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | SkippedLayer:
         formats = ", ".join(sorted({f"{f}://" for f in FORMAT_NAMES}))
         reason = f"its source is {addresses}; the supported formats are {formats}"
     elif not drawn:
-        reason = "its source disables the voxels (subsources)"
+        reason = "its source has the voxels disabled (subsources)"
     elif len(drawn) > MAX_SOURCES:
         raise LinkError(f"{where} has {len(drawn)} sources; the maximum is {MAX_SOURCES}")
     else:
@@ -235,7 +235,7 @@ def public_json(value: Any) -> str:
     """Return a value as JSON, without user names and passwords in its URLs."""
     try:
         text = json.dumps(value, default=format_value)
-    except (TypeError, ValueError):  # a state built in Python may hold values that JSON cannot
+    except (TypeError, ValueError):  # a state built in Python may contain values that JSON does not support
         return ""
     return re.sub(r"(://)[^/\s@\"\\]+@", r"\1", text)
 

@@ -69,7 +69,7 @@ def _group_number(before: Sequence[Any], after: Sequence[Any], chosen: int, name
 def _group_changes(
     attrs: Mapping[Any, Any], unit: Any, point: list[float], parent: Pose, viewer: Any, dimensions: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the group's own settings that are needed because the attributes differ from the group."""
+    """Return new settings for a group where the attributes differ from what the group shows."""
     dims = read_dimensions({"dimensions": dimensions})
     shown = read_group_pose(replace(parent, resolution=tuple(unit)), viewer, dims, dims)
     found: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def state_of_dataset(dataset: xr.Dataset, first: xr.DataArray) -> dict[str, Any]
         return _state_of_plane(dataset, first)
     grid = grid_of(first)
     unit = _unit(dataset, grid)
-    # The middle voxel is that of `BBox.around`. A link's position is kept if it lies within that voxel.
+    # The middle voxel is defined as in `BBox.around`. A link's position is kept if it lies within that voxel.
     index = [o + n // 2 for o, n in zip(grid.voxel_offset, grid.shape[::-1], strict=True)]
     point = [(i + 0.5) * r / u for i, r, u in zip(index, grid.resolution, unit, strict=True)]
     position = dataset.attrs.get(POSITION)

@@ -16,8 +16,10 @@ from imageryxr.errors import LayerError, LinkError, format_value
 from imageryxr.neuroglancer.dimensions import AXES, Placement, read_dimensions, si_scale
 from imageryxr.neuroglancer.validate import as_list, as_number, as_numbers, as_whole
 
-ROTATED_REASON = "its transform rotates, shears or mirrors the data; only scaling, moving and exchanging axes is drawn"
-RENAMED_REASON = "its transform leaves no axis of the data along x, y or z"
+ROTATED_REASON = (
+    "its transform rotates, shears or mirrors the data; only scaling, translation and exchange of axes are supported"
+)
+RENAMED_REASON = "its transform maps no axis of the data to x, y or z"
 
 T = TypeVar("T")
 
@@ -123,7 +125,7 @@ class Transform:
         return [-1 if i >= self.source_rank else i for i in found]
 
     def _row(self, at: Sequence[int], row: int) -> tuple[list[float], float]:
-        """Return the factors of an output axis, and its translation in nm, or in its own unit if that is no length."""
+        """Return the factors and the translation of an output axis, in nm, or in its own unit if that is no length."""
         place = at[row]
         if place < 0 or self.matrix is None:
             return [float(j == row) for j in range(len(at))], 0.0
@@ -156,7 +158,7 @@ def read_transform(transform: Any, where: str) -> Transform:
     if isinstance(transform, list):
         return read_older_transform(transform, where)
     if not isinstance(transform, Mapping):
-        raise LinkError(f"{where}.transform={format_value(transform)} is not a transform")
+        raise LinkError(f"{where}.transform={format_value(transform)} must be an object with a matrix")
     matrix = transform.get("matrix")
     outputs = _read_dimension_list(transform, "outputDimensions")
     inputs = _read_dimension_list(transform, "inputDimensions")

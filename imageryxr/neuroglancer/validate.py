@@ -71,6 +71,7 @@ def as_whole(value: Any, what: str, top: int) -> int:
     """Return a whole number from 0 to ``top``, given as an int or as digits."""
     found = to_id(value) if isinstance(value, str) else to_whole(value)
     if found is None or not 0 <= found <= top:
-        exact = "; a float cannot hold ids above 2**53: give an int or its digits" if isinstance(value, float) else ""
+        exact = "; a float cannot represent all ids above 2**53: give an int or its digits"
+        exact = exact if isinstance(value, float) else ""
         raise LinkError(f"{what}: {format_value(value)} is not a whole number from 0 to {top}{exact}")
     return found

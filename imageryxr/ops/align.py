@@ -54,15 +54,15 @@ def regrid(
     da : DataArray
         Image or segmentation, dims (z, y, x).
     like : DataArray, Dataset, Grid or (x, y, z)
-        The target grid: an array or `Grid`, or a resolution in nm. A resolution selects the voxels of that size,
-        counted from 0 nm, whose centres lie within ``da``.
+        The target grid: that of an array, a `Grid`, or a resolution in nm. A resolution defines a grid of voxels of
+        that size, counted from 0 nm; the result has the voxels whose centres lie within ``da``.
     method : {"nearest", "mode", "linear", "mean"}, optional
         For segmentations: "nearest" (default), the id at each new centre, in exact integer arithmetic, where a centre
         on the edge between two voxels belongs to the upper one; or "mode", the id that fills most of each new voxel
         (in a tie the smallest id, and 0 last), which is better for downsampling. For images: "linear" (default),
         between voxel centres, clamped at the edge of the data; "nearest"; or "mean", the average over each new voxel,
         which is better for downsampling, since it avoids aliasing. Labels are never averaged. For a boolean array,
-        "linear" is "nearest".
+        "nearest" is used instead of "linear".
 
     Returns
     -------
@@ -116,7 +116,7 @@ def align(
     to : {"finest", "coarsest", "image", "segmentation"}, Grid or (x, y, z), default "finest"
         The target grid. "finest" and "coarsest" choose, along each axis, the layer with the smaller or larger voxels;
         use "finest" for figures and "coarsest" to read less. "image" and "segmentation" choose the grid of that layer.
-        Or a `Grid`, or a resolution in nm; for cutouts no `Grid`.
+        A `Grid` (not for cutouts) or a resolution in nm is possible as well.
     bbox : BBox, optional
         The box of the result. Default: the intersection of both layers.
 
@@ -188,8 +188,8 @@ def _image_volume(image: xr.DataArray) -> Volume:
     volume = volume_of(image)
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(
-            f"{image.name!r} is a segmentation but was given as the image, and interpolated ids are meaningless; align "
-            "takes the image first and the segmentation second"
+            f"{image.name!r} is a segmentation but was given as the image, and ids cannot be interpolated; give the "
+            "image first: align(image, segmentation)"
         )
     return volume
 
@@ -237,7 +237,7 @@ def _covering_axis(axis: Axis, resolution: float) -> Axis:
 
 
 def _keep_dropped_axes(grid: Grid, own: Grid, dropped: set[str]) -> Grid:
-    # A dim that the caller has dropped has one plane, which is not resampled.
+    # The caller has selected one plane along a dropped dim; this plane is not resampled.
     if not dropped:
         return grid
     axes = zip(DIMS, grid.axes, own.axes, strict=True)

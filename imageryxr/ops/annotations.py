@@ -31,8 +31,8 @@ def as_annotations(
 ) -> xr.Dataset:
     """Convert a table of positions to a Dataset of annotations, which `annotate` draws.
 
-    Reads the table; there is nothing lazy about the result. A point at voxel position p lies at p × resolution, as in
-    Neuroglancer, so the centre of a voxel has positions that end in .5.
+    Reads the table; the result is in memory. A point at voxel position p lies at p × resolution, as in Neuroglancer, so
+    the centre of a voxel has positions that end in .5.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def as_annotations(
     position : three names, or a name, default ("x", "y", "z")
         The columns of the positions. A single name means a column of triples, as in CAVE tables
         (``"pre_pt_position"``; also as text, "[1 2 3]" or "1, 2, 3", from a CSV file), or the prefix of three columns
-        (``pre_pt_position_x``, ``…_y`` and ``…_z``). If the table has no columns x, y and z, but one such column or
-        prefix, the default means that.
+        (``pre_pt_position_x``, ``…_y`` and ``…_z``). By default, if the table has no columns x, y and z but exactly one
+        such column or prefix, that one is used.
     end : three names, a name, or array_like of shape (n, 3), optional
         Second ends of lines or opposite corners of boxes, named as ``position``.
     radius : three names, a name, a number, or array_like of shape (n,) or (n, 3), optional
@@ -58,11 +58,11 @@ def as_annotations(
         Dim ``annotation``; variables ``z``, ``y``, ``x`` (float64, nm), for lines and boxes also ``z_end``, ``y_end``,
         ``x_end``, for ellipsoids ``z_radius``, ``y_radius``, ``x_radius``; the coordinate ``id`` (the column or index
         of this name, otherwise 0 to n - 1); every other column, and any other index of a DataFrame that is not 0 to
-        n - 1, as a variable. A column whose name is taken, such as
-        ``x``, becomes ``x_column``. Columns of ids (``id``, ``…_id``) are uint64, also if the table stores them as
-        objects, digits or nullable integers; a missing id or an empty text is 0. Other missing values are NaN, NaT or
-        None. Columns of triples that are not the position keep their numbers, with dims (annotation, axis). The attr
-        ``categories`` of a column of texts lists its categories, so that a part of a table keeps their colours.
+        n - 1, as a variable. A column whose name is already a variable, such as ``x``, becomes ``x_column``. Columns of
+        ids (``id``, ``…_id``) are uint64, even if the table stores them as objects, digits or nullable integers; a
+        missing id or an empty text is 0. Other missing values are NaN, NaT or
+        None. Other columns of triples have dims (annotation, axis), and their numbers are not converted to nm. The attr
+        ``categories`` of a column of texts lists all its values, so that a part of the table has the same colours.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def convert_table(
         places = _named_triples(columns, names, position, "position", used)
     places = _scaled(places, unit, "positions")
     if end is not None and radius is not None:
-        raise OptionError("end= and radius= were both given; a line or box has an end, an ellipsoid has a radius")
+        raise OptionError("end= and radius= were both given; give end= for lines and boxes, or radius= for ellipsoids")
     ends = None if end is None else _scaled(_triples(columns, names, end, "end", used), unit, "ends")
     radii = None if radius is None else _radii(columns, names, radius, len(places), unit, used)
     kind = annotation_type
@@ -288,7 +288,7 @@ def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
 
 
 def position_columns(columns: Any, names: list[Any]) -> list[str]:
-    """Return what may be given as ``position``: columns of triples, and prefixes of three columns."""
+    """Return the valid values of ``position``: columns of triples, and prefixes of three columns."""
     triples = [
         name
         for name in names

@@ -40,8 +40,8 @@ def table(
 ) -> xr.Dataset:
     """Open a table or view of a CAVE datastack as annotations, at the version or timestamp of a tree.
 
-    Reads the rows; the Dataset is in memory. Rows that a reference table's rows refer to are merged. Large answers are
-    requested in pages, with a progress bar on a terminal.
+    Reads the rows; the Dataset is in memory. The rows of a reference table are merged with the rows that they refer to.
+    Many rows are requested in several pages, with a progress bar on a terminal.
 
     Parameters
     ----------
@@ -65,9 +65,10 @@ def table(
     -------
     Dataset
         As in `as_annotations`: points with positions in nm, the coordinate ``id``, and every column of the table as a
-        variable. Other position columns have dims (annotation, axis) and are in nm. Columns of a reference table whose
-        names are taken end in ``_ref``. Attrs ``source``, ``datastack``, ``table``, ``version`` and ``timestamp``. If
-        the timestamp lies between two versions, ``version`` is the one before it.
+        variable. Other position columns have dims (annotation, axis) and are in nm. If a reference table and the table
+        that it refers to have columns of the same name, the former end in ``_ref``. Attrs ``source``, ``datastack``,
+        ``table``, ``version`` and ``timestamp``. If the timestamp lies between two versions, ``version`` is the one
+        before it.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def table(
     Warns
     -----
     ImageryWarning
-        If rows without a position are left out.
+        If rows without a position are omitted.
 
     Examples
     --------
@@ -98,7 +99,9 @@ def table(
     """
     tree = tree.root
     if "datastack" not in tree.attrs:
-        raise LayerError("the tree is not that of a CAVE datastack, so it has no tables; see open_datastack")
+        raise LayerError(
+            "the tree has no CAVE datastack, so it has no tables; open one with imageryxr.open_datastack(name)"
+        )
     if bbox is not None and not isinstance(bbox, BBox):
         raise OptionError(
             param("bbox", bbox), " is not a BBox; write tree.imagery.around((x, y, z), (width, height, depth))"
@@ -134,7 +137,7 @@ def table(
 
 
 def _graph_source(tree: xr.DataTree) -> GrapheneSource | None:
-    """Return the graphene source of a tree's segmentation, or None if no graph has made it."""
+    """Return the graphene source of a tree's segmentation, or None if the segmentation is static."""
     try:
         expr = volume_of(tree["segmentation"]["segmentation"])  # type: ignore[arg-type]
     except (KeyError, LayerError):
@@ -160,7 +163,7 @@ def _make_dataset(reader: TableReader, where: Column, rows: pa.Table) -> xr.Data
     if not has_place.all():
         warn(
             f"{np.count_nonzero(~has_place):,} of {len(places):,} rows of {reader.info.name!r} have no "
-            f"{where.label} and are left out"
+            f"{where.label} and are omitted"
         )
         rows, places = rows.filter(pa.array(has_place)), places[has_place]
     parts = {f"{p.label}_{axis}" for p in reader.positions for axis in "xyz"}
@@ -168,7 +171,7 @@ def _make_dataset(reader: TableReader, where: Column, rows: pa.Table) -> xr.Data
         name: rows.column(name).to_pandas(types_mapper=pd.ArrowDtype) for name in rows.column_names if name not in parts
     }
     ids = columns.pop("id", None)
-    # The positions of a joined answer are all in units of the selected one.
+    # The server returns all positions of joined tables in units of the selected position column.
     others = {p.label: _positions(rows, Column(p.label, p.table, p.name, where.resolution)) for p in reader.positions}
     del others[where.label]
     snapshot, stack = reader.snapshot, reader.service.stack

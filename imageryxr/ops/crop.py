@@ -51,7 +51,7 @@ def crop(
     OptionError
         If neither a box nor a centre and size are given, or both.
     OutOfVolumeError
-        If the box lies wholly outside; the message suggests another unit if the box would fit in it.
+        If the box lies wholly outside; the message suggests another unit if the box lies inside with that unit.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def crop_array(
 
 
 def _keep_dropped_planes(box: IndexBox, array: xr.DataArray) -> IndexBox:
-    # A dim that the caller has dropped has one plane, whatever the size of the box.
+    # The caller has selected one plane along a dropped dim, which is kept whatever the size of the box.
     ends = [(a, b) if d in array.dims else (0, 1) for d, a, b in zip(DIMS, box.start, box.stop, strict=True)]
     (z0, z1), (y0, y1), (x0, x1) = ends
     return IndexBox((z0, y0, x0), (z1, y1, x1))

@@ -133,8 +133,8 @@ def _resample_block(
 ) -> Array:
     """Return the cutouts of a block, resampled to other voxels, each at its own position.
 
-    ``rows`` has the first voxels before and after, and the first voxel and the end of the part with data, each
-    (z, y, x).
+    A row has, each as (z, y, x), the first voxel of the cutout before and after resampling, and the first voxel and the
+    end of the part with data.
     """
     out = np.zeros((len(block), *target.shape), block.dtype)
     for i, (values, row) in enumerate(zip(block, rows, strict=True)):
@@ -150,7 +150,7 @@ def _resample_block(
 def map_placed_cutouts(
     array: xr.DataArray, draw: Callable[[Array, Grid], Array], tail: tuple[str, ...], name: str
 ) -> xr.DataArray:
-    """Return cutouts that a function of the values and the grid in the volume has changed; lazy.
+    """Return the results of a function of the values of each cutout and its grid in the volume; lazy.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Ids of each cutout and their colours, as columns of the cutouts."""
+"""Select other ids in each cutout, and their colours, by columns of the cutouts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from imageryxr.ops.cutout_ids import CutoutIds, record_cutouts
 
 
 def apply_columns(arguments: dict[str, Any], *, is_reported: bool = True) -> dict[str, Any]:
-    """Return the arguments of a drawing verb with ids of each cutout applied to its segmentation.
+    """Return the arguments of a drawing verb, with the ids of each cutout selected in the segmentation.
 
-    With ``is_reported``, computing all cutouts warns about those that do not contain their ids.
+    If ``is_reported`` is True, computing all cutouts warns about cutouts that do not contain their ids.
     """
     segmentation = arguments.get("segmentation")
     if isinstance(segmentation, list | tuple):
@@ -62,7 +62,7 @@ def apply_columns(arguments: dict[str, Any], *, is_reported: bool = True) -> dic
 
 
 def _columns(ids: Any, segmentation: Any) -> list[Any]:
-    """Return the items of ``ids`` if they may be columns, with the columns that they name."""
+    """Return the items of ``ids`` if these can be columns; names of columns are replaced by the columns."""
     items = list(ids) if isinstance(ids, list | tuple) else [ids] if isinstance(ids, xr.DataArray | str) else []
     known = _known_columns(segmentation)
     return [segmentation.coords[item] if isinstance(item, str) and item in known else item for item in items]
@@ -77,7 +77,7 @@ def _is_column(value: Any) -> bool:
 
 
 def _check_layers(layers: Any) -> None:
-    """Raise `OptionError` for a layer with ids of each cutout, which only the call accepts."""
+    """Raise `OptionError` for a `Layer` with ids of each cutout, which only the argument ``ids`` accepts."""
     for layer in layers:
         if is_dataclass(layer) and any(map(_is_column, _columns(getattr(layer, "ids", None), None))):
             raise OptionError(
@@ -121,9 +121,10 @@ def _column_names(columns: list[Any]) -> list[str]:
 
 
 def select_columns(segmentation: xr.DataArray, ids: Any, *, is_reported: bool = True) -> tuple[xr.DataArray, Any]:
-    """Return cutouts of a segmentation with the ids of each cutout only, and None; or all ids, and ids of all cutouts.
+    """Select the ids of each cutout if ``ids`` are columns; return the segmentation, and the ids left to select.
 
-    ``is_reported`` is whether computing all cutouts warns about those that do not contain their ids.
+    If ``ids`` are the same for all cutouts, both are returned unchanged. If ``is_reported`` is True, computing all
+    cutouts warns about cutouts that do not contain their ids.
     """
     found = apply_columns({"segmentation": segmentation, "ids": ids}, is_reported=is_reported)
     return found["segmentation"], found.get("ids")
@@ -167,9 +168,9 @@ class _SelectIds:
     key: str = ""
 
     def __call__(self, labels: Array, rows: Array) -> Array:
-        """Return the block with the ids of each cutout only: unchanged, or replaced by the number of their column.
+        """Return the block with only the ids of each cutout, either unchanged or as the number of their column.
 
-        Where two columns have the same id, the later one counts.
+        If two columns have the same id, the number is that of the later column.
         """
         out = np.zeros(labels.shape, np.uint64)
         unsigned, ids = to_unsigned(labels), self.requested.values[rows[:, 0]]

@@ -1,4 +1,4 @@
-"""Ids of each cutout that a caller requests of a segmentation, and which cutouts do not contain theirs."""
+"""Record which cutouts contain the ids that the caller requests in them, and warn about the others."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from imageryxr.ops.segment_ids import is_recording_ids
 Ids = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 _TOPIC = "imageryxr-cutout-ids"
-# Environment variables whose names begin so hold folders to which blocks are reported: one for each `report_missing`.
+# Prefix of environment variables, one for each active `report_missing`, with the folder to which blocks are reported.
 _FOLDERS = "IMAGERYXR_CUTOUT_IDS_"
 
 
 @dataclass(frozen=True)
 class CutoutIds:
-    """Requested ids of each cutout, in one column or several."""
+    """The requested ids of each cutout, in one or several columns."""
 
     names: tuple[str, ...]
     """The names of the columns."""
     numbers: tuple[str, ...]
     """The label of each cutout."""
     values: Ids
-    """The ids (cutout, column). 0 requests nothing."""
+    """The ids (cutout, column); 0 means no id."""
 
     def missing_message(self, is_present: Flags, is_known: Flags | None = None) -> str | None:
-        """Return the warning about cutouts that lack their ids; None if none do.
+        """Return the warning about cutouts that do not contain their ids; None if all do.
 
         ``is_present`` has the flags (cutout, column). Cutouts for which ``is_known`` is False are not counted: an
         earlier run has written them.
@@ -72,7 +72,7 @@ class _CutoutTallies:
         self.forget()
 
     def forget(self) -> None:
-        """Clear all flags and create a new lock; in a forked child the old lock may be held by a missing thread."""
+        """Clear all flags and create a new lock; after a fork, a thread that does not exist may hold the old one."""
         self._lock = Lock()
         self._open: dict[str, tuple[Flags, Flags]] = {}
 
@@ -109,7 +109,7 @@ def record_cutouts(key: str, requested: CutoutIds, rows: npt.NDArray[np.int64], 
     folders = [folder for name, folder in os.environ.items() if name.startswith(_FOLDERS)]
     files = [file for folder in folders if (file := Path(folder, key)).exists()]
     for file in files:
-        with file.open("ab", buffering=0) as events:  # lines that are appended at once do not mix
+        with file.open("ab", buffering=0) as events:  # unbuffered, so that each line is appended by a single write
             events.write(json.dumps(event).encode() + b"\n")
     if files:
         return
@@ -121,7 +121,9 @@ def record_cutouts(key: str, requested: CutoutIds, rows: npt.NDArray[np.int64], 
 
 @contextmanager
 def report_missing(selections: Iterable[tuple[str, CutoutIds]], client: Any = None) -> Iterator[None]:
-    """Warn, when the block ends, about cutouts without their ids that any thread, process or worker has computed in it.
+    """Warn, when the context ends, about the cutouts computed in it that do not contain their ids.
+
+    The cutouts may be computed by any thread, process or worker.
 
     Parameters
     ----------
@@ -135,7 +137,7 @@ def report_missing(selections: Iterable[tuple[str, CutoutIds]], client: Any = No
         for key in chosen:
             Path(folder, key).touch()
         variable = _FOLDERS + uuid4().hex
-        os.environ[variable] = folder  # which processes inherit
+        os.environ[variable] = folder  # new processes inherit the variable
         try:
             yield
         finally:

@@ -29,13 +29,13 @@ R = TypeVar("R")
 def accepts_cutouts(*, slicewise: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that applies a verb of volumes to each cutout, if its arrays have the dim ``cutout``.
 
-    The verb gets the arrays of one block in memory, so a cutout has no data beyond its border.
+    The verb is called with the arrays of one block in memory, so it cannot read data beyond the border of a cutout.
 
     Parameters
     ----------
     slicewise : bool
-        Whether the verb treats each z slice alone, unless its argument ``axis`` names another axis. Then all slices of
-        a block are computed in one call.
+        Whether the verb processes each z slice independently, so that all slices of a block can be computed in one call
+        (unless its argument ``axis`` names another axis).
     """
     # Pictures of one cutout equal those of a stack: no outline is drawn where the volume ends.
     return route_cutouts(functools.partial(apply_verb, slicewise=slicewise), singles=slicewise)
@@ -69,7 +69,7 @@ def _stack_single(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Place of an array in the arguments of a call."""
+    """Placeholder for an array in the arguments of a call."""
 
     number: int
 
@@ -158,9 +158,9 @@ def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataAr
 
 
 def _ranges_to_draw(arrays: list[xr.DataArray]) -> npt.NDArray[np.int64] | None:
-    """Return the part of each cutout that the segmentations cover; None if that is all, or unknown.
+    """Return the part of each cutout that the segmentations cover; None if they cover all of it, or if it is unknown.
 
-    The fill values around it are no cells, so that no outline is drawn where a segmentation ends.
+    Only this part is drawn, so that no outline is drawn along the edge of a segmentation.
     """
     found = [ranges_with_data(array) for array in arrays if _holds_cells(array)]
     known = [ranges for ranges in found if ranges is not None]

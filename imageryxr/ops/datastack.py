@@ -53,7 +53,7 @@ def open_datastack(
         The instant: a datetime, ISO 8601, `numpy.datetime64` or seconds since 1970. Without a time zone it is
         interpreted as UTC, with a warning. Default: the instant of the version, or the time of this call.
     version : int, optional
-        A materialization version, whose instant to use. Requires a graphene segmentation.
+        A materialization version; its timestamp is used. Requires a graphene segmentation.
     server_address : str, optional
         The info service. Default: that of the client, the one that caveclient has stored for this datastack, or CAVE's
         global one.
@@ -117,9 +117,8 @@ def open_datastack(
     if version is not None and not has_versions:
         raise OptionError(
             param("version", text=f"{version}"),
-            f": the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no versions; leave ",
+            f": the segmentation of {stack.name} ({stack.segmentation_source}) is static and has no versions; omit ",
             param("version"),
-            " out",
         )
     when = stack.instant if timestamp is None and has_versions else timestamp
     options: dict[str, Any] = {"missing": missing, "token": stack.token}
@@ -183,7 +182,7 @@ def resolution_of(tree: xr.DataTree, resolution: Unit = "viewer") -> tuple[float
     Raises
     ------
     OptionError
-        If it is another name, or the tree has no such resolution.
+        If the name is unknown, or the tree has no such resolution.
     """
     if not isinstance(resolution, str):
         x, y, z = (float(v) for v in BBox((0, 0, 0), (1, 1, 1), resolution=resolution).resolution)

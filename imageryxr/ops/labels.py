@@ -91,8 +91,8 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     seg : DataArray
         Segmentation with dims (z, y, x) and any integer type, or `cutouts` of one.
     ids : iterable of int
-        Ids from 1 to 2**64 - 1. An empty list gives background only. For cutouts also the ids of each cutout: a column
-        such as ``boxes.pre_id``, or a list of columns; the result is then uint64.
+        Ids from 1 to 2**64 - 1. An empty list gives background only. For cutouts, a column such as ``boxes.pre_id`` or
+        a list of columns selects other ids in each cutout; the result is then uint64.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Warns
     -----
     MissingIdsWarning
-        If ids are not in the data. The warning requires that one process, or one `export`, computes all blocks.
+        If ids are not in the data. The warning requires that one process or one `export` computes all blocks.
 
     Raises
     ------
@@ -178,7 +178,7 @@ class _RequestedIdsMap(Mapped, RequestsIds):
 
     requested: RequestedIds = field(kw_only=True)
     whole: IndexBox = field(kw_only=True)
-    """All voxels of the array that the ids were requested of; a crop of it need not contain them."""
+    """The box of the array in the request; a crop of the array may lack some of the ids."""
 
     def request(self) -> tuple[RequestedIds, IndexBox]:
         return self.requested, self.whole

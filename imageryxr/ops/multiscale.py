@@ -19,9 +19,9 @@ from imageryxr.sources.base import Level, dtype_of, levels_by_resolution
 def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
     """Return an array at every level of the volume that it was opened from, finest first; reads nothing.
 
-    The levels are shifted and scaled as the array is, and complete even if the array is a crop. Voxel-wise operations
-    on the array, such as a selection of ids, are applied to each level. If the array is not based on one level of a
-    source voxel by voxel, the result is the array alone.
+    The levels have the same shift and scale as the array. They are complete even if the array is a crop. Voxel-wise
+    operations on the array, such as a selection of ids, are applied to each level. If the array is not a voxel-wise
+    function of one level of a source, only the array is returned.
     """
     try:
         volume = volume_of(array)
@@ -59,7 +59,7 @@ def coarsest_level_for(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
 
 
 def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
-    """Return the level that an expression shows voxel by voxel, and the index in it of the expression's voxel 0."""
+    """Return the level of which an expression is a voxel-wise function, and the index in it of its voxel 0."""
     if isinstance(expr, LevelLeaf):
         return expr, by
     if isinstance(expr, Shifted):
@@ -71,7 +71,7 @@ def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[
 
 
 def _move_grid(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Grid:
-    """Return the grid of ``level`` after the transformation that maps ``own``, from voxel ``by`` on, to ``placed``."""
+    """Apply to ``level`` the shift and scale that map the grid ``own``, from voxel ``by`` on, to ``placed``."""
     resolution, offset = [], []
     for axis in range(3):
         r, o, i = to_fraction(own.resolution[axis]), to_fraction(own.voxel_offset[axis]), by[2 - axis]

@@ -162,7 +162,7 @@ def open_segmentation(
         How to handle ``ids`` of a graphene layer that are not current at its instant. "raise" raises an error that
         lists the current ids of the same object; "update" replaces an old id by these; "keep" shows the old object as
         it was when its id was current, to compare states. If kept objects overlap other requested ones, the objects of
-        the instant have priority, then those closest to it in time. The attr ``stale_ids`` lists the old ids.
+        that instant have priority, then those closest to it in time. The attr ``stale_ids`` lists the old ids.
 
     Returns
     -------
@@ -264,7 +264,7 @@ def _openable_levels(layer: Source) -> list[Level]:
     wrong = [level for level in levels if dtype_of(layer, level.mip).kind not in "iu"]
     if wrong and len(wrong) < len(levels):
         mips = ", ".join(str(level.mip) for level in wrong)
-        warn(f"{layer.name}: mip {mips} is left out, because its dtype {dtype_of(layer, wrong[0].mip)} cannot be ids")
+        warn(f"{layer.name}: mip {mips} is omitted, because ids cannot have its dtype {dtype_of(layer, wrong[0].mip)}")
     return [level for level in levels if level not in wrong] or levels
 
 

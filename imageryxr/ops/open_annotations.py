@@ -21,7 +21,7 @@ from imageryxr.sources.annotations.records import Ids, Records, join_records
 from imageryxr.sources.annotations.source import AnnotationSource
 from imageryxr.sources.fetch.connection import Connection
 
-# For each relationship, the positions of annotations in a Dataset and the related segments, pair by pair.
+# Pairs of an annotation, as its position in a Dataset, and a related segment, for one relationship.
 Pairs = tuple[npt.NDArray[np.intp], Ids]
 
 
@@ -159,7 +159,7 @@ def _read_segments(layer: AnnotationSource, segments: list[int]) -> tuple[Record
 
 
 def warn_missing_ids(problem: str, ids: list[int], found: Container[int]) -> None:
-    """Warn of ids that were not found; `problem` is the message before them."""
+    """Warn about ids that were not found; `problem` is the message before them."""
     absent = [number for number in ids if number not in found]
     if absent:
         shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")

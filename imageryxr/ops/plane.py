@@ -135,10 +135,10 @@ def _cut_plane(
 
 
 def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | None = None) -> xr.Dataset:
-    """Cut the plane of a link's cross section: through its position, with its orientation and zoom.
+    """Cut the plane that a link shows: through its position, with its orientation and zoom.
 
-    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. With the layouts
-    "xz" and "yz" it is that plane, with z pointing down or left as in the viewer. If the link has other display
+    Lazy: reads nothing. Each layer is read from the coarsest level that is as fine as the picture. A link with the
+    layout "xz" or "yz" shows that plane, with z pointing down or left as in the viewer. If the link has other display
     dimensions, "x", "y" and "z" in the name of a layout refer to these.
 
     Parameters
@@ -195,7 +195,7 @@ def _cut_layers(
     if outside and not out:
         raise next(iter(outside.values()))
     for name in outside:
-        warn(f"the layer {name!r} does not overlap the picture and is left out", LinkWarning)
+        warn(f"the layer {name!r} does not overlap the picture and is omitted", LinkWarning)
     return out
 
 
@@ -221,7 +221,7 @@ def _plane_axes(normal: Any, up: Any) -> Floats:
     if length < 1e-6:
         raise OptionError(f"up={up!r} is parallel to normal={normal!r}; give a direction that lies in the plane")
     down /= length
-    down -= depth * (down @ depth)  # Again: if up and normal are nearly parallel, the first step is inexact.
+    down -= depth * (down @ depth)  # Repeated, because the first step is inexact if up and normal are nearly parallel.
     down /= np.linalg.norm(down)
     return np.stack([np.cross(down, depth), down, depth])
 

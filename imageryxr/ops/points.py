@@ -161,7 +161,7 @@ def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
         return expr.array[z, y, x]
     if not volume.dask_inputs:
         return read_selection(expr, [AxisGroup((0, 1, 2), (z, y, x))])
-    # Blocks may share inputs, so all of them are computed in one graph.
+    # Blocks may share inputs, which are read once if all blocks are computed in one graph.
     splits = volume.below_splits or volume.splits
     blocks = to_dask(expr, volume.grid.shape, dask_inputs=volume.dask_inputs, chunks=splits, name="points")
     found: Array = blocks.vindex[z, y, x].compute()
@@ -181,7 +181,9 @@ def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any)
             given = tuple(tidy(u) for u in other)
             return OutOfVolumeError(f"{message}. The points are inside if they are in {meant}: give resolution={given}")
     if _any_inside(places[:, ::-1], unit, grid):
-        return OutOfVolumeError(f"{message}. The numbers fit the other way round: points are (x, y, z), not (z, y, x)")
+        return OutOfVolumeError(
+            f"{message}. The points are inside if they are in the order (z, y, x): give them as (x, y, z)"
+        )
     return OutOfVolumeError(f"{message}; give points inside the array, in units of resolution=(x, y, z nm per unit)")
 
 

@@ -1,4 +1,4 @@
-"""Display of the progress of computations that read remote volumes."""
+"""Show the progress of computations that read remote volumes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _WITH_TASKS = "{l_bar}{bar}| {n_fmt}/{total_fmt} tasks [{elapsed}<{remaining}{po
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show a progress bar, the bytes received and the requests of all that is computed in a ``with`` block.
+    """Show a progress bar for the computations in a ``with`` block, with the bytes received and the requests.
 
-    The bar counts dask tasks, like that of `dask.diagnostics.ProgressBar`. Beside it are, since the block began, the
-    bytes that this process received, its requests to servers, and the chunks that the memory and disk caches had. It is
-    shown in notebooks and in terminals, on standard error. Exports have a bar of their own.
+    The bar counts dask tasks, like that of `dask.diagnostics.ProgressBar`. The text beside the bar counts, since the
+    block began, the bytes that this process received, its requests to servers, and the chunks that were found in the
+    memory and disk caches. The bar is shown in notebooks and in terminals, on standard error. Exports have their own
+    bar.
 
-    Computations on a cluster or in other processes are not counted; the cluster's dashboard shows these.
+    Computations on a cluster or in other processes are not counted; the cluster's dashboard shows their progress.
 
     Examples
     --------
@@ -52,7 +53,8 @@ def progress() -> Iterator[None]:
     def add_tasks(graph: Any, state: Mapping[str, Any]) -> None:
         with bar.get_lock():
             done, began = bar.n, bar.start_t
-            bar.reset((bar.total or 0) + len(state["ready"]) + len(state["waiting"]))  # also the widget of a notebook
+            # Assigning `bar.total` would not update the widget of a notebook.
+            bar.reset((bar.total or 0) + len(state["ready"]) + len(state["waiting"]))
             bar.n, bar.start_t, bar.bar_format = done, began, _WITH_TASKS
 
     def finish_task(*task: Any) -> None:

@@ -1,4 +1,4 @@
-"""Ids that a caller requests of a segmentation: checks, and which of them occur in the data."""
+"""Check the ids that a caller requests, and record which of them occur in the data."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def suspend_id_recording() -> Iterator[None]:
 
 @contextmanager
 def record_ids() -> Iterator[dict[bytes, npt.NDArray[np.bool_]]]:
-    """Collect, in this context, which requested ids occur in computed blocks: flags by `RequestedIds.packed`."""
+    """Collect which requested ids occur in the blocks computed in this context, as flags by `RequestedIds.packed`."""
     seen: dict[bytes, npt.NDArray[np.bool_]] = {}
     before = _SEEN.set(seen)
     try:
@@ -127,11 +127,14 @@ def is_recording_ids() -> bool:
 
 
 class RequestsIds(Expr):
-    """Base of expressions of requested ids, which report those that do not occur in the data."""
+    """Base class of expressions that record which requested ids occur in the data, to report the others."""
 
     @abstractmethod
     def request(self) -> tuple[RequestedIds, IndexBox] | None:
-        """Return the ids and all voxels that they were requested of, also after a crop; None without requested ids."""
+        """Return the requested ids and the box in which they may occur; None without requested ids.
+
+        The box is that of the array in the request, even if the expression was cropped afterwards.
+        """
 
     def record_request(self, box: IndexBox, labels: Array) -> None:
         """Record which of the ids occur in the labels of a box."""
@@ -159,7 +162,7 @@ class RequestedIds:
         return np.frombuffer(self.packed, np.uint64)
 
     def record(self, array: Expr, whole: IndexBox, box: IndexBox, labels: Array) -> None:
-        """Record which requested ids occur in a box of an array; ``whole`` is all of it.
+        """Record which requested ids occur in a box of an array; ``whole`` is the box of the array.
 
         Within `record_ids`, the caller combines the results, possibly of several processes. Otherwise this method warns
         about missing ids when this process has computed all boxes of the array.
@@ -189,13 +192,13 @@ class _IdTallies:
     """Flags of the requested ids found so far, per array, until the computed boxes cover all of that array."""
 
     most_arrays, most_boxes = 64, 1024
-    """Limits on the memory for arrays that are never computed completely; entries beyond them are dropped."""
+    """Limits for arrays that are never computed completely; the oldest entries beyond these are dropped."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Clear all flags and create a new lock; in a forked child the old lock may be held by a missing thread."""
+        """Clear all flags and create a new lock; after a fork, a thread that does not exist may hold the old one."""
         self._lock = Lock()
         self._open: dict[Expr, tuple[set[IndexBox], npt.NDArray[np.bool_]]] = {}
 

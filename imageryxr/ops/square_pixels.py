@@ -65,11 +65,11 @@ class ResampledColors(Resampled):
         values = arrays[0]
         alpha = values[..., 3].astype(np.float32)
 
-        def one(plane: Array) -> Array:
+        def resample(plane: Array) -> Array:
             return super(ResampledColors, self).apply(box, np.ascontiguousarray(plane))
 
-        weight = one(alpha)
+        weight = resample(alpha)
         safe = np.where(weight > 0, weight, 1)
-        planes: list[Any] = [np.floor(one(values[..., i] * alpha) / safe + 0.5) for i in range(3)]
+        planes: list[Any] = [np.floor(resample(values[..., i] * alpha) / safe + 0.5) for i in range(3)]
         out: Array = np.clip(np.stack([*planes, np.floor(weight + 0.5)], axis=-1), 0, 255).astype(np.uint8)
         return out

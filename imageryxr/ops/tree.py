@@ -55,7 +55,7 @@ def view(
     Dataset
         A variable per layer, with the name of the layer and dims (z, y, x). Its attrs have the layer's contrast,
         colours, alphas and selection, which ``ds.imagery.overlay()`` uses. The attr ``annotation_layers`` has the
-        annotations in the view, as JSON, which it draws on top.
+        annotations in the view as JSON; the overlay draws them on top.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def view(
     if not shown:
         raise out_of_volume_error(grid.bbox, grid_of(next(iter(arrays.values()))), f"the layer {next(iter(arrays))!r}")
     for name in outside:
-        warn(f"the layer {name!r} does not overlap the view and is left out", LinkWarning)
+        warn(f"the layer {name!r} does not overlap the view and is omitted", LinkWarning)
     attrs: dict[Any, Any] = {**tree.attrs, POSITION: [float(v) for v in point], **view_annotations(tree, grid, names)}
     if layers is not None or LAYER_ORDER not in attrs:
         attrs[LAYER_ORDER] = list(arrays)
@@ -109,9 +109,7 @@ def view(
 def layers_of(tree: xr.DataTree) -> dict[str, xr.DataArray]:
     """Return the images and segmentations of a tree, by the name of their layer.
 
-    For a node that contains several levels, the result is the finest one.
-
-    Raises `LayerError` if there are none.
+    Of a layer with several levels, the finest one is returned. Raises `LayerError` if the tree has no layers.
     """
     out: dict[str, xr.DataArray] = {}
     for node in tree.subtree:
@@ -199,7 +197,10 @@ def _choose_layers(
     absent = [n for n in wanted if n not in arrays and n not in annotations]
     chosen = {n: arrays[n].assign_attrs({VISIBLE: True}) for n in wanted if n in arrays}
     if absent or not chosen:
-        raise OptionError(param("layers", wanted), f": the tree has {', '.join(map(repr, arrays))}")
+        raise OptionError(
+            param("layers", wanted),
+            f" contains a layer that the tree does not have; choose from {', '.join(map(repr, arrays))}",
+        )
     return chosen
 
 

@@ -27,9 +27,9 @@ from imageryxr.errors import LayerError, LinkWarning, warn
 ANNOTATIONS = "annotation_layers"
 """Attr of a view with the annotations in it, as JSON."""
 REGION = "annotation_region"
-"""Attr of a Dataset with the annotations of a part of its layer: the corners (x, y, z, x, y, z) of the part in nm."""
+"""Attr of annotations that were read from a part of their layer: the corners (x, y, z, x, y, z) of the part in nm."""
 MARGIN = 32
-"""Pixels around a view; markers of annotations there may reach into it."""
+"""Pixels around a view in which annotations are included, because their markers may extend into the view."""
 
 
 def annotation_layers(tree: xr.DataTree) -> dict[str, list[xr.Dataset]]:
@@ -50,7 +50,7 @@ def annotation_layers(tree: xr.DataTree) -> dict[str, list[xr.Dataset]]:
 def view_annotations(tree: xr.DataTree, grid: Grid, names: Collection[str] | None) -> dict[str, str]:
     """Return the attr of a view on a grid with the annotations in it, or an empty dict without any.
 
-    ``names`` are the layers to show; None for those that are visible.
+    ``names`` are the layers to show; None for the visible layers.
     """
     lo, hi = (np.array(corner) for corner in (grid.bbox.lo_nm, grid.bbox.hi_nm))
     margin = np.array(grid.resolution) * (MARGIN, MARGIN, 0)
@@ -113,7 +113,7 @@ def _to_json(part: xr.Dataset) -> dict[str, Any]:
 
 
 def annotations_of_view(dataset: xr.Dataset) -> list[tuple[xr.Dataset, str, list[str] | None]]:
-    """Return the annotations of a view, the colour of each Dataset, and those of its annotations if they differ."""
+    """Return the Datasets of annotations of a view, each with its colour and, if these differ, its colours."""
     found = []
     for entry in json.loads(dataset.attrs.get(ANNOTATIONS) or "[]"):
         properties = {"color": entry["colors"]} if "colors" in entry else {}

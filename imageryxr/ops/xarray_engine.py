@@ -99,7 +99,7 @@ class ImageryBackend(BackendEntrypoint):
         if layer.layer_type == "segmentation":
             array = open_segmentation(layer, ids=ids, **places)
         elif ids is not None:
-            raise OptionError(f"ids= selects segments, but {layer.name} is an image; leave ids out")
+            raise OptionError(f"ids= selects segments, but {layer.name} is an image; omit ids")
         else:
             array = open_image(layer, **places)
         return _without(_lazily_indexed(array).to_dataset(), drop_variables)
@@ -159,9 +159,9 @@ class ImageryBackend(BackendEntrypoint):
         return xr.DataTree.from_dict(self.open_groups_as_dict(filename_or_obj, **options))
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Return whether an address has the prefix of a supported format, or is a local folder in one.
+        """Return whether an address has the prefix of a supported format, or is a local folder with an ``info`` file.
 
-        If netCDF4 is installed, xarray tries it first, and netCDF4 accepts every URL: then a URL requires
+        If netCDF4 is installed, xarray asks it first, and netCDF4 accepts every URL. A URL then requires
         ``engine="imageryxr"``, or an order of engines without netCDF4:
         ``xr.set_options(netcdf_engine_order=["h5netcdf"])`` and ``xr.backends.refresh_engines()``.
         """

@@ -278,15 +278,15 @@ def test_a_box_outside_the_volume_is_an_error_that_states_the_row():
         (
             [(9, 23, 1), (-8, 4, -3)],
             (1, 1, 1),
-            r"row 0: its centre is \(9, 23, 1\) nm; they .* voxels: .*=\(8, 8, 40\)$",
+            r"row 0: its centre is \(9, 23, 1\) nm; in voxels, .* inside: .*=\(8, 8, 40\)$",
         ),
-        ([(27, 9, 1)], (1, 1, 1), r"in voxels: give resolution=\(4, 4, 40\)$"),
+        ([(27, 9, 1)], (1, 1, 1), r"in voxels, all centres lie inside: give resolution=\(4, 4, 40\)$"),
         (
             [(72, 184, 40)],
             (8, 8, 40),
             r"\(72, 184, 40\) in units of 8 × 8 × 40 nm; in nanometres, all centres lie inside: omit resolution$",
         ),
-        ([(1, 5, 13)], (8, 8, 40), r"in the order \(z, y, x\): give centres \(x, y, z\)$"),
+        ([(1, 5, 13)], (8, 8, 40), r"in the order \(z, y, x\), all centres lie inside: give centres \(x, y, z\)$"),
         ([(9, 23, 1), (900, 4, 1)], (1, 1, 1), r"give centres \(x, y, z\) inside it, .* or remove these rows$"),
     ],
 )

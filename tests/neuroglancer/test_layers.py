@@ -129,7 +129,7 @@ def test_meshes_and_properties_are_not_counted_as_volumes(sample, tmp_path, case
 
 
 def test_a_second_volume_and_an_absent_source_warn(sample):
-    with pytest.warns(ix.errors.LinkWarning, match="has 2 volumes; only the first one is drawn"):
+    with pytest.warns(ix.errors.LinkWarning, match="has 2 volumes; only the first one is opened"):
         opened({"layers": [{**EM, "source": ["IMAGE", "SEGMENTATION"]}]}, sample)
     with pytest.warns(ix.errors.LinkWarning, match="another source of .* cannot be opened: .*nowhere"):
         tree = opened({"layers": [{**EM, "source": ["precomputed:///nowhere", "IMAGE"]}]}, sample)
@@ -201,6 +201,8 @@ def test_channels_are_chosen_for_all_layers_or_by_name(sample, tmp_path):
         opened(state, sample, channel=3)
     with pytest.raises(ix.errors.ChoiceError, match="em|image"):
         opened(state, sample, channel={"em": 1})
-    with pytest.raises(ix.errors.OptionError, match="channel names the layer 'blue', but the link has 'em', 'rgb'"):
+    with pytest.raises(
+        ix.errors.OptionError, match="channel names the layer 'blue', but the layers of the link are 'em', 'rgb'"
+    ):
         opened(state, sample, channel={"blue": 1})
     assert list(opened(state, sample, time=5).children) == ["em", "rgb"]

@@ -452,13 +452,13 @@ def test_custom_shaders_warn(sample):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "disables the voxels"),
-        ({"url": "IMAGE", "subsources": {"default": False}}, "disables the voxels"),
+        ({"url": "IMAGE", "subsources": {"bounds": True}, "enableDefaultSubsources": False}, "has the voxels disabled"),
+        ({"url": "IMAGE", "subsources": {"default": False}}, "has the voxels disabled"),
         (
             {"url": "IMAGE", "transform": {"outputDimensions": {a: [8e-9, "m"] for a in "abz"}}},
             "no axis of the data along",
         ),
-        (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is drawn"),
+        (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is opened"),
     ],
 )
 def test_parts_of_a_source_that_are_not_drawn_are_reported(sample, source, message):
@@ -699,7 +699,7 @@ def test_text_that_is_not_a_link_raises(no_network, case):
 
 ENTRIES = {
     "segments": ([{"type": "segmentation", "segments": ["1.5"]}], "segments"),
-    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "not a whole number.*a float cannot hold"),
+    "a float segment": ([{"type": "segmentation", "segments": [1.0]}], "not a whole number.*a float cannot represent"),
     "too large": ([{"type": "segmentation", "segments": [str(2**64)]}], "18446744073709551616"),
     "colour": ([{"type": "segmentation", "segmentColors": {"1": "rde"}}], "rde"),
     "range": ([{"type": "image", "shaderControls": {"normalized": {"range": [1]}}}], "list of 2"),

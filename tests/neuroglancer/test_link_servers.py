@@ -258,5 +258,7 @@ def test_an_absent_layer_is_left_out(server, token):
         assert list(tree.children) == ["cells"]
         assert [u["name"] for u in json.loads(tree.attrs["unsupported_layers"])] == ["em", "notes"]
     assert list(ix.open_neuroglancer(link, allow_local=True, layers=["cells"]).children) == ["cells"]
-    with pytest.raises(ix.errors.SourceNotFoundError, match=r"the layer 'em' .*nowhere.*leave it out of layers=\[…\]"):
+    with pytest.raises(
+        ix.errors.SourceNotFoundError, match=r"the layer 'em' .*nowhere.*omit this layer from layers=\[…\]"
+    ):
         ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"])

@@ -357,7 +357,7 @@ def test_a_single_viewer_has_no_groups(image, layout):
     tree = opened(image, **state)
     assert back(tree)["layout"] == (layout or "xy")
     assert opened(image, **state, group=0).identical(tree)  # the single viewer counts as group 0
-    with pytest.raises(ix.errors.OptionError, match="no layer groups: leave group out"):
+    with pytest.raises(ix.errors.OptionError, match="no layer groups: omit group"):
         opened(image, **state, group=1)
 
 
@@ -450,7 +450,7 @@ def test_rotated_and_mirrored_layers_are_left_out(image):
     renamed = {"outputDimensions": {"x": DIMS["x"], "y": DIMS["y"], "depth": DIMS["z"]}}
     left_out(
         {**image, "source": {"url": image["source"], "transform": renamed}},
-        "its transform leaves no axis of the data along",
+        "its transform maps no axis of the data to",
     )
     with pytest.raises(ix.errors.LinkError, match="rotation"):
         opened({**image, "transform": {"rotation": [0, 0, 0, 0]}})

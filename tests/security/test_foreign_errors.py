@@ -74,7 +74,7 @@ def test_a_link_of_servers_that_never_answer_is_opened_in_bounded_time(monkeypat
         sources = [[f"precomputed://{server.url}/{i}/{j}" for j in range(16)] for i in range(200)]
         layers = [{"type": "image", "name": str(i), "source": source} for i, source in enumerate(sources)]
         began = time.monotonic()
-        with pytest.raises(ix.ImageryError, match="did not answer in time"):
+        with pytest.raises(ix.ImageryError, match="did not respond in time"):
             ix.open_neuroglancer({"layers": layers}, allow_local=True)
         result = CliRunner().invoke(app, ["info", json.dumps({"layers": layers}), "--allow-local"])
         assert result.exit_code == 1
