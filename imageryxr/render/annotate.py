@@ -37,7 +37,7 @@ from imageryxr.render.marks import Annotated, Marks
 from imageryxr.render.overlay import label_rgba, rgba_volume
 
 Floats = npt.NDArray[np.float64]
-# If none of this many cutouts contains an annotation, the unit of the positions is checked.
+# Largest number of cutouts in which annotations are searched before the unit of the positions is checked.
 _MOST_CHECKED = 100
 
 
@@ -67,23 +67,23 @@ def annotate(
 ) -> xr.DataArray:
     """Draw points, lines, boxes and ellipsoids on a picture, at their position in nanometres.
 
-    Lazy: reads nothing. Any blocks of the picture give the same result, and a block receives only its own annotations.
-    On a stack, an annotation is drawn in the slices in which it lies. On a result of `plane`, distances are those to
-    the plane.
+    Lazy: reads nothing. The result does not depend on the blocks of the picture, and each block receives only its own
+    annotations. On a stack, an annotation is drawn in the slices in which it lies. On a result of `plane`, distances
+    are those to the plane.
 
     Parameters
     ----------
     picture : DataArray or PIL.Image.Image
         RGBA (z, y, x, rgba), as `overlay` and `to_rgba` return it: a slice, a stack, a plane at any angle, or `cutouts`
-        (cutout, z, y, x, rgba). Or a picture of such arrays from `to_pil`, `montage` or `scale_bar`: marks are drawn in
-        the pixels of the enlarged picture, without steps, and each tile has the annotations of its own slice.
+        (cutout, z, y, x, rgba). On a Pillow picture of such arrays, from `to_pil`, `montage` or `scale_bar`, marks are
+        drawn at the resolution of its pixels, and each tile has the annotations of its own slice.
     annotations : Dataset, DataFrame or other table
         Result of `as_annotations` or of a function that opens annotations, or a table of points in nm.
     color : colour, str or dict, default "yellow"
         One colour; or the name of a column; or a dict annotation id → colour. A column of segment ids, which has the
         dtype uint64 or a name such as ``"pre_pt_root_id"``, gives each annotation the colour of its segment in the
-        picture. A column of numbers is drawn with a colour map, and so are ids if ``cmap`` or ``limits`` is given. Any
-        other column holds categories, whose colours are those in the whole Dataset also if a selection lacks some of
+        picture. A column of numbers is drawn with a colour map, and so are ids if ``cmap`` or ``limits`` is given. The
+        values of any other column are categories; they keep their colours if a selection of the Dataset lacks some of
         them. Missing values are grey.
     colors : optional
         For a column: a dict value → colour, in which absent values are grey; or the name of a palette, as in `palette`.
@@ -110,15 +110,15 @@ def annotate(
     alpha : float, default 1.0
         Opacity of the marks.
     depth : float, optional
-        Draw what lies within this distance of the centre of the slice, in nm. Default: the slice itself, so that each
-        point, and each box of the thickness of a slice, is drawn in exactly one slice. Ellipsoids and boxes are drawn
-        as their section at the centre of the slice, or where they are nearest to it; with a depth, as their section
-        nearest to their own centre.
+        Draw annotations within this distance of the centre of the slice, in nm. Default: annotations in the slice
+        itself, so that each point, and each box of the thickness of a slice, is drawn in exactly one slice. Ellipsoids
+        and boxes are drawn as their section at the centre of the slice, or where they are nearest to it; with a depth,
+        as their section nearest to their own centre.
     fade : bool, default False
-        Whether marks and their labels fade with their distance, to nothing at ``depth``.
+        Whether marks and their labels become more transparent with their distance, and invisible at ``depth``.
     labels : str, optional
         Name of the column whose text is written beside each mark, moved apart so that no two labels overlap. Labels
-        without room are left out, with one warning.
+        without room are omitted, with one warning.
     label_size : int, default 12
         Height of the labels in pixels.
     label_color : colour or None, default "white"
@@ -129,13 +129,13 @@ def annotate(
     Returns
     -------
     DataArray or PIL.Image.Image
-        uint8, dims of ``picture``, straight alpha. The attrs record the colours of categories and the colour map, which
-        `legend` draws. For a Pillow picture, a Pillow picture.
+        A Pillow picture if ``picture`` is one; otherwise uint8, dims of ``picture``, straight alpha. The attrs record
+        the colours of categories and the colour map, which `legend` draws.
 
     Raises
     ------
     LayerError
-        If ``picture`` is not RGBA, its position in the volume is unknown, or ``annotations`` are none.
+        If ``picture`` is not RGBA, its position in the volume is unknown, or ``annotations`` is not a table of them.
     ColorError
         If a colour or palette is invalid.
     OptionError
@@ -144,9 +144,9 @@ def annotate(
     Warns
     -----
     ImageryWarning
-        If no annotation lies within the rows and columns of the picture, but they do in another unit or order: voxels,
-        micrometres, nm that were multiplied by a resolution, or (z, y, x). Annotations that lie elsewhere, or in other
-        slices, are no reason for a warning.
+        If no annotation lies within the rows and columns of the picture, but some would in another unit or order:
+        voxels, micrometres, nm that were multiplied by a resolution, or (z, y, x). Annotations elsewhere or in other
+        slices cause no warning.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def annotate(
 
 
 def _warn_other_unit(drawing: _Drawing, grids: Iterable[Grid]) -> None:
-    """Warn if no annotation lies on any of some pictures, but they do on the first one in another unit."""
+    """Warn if no annotation lies on any of the pictures, but some would lie on the first one in another unit."""
     first = None
     for grid in grids if drawing.table.sizes[DIM] else ():
         first = first or grid
@@ -204,7 +204,7 @@ def _warn_other_unit(drawing: _Drawing, grids: Iterable[Grid]) -> None:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Annotations with their look, to be drawn on pictures of one size and resolution."""
+    """Annotations with their style, to be drawn on pictures of one size and resolution."""
 
     table: xr.Dataset
     style: MarkStyle
@@ -250,7 +250,7 @@ def _mark_style(
 ) -> MarkStyle:
     """Return the style of marks on a picture, after checking the arguments that define it."""
     if check_flag("fade", fade) and depth is None:
-        raise OptionError("fade=True needs depth=, the distance in nm at which marks have faded to nothing")
+        raise OptionError("fade=True needs depth=…, the distance in nm at which marks become invisible")
     edge = None if edgecolor is None else parse_color(edgecolor)
     edge_width = 0.0 if edgecolor is None else check_number("edgewidth", edgewidth, 0)
     depth = None if depth is None else check_number("depth", depth, 0)
@@ -289,13 +289,15 @@ def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
         return np.array([check_number("size", size, 0)], np.float32)
     values = column_values(table, size, "size")
     if values.dtype.kind not in "iuf":
-        raise OptionError(f"the column size={format_value(size)} holds {values.dtype} values; give a column of numbers")
+        raise OptionError(
+            f"the column size={format_value(size)} contains {values.dtype} values; give a column of numbers"
+        )
     numbers = values.astype(np.float64)
     bad = np.flatnonzero(~(numbers >= 0) | np.isinf(numbers))
     if len(bad):
         raise OptionError(
-            f"the column size={format_value(size)} holds {numbers[bad[0]]:g} in row {bad[0]}; sizes are numbers of at "
-            "least 0, and 0 draws nothing"
+            f"the column size={format_value(size)} contains {numbers[bad[0]]:g} in row {bad[0]}; sizes must be numbers "
+            "of at least 0, and 0 draws nothing"
         )
     return numbers.astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Annotations on Pillow pictures, at the resolution of their pixels: on each slice of a volume that a picture shows."""
+"""Draw annotations on Pillow pictures, at the resolution of their pixels, on each slice that a picture shows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def accepts_pictures(verb: Verb) -> Verb:
         if not isinstance(picture, PilImage.Image):
             return verb(picture, *args, **kwargs)
         if kwargs.get("axis") is not None:
-            raise OptionError(param("axis", kwargs["axis"]), " is for arrays; a Pillow picture already shows slices")
+            raise OptionError(param("axis", kwargs["axis"]), " is only for arrays; omit it for a Pillow picture")
         return _draw_on_picture(picture, lambda array, axis: verb(array, *args, **{**kwargs, "axis": axis}), kwargs)
 
     return wrapper  # type: ignore[return-value]

@@ -33,8 +33,8 @@ class Outline:
         that lines of neighbours never cover each other.
     merge : bool, default True
         Whether segments that touch are outlined as one. Use False with ``side="in"`` to see lines between neighbours:
-        in dense tissue, where all cells touch, merged outlines appear only where the segmentation ends. Computing such
-        a picture of all cells warns, once per process.
+        in dense tissue, where all cells touch, merged outlines appear only where the segmentation ends. A warning, once
+        per process, reports such a picture of all cells.
     alpha : float, default 1
         Opacity, from 0 (invisible) to 1 (opaque).
     unit : {"px", "nm"}, default "px"
@@ -79,7 +79,7 @@ class Layer:
     segmentation : DataArray, or masks
         As in `overlay`.
     ids, colors, alpha, rest_alpha, outline, overlap : optional
-        As in `overlay`. None takes the option of the call; ``outline=False`` draws no lines in any case.
+        As in `overlay`. None stands for the value in the call of `overlay`; ``outline=False`` draws no lines.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Colours of annotations: one, by category, by number, or those of the segments that a column names."""
+"""Choose the colours of annotations: one for all, or by the category, number or segment id in a column."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_NAMES = 1000
 
 @dataclass(frozen=True)
 class MarkColors:
-    """The colours of annotations, and what a legend shows."""
+    """The colours of annotations, and the attributes from which a legend is drawn."""
 
     rgba: npt.NDArray[np.uint8]
     """Uint8 (n, 4), or (1, 4) if all have one colour."""
@@ -50,7 +50,7 @@ def mark_colors(
 ) -> MarkColors:
     """Return the colours of annotations; see `imageryxr.annotate`.
 
-    With ``rows``, those of some of the annotations; palettes and limits are those of all annotations.
+    With ``rows``, return the colours of these rows only; palettes and limits still depend on all annotations.
     """
     if rows is not None and _has_segments(annotations, color, colors, cmap, limits):
         # Such a colour depends on the id alone.
@@ -66,7 +66,7 @@ def _has_segments(annotations: xr.Dataset, color: Any, colors: Any, cmap: Any, l
     dtype = annotations[color].dtype
     holds_ids = dtype == np.uint64 or (dtype.kind in "iu" and is_id_name(color))
     if dtype.kind == "i" and holds_ids and (annotations[color].values < 0).any():
-        return False  # numbers, which an id cannot be
+        return False  # ids are never negative, so the column has numbers
     is_colormap = cmap is not None or limits is not None
     return holds_ids and not is_colormap and not (isinstance(colors, Mapping) and color == "id")
 
@@ -77,7 +77,7 @@ def _all_colors(
     if isinstance(color, Mapping):
         if colors is not None:
             raise OptionError(
-                "color is a dict, so colors= has no effect; give color='column' and colors={value: colour}"
+                "colors=… cannot be combined with a dict color=…; give color='column' and colors={value: colour}"
             )
         return _by_value(*_distinct(annotations["id"].values), "id", {_plain(k): v for k, v in color.items()})
     if not (isinstance(color, str) and color in annotations.variables):
@@ -94,8 +94,8 @@ def _all_colors(
     for name, given in (("limits", limits), ("cmap", cmap)):
         if given is not None:
             raise OptionError(
-                f"{name}={given!r} applies to columns of numbers, but {color!r} holds categories; give colors=, a dict "
-                "value → colour or the name of a palette"
+                f"{name}={given!r} applies to columns of numbers, but {color!r} contains categories; give colors=…, a "
+                "dict value → colour or the name of a palette"
             )
     return _by_category(annotations[color], color, colors)
 
@@ -170,8 +170,8 @@ def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
         return _by_value(distinct, inverse, name, {_plain(k): v for k, v in colors.items()})
     if colors is not None and not isinstance(colors, str):
         raise ColorError(
-            f"colors={format_value(colors)} is neither a dict nor the name of a palette; {name!r} holds categories: "
-            "give colors={value: colour}"
+            f"colors={format_value(colors)} is neither a dict nor the name of a palette; for the categories of "
+            f"{name!r}, give colors={{value: colour}}"
         )
     present = [v for v in distinct if v is not None]
     known: list[Any] = [False, True] if values.dtype == bool else json.loads(column.attrs.get(CATEGORIES, "[]"))
@@ -222,7 +222,10 @@ def _by_number(values: npt.NDArray[Any], name: str, cmap: Any, limits: Any) -> M
 
 
 def _shares(values: npt.NDArray[Any], low: float, high: float, is_whole: bool) -> npt.NDArray[np.float64]:
-    """Return the places of finite values between the limits, from 0 to 1; ``is_whole``: between their extremes."""
+    """Return the positions of finite values between the limits, from 0 to 1.
+
+    With ``is_whole``, the limits of a column of integers are its smallest and its largest value.
+    """
     if values.dtype.kind in "iu" and is_whole and len(values):
         # Large integers, which floats would round, are subtracted exactly: modulo 2**64.
         steps = (values.astype(np.uint64) - np.uint64(int(values.min()) % 2**64)).astype(np.float64)

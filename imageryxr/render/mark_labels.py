@@ -1,4 +1,4 @@
-"""Labels beside marks: their placement in a slice, and their pixels."""
+"""Place labels beside the marks of a slice, and draw them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DISTANCES = (0.0, 0.9, 1.8, 2.8)
 # Directions of a label (x, y) as seen from its mark, in order of preference.
 _SIDES = ((1, 0), (1, -1), (1, 1), (-1, 0), (-1, -1), (-1, 1), (0, -1), (0, 1))
-# After this many successive labels for which there is no room, the other marks of a slice get no label.
+# After this many successive labels without room, the remaining marks of a slice get no label, to limit the time.
 _MOST_FAILURES = 2000
 _CELL = 64
 
@@ -94,7 +94,7 @@ class _Occupied:
 def place_labels(
     shapes: Shapes, texts: list[str], colors: list[list[int]], number: int, frame: tuple[int, int], style: LabelStyle
 ) -> tuple[Label, ...]:
-    """Return the labels of a slice, in which no two overlap, without those that find no room.
+    """Return the labels of a slice; no two overlap, and labels without room are omitted.
 
     A label lies beside its mark, on the first of eight sides where it covers neither another label nor a mark;
     otherwise further away, connected with a line. If every place covers a mark, the first that covers no label is used.
@@ -126,7 +126,7 @@ def place_labels(
 def warn_left_out(left_out: int, wanted: int, number: int) -> None:
     """Warn about labels without room."""
     warn(
-        f"{left_out:,} of {wanted:,} labels of slice {number} are left out because there is no room for them; give a "
+        f"{left_out:,} of {wanted:,} labels of slice {number} are omitted because there is no room for them; give a "
         "smaller label_size, label fewer annotations, or enlarge the picture"
     )
 

@@ -1,4 +1,4 @@
-"""The annotations that a picture can contain, found before any other work is done on a large table."""
+"""Select the annotations that a picture can contain, so that later steps process only these of a large table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 # Largest number of annotations that are compared with a picture to check their unit.
 _MOST_TESTED = 100_000
-# Annotations are near a picture if they lie at most this many slices away.
+# The largest number of slices between an annotation and a picture at which a wrong unit is reported.
 _NEAR = 100
 
 
@@ -58,7 +58,7 @@ def _interval(annotations: xr.Dataset, axis: int, rows: npt.NDArray[np.int64] | 
 
 
 def _picture_box(grid: Grid, style: MarkStyle, order: list[int], size: float) -> tuple[Floats, Floats]:
-    """Return the corners (x, y, z) in nm of a box that contains a picture and all marks that reach into it."""
+    """Return the corners (x, y, z) in nm of the box in which annotations may have marks on a picture."""
     reach = style.boxes("point", np.zeros((1, 3)), None, np.array([size]))[1][0]
     spacing = np.array(style.spacing)
     offset = np.array(grid.voxel_offset[::-1], np.float64)[order]
@@ -72,8 +72,8 @@ def _picture_box(grid: Grid, style: MarkStyle, order: list[int], size: float) ->
 def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order: list[int]) -> None:
     """Warn if no annotation lies within the rows and columns of a picture, but some would in another unit.
 
-    Annotations that lie elsewhere are normal, so nothing is reported unless a usual mistake explains them: positions in
-    voxels, positions in nm that were multiplied by a resolution, and reversed axes.
+    Annotations may lie elsewhere for good reasons, so a warning is issued only if a common mistake explains it:
+    positions in voxels, positions in nm that were multiplied by a resolution, or reversed axes.
     """
     turned = np.array(style.directions)
     if np.abs(turned[:, ::-1] - np.eye(3)[order]).max() > 1e-9:

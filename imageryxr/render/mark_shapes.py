@@ -26,15 +26,15 @@ _KINDS: dict[str, int] = {
     "square": mark_kinds.SQUARE,
     "triangle": mark_kinds.TRIANGLE,
 }
-# A radius of 0 has no ellipse; this one is invisible.
+# Replaces a radius of 0, for which the kernel has no ellipse; the mark is invisible.
 _LEAST_RADIUS = 1e-3
-# Relative tolerance of distances: positions are in voxels, and the product with their size has float noise.
+# Relative tolerance of distances, because positions in voxels times the size of a voxel have rounding errors.
 _NOISE = 1e-9
 
 
 @dataclass(frozen=True)
 class MarkStyle:
-    """How marks are drawn, and the geometry of the picture."""
+    """The style of marks, and the geometry of the picture on which they are drawn."""
 
     marker: Marker
     unit: Literal["px", "nm"]
@@ -95,7 +95,7 @@ class Shapes:
     params: Floats
     paints: Floats
     fading: Floats
-    """Opacity that each mark has by its distance, from 0 to 1; of a line, that of its nearest position."""
+    """Opacity of each mark due to its distance, from 0 to 1; for a line, the opacity at its nearest position."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,7 +93,7 @@ def _named_masks(masks: Any, ids: Iterable[int] | None) -> dict[Any, Any]:
     if ids is not None:
         absent = [i for i in ids if i not in named]
         if absent:
-            raise OptionError(f"ids holds {absent[0]!r}, which is not a mask; the masks are {_join_names(named)}")
+            raise OptionError(f"ids contains {absent[0]!r}, which is not a mask; the masks are {_join_names(named)}")
         named = {i: named[i] for i in ids}
     if not named:
         raise OptionError("overlay was given no masks; give a dict name → mask or a list of them, with at least one")

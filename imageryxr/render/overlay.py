@@ -28,7 +28,7 @@ from imageryxr.render.paint import Canvas, LayerStack, grey_to_rgba, paint_segme
 
 Masks = Mapping[Any, xr.DataArray | npt.NDArray[Any]] | npt.NDArray[Any]
 Drawable = xr.DataArray | Layer | Masks
-"""What `overlay` draws over an image."""
+"""A layer that `overlay` draws over an image."""
 
 
 class OverlayOptions(TypedDict, total=False):
@@ -74,9 +74,9 @@ def overlay(
         coordinates. In a list, later layers are drawn over earlier ones; a `Layer` has its own options.
     ids : iterable of int, optional
         Only these segments are drawn. Default: those that ``colors`` lists, those selected in the layer's link, or
-        all. For `cutouts`: also an array along ``cutout``, or a list of these, which draws the cells of each cutout,
-        such as ``ids=[boxes.pre_id, boxes.post_id]`` or, by their names, ``ids=["pre_id", "post_id"]``; ``colors``
-        may then be a list with a colour for each, a dict name → colour, or one colour.
+        all. For `cutouts`, a column such as ``boxes.pre_id`` or its name, or a list of columns such as
+        ``ids=["pre_id", "post_id"]``, selects other ids in each cutout; ``colors`` may then be a list with a colour for
+        each column, a dict name of the column → colour, or one colour.
     colors : optional
         None for the colours in the layer's attrs, or for colours that depend only on the id and are the same in every
         figure; a dict id → colour; the name of a palette; ``"neuroglancer"`` or ``("neuroglancer", seed)`` for the
@@ -186,8 +186,8 @@ def outline(
 ) -> xr.DataArray:
     """Draw the outlines of segments on a transparent background.
 
-    Lazy: reads nothing. Lines are exact across block borders. At the border of a crop they depend on the data beyond
-    it, if there are any. There is no line along the edge of the data.
+    Lazy: reads nothing. Lines do not depend on the blocks. At the border of a crop they take the data beyond it into
+    account, so that an outline of a crop equals the crop of an outline. No line is drawn along the edge of the data.
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
 
 def label_rgba(expr: Expr, volumes: list[Volume], attrs: dict[str, Any], name: str) -> xr.DataArray:
     """Return the labelled picture of an expression on the grid of the first volume."""
-    # layer_type is "image" or "segmentation"; RGBA is neither
+    # RGBA is neither an image nor a segmentation, so it has no layer type.
     kept = {k: v for k, v in attrs.items() if k != "layer_type"}
     return label_result(expr, volumes[0].grid, *volumes, attrs=kept, name=name, tail="rgba")
 
@@ -341,7 +341,10 @@ def rgba_volume(layer: xr.DataArray, what: str) -> Volume:
     if not isinstance(layer, xr.DataArray) or "rgba" not in layer.dims:
         raise LayerError(f"{what} is not an RGBA array; convert it with to_rgba(image), overlay(…) or outline(…)")
     if layer.sizes["rgba"] != 4 or layer.dtype != np.uint8:
-        raise LayerError(f"{what} has dtype {layer.dtype} and {layer.sizes['rgba']} channels; RGBA is uint8 with 4")
+        raise LayerError(
+            f"{what} has dtype {layer.dtype} and {layer.sizes['rgba']} channels; an RGBA array must be uint8 with 4 "
+            "channels"
+        )
     return volume_of(layer, tail=("rgba",))
 
 

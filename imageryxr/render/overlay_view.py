@@ -23,10 +23,10 @@ def overlay_view(
 
     Lazy: reads nothing. The image is drawn below the segmentation; the order of the variables does not matter, because
     merging or writing to Zarr changes it. ``attrs["layer_order"]`` of the Dataset (names from bottom to top) overrides
-    this order and is required if there are several layers of one kind; ``view`` sets it. Layers that are switched off
-    in their attrs are not drawn. The first image is opaque; later images have the opacity in their attrs, as in
-    Neuroglancer. ``options``, as in `overlay`, apply to all segmentations, and ``contrast_limits`` to all images.
-    Annotations of a view of a link are drawn on top, in their colours; `annotate` draws others.
+    this order and is required if there are several layers of one kind; ``view`` sets it. Layers whose attr ``visible``
+    is False are not drawn. The first image is opaque; later images have the opacity in their attrs, as in
+    Neuroglancer. ``options``, as in `overlay`, apply to all segmentations, and ``contrast_limits`` to all images. The
+    annotations of a view of a link are drawn on top, in their colours; `annotate` draws other annotations.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def overlay_dataset(
 
 
 def draw_array(array: xr.DataArray, contrast_limits: tuple[float, float] | None = None) -> xr.DataArray:
-    """Return an array as it is shown alone: ids in opaque colours, grey values as RGBA, RGBA and masks unchanged."""
+    """Return a picture of one array: ids in opaque colours, grey values as RGBA, RGBA and masks unchanged."""
     if "rgba" in array.dims or array.dtype == np.bool_:
         return array
     if layer_type_of(array) == "segmentation":

@@ -1,4 +1,4 @@
-"""Expressions of pictures: filled and outlined segments, and layers over each other."""
+"""Expressions of pictures: filled and outlined segments, and stacks of layers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LayerStack(RgbaExpr):
 
     layers: tuple[Expr, ...]
     first_wins: bool = False
-    """Whether the lowest layer with any paint decides a pixel, instead of the layers above covering it."""
+    """Whether the lowest layer with any alpha is shown at each pixel, instead of layers drawn over each other."""
 
     def apply(self, box: IndexBox, *arrays: Array) -> Array:
         """Return the composited layers."""
@@ -110,7 +110,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
 
     def needs(self, box: IndexBox) -> tuple[IndexBox, ...]:
         """Return the box of the segments, grown by the halo of the lines, and the box of the image."""
-        # Outside the data is unknown, not background: a segment cut by the edge of the volume has no line there.
+        # Voxels outside the data are unknown, not background, so no line is drawn where the volume cuts a segment.
         wide = box.grow(self._halo).clip(self.labels.bounds).hull(box)
         return (wide, box)[: len(self.inputs)]
 
@@ -153,7 +153,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
         return self._table(labels, self.alpha, self.rest, self.own) if is_filled or self.outline is None else None
 
     def _table(self, labels: Array, alpha: float, rest: float, own: tuple[bytes, bytes] | None) -> Any:
-        """Return the colour table of the kernels for alphas of the selected, the other and single segments."""
+        """Return the colour table of the kernels; ``alpha``, ``rest`` and ``own`` as in the fields of this class."""
         if self.colors.mode == "table" and self.selected is None and own is None and self.saturation == 1:
             return _cached_table(self.colors, alpha)
         from imageryxr.kernels import color_table, relabel
@@ -189,7 +189,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
         if _HAS_WARNED or not self.colors.shows_all or not _is_dense(labels):
             return
         _HAS_WARNED.append(this := object())
-        if _HAS_WARNED[0] is not this:  # another thread, which also draws blocks, was first
+        if _HAS_WARNED[0] is not this:  # another thread that draws blocks has warned first
             return
         warn(
             Message(
@@ -201,7 +201,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
         )
 
 
-# Not empty if this process has warned about merged outlines: one warning is enough for all blocks and pictures.
+# Not empty after this process has warned about merged outlines, to warn once for all blocks and pictures.
 _HAS_WARNED: list[object] = []
 # A block with fewer borders in its sampled rows is too small to be judged.
 _MIN_BORDERS = 250
@@ -251,7 +251,7 @@ def warn_if_thin(style: Outline, grid: Grid, across: int) -> None:
     """Warn if an outline is thinner than a pixel."""
     size = _pixel_size(style, grid, across)
     if style.width >= min(size):
-        return  # without the import of kernels, which the blocks of a picture need later
+        return  # before the import of the kernels, which is slow and only needed to compute blocks
     from imageryxr.kernels import outline as kernel
 
     if kernel.halo_size(float(style.width), size) == (0, 0):
@@ -261,7 +261,7 @@ def warn_if_thin(style: Outline, grid: Grid, across: int) -> None:
 
 @dataclass
 class Canvas:
-    """A picture while layers are drawn on it, from bottom to top."""
+    """The parts of a picture, to which layers are added from bottom to top."""
 
     image: Volume | None
     axis: int
@@ -300,12 +300,12 @@ class Canvas:
 
 
 def paint_segments(labels: Volume, image: Expr | None, layer: Layer, axis: int) -> PaintedSegments:
-    """Return the expression of a segmentation with the options of a layer; colours default to those of its attrs."""
+    """Return the expression of a segmentation with the options of a layer; by default with the colours in its attrs."""
     style = parse_outline(layer.outline)
     if style is not None:
         warn_if_thin(style, labels.grid, axis)
     look = SegmentDisplay.from_attrs(labels.attrs)
-    # in the caller's order, because some palettes assign colours by rank
+    # The order of the caller is kept, because some palettes assign colours in the order of the ids.
     chosen = None if layer.ids is None else id_list(layer.ids)
     alpha, own = _parse_alphas(layer.alpha, 0.2 if look is None else look.selected_alpha)
     rest = None if layer.rest_alpha is None else check_alpha(layer.rest_alpha, "rest_alpha")
@@ -327,11 +327,11 @@ def paint_segments(labels: Volume, image: Expr | None, layer: Layer, axis: int) 
 def _paint_named(
     painted: PaintedSegments, colors: Any, chosen: list[int] | None, rest: float, own: dict[int, float]
 ) -> PaintedSegments:
-    """Return the paint of the segments that the caller listed, and of the others with alpha ``rest``."""
+    """Return the expression in which the segments that the caller listed are drawn, the others with alpha ``rest``."""
     found = painted.colors
     if rest > 0 and isinstance(colors, Mapping):
         named = RequestedIds.of([i for i in found.ids.tolist() if i])
-        # segments without a colour in the dict get the default colour of their id
+        # Segments without a colour in the dict get the default colour of their id.
         found = replace(resolve_colors(colors), fallback=resolve_colors(None).fallback)
         if chosen is None:
             return replace(painted, colors=found, selected=named, rest=rest, own=_pack_alphas(own))

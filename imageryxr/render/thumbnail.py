@@ -34,8 +34,8 @@ MAX_VOXELS = 1 << 24
 def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99)) -> tuple[float, float]:
     """Choose the grey values to show as black and white from percentiles of the data.
 
-    Computes: reads the box of the array at the coarsest level of its volume, and only a few slices if that is large (at
-    most 16 million voxels). Call it once and use the result for all pictures that are compared.
+    Computes: reads the box of the array at the coarsest level of its volume, or a few slices of it if it has more than
+    16 million voxels. Call it once and use the result for all pictures that are compared.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _sample_values(array: xr.DataArray) -> npt.NDArray[Any]:
     depth = max(1, MAX_VOXELS // (level.sizes["y"] * level.sizes["x"]))
     if level.sizes["z"] <= depth:
         return np.asarray(level.values)
-    # Slices spread over the volume represent it better than a slab, but each costs a chunk, so there are at most 8.
+    # Slices across the whole volume represent it better than a slab, but each requires other chunks, so at most 8.
     picks = np.unique(np.linspace(0, level.sizes["z"] - 1, min(depth, 8)).round().astype(int))
     return np.concatenate([level.isel(z=[int(i)]).values for i in picks])
 

@@ -77,7 +77,7 @@ def test_chunks_that_do_not_fill_the_space_between_edges_are_errors(edges):
         chunk_table([np.zeros((2, 2, 2), "u1")], edges)
 
 
-def test_chunks_of_other_types_are_errors():
+def test_chunks_of_several_dtypes_raise():
     chunks = [np.zeros((2, 2, 2), "u1"), np.zeros((2, 2, 2), "u2")]
     with pytest.raises(ValueError, match="same dtype"):
         chunk_table(chunks, [[0, 2, 4], [0, 2], [0, 2]])

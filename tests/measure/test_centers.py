@@ -55,7 +55,7 @@ def test_the_index_of_a_table_is_a_column(index, expected):
 
 
 @pytest.mark.parametrize("text", ["{}, {}, {}", "{} {} {}", "{},{},{}", " ({}, {}, {}) "])
-def test_positions_may_be_texts(text):
+def test_positions_that_are_text_are_read(text):
     expected = ix.cutouts(VOLUME, [(9.5, 60, 0), (8, 70, 9)], (4, 4, 1))
     texts = [text.format(9.5, 60, 0), text.format(8, 70, 9)]
     for centers in ({"pt_position": texts}, pd.DataFrame({"pt_position": texts}), texts):
@@ -63,7 +63,7 @@ def test_positions_may_be_texts(text):
     np.testing.assert_array_equal(ix.cutouts(VOLUME, texts[0], (4, 4, 1)), expected[:1])
 
 
-def test_texts_of_other_columns_are_no_positions():
+def test_text_in_other_columns_is_not_read_as_positions():
     table = {"x": [0], "y": [60], "z": [0], "size": ["1,234,567"], "note": ["1 2 3"]}
     found = ix.cutouts(VOLUME, table, (4, 4, 1))
     assert (found["size"].item(), found.note.item()) == ("1,234,567", "1 2 3")
@@ -92,7 +92,7 @@ def test_several_related_segments_of_an_annotation_become_numbered_columns(count
     assert "post_x" not in found.coords
 
 
-def test_several_columns_of_positions_are_an_error_that_works_as_advised():
+def test_the_advice_in_the_error_about_several_position_columns_works():
     table = {"id": [4], "pre_pt_position": [[9, 23, 1]], "post_pt_position": [[8, 22, 1]]}
     with pytest.raises(OptionError, match=r"2 columns of positions, 'pre_pt_position', 'post_pt_position'") as caught:
         ix.cutouts(VOLUME, table, (4, 4, 1), resolution=(8, 8, 40))
@@ -102,7 +102,7 @@ def test_several_columns_of_positions_are_an_error_that_works_as_advised():
     np.testing.assert_array_equal(ix.cutouts(VOLUME, points, (4, 4, 1)).values, expected.values)
 
 
-def test_a_structured_array_is_a_table():
+def test_a_structured_array_is_read_as_a_table():
     table = np.array([((9, 23, 1), 7)], [("pt_position", float, 3), ("pre_id", np.uint64)])
     found = ix.cutouts(VOLUME, table, (4, 4, 1), resolution=(8, 8, 40))
     np.testing.assert_array_equal(found.values, ix.cutouts(VOLUME, [(9, 23, 1)], (4, 4, 1), resolution=(8, 8, 40)))

@@ -72,7 +72,7 @@ def test_the_colours_of_columns_are_recorded_by_their_names(kind):
     assert ix.legend(montage).tobytes() == expected.tobytes()
 
 
-def test_columns_of_the_table_are_errors_that_name_those_of_the_cutouts():
+def test_columns_of_the_table_raise_an_error_that_names_columns_of_the_cutouts():
     ds = boxes("in memory")
     table = pd.DataFrame({"pre_id": PRE, "post_id": POST})
     with pytest.raises(OptionError, match=r"Series 'pre_id', 'post_id'; .* ids=\[boxes.pre_id, boxes.post_id\]"):
@@ -90,7 +90,7 @@ def test_columns_of_the_table_are_errors_that_name_those_of_the_cutouts():
     "colors", [["red", "cyan"], {"pre_id": "red", "post_id": "cyan"}, {"post_id": "cyan", "pre_id": "red"}]
 )
 @pytest.mark.parametrize("ids", [["pre_id", "post_id"], ("pre_id", "post_id")])
-def test_columns_and_their_colours_may_be_given_by_names(ids, colors):
+def test_columns_and_their_colours_can_be_given_by_name(ids, colors):
     ds = boxes("in memory")
     expected = ix.overlay(ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors=["red", "cyan"])
     assert ix.overlay(ds.image, ds.segmentation, ids=ids, colors=colors).identical(expected)
@@ -98,7 +98,7 @@ def test_columns_and_their_colours_may_be_given_by_names(ids, colors):
 
 
 @lacks_ids
-def test_one_colour_is_that_of_all_columns():
+def test_a_single_colour_applies_to_all_columns():
     ds = boxes("in memory")
     for ids, count in ((ds.pre_id, 1), ([ds.pre_id, ds.post_id], 2)):
         expected = ix.overlay(ds.image, ds.segmentation, ids=ids, colors=["red"] * count)
@@ -106,7 +106,7 @@ def test_one_colour_is_that_of_all_columns():
 
 
 @lacks_ids
-def test_colours_that_fit_neither_columns_nor_ids_are_errors():
+def test_colours_that_fit_neither_columns_nor_ids_raise():
     ds = boxes("in memory")
     with pytest.raises(ColorError, match=r"keys \['pre_id'\] for the columns of ids 'pre_id', 'post_id'; give"):
         ix.overlay(ds.image, ds.segmentation, ids=[ds.pre_id, ds.post_id], colors={"pre_id": "red"})
@@ -120,7 +120,7 @@ def test_colours_that_fit_neither_columns_nor_ids_are_errors():
 
 
 @lacks_ids
-def test_values_of_columns_are_errors_and_other_arrays_as_long_are_reported(recwarn):
+def test_values_of_a_column_raise_and_other_arrays_of_its_length_warn(recwarn):
     ds = boxes("in memory")
     two = np.stack([PRE, POST], axis=1)
     for ids in (PRE, [PRE, POST], two):

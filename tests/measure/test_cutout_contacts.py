@@ -32,7 +32,7 @@ def test_contacts_in_each_cutout_equal_those_of_its_crop(kind):
 
 @lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
-def test_each_cutout_may_have_its_own_ids(kind):
+def test_a_column_selects_other_ids_in_each_cutout(kind):
     ds = boxes(kind)
     every = ix.contacts(ds.segmentation)
     is_own = (every.segment_a == every.pre_id) | (every.segment_b == every.pre_id)
@@ -43,7 +43,7 @@ def test_each_cutout_may_have_its_own_ids(kind):
     assert ix.contacts(ds.segmentation, ids=[shared]).identical(every.isel(contact=has_shared))
 
 
-def test_ids_that_are_absent_are_reported():
+def test_missing_ids_warn_in_cutouts():
     ds = boxes("in memory").assign_coords(far=("cutout", np.full(5, 2**64 - 1, np.uint64)))
     with pytest.warns(MissingIdsWarning, match="5 of 5 cutouts do not contain their far"):
         assert ix.contacts(ds.segmentation, ids="far").sizes["contact"] == 0
@@ -53,7 +53,7 @@ def test_ids_that_are_absent_are_reported():
         ix.contacts(ds.segmentation, ids=ds.pre_id.values)
 
 
-def test_contacts_of_ids_near_the_limit_and_of_one_voxel():
+def test_contacts_of_single_voxels_with_ids_near_the_limit_are_found():
     top = np.uint64(2**64 - 1)
     values = np.array([[[top, top - np.uint64(1)], [0, top]]], np.uint64)
     grid = ix.Grid((1, 2, 2), (4.04, 4.04, 40), (-7, 5, -1))

@@ -68,7 +68,7 @@ def test_the_table_has_a_row_per_cutout_and_segment():
 
 @lacks_ids
 @pytest.mark.parametrize("kind", ["in memory", "lazy"])
-def test_each_cutout_may_have_its_own_ids(kind):
+def test_a_column_selects_other_ids_in_each_cutout(kind):
     ds = boxes(kind)
     every = ix.measure(ds.segmentation, ds.image).drop_attrs()
     own = ix.measure(ds.segmentation, ds.image, ids=ds.pre_id).drop_attrs()

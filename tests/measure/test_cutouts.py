@@ -201,7 +201,7 @@ def test_selections_that_are_computed_together_are_right():
     np.testing.assert_array_equal(last, found.values[[59, 3]])
 
 
-def test_a_graph_survives_pickling():
+def test_a_pickled_graph_computes_the_same_values():
     found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 20), (5, 5, 2))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).values, found.values)
 
@@ -303,13 +303,13 @@ def test_centres_in_another_unit_are_an_error_that_states_the_resolution(centers
         ((3, 7, 7), r"boxes of 24 × 56 × 280 nm; if it is in the order \(z, y, x\), give size=\(7, 7, 3\)"),
     ],
 )
-def test_sizes_in_another_unit_or_order_are_reported(size, advice):
+def test_sizes_in_another_unit_or_order_cause_a_warning(size, advice):
     with pytest.warns(ImageryWarning, match=advice):
         ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
 
 
 @pytest.mark.parametrize("size", [(8, 8, 3), (20, 6, 6), (8, 20), (1, 1, 1)])
-def test_usual_sizes_are_not_reported(size, recwarn):
+def test_usual_sizes_cause_no_warning(size, recwarn):
     ix.cutouts(VOLUMES["negative offset"], [(0, 60, 0)], size)
     assert not recwarn
 

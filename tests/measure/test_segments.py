@@ -234,7 +234,7 @@ def test_an_image_of_another_grid_is_an_error_that_names_align():
         ix.measure(seg, seg.isel(x=slice(1, None)).astype("u1").assign_attrs(layer_type="image"))
 
 
-def test_missing_ids_are_a_warning():
+def test_missing_ids_warn():
     with pytest.warns(MissingIdsWarning, match="1 of the 2 requested ids"):
         cells = ix.measure(held(), ids=[int(held().max()), 5])
     assert cells.sizes["segment"] == 1

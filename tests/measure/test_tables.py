@@ -89,7 +89,7 @@ tables.run_measurement(plan, report=lambda done: done == 2 and os.kill(os.getpid
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_what_the_next_one_continues(tmp_path):
+def test_a_measurement_continues_after_its_process_was_killed(tmp_path):
     target = tmp_path / "cells.csv"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
@@ -127,7 +127,7 @@ def test_a_target_that_exists_is_replaced_only_with_overwrite(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".zarr"])
-def test_a_plan_knows_that_its_target_is_complete(tmp_path, ending):
+def test_a_plan_reports_that_its_target_is_complete(tmp_path, ending):
     target = tmp_path / f"cells{ending}"
     plan = plan_measurement(held(), target)
     assert plan.segments is None
@@ -161,7 +161,7 @@ def test_a_plan_states_what_is_read():
 
 
 @pytest.mark.parametrize("target", ["cells.xlsx", "cells", "s3://bucket/cells.csv"])
-def test_other_targets_are_errors(target):
+def test_unsupported_targets_raise(target):
     with pytest.raises(OptionError, match=r"\.parquet, \.csv, \.zarr"):
         plan_measurement(held(), target)
 

@@ -111,7 +111,7 @@ def test_constant_colours_are_those_of_the_viewer(sample, more, color):
     assert opened(sample, {**NOTES, **more})["notes"].attrs["color"] == color
 
 
-def test_a_shader_that_computes_colours_is_a_warning(sample):
+def test_a_shader_that_computes_colours_warns(sample):
     shader = "void main() { setColor(colormapJet(prop_score())); }"
     with pytest.warns(LinkWarning, match="its shader computes colours"):
         assert opened(sample, {**NOTES, "shader": shader})["notes"].attrs["color"] == "#ffff00"
@@ -124,7 +124,7 @@ def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_
     tree = opened(sample, CELLS, layer)
     assert tree["notes"].link_id.values.tolist() == ["b2"]
     gone = {"segments": "gone"} if isinstance(linked, dict) else "gone"
-    with pytest.warns(LinkWarning, match="shown unfiltered"):
+    with pytest.warns(LinkWarning, match="all annotations are shown"):
         assert opened(sample, CELLS, {**layer, "linkedSegmentationLayer": gone})["notes"].sizes["annotation"] == 2
 
 
@@ -159,7 +159,7 @@ def test_a_link_may_not_read_annotations_of_this_machine_unless_allowed(tmp_path
         assert not ix.open_neuroglancer({"layers": [layer]}).children
 
 
-def test_layers_are_written_back_and_removed_annotations_are_left_out(sample):
+def test_layers_are_written_back_without_removed_annotations(sample):
     extra = {
         **NOTES,
         "annotationColor": "#00ff00",
@@ -178,7 +178,7 @@ def test_layers_are_written_back_and_removed_annotations_are_left_out(sample):
     assert again["mine"].x.values.tolist() == [36804]
 
 
-def test_layers_are_chosen_by_name(sample):
+def test_only_the_layers_named_are_opened(sample):
     assert set(opened(sample, NOTES, layers=["notes", "em"]).children) == {"notes", "em"}
     assert set(opened(sample, NOTES, layers=["em"]).children) == {"em"}
     assert set(written(opened(sample, NOTES, layers=["em"]))) == {"notes", "em"}
@@ -205,7 +205,7 @@ def test_layers_are_chosen_by_name(sample):
         {"source": []},
     ],
 )  # fmt: skip
-def test_an_invalid_layer_is_left_out_with_its_reason_and_written_back(sample, change):
+def test_an_invalid_layer_is_skipped_with_a_reason_and_written_back(sample, change):
     layer = {**NOTES, **change}
     with pytest.warns(LinkWarning, match="'notes' of the link is left out"):
         tree = opened(sample, layer)
@@ -213,7 +213,7 @@ def test_an_invalid_layer_is_left_out_with_its_reason_and_written_back(sample, c
     assert written(tree)["notes"] == layer
 
 
-def test_colours_by_segment_properties_are_a_warning(sample):
+def test_colours_by_segment_properties_warn(sample):
     cells = {**CELLS, "segmentPropertyColors": {"property": "cell_type"}}
     with pytest.warns(LinkWarning, match="segmentPropertyColors"):
         tree = opened(sample, cells)
@@ -225,7 +225,7 @@ ODD = [None, True, -1, 2**64, 1e308, float("nan"), "", "x" * 999, "\ud800", [], 
 
 @pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("key", ["source", "annotations", "annotationColor", "annotationProperties", "annotationRelationships", "shader", "shaderControls", "linkedSegmentationLayer", "filterBySegmentation"])  # fmt: skip
-def test_odd_entries_open_or_leave_out_the_layer(sample, key):
+def test_a_layer_with_odd_entries_opens_or_is_skipped(sample, key):
     shader = '#uicontrol vec3 tint color(default="lime")\nvoid main() { setColor(tint); }'
     for odd in ODD:
         layer = {**NOTES, "shader": shader, "filterBySegmentation": True, "linkedSegmentationLayer": "em", key: odd}
@@ -236,7 +236,7 @@ def test_odd_entries_open_or_leave_out_the_layer(sample, key):
 
 @pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("key", ["type", "point", "id", "segments", "props", "description"])
-def test_odd_entries_of_annotations_open_or_leave_out_the_layer(sample, key):
+def test_a_layer_with_odd_annotations_opens_or_is_skipped(sample, key):
     properties = [{"id": "x", "type": "float32"}, {"id": "a/b", "type": "rgb"}]
     for odd in ODD:
         layer = {
@@ -323,7 +323,7 @@ def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, t
         assert "points" not in opened(sample, layer, camera={"position": None}).children
 
 
-def test_a_view_beyond_the_annotations_that_were_read_is_a_warning(sample):
+def test_a_view_beyond_the_annotations_that_were_read_warns(sample):
     tree = opened(sample, NOTES)
     box = [4500 * 8, 2450 * 8, 120 * 40, 4700 * 8, 2700 * 8, 140 * 40]
     tree["notes"].attrs["annotation_region"] = box

@@ -134,7 +134,7 @@ def test_a_number_is_treated_as_a_state_id(number):
         ix.open_neuroglancer(number)
 
 
-def test_a_state_may_hold_arrays_and_series(sample):
+def test_arrays_and_series_in_a_state_are_converted(sample):
     ids = [213, 2**64 - 1]
     plain = opened({"layers": [cells(segments=[str(i) for i in ids])]}, sample)["cells/segmentation"].attrs
     series = pd.Series(ids, dtype="uint64", index=[7, 9])
@@ -181,12 +181,12 @@ def cells(**entries):
         (np.array([-1]), "-1"),
     ],
 )
-def test_values_that_json_cannot_hold_are_named(value, message):
+def test_errors_name_values_that_json_does_not_support(value, message):
     with pytest.raises(ix.errors.LinkError, match=message):
         ix.open_neuroglancer({"layers": [cells(segments=value)]}, allow_local=True)
 
 
-def test_neuroglancers_python_package_reads_the_same():
+def test_neuroglancers_python_package_reads_the_same_state():
     state = parse_state(NEW)
     peer = neuroglancer.ViewerState(NEW)
     cells = peer.layers["cells"].layer
@@ -239,7 +239,7 @@ def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
     assert image.shape == ix.open_image(sample.image).shape
 
 
-def test_layers_are_chosen_by_name(sample):
+def test_only_the_layers_named_are_opened(sample):
     assert list(opened(NEW, sample, layers=["cells"]).children) == ["cells"]
     with pytest.raises(ix.errors.OptionError, match="'celles'"):
         opened(NEW, sample, layers=["celles"])
@@ -302,7 +302,7 @@ def test_a_coarse_view_reads_a_coarse_level(sample):
     assert ix.grid_of(finer).resolution == (16, 16, 40)
 
 
-def test_layers_outside_the_view_are_left_out(sample):
+def test_layers_outside_the_view_are_omitted(sample):
     far = {
         "url": "SEGMENTATION",
         "transform": {"outputDimensions": NEW["dimensions"], "matrix": [[1, 0, 0, 1e6], [0, 1, 0, 0], [0, 0, 1, 0]]},
@@ -456,7 +456,7 @@ def test_custom_shaders_warn(sample):
         ({"url": "IMAGE", "subsources": {"default": False}}, "has the voxels disabled"),
         (
             {"url": "IMAGE", "transform": {"outputDimensions": {a: [8e-9, "m"] for a in "abz"}}},
-            "no axis of the data along",
+            "no axis of the data to",
         ),
         (["IMAGE", "IMAGE"], "has 2 volumes; only the first one is opened"),
     ],

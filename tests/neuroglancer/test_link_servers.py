@@ -246,7 +246,7 @@ def test_an_unreachable_server_raises():
         ix.open_neuroglancer("http://127.0.0.1:9/state.json", allow_local=True)
 
 
-def test_an_absent_layer_is_left_out(server, token):
+def test_an_absent_layer_is_skipped(server, token):
     link = f"{server.url}/nglstate/api/v1/1"
     server.states["1"]["layers"][0]["source"] = f"precomputed://{server.url}/nowhere"
     for visible in (True, False):

@@ -125,7 +125,7 @@ def looks(*layers):
     return {layer.name: layer.look for layer in parse_state({"layers": specs}).layers}
 
 
-def test_a_linked_layer_adds_to_its_root(cells):
+def test_a_linked_layer_adds_its_segments_to_those_of_its_root(cells):
     """google/neuroglancer#303."""
     found = looks(
         ("a", {"segments": ["1"], "segmentColors": {"1": "red"}}),
@@ -441,7 +441,7 @@ def test_older_transforms_are_ignored_if_the_source_is_an_object(image):
         )
 
 
-def test_rotated_and_mirrored_layers_are_left_out(image):
+def test_rotated_and_mirrored_layers_are_skipped(image):
     left_out({**image, "transform": {"rotation": [0, 0, 0.6, 0.8]}}, "its transform rotates")
     left_out({**image, "transform": {"scale": [-1, 1, 1]}}, "its transform rotates")
     left_out({**image, "transform": [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}, "its transform rotates")
@@ -478,7 +478,7 @@ def test_exchanged_axes_of_a_layer_are_drawn_as_in_the_viewer(image):
     np.testing.assert_array_equal(picked.values, stored.isel(x=[3, 1], z=2, y=[0, 4]).transpose("x", "y").values)
 
 
-def test_a_layer_with_exchanged_axes_is_no_target_of_its_own_export(image):
+def test_a_layer_with_exchanged_axes_cannot_be_exported_onto_itself(image):
     there = {"outputDimensions": {k: DIMS[k] for k in "zyx"}}
     em = opened({**image, "source": {"url": image["source"], "transform": there}})["em/image"]
     part = em.isel(z=slice(0, 2), y=slice(0, 8), x=slice(0, 8))
@@ -609,9 +609,9 @@ def test_times_are_in_the_units_of_the_source(tmp_path):
     assert np.unique(tree["em/image"].values).tolist() == [2]
 
 
-def test_a_channel_or_time_outside_the_data_leaves_the_layer_out(film):
+def test_a_layer_whose_channel_or_time_is_outside_the_data_is_skipped(film):
     layer = {"type": "image", "name": "em", "source": film, "localPosition": [3]}
-    with pytest.warns(ix.errors.LinkWarning, match="c' = 3, but the data have 0 to 2"):
+    with pytest.warns(ix.errors.LinkWarning, match="index 3 of the dimension c', but the source has 0 to 2"):
         ix.open_neuroglancer({**FILM, "layers": [layer]}, allow_local=True)
 
 

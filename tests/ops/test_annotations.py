@@ -78,7 +78,7 @@ def test_a_missing_id_is_0_and_the_others_stay_exact(ids):
     assert points.pt_root_id.values.tolist() == [BIG, 0]
 
 
-def test_ids_that_are_floats_are_read_if_exact_and_refused_if_they_have_lost_digits():
+def test_ids_that_are_floats_are_read_if_exact_and_raise_if_digits_are_lost():
     assert ix.as_annotations({**split(), "pt_root_id": [7.0, np.nan]}).pt_root_id.values.tolist() == [7, 0]
     with pytest.raises(LayerError, match="'UInt64'"):
         ix.as_annotations({**split(), "pt_root_id": [864691135617152361.0, np.nan]})
@@ -229,7 +229,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_numbers_that_cannot_be_ids_are_refused_in_columns_of_ids(name):
+def test_numbers_that_cannot_be_ids_raise_in_columns_of_ids(name):
     with pytest.raises(LayerError, match="'root_id' is a column of ids"):
         ix.as_annotations({**split(), "root_id": IMPOSSIBLE[name]})
     ix.as_annotations({**split(), "size": IMPOSSIBLE[name]})
@@ -242,17 +242,17 @@ def test_an_empty_text_is_a_missing_id(missing):
     assert points.root_id.values.tolist() == [2**64 - 1, 0]
 
 
-def test_texts_that_are_no_digits_stay_texts_in_a_column_of_ids():
+def test_a_column_of_ids_keeps_text_that_is_not_digits():
     assert ix.as_annotations({**split(), "object_id": ["a1", "7"]}).object_id.values.tolist() == ["a1", "7"]
 
 
 @pytest.mark.parametrize("ids", [[None, 3], ["", "3"], [np.nan, 3.0], pd.array([None, 3], dtype="UInt64")])
-def test_an_annotation_without_an_id_is_refused(ids):
+def test_an_annotation_without_an_id_raises(ids):
     with pytest.raises(OptionError, match="row 0"):
         ix.as_annotations({**split(), "id": ids})
 
 
-def test_equal_ids_of_annotations_are_a_warning():
+def test_repeated_ids_of_annotations_warn():
     with pytest.warns(ImageryWarning, match="such as 3"):
         points = ix.as_annotations({**split(), "id": [3, 3]})
     assert points.id.values.tolist() == [3, 3]
@@ -262,7 +262,7 @@ def test_equal_ids_of_annotations_are_a_warning():
     ("kind", "options"),
     [("point", {"end": PLACES}), ("ellipsoid", {"end": PLACES}), ("line", {"radius": 3}), ("point", {"radius": 3})],
 )
-def test_ends_and_radii_that_a_type_does_not_have_are_refused(kind, options):
+def test_ends_and_radii_that_a_type_does_not_have_raise(kind, options):
     with pytest.raises(OptionError, match="have no"):
         ix.as_annotations(PLACES, annotation_type=kind, **options)
 
@@ -278,6 +278,6 @@ def test_triples_that_are_text_in_a_csv_file_are_positions(tmp_path, form):
 
 
 @pytest.mark.parametrize("text", ["[1 2]", "[1 2 3 4]", "[a b c]", "1 2", "1;2;3", "[[1 2 3]]"])
-def test_other_texts_are_no_triples(text):
+def test_other_text_is_not_read_as_triples(text):
     with pytest.raises(BoxError, match="does not hold triples"):
         ix.as_annotations({"p": [text, "[1 2 3]"]}, position="p")

@@ -67,7 +67,7 @@ def test_a_table_has_the_rows_positions_and_roots_of_the_trees_version(cave):
     assert TOKEN not in str(found.attrs)
 
 
-def test_a_timestamp_between_versions_is_answered_for_that_timestamp(cave):
+def test_a_table_between_two_versions_has_the_rows_of_its_timestamp(cave):
     for when in (SPLIT, VERSIONS[9] + 3600):
         found = opened(cave, timestamp=utc(when)).imagery.table("synapses", position="pre_pt_position")
         check_same(found, truth(cave, "synapses", when), "pre_pt")
@@ -77,12 +77,12 @@ def test_a_timestamp_between_versions_is_answered_for_that_timestamp(cave):
     assert all(utc(SPLIT).isoformat() in line.body.decode() for line in queries[: len(queries) // 2])
 
 
-def test_the_timestamp_of_a_version_is_answered_from_that_version(cave):
+def test_a_table_at_the_timestamp_of_a_version_is_read_from_that_version(cave):
     opened(cave, timestamp=utc(VERSIONS[7])).imagery.table("cells")
     assert cave.count("version/7/table/cells/query") == 2
 
 
-def test_the_answer_equals_that_of_caveclient(cave):
+def test_a_table_equals_that_of_caveclient(cave):
     from caveclient import CAVEclient
 
     client = CAVEclient(DATASTACK, server_address=cave.url, auth_token=TOKEN, write_server_cache=False, version=9)
@@ -125,7 +125,7 @@ def test_root_ids_select_rows_by_each_column_of_roots(cave):
     check_same(found, frame[chosen].reset_index(drop=True), "ctr_pt")
 
 
-def test_a_root_of_another_time_is_an_error_and_not_an_empty_answer(cave):
+def test_a_root_of_another_time_raises_instead_of_selecting_no_rows(cave):
     with pytest.raises(StaleRootError, match=str(cave.graph.merged)):
         opened(cave, version=9).imagery.table("synapses", position="ctr_pt", ids=[cave.graph.merged])
     found = opened(cave, version=7).imagery.table("synapses", position="ctr_pt", ids=[cave.graph.merged])
@@ -156,7 +156,7 @@ def test_views_are_read_like_tables(cave):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [23, 100])
-def test_large_answers_are_read_in_pages_without_a_lost_or_repeated_row(cave, monkeypatch, page):
+def test_many_rows_are_read_in_pages_and_each_row_exactly_once(cave, monkeypatch, page):
     monkeypatch.setattr(table_rows, "PAGE", page)
     tree, frame = opened(cave, version=9), truth(cave, "synapses", VERSIONS[9])
     check_same(tree.imagery.table("synapses", position="ctr_pt"), frame, "ctr_pt")
@@ -188,7 +188,7 @@ def test_the_position_must_be_named_if_there_are_several(cave):
         tree.imagery.table("plain")
 
 
-def test_rows_without_a_position_are_left_out_with_a_warning(cave):
+def test_rows_without_a_position_are_omitted_with_a_warning(cave):
     frame = cave.tables.frames["cells"]
     for axis in "xyz":
         frame[f"pt_position_{axis}"] = frame[f"pt_position_{axis}"].astype("Int64")
@@ -213,7 +213,7 @@ def test_wrong_tables_and_trees_are_errors_with_advice(cave):
         xr.DataTree().imagery.table("synapses")
 
 
-def test_no_other_instant_is_answered_instead(cave):
+def test_a_table_is_never_read_at_another_instant(cave):
     tree = opened(cave, version=9)
     del cave.versions[9]
     with pytest.raises(SourceNotFoundError, match="version 9 .* expired: there are 7"):

@@ -153,7 +153,7 @@ def test_several_selections_return_their_intersection(layers):
 
 
 @pytest.mark.parametrize("sharding", [None, IDENTITY, HASHED])
-def test_neuroglancers_own_reader_reads_the_same(tmp_path, sharding):
+def test_neuroglancers_own_reader_returns_the_same_annotations(tmp_path, sharding):
     entries = some_annotations("point", 30)
     write_levels(tmp_path / "a", "point", entries, sharding)
     reader, found = AnnotationReader(f"file://{tmp_path}/a"), open_annotations(tmp_path / "a")
@@ -245,7 +245,7 @@ def test_cells_that_are_not_stored_are_empty(tmp_path):
     assert found["count"].dtype == np.uint16
 
 
-def test_absent_ids_are_a_warning(layers):
+def test_ids_without_annotations_warn(layers):
     folder, _ = layers
     with pytest.warns(MissingIdsWarning, match="no annotation with the id 123"):
         found = open_annotations(folder / "point", ids=[123, 2])

@@ -81,7 +81,7 @@ def test_a_web_server_gives_the_same_as_a_local_folder(tmp_path, sharded):
             open_skeletons(f"precomputed://{server.url}", [5, LARGE], connection=HASTY)
 
 
-def test_segments_without_a_skeleton_are_a_warning(tmp_path):
+def test_segments_without_a_skeleton_warn(tmp_path):
     address = write(tmp_path, sharded=False)
     with pytest.warns(MissingIdsWarning, match="no skeleton of the segment 6"):
         found = open_skeletons(address, [6, 5])

@@ -213,7 +213,7 @@ def test_linear_agrees_with_scipy_inside():
 # --- graphs --------------------------------------------------------------------------------------------------
 
 
-def test_a_petavoxel_volume_opens_and_builds_small(tmp_path):
+def test_a_petavoxel_volume_opens_and_has_a_small_graph(tmp_path):
     from cloudvolume import CloudVolume
 
     paths = {}

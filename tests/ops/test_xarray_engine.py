@@ -51,7 +51,7 @@ def test_the_engine_keeps_only_requested_ids(sample):
         xr.open_dataset(sample.image, engine="imageryxr", ids=[1])
 
 
-def test_the_cache_of_xarray_is_the_only_one(sample, reads):
+def test_only_xarray_caches_values(sample, reads):
     for cache, count in ((True, 1), (False, 2)):
         part = xr.open_dataset(sample.image, engine="imageryxr", cache=cache).image.isel(z=0, y=slice(0, 9))
         reads.clear()
@@ -78,7 +78,7 @@ def test_options_of_cf_conventions_change_nothing(sample, option):
 
 
 @pytest.mark.parametrize("bad", [{"foo": 1}, {"group": "coarse"}, {"group": "/1", "mip": 1}])
-def test_the_engine_refuses_bad_options(sample, bad):
+def test_the_engine_rejects_invalid_options(sample, bad):
     with pytest.raises(ix.errors.OptionError):
         xr.open_dataset(sample.image, engine="imageryxr", **bad)
 

@@ -318,11 +318,11 @@ def test_no_two_labels_overlap_and_each_lies_in_the_picture():
             assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
 
 
-def test_labels_without_room_are_left_out_with_one_warning():
+def test_labels_without_room_are_omitted_with_one_warning():
     rgba = picture((3, 24, 60), chunks=(1, 24, 30))
     places = random_points(rgba, 60)
     table = ix.as_annotations(places).assign(name=("annotation", ["a long name"] * 60))
-    with pytest.warns(ImageryWarning, match="left out") as caught:
+    with pytest.warns(ImageryWarning, match="omitted") as caught:
         ix.annotate(rgba, table, labels="name").compute(scheduler="synchronous")
     assert len(caught) == 1
 
@@ -399,7 +399,7 @@ def test_a_slice_that_was_selected_keeps_its_dims(row):
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 @pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
 @pytest.mark.parametrize("offset", [0, 3, 100_003])
-def test_what_is_as_thick_as_a_slice_is_drawn_in_one_slice(axis, kind, offset):
+def test_a_mark_as_thick_as_a_slice_is_drawn_in_one_slice(axis, kind, offset):
     k = "xyz".index(axis)
     rgba = picture((5, 6, 7), (4.04, 8.08, 40.4), (offset,) * 3)
     center = (np.array([offset + 2.5] * 3)) * (4.04, 8.08, 40.4)
@@ -418,7 +418,7 @@ def test_what_is_as_thick_as_a_slice_is_drawn_in_one_slice(axis, kind, offset):
 
 
 @pytest.mark.parametrize("kind", ["line", "box", "ellipsoid"])
-def test_what_has_no_thickness_is_drawn_once_also_on_a_border(kind):
+def test_a_mark_without_thickness_is_drawn_once_even_on_a_border(kind):
     rgba = picture((4, 12, 12), (8, 8, 40))
     for z in (40.0, 40 + 1e-7, 40 - 1e-7, 60.0):
         options = {
@@ -430,7 +430,7 @@ def test_what_has_no_thickness_is_drawn_once_also_on_a_border(kind):
         assert np.flatnonzero((drawn.values != rgba.values).any(axis=(1, 2, 3))).tolist() == [1]
 
 
-def test_the_fill_of_a_box_without_area_is_nothing():
+def test_a_box_without_area_has_no_fill():
     rgba = picture((1, 20, 20), (8, 8, 40))
     for end in ([80, 80, 40], [120, 80, 40], [80, 120, 40]):
         table = ix.as_annotations([[80, 80, 0]], end=[end], annotation_type="box")

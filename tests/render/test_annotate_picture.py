@@ -134,5 +134,5 @@ def test_a_picture_of_unknown_position_is_an_error_with_advice():
     ):
         with pytest.raises(LayerError, match=r"position of this Pillow picture.*annotate the array"):
             ix.annotate(odd, table)
-    with pytest.raises(OptionError, match="axis='y' is for arrays"):
+    with pytest.raises(OptionError, match="axis='y' is only for arrays"):
         ix.annotate(image, table, axis="y")

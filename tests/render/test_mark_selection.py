@@ -1,4 +1,4 @@
-"""Large tables on small pictures: nothing that reaches into a picture is left out, and little else is kept."""
+"""Large tables on small pictures: each mark that extends into a picture is drawn, and few other annotations are processed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def stack():
 
 @pytest.mark.parametrize("axis", ["z", "y"])
 @pytest.mark.parametrize("name", MISTAKES)
-def test_annotations_in_another_unit_are_a_warning(stack, name, axis):
+def test_annotations_in_another_unit_cause_a_warning(stack, name, axis):
     places, resolution, words = MISTAKES[name]
     picture = stack.isel(z=[3]) if axis == "z" else stack.isel(y=[12])
     with pytest.warns(ImageryWarning, match=words):
@@ -107,7 +107,7 @@ def test_annotations_in_another_unit_are_a_warning(stack, name, axis):
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 0), (0, 0, 4000), (0, 0, -4000), (500, 0, 0), (9000, 9000, 0), (-3e4, 0, 0)])
-def test_annotations_elsewhere_are_no_warning(stack, shift):
+def test_annotations_elsewhere_cause_no_warning(stack, shift):
     table = ix.as_annotations(NM + shift)
     for picture in (stack, stack.isel(z=[0]), stack.isel(y=[0]), stack.isel(z=[1], y=slice(3), x=slice(4))):
         ix.annotate(picture, table)

@@ -118,7 +118,7 @@ def save_figure(
         picture.save(beside, dpi=(dpi, dpi), **_save_options(target.suffix.lower(), step))
         os.replace(beside, target)
     except OSError as error:
-        # the OSError names the temporary file, which the caller does not know
+        # The message of the OSError contains the name of the temporary file, which the caller does not know.
         raise TargetError(
             f"{target} cannot be written: creating a file in the folder {target.parent} failed "
             f"({error.strerror or error}); choose another folder, or check its permissions and free space"
@@ -133,7 +133,7 @@ def _warn_of_few_pixels(name: str, width: int, dpi: float) -> None:
         enlarge = int(np.ceil(PRINT_DPI / dpi))
         warn(
             Message(
-                f"{name} is {width} pixels wide, only {dpi:.0f} per inch at that printed width, which is coarse; ",
+                f"{name} is {width} pixels wide, which is only {dpi:.0f} pixels per inch at that printed width; ",
                 "enlarge it before adding text, with ",
                 Wording(f"to_pil(rgba, scale={enlarge})", f"--scale {enlarge}"),
             )

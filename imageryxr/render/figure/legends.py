@@ -41,10 +41,11 @@ def legend(
     picture : PIL.Image.Image or DataArray
         Any picture, or one slice as `overlay` returns it.
     colors : mapping or iterable of int, optional
-        Id → colour, as `palette` returns it, in the order of the list; of a palette by type, its types. The last line
-        counts those for which there is no room. For ids without colours, the colours with which ``picture`` was drawn
-        are used, as `colors_of` returns them. Default: all ids whose colours ``picture`` records, also those of the
-        segments by which `annotate` coloured annotations, or round numbers of the colour map of its annotations.
+        Id → colour, as `palette` returns it, in the order of the list; for a palette by type, the types are listed. If
+        there is no room for all, the last line states the number of the others. A list of ids without colours gets the
+        colours with which ``picture`` was drawn, as `colors_of` returns them. Default: all ids whose colours
+        ``picture`` records, including segments by which `annotate` coloured annotations, or round numbers of the colour
+        map of its annotations.
         Without colours, ``picture`` must be an array that `overlay` or `annotate` returned, or a picture that `to_pil`,
         `montage`, `scale_bar` or `annotate` made of one.
     names : mapping, optional
@@ -190,7 +191,10 @@ def _list_width(texts: Iterable[str], size: int) -> int:
 
 
 def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: Any, width_mm: Any) -> int:
-    """Return the height of the text in pixels; given in points, it depends on the width, which depends on the text."""
+    """Return the height of the text in pixels.
+
+    A height in points depends on the width of the picture in pixels, which includes the list of texts.
+    """
     scale = pixels_per_point(label_size, label_pt, width_mm, picture.width)
     if scale is None:
         return max(12, picture.height // 40) if label_size is None else check_whole("label_size", label_size, LEGIBLE)
@@ -204,7 +208,7 @@ def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: An
             param("label_pt", text=f"{label_pt:g}"),
             " is too large for a legend on ",
             param("width_mm", text=f"{width_mm:g}"),
-            ": the list alone would be as wide as the print; give smaller text, a wider ",
-            "print or shorter names",
+            ": the list would be as wide as the whole print; give a smaller label_pt, a larger width_mm or shorter ",
+            "names",
         )
     return check_legible(label_pt, size)

@@ -96,7 +96,7 @@ def montage(
     Warns
     -----
     ImageryWarning
-        If a label is left out because it would be illegible on a small tile.
+        If a label is omitted because it would be illegible on a small tile.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def _list_images(images: Any) -> list[Any]:
 
     if isinstance(images, (Image.Image, str, bytes, np.ndarray, xr.Dataset)) or not isinstance(images, Iterable):
         raise OptionError(
-            f"montage was given a {type(images).__name__}. Write a list of pictures, such as [a, b], or a DataArray, "
+            f"montage was given a {type(images).__name__}; give a list of pictures, such as [a, b], or a DataArray, "
             "whose slices become the tiles"
         )
     return list(images)
@@ -207,13 +207,13 @@ def _iter_pictures(images: xr.DataArray | list[Any], dim: str, scale: int) -> It
             raise OptionError(
                 f"scale={format_value(scale)} only enlarges arrays, but some tiles are pictures; give arrays"
             )
-        # computed together, so that shared data are read once
+        # All tiles are computed together, so that data that they share are read once.
         computed = compute(*(_to_blocks(image) for image in images))
         yield from (to_pil(image, scale=scale) if isinstance(image, xr.DataArray) else image for image in computed)
     elif dim not in images.dims:
         yield to_pil(images, scale=scale)
     else:
-        # By chunks: stored chunks are often 64 slices deep, and would be read 64 times if computed slice by slice.
+        # Stored chunks are often 64 slices deep and would be read 64 times if slices were computed one by one.
         start = 0
         for depth in images.chunksizes.get(dim, (images.sizes[dim],)):
             slab = images.isel({dim: slice(start, start + depth)}).compute()

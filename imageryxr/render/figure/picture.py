@@ -32,7 +32,7 @@ NM = "nm_per_pixel"
 _KEY = "imageryxr"
 KEPT_ATTRS = ("plane_axes", DRAWN_COLORS, ANNOTATION_SCALE, ANNOTATION_IDS)
 """Attrs of an array that a picture of it keeps: the directions of a plane, and the colours that were drawn."""
-# Samples per side, compared to distinguish a copy of a picture from a crop or an enlargement.
+# Samples per side of a picture; comparing these distinguishes a copy from a crop or an enlargement.
 _SAMPLES = 32
 
 
@@ -60,7 +60,7 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     OptionError
         If there is more than one slice, or none.
     LayerError
-        If the array holds segment ids or grey values other than uint8, or has other dims.
+        If the array contains segment ids or grey values other than uint8, or has other dims.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def _check_values(da: Any) -> None:
         return
     if da.attrs.get("layer_type") == "segmentation" or da.dtype in (np.uint64, np.int64):
         raise LayerError(
-            f"the array holds segment ids ({da.dtype}), which have no colours yet; write ",
+            f"the array contains segment ids ({da.dtype}), which have no colours yet; write ",
             "to_pil(overlay(image, segmentation)), or overlay(None, segmentation, alpha=1) without an image",
         )
     if da.dtype != np.uint8:
@@ -298,12 +298,14 @@ def overlap_area(a: Rect, b: Rect) -> int:
 def choose_corner(
     places: Mapping[str, Rect], taken: Iterable[Rect], position: str | None, warning: str, otherwise: str
 ) -> str:
-    """Return the given corner, or the first one in which a thing covers least of the taken areas; warn if it does.
+    """Return the corner for an inset or a scale bar: the given one, or the first that covers least of taken areas.
+
+    Warns if the corner covers a part of a taken area.
 
     Parameters
     ----------
     places : mapping
-        Rectangle of the thing in each corner.
+        Rectangle of the inset or scale bar in each corner.
     taken : iterable of rectangles
         Areas that it should not cover.
     position : str or None
@@ -331,7 +333,7 @@ def _sample_pixels(picture: Image) -> bytes:
 
 
 def _is_same_picture(one: bytes, other: bytes) -> bool:
-    """Return whether samples agree outside of the background; False for pictures of one tone."""
+    """Return whether samples agree outside of the background; False for pictures of a single grey value."""
     a, b = (np.frombuffer(samples, np.uint8).astype(int) for samples in (one, other))
     if len(a) != len(b):
         return False

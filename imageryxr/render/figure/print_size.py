@@ -1,4 +1,4 @@
-"""Conversion of printed sizes (points, millimetres) to pixels."""
+"""Convert printed sizes (points, millimetres) to pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from imageryxr.core.validate import check_number
 from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.render.figure.text import LEGIBLE
 
-#: Pixels per inch that journals require of pictures with text.
+#: Pixels per inch that journals require in pictures with text.
 PRINT_DPI = 300.0
 #: Smallest text height in points that journals accept.
 LEAST_POINTS = 5.0

@@ -69,8 +69,8 @@ def scale_bar(
         Width of a pixel in nm. Default: from the coordinates of an array, or from the metadata that `to_pil`, `inset`,
         `montage` and similar functions store in a picture. Required if the picture was cropped or resized since.
     length : float, optional
-        Length of the bar in nm. Default: the longest of 1, 2, 5, 10, 20, … that is at most a quarter of the width, in a
-        montage of a tile's. The bar lies within one tile.
+        Length of the bar in nm. Default: the longest of 1, 2, 5, 10, 20, … that is at most a quarter of the width of
+        the picture or, in a montage, of a tile. The bar lies within one tile.
     position : {"bottom right", "bottom left", "top right", "top left"}, optional
         Corner of the bar. Default: the first of these without an inset, legend or other scale bar.
     color : colour, optional
@@ -100,8 +100,8 @@ def scale_bar(
     Warns
     -----
     ImageryWarning
-        If the text is left out because it would be illegible on a small picture, or the bar covers an inset, a legend
-        or another bar.
+        If the text is omitted because it would be illegible on a small picture, or the bar covers an inset, a legend or
+        another bar.
 
     Examples
     --------
@@ -171,7 +171,7 @@ def draw_bar(
     if pixels > across - 2 * margin:
         raise OptionError(
             f"a bar of {format_length(length)} needs {pixels} pixels of {step:g} nm, but {what} is {across} wide; give "
-            f"length={largest_round_length(across * step / 4):g}, or leave it out"
+            f"length={largest_round_length(across * step / 4):g}, or omit length"
         )
     text = format_length(length) if label else ""
     max_size = max(12, side // 22) if text_size is None else check_whole("label_size", text_size, 1)
@@ -219,7 +219,7 @@ def _choose_corner(
 def _draw_strip(canvas: Image, at: tuple[int, int], size: tuple[int, int], ink: RGBA) -> None:
     pixels, thick = size
     if has_low_contrast(canvas.crop((at[0], at[1], at[0] + pixels, at[1] + thick)), ink):
-        # Above and below only: a rim at the ends would make the bar look longer than its length.
+        # The rim is only above and below, because a rim at the ends would make the bar appear longer.
         rim = max(1, thick // 4)
         other = BLACK if luminance(ink) > MIDDLE else WHITE
         _fill_box(canvas, (at[0], at[1] - rim), (pixels, thick + 2 * rim), other)

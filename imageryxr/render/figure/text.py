@@ -24,7 +24,7 @@ LEGIBLE = 9
 @lru_cache(maxsize=64)
 def font(size: int) -> Any:
     """Return the font for a size in pixels."""
-    # Pillow's own font has no µ; the one that Matplotlib includes has it.
+    # The font that Matplotlib includes has the character µ, which Pillow's own font lacks.
     from matplotlib import get_data_path
     from PIL import ImageFont
 
@@ -53,7 +53,7 @@ def fit_text_size(text: str, size: int, width: int, height: int) -> int:
     Warns
     -----
     ImageryWarning
-        If the result is 0, so that the text is left out.
+        If the result is 0, so that the text is omitted.
     """
     for fits in range(size, min(size, LEGIBLE) - 1, -1):
         wide, high = text_extent(text, fits)
@@ -61,7 +61,7 @@ def fit_text_size(text: str, size: int, width: int, height: int) -> int:
             return fits
     warn(
         Message(
-            f"the text {text!r} is left out because it would be less than {LEGIBLE} pixels high, which ",
+            f"the text {text!r} is omitted because it would be less than {LEGIBLE} pixels high, which ",
             "is illegible; enlarge the picture first, e.g. with ",
             Wording("to_pil(rgba, scale=4)", "--scale 4"),
         )

@@ -94,7 +94,7 @@ def test_the_first_of_several_thin_axes_is_dropped(gray):
     assert to_pil(gray[:1, :1, :1]).size == (1, 1)
 
 
-def test_a_flipped_selection_is_drawn_flipped(gray):
+def test_a_reversed_selection_is_drawn_reversed(gray):
     np.testing.assert_array_equal(pixels(to_pil(gray[0, ::-1])), gray.values[0, ::-1])
 
 
@@ -191,7 +191,7 @@ def test_masks_of_one_slice_become_tiles(gray):
     np.testing.assert_array_equal(
         pixels(got.convert("L")), np.hstack([255 * (gray.values[0] > limit) for limit in (80, 160)])
     )
-    with pytest.warns(ImageryWarning, match="is left out"):
+    with pytest.warns(ImageryWarning, match="is omitted"):
         assert montage(masks, dim="segment", labels=True).size == montage(masks, dim="segment").size
 
 
@@ -226,7 +226,7 @@ def test_transparent_tiles_show_the_background():
     assert both.getpixel((2, 0)) == (0, 0, 255, 128)
 
 
-def test_pictures_and_arrays_mix(gray):
+def test_a_montage_accepts_pictures_and_arrays(gray):
     assert montage([to_pil(gray[0]), gray[1], gray[[2]]], spacing=0).size == (21, 5)
     assert montage((tile for tile in [gray[0]]), columns=9).size == (7, 5)
 
@@ -252,7 +252,7 @@ def test_pictures_and_arrays_mix(gray):
         (lambda g: montage([g]), OptionError, "3 slices"),
     ],
 )
-def test_montage_refuses_before_anything_computes(gray, make, error, message):
+def test_montage_raises_before_it_computes_anything(gray, make, error, message):
     with pytest.raises(error, match=message):
         make(lazy(gray))
 
@@ -427,12 +427,12 @@ def test_lengths_are_written_in_a_fitting_unit(length, text, monkeypatch):
     assert written == [text]
 
 
-def test_tiny_pictures_leave_out_the_text():
+def test_text_on_tiny_pictures_is_omitted():
     for size in ((12, 9), (9, 40), (60, 6)):
         picture = Image.new("L", size)
-        with pytest.warns(ImageryWarning, match="'.* nm' is left out"):
+        with pytest.warns(ImageryWarning, match="'.* nm' is omitted"):
             assert scale_bar(picture, nm_per_pixel=8).size == size
-        with pytest.warns(ImageryWarning, match="'a long label' is left out"):
+        with pytest.warns(ImageryWarning, match="'a long label' is omitted"):
             assert montage([picture], labels=["a long label"]).size == size
 
 
