@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import pictures, work
 from imageryxr.core.axis_mapping import LinearMap, OverlapMap
 from imageryxr.core.colors import palette
-from imageryxr.kernels import color_table, downsample, downsample_rgba, fill, interpolate, isin, outline
+from imageryxr.kernels import color_table, downsample, fill, interpolate, isin, outline
 
 
 def make_color_table(labels: Any, alpha: int) -> color_table.ColorTable:
@@ -243,7 +243,7 @@ class MeanHalfRgba(MeanHalf):
         self.image_copy = np.empty_like(self.image)
 
     def ours(self) -> Any:
-        return downsample_rgba.mean_rgba(self.image, self.axes)  # type: ignore[arg-type]
+        return downsample.mean_rgba(self.image, self.axes)  # type: ignore[arg-type]
 
 
 class ModeHalf(Kernel):

@@ -14,8 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from imageryxr.core.axis_mapping import LinearMap, OverlapMap
 from imageryxr.errors import GridMismatchError, LayerError, OptionError
-from imageryxr.kernels.downsample import mean, mode
-from imageryxr.kernels.downsample_rgba import mean_rgba
+from imageryxr.kernels.downsample import mean, mean_rgba, mode
 from imageryxr.kernels.interpolate import resample_linear, resample_nearest
 
 TOP = 2**64 - 1

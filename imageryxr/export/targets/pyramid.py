@@ -198,7 +198,7 @@ def _shrink_channel(values: Array, grid_map: GridMap, box: IndexBox, method: str
 
 
 def _shrink_rgba(values: Array, grid_map: GridMap, box: IndexBox) -> Array:
-    from imageryxr.kernels.downsample_rgba import mean_rgba
+    from imageryxr.kernels.downsample import mean_rgba
 
     axes = zip(grid_map.axes, box.start, box.stop, values.shape[:3], strict=True)
     z, y, x = (m.overlap(a, b, (0, n)) for m, a, b, n in axes)
