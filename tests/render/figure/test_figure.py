@@ -505,7 +505,7 @@ def test_files_contain_their_printed_size_and_pixel_size(tmp_path, kind):
 
 def test_coarse_pictures_warn_and_invalid_sizes_raise(tmp_path):
     small = Image.new("L", (200, 100))
-    with pytest.warns(ImageryWarning, match=r"60 per inch .* scale=6"):
+    with pytest.warns(ImageryWarning, match=r"60 pixels per inch .* scale=6"):
         save_figure(small, tmp_path / "a.png", width_mm=85)
     for options, message in (
         ({"dpi": 3, "width_mm": 0}, "width_mm=0"),
