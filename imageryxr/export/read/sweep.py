@@ -3,9 +3,9 @@
 A region is made slab by slab along one axis. The source voxels that a slab needs, and those that later slabs still
 need, are kept in memory or in scratch files. So each chunk is read once, and no other voxels take memory.
 
-For a region of a volume, a source on a disk is read slab by slab. A remote source is read at once, because large
-requests are faster. For a region of slices, the sources are read at once if their voxels fit into memory; otherwise
-they are read slab by slab and spilled.
+For a region of a volume, sources are read slab by slab, in small parts from a disk and in large ones from a server.
+For a region of slices, the sources are read at once if their voxels fit into memory; otherwise they are read slab by
+slab and spilled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BRICK_VOXELS = 1 << 22
 KEPT_BYTES = 24_000_000
 # Bytes of a large box on disk that are read at a time: few enough to be in the CPU cache when they are copied.
 PART_BYTES = 8_000_000
-# Bytes of a source that are read at a time for slices: enough chunks to keep a network busy.
+# Bytes of a remote source, or of a source of slices, that are read at a time: enough chunks to keep a network busy.
 TILE_BYTES = 1 << 27
 MIN_TILE_BYTES = 1 << 22
 # Minimum voxels of a slab of a volume, so that few voxels are moved between slabs compared to those that are read.
@@ -182,10 +182,11 @@ def slice_windows(settings: SlabSettings, expr: Expr, box: IndexBox) -> tuple[Wi
 def _volume_windows(needs: Needs) -> Iterator[Window]:
     for leaf, boxes in needs.items():
         for box in boxes:
-            on_disk = isinstance(leaf, LevelLeaf) and str(getattr(leaf.source, "url", "")).startswith("file://")
-            large = box.voxels * leaf.dtype.itemsize >= 2 * KEPT_BYTES
-            # over a network, more chunks per request are faster; CloudVolume reads files one by one anyway
-            yield Window(leaf, box, _tile(leaf, box, PART_BYTES) if on_disk and large else None)
+            source = leaf.source if isinstance(leaf, LevelLeaf) else None
+            on_disk = str(getattr(source, "url", "")).startswith("file://")
+            part, smallest = (PART_BYTES, 2 * KEPT_BYTES) if on_disk else (TILE_BYTES, 2 * TILE_BYTES)
+            is_large = source is not None and box.voxels * leaf.dtype.itemsize >= smallest
+            yield Window(leaf, box, _tile(leaf, box, part) if is_large else None)
 
 
 def _tile(leaf: Any, box: IndexBox, most: int) -> Index3:

@@ -186,7 +186,8 @@ def dataset_paths(name: str, multiscale: dict[str, Any]) -> list[str]:
         given = as_object(entry, f"{name}: dataset {number}").get("path")
         if to_whole(given) is not None:
             given = format_value(given)
-        parts = as_text(given, f"{name}: the path of dataset {number}").split("/")
+        # zarr-python reads a backslash as a slash: programs on Windows write it
+        parts = as_text(given, f"{name}: the path of dataset {number}").replace("\\", "/").split("/")
         if ".." in parts:
             raise SourceError(f"{name}: the path {format_value(given)} of dataset {number} leads out of the group")
         paths.append("/".join(part for part in parts if part not in ("", ".")))

@@ -184,6 +184,17 @@ def test_absent_chunks_hold_the_fill_value_in_any_form(tmp_path, dtype, given, s
     np.testing.assert_array_equal(array.values, np.full(SHAPE, stored, array.dtype))
 
 
+def test_a_backslash_in_the_path_of_a_level_is_a_slash(tmp_path):
+    """Programs on Windows write it, and zarr-python reads it so; the chunks were absent otherwise."""
+    levels = {"datasets": [{"path": "scale0\\image", "coordinateTransformations": STEPS}], "axes": AXES}
+    files = files_v2({"multiscales": [{**levels, "version": "0.4"}]}, fill_value=3)
+    files["scale0/image/.zarray"] = files.pop("0/.zarray")
+    assert (ix.open_image(write(tmp_path, files)).values == 3).all()
+    levels["datasets"][0]["path"] = "..\\image"
+    with pytest.raises(SourceError, match="leads out of the group"):
+        ix.open_image(write(tmp_path, files_v2({"multiscales": [{**levels, "version": "0.4"}]})))
+
+
 def test_version_06_places_levels_in_their_intrinsic_system(tmp_path):
     array = ix.open_image(write(tmp_path, files_v3({"version": "0.6", "multiscales": [image_06()]})))
     assert array.attrs["resolution"] == (8, 8, 40)
