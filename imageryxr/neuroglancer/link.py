@@ -112,7 +112,8 @@ def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
     found = {str(v.attrs.get(LAYER, name)): v for name, v in spatial_arrays(dataset).items() if "rgba" not in v.dims}
     if not found:
         raise LayerError(
-            f"none of the Dataset's variables {list(map(str, dataset.data_vars))} is an image or a segmentation"
+            f"none of the variables {list(map(str, dataset.data_vars))} is an image or a segmentation; a viewer draws "
+            "the layers itself: give an image and a segmentation, such as the Dataset of `align`, instead of a picture"
         )
     return found
 

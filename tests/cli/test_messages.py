@@ -316,7 +316,7 @@ def test_options_of_a_job_file_for_another_target_are_ignored(tmp_path, sample, 
     # options on the command line are not ignored, and neither are options of the file for its own target
     code, _, err = command("export", "--config", job, tmp_path / "y{y}.png", "--shards", "2,64,64")
     assert code == 2
-    assert "--shards … is not an option of a .png pattern target" in err
+    assert "--shards … is not an option of a target of .png slices" in err
     job.write_text(job.read_text() + "fps = 3\n")
     assert "--fps … is not an option" in command("export", "--config", job)[2]
     # `square` applies to slices, not to volumes

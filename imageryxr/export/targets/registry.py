@@ -118,10 +118,10 @@ def is_volume(target: str) -> bool:
 def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
     """Return the name of a target's format, its factory, and the place that the factory takes."""
     if text.startswith("memory:"):
-        return "memory://", in_memory, "memory://"
+        return "memory:// target", in_memory, "memory://"
     scheme, _, rest = text.partition("://")
     if scheme in ("precomputed", "neuroglancer-precomputed"):
-        return "precomputed://", precomputed, text
+        return "precomputed:// target", precomputed, text
     if scheme in ("zarr", "zarr2", "zarr3"):
         text = rest
     text = text.removeprefix("file://")
@@ -131,7 +131,7 @@ def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
     makers = PATTERNS if pattern or suffix == ".png" else PATHS
     if suffix not in makers:
         raise OptionError(param("target", text), " has no format that this version writes; give ", KINDS)
-    return f"{suffix} {'pattern' if pattern else 'path'}", makers[suffix], text
+    return f"target of {suffix} slices" if pattern else f"{suffix} target", makers[suffix], text
 
 
 def _keyword_names(factory: Callable[..., Any]) -> tuple[str, ...]:
@@ -144,6 +144,6 @@ def _check_options(what: str, options: dict[str, Any], known: tuple[str, ...]) -
         hint = suggest_names(unknown[0], [*known, *EXPORT_KEYWORDS])
         names = join_messages(", ", (Message(param(name)) for name in known))
         advice = Message("its options are ", names) if known else "it has none"
-        if unknown[0] == "axis" and "pattern" in what:
+        if unknown[0] == "axis" and "slices" in what:
             advice = "the field in its name determines the axis, such as 'y{y:04d}.png'"
-        raise OptionError(param(unknown[0], ...), f" is not an option of a {what} target{hint}; ", advice)
+        raise OptionError(param(unknown[0], ...), f" is not an option of a {what}{hint}; ", advice)

@@ -638,7 +638,7 @@ def test_overwrite_keeps_a_folder_with_other_files(tmp_path):
 def test_the_error_for_an_unknown_option_names_the_nearest(tmp_path, written, meant):
     em = volume(np.zeros((2, 4, 4), np.uint8))
     with pytest.raises(
-        OptionError, match=rf"^{written}=… is not an option of a \.zarr path target \(did you mean '{meant}'"
+        OptionError, match=rf"^{written}=… is not an option of a \.zarr target \(did you mean '{meant}'"
     ):
         ix.export(em, tmp_path / "o.zarr", **{written: 1})
 
