@@ -21,7 +21,7 @@ from imageryxr.sources.base import LayerType, Level, Source, read_filled
 class MemorySource:
     """One level of voxels in memory or in a dask graph.
 
-    Opening it returns the array unchanged: numpy stays numpy, dask keeps its blocks.
+    Opening this source returns the array unchanged: numpy stays numpy, and dask keeps its blocks.
     """
 
     array: Any
@@ -31,7 +31,7 @@ class MemorySource:
     layer_type: LayerType
     """Kind of voxels: grey values or ids."""
     given_attrs: tuple[tuple[str, Any], ...] = ()
-    """Attributes of the array."""
+    """Attributes of the array, sorted by name."""
 
     @property
     def name(self) -> str:
@@ -101,7 +101,9 @@ def memory_source(array: Any, layer_type: LayerType) -> MemorySource:
             "voxel_offset=(0, 0, 0)).coords())"
         )
     if set(array.dims) != set(DIMS):
-        raise LayerError(f"the array has dims {array.dims}; a volume has ('z', 'y', 'x'): rename or select first")
+        raise LayerError(
+            f"the array has dims {array.dims}; a volume has ('z', 'y', 'x'): rename its dims, or select along others"
+        )
     array = array.transpose(*DIMS)
     keep = {k: v for k, v in array.attrs.items() if k not in ("resolution", "voxel_offset", "mip", "layer_type")}
     return MemorySource(array.data, _grid(array), layer_type, tuple(sorted(keep.items(), key=lambda kv: str(kv[0]))))

@@ -1,7 +1,7 @@
-"""Detection of unsupported file formats, and code that opens such files lazily.
+"""Detection of unsupported file formats, and error messages with code that opens such files lazily.
 
-The error message contains code that runs unchanged. Its last variable, `em`, is a DataArray in dask blocks with
-coordinates in nm, which every function of the package accepts.
+The code runs unchanged. Its last variable, `em`, is a DataArray in dask blocks with coordinates in nm, which every
+function of the package accepts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _HEAD = "import dask.array as da, imageryxr as ix, xarray as xr"
 _TAIL = "em = xr.DataArray(values, dims=('z', 'y', 'x'), coords=ix.Grid(values.shape, (8, 8, 40), (0, 0, 0)).coords())"
 _MOST_FOLDERS = 200
-"""Largest number of folders of an N5 container that are searched."""
+"""Largest number of folders that are searched in an N5 container."""
 
 
 def format_problem(path: str) -> str:
@@ -29,12 +29,12 @@ def format_problem(path: str) -> str:
     Parameters
     ----------
     path : str
-        A local path, or a web address, whose format follows from its name only.
+        A local path or a web address. The format behind a web address follows from its name only.
 
     Returns
     -------
     str
-        Predicate of a sentence whose subject is the path.
+        The end of a sentence that begins with the path.
     """
     place = Path(path)
     is_local = "://" not in path
@@ -44,29 +44,30 @@ def format_problem(path: str) -> str:
             return _folder_problem(place)
     except OSError:
         return ""
-    for suffixes, called, lines in _FORMATS:
+    for suffixes, kind, make_code in _FORMATS:
         if name.endswith(suffixes):
             if not is_local:
-                return f"is {called}, an unsupported format; download it, and give its path to see how to open it"
-            return _opening_advice(called, lines, place) if place.is_file() else ""
+                return f"is {kind}, an unsupported format; download it, and give its path to see how to open it"
+            return _opening_advice(kind, make_code, place) if place.is_file() else ""
     if is_local and place.is_file():
         return "is a file, but volumes are folders: give a folder with an info file (precomputed) or an OME-Zarr"
     return ""
 
 
-def _opening_advice(called: str, lines: Callable[[Path], tuple[str, str, str]], place: Path) -> str:
+def _opening_advice(kind: str, make_code: Callable[[Path], tuple[str, str, str]], place: Path) -> str:
+    """Return how to open a file; `make_code` returns a package to install, modules to import, and an expression."""
     try:
-        package, imports, opened = lines(place)
+        package, imports, opened = make_code(place)
     except Exception:  # the content does not match the file name
         return (
-            f"is {called} by its name, an unsupported format, and its header is not valid: the file is incomplete, "
-            "damaged or of another format. Compare its size with that of the original, copy or download it again, "
-            "and give its path once more to see how to open it"
+            f"is {kind} by its name, an unsupported format, but its header is not valid: the file is incomplete, "
+            "damaged or of another format. Copy or download it again, and give its path once more to see how to open "
+            "it"
         )
     install = f"pip install {package}, then " if package and find_spec(imports.split(",")[0]) is None else ""
     modules = f", {imports}" if imports else ""
     return (
-        f"is {called}, an unsupported format. To open it as a lazy DataArray on a Grid, {install}run, with the voxel "
+        f"is {kind}, an unsupported format. To open it as a lazy DataArray on a Grid, {install}run, with the voxel "
         f"size (x, y, z nm) in place of (8, 8, 40): {_HEAD}{modules}; values = {opened}; {_TAIL}"
     )
 
@@ -83,12 +84,12 @@ def _hdf5_code(place: Path) -> tuple[str, str, str]:
 
         found: list[tuple[int, str, int]] = []
 
-        def note(path: str, node: Any) -> None:
+        def add_dataset(path: str, node: Any) -> None:
             if isinstance(node, h5py.Dataset) and node.ndim >= 2 and node.dtype.kind in "iuf":
                 found.append((int(np.prod(node.shape)), path, node.ndim))
 
         with h5py.File(place, "r") as file:
-            file.visititems(note)
+            file.visititems(add_dataset)
         _, name, count = max(found)
     return "h5py", "h5py", _index_to_3d(f"da.from_array(h5py.File({str(place)!r}, 'r')[{name!r}])", count)
 
@@ -143,7 +144,7 @@ def _nrrd_code(place: Path) -> tuple[str, str, str]:
     if fields["encoding"] == "raw" and not {"data file", "datafile"} & fields.keys():
         order = "" if kind[1] == "1" else ">" if fields.get("endian") == "big" else "<"
         return "", "numpy as np, dask", _memmap_code(place, order + kind, len(text) + 2, shape)
-    # The file is compressed as a whole, so computing any voxel reads all of it.
+    # The file is compressed as a whole, so it is read whole for any voxel.
     whole = f"dask.delayed(nrrd.read)({str(place)!r}, index_order='C')[0]"
     return "pynrrd", "nrrd, dask", _index_to_3d(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))
 

@@ -143,27 +143,29 @@ def _open_address(
             raise SourceError(f"{shown} {problem}")
     if address.format == "graphene":
         return _open_graphene(address, missing, token, choices, graph_options, connection)
-    # A server of a Zarr receives a token only if the caller gave it: never a stored CAVE token.
+    # A server of a Zarr receives only a token that the caller gave, and never a stored CAVE token.
     plain_token = _zarr_token(address, token, connection)
     if address.format == "zarr":
         return _open_zarr(address, missing, plain_token, choices, connection)
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
-    ask_info: Any = partial(precomputed.fetch_info_file, address, connection, login)
-    ask_zarr: Any = partial(open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices)
+    read_info: Any = partial(precomputed.fetch_info_file, address, connection, login)
+    open_zarr: Any = partial(
+        open_omezarr, address, missing=missing, token=plain_token, connection=connection, **choices
+    )
     can_be_zarr = address.format != "precomputed" and address.protocol in ZARR_PROTOCOLS
     if can_be_zarr and path is None:
-        # A server answers the requests for both formats in the time of one.
-        ask_group: Any = partial(request_group, address, plain_token, connection)
-        ask_info, ask_group = run_all([ask_info, ask_group])
-        ask_zarr = partial(ask_zarr, group=ask_group())
+        # The requests for both formats run in parallel, so they take the time of one.
+        fetch_group: Any = partial(request_group, address, plain_token, connection)
+        read_info, fetch_group = run_all([read_info, fetch_group])
+        open_zarr = partial(open_zarr, group=fetch_group())
     try:
-        info = ask_info()
+        info = read_info()
     except AuthError:
-        with suppress(ImageryError):  # some servers send a page for files that do not exist
+        with suppress(ImageryError):  # some servers send a login page for a file that does not exist
             if can_be_zarr:
-                return cast(Source, ask_zarr())
+                return cast(Source, open_zarr())
         raise
     if info is not None and "graph" in info.content:
         _check_graph(address, token, connection.access)
@@ -176,7 +178,7 @@ def _open_address(
         return found
     if can_be_zarr:
         with suppress(SourceNotFoundError):
-            return cast(Source, ask_zarr())
+            return cast(Source, open_zarr())
     raise _not_found_error(address)
 
 

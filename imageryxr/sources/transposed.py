@@ -1,4 +1,4 @@
-"""A source whose axes are in another order, as the transform of a Neuroglancer layer may require."""
+"""A source with exchanged axes, which the transform of a Neuroglancer layer may require."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TransposedSource:
     inner: Source
     """The source as it is stored."""
     order: tuple[int, int, int]
-    """For each of x, y and z, the stored axis along it: 0, 1, 2 for x, y, z."""
+    """Stored axis (0, 1, 2 for x, y, z) that becomes each of the axes x, y and z."""
 
     @property
     def name(self) -> str:

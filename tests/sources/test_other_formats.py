@@ -192,7 +192,7 @@ def test_compressed_nrrd_and_nifti_name_their_packages(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.nrrd", "x.mrc", "x.npy", "x.png"])
 def test_a_file_whose_content_does_not_match_its_name_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0\1\2 nothing")
-    with pytest.raises(SourceError, match="its header is not valid: .* copy or download it again"):
+    with pytest.raises(SourceError, match="its header is not valid: .* Copy or download it again"):
         ix.open_image(tmp_path / name)
 
 

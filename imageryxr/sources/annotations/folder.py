@@ -38,7 +38,7 @@ _BUCKET_HOSTS = re.compile(r"https://(storage\.googleapis\.com|[^/]*\.amazonaws\
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of files, whose ``info`` was read from `url`."""
+    """A folder of annotations or skeletons."""
 
     url: str = field(repr=False)
     """Location ``protocol://…``; a web address may contain a password."""
@@ -62,7 +62,9 @@ class Folder:
         host, _, path = place.partition("/") if scheme != "file" else ("", "/", place)
         joined = posixpath.normpath(posixpath.join(path or ".", key))
         if joined.startswith("..") or posixpath.normpath(key).count("..") > len([p for p in path.split("/") if p]):
-            raise SourceError(f"{self.name} names the folder {key!r}, which lies outside its server or bucket")
+            raise SourceError(
+                f"the info of {self.name} names the folder {key!r}, which lies outside its server or bucket"
+            )
         location = joined if scheme == "file" else f"{host}/{joined}".removesuffix("/.")
         return replace(self, url=f"{scheme}://{location}", name=f"{self.name}/{key}")
 
@@ -91,7 +93,10 @@ class Folder:
     def read_ids(
         self, sharding: dict[str, Any] | None, ids: Sequence[int], parse: Callable[[int, bytes], Parsed]
     ) -> dict[int, Parsed]:
-        """Return the parsed entries for ids, in shards or in a file each; ids that do not occur are omitted."""
+        """Return the parsed entries for ids; ids that do not occur are omitted.
+
+        The entries are in shards, or without `sharding` in one file for each id.
+        """
         if sharding is not None:
             return self.read_sharded(sharding, ids, parse)
         found = self.read([str(number) for number in ids], lambda key, body: parse(int(key), body))
@@ -133,7 +138,7 @@ class Folder:
         return {request.tag: found[request.tag] for request in requests if request.tag in found}
 
     def _store(self) -> ObjectStore:
-        """Return the files of the folder, for the engine."""
+        """Return the store of the files, from which the engine reads."""
         url, connection = self.url, self.connection
         is_web = not url.startswith(("file://", "mem://"))
         place = chunks.place_of(url, connection, self.token) if is_web else None
@@ -182,8 +187,8 @@ def open_folder(
     address = parse_address(source)
     if address.format not in (None, "precomputed"):
         raise SourceError(
-            f"{address.public} is given as {address.format}, but annotations and skeletons are read from precomputed "
-            "folders; write precomputed://…"
+            f"{address.public} is given with the format {address.format}, but annotations and skeletons are read from "
+            "precomputed folders; write precomputed://…"
         )
     address.check_path()
     connection = to_connection(connection)

@@ -33,14 +33,14 @@ PROPERTY_TYPES: dict[str, tuple[str, ...]] = {
 _PropertyType = Literal["uint32", "int32", "float32", "uint16", "int16", "uint8", "int8", "rgb", "rgba"]
 
 GEOMETRY = "@geometry"
-"""Field of the encoded positions in `AnnotationInfo.record`; no property can have this name."""
+"""Name of the field of the positions in `AnnotationInfo.record`; no property can have this name."""
 
-# No position or size is larger than 1e30.
+# The limit of positions and sizes keeps products of a few of them finite.
 _Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 _Size = Annotated[float, Meta(gt=0, le=1e30)]
 _Count = Annotated[float, Meta(ge=1, le=2**32)]
 _Few, _Labels = Meta(max_length=100), Meta(max_length=100_000)
-# The format allows ".." in keys. The server and the bucket remain those of the info.
+# The format allows ".." in keys; `Folder.child` checks that a path stays within the server or bucket.
 _KEY = re.compile(r"[^/~\x00-\x1f\x7f\\?#%|:][^\x00-\x1f\x7f\\?#%|:]{0,999}")
 _PROPERTY_ID = re.compile("[a-zA-Z][a-zA-Z0-9_]{0,255}")
 
@@ -68,7 +68,7 @@ class Property(Struct, frozen=True, dict=True):
 
 
 class Index(Struct, frozen=True, kw_only=True):
-    """A folder of the annotations of each id, or of each cell of a grid."""
+    """A folder in which annotations are found by an id, a segment or a cell of a grid."""
 
     key: str
     """Path of the folder, relative to that of the ``info``."""
@@ -138,7 +138,7 @@ class AnnotationInfo(Struct, frozen=True, dict=True):
 
     @property
     def type(self) -> AnnotationType:
-        """What the annotations are."""
+        """Kind of the annotations."""
         return TYPES[self.annotation_type.upper()]
 
     @cached_property
@@ -155,7 +155,7 @@ class AnnotationInfo(Struct, frozen=True, dict=True):
 
     @cached_property
     def record(self) -> np.dtype[Any]:
-        """The layout of an encoded annotation: geometry, properties by falling size, and padding to 4 bytes."""
+        """The layout of an encoded annotation: positions, properties by decreasing size, and padding to 4 bytes."""
         fields: list[Any] = [(GEOMETRY, "<f4", (3 if self.type == "point" else 6,))]
         for size in (4, 2, 1):
             for prop in self.properties:

@@ -55,7 +55,9 @@ def decode_list(info: AnnotationInfo, body: bytes, name: str) -> Records:
     count = int.from_bytes(body[:8], "little")
     expected = 8 + count * (record.itemsize + 8)
     if len(body) < 8 or len(body) != expected:
-        stated = f"its {count:,} annotations take {expected:,}" if len(body) >= 8 else "the least is 8"
+        stated = (
+            f"its {count:,} annotations take {expected:,}" if len(body) >= 8 else "its number of annotations takes 8"
+        )
         raise ChunkReadError(
             f"{name} is damaged or has another layout than its info states: it has {len(body):,} bytes, but {stated}"
         )

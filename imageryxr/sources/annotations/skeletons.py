@@ -22,7 +22,7 @@ _TYPES = ("float32", "int8", "uint8", "int16", "uint16", "int32", "uint32")
 
 
 class Skeleton(NamedTuple):
-    """Vertices (x, y, z) and radii in nm, and the pairs of vertices that edges join."""
+    """Vertices (x, y, z) in nm, edges as pairs of indexes of vertices, and the radius of each vertex in nm."""
 
     vertices: npt.NDArray[np.float64]
     edges: npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Skeleton(NamedTuple):
 
 
 def find_skeletons(folder: Folder, info: dict[str, Any]) -> tuple[Folder, dict[str, Any]]:
-    """Return the folder of the skeletons and its ``info``, given that folder or the segmentation they belong to.
+    """Return the folder of skeletons and its ``info``, given that folder or the segmentation that refers to it.
 
     Raises
     ------
@@ -42,13 +42,15 @@ def find_skeletons(folder: Folder, info: dict[str, Any]) -> tuple[Folder, dict[s
     if not isinstance(info.get("skeletons"), str):
         kind = format_value(info.get("@type", "neuroglancer_multiscale_volume"))
         raise NoVolumeError(
-            f"{folder.name} has no skeletons: its info, of type {kind}, names none; give the folder of the skeletons"
+            f"{folder.name} has no skeletons: its info has the @type {kind} and names no folder of skeletons; give "
+            "the address of that folder"
         )
     index = parse_index({"key": info["skeletons"]}, "skeletons")
     child, found = read_info(folder.child(index.key))
     if found.get("@type") != _KIND:
         raise NoVolumeError(
-            f"{child.name} holds no skeletons: the @type of its info is {format_value(found.get('@type'))}"
+            f"{child.name} holds no skeletons: the @type of its info is {format_value(found.get('@type'))} instead of "
+            f"{_KIND!r}"
         )
     return child, found
 
@@ -99,7 +101,7 @@ def _decode(
         raise ChunkReadError(f"{what} could not be decoded: {type(error).__name__}: {clean_message(error)}") from error
     if edges.size and edges.max() >= len(vertices):
         raise ChunkReadError(f"{what} is damaged: an edge names vertex {edges.max():,} of {len(vertices):,}")
-    # The format requires a uniform scale if there are radii, so that the volume ratio gives it.
+    # The format requires a uniform scale if there are radii, so the scale is the cube root of the determinant.
     scale = abs(np.linalg.det(transform[:, :3])) ** (1 / 3)
     return Skeleton(vertices @ transform[:, :3].T + transform[:, 3], edges, radii * scale)
 

@@ -1,4 +1,4 @@
-"""Precomputed annotations, read through their indexes: by cell, by id and by segment.
+"""Precomputed annotations, read with their indexes of cells, ids and segments.
 
 Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/annotations.md.
 """
@@ -51,7 +51,7 @@ class AnnotationSource:
         return join_records(self.info, parts), columns
 
     def read_segments(self, number: int, segments: Sequence[int]) -> dict[int, Records]:
-        """Return the annotations related to each segment by the relationship of a number."""
+        """Return the annotations related to each segment by the relationship at index `number`."""
         index = self.info.relationships[number]
         what = f"{self.folder.name}/{index.key}"
         return self.folder.child(index.key).read_ids(
@@ -61,12 +61,12 @@ class AnnotationSource:
         )
 
     def read_box(self, bbox: BBox | None) -> Records:
-        """Return all annotations of the cells that meet a box, each once, and other annotations of these cells.
+        """Return all annotations of the cells that overlap a box, each once; some may lie outside the box.
 
         Raises
         ------
         OptionError
-            If the box meets too many cells.
+            If the box overlaps too many cells.
         """
         if not self.info.spatial:
             raise SourceError(f"{self.folder.name} has no spatial index; select annotations with ids= or segments=")
@@ -74,7 +74,7 @@ class AnnotationSource:
         count = self.count_cells(bbox)
         if count > MOST_CELLS:
             raise OptionError(
-                f"{'the box' if bbox is not None else 'the whole collection'} {bbox or self.folder.name} meets "
+                f"{'the box' if bbox is not None else 'the whole collection'} {bbox or self.folder.name} overlaps "
                 f"{count:,} cells of the spatial index; the limit is {MOST_CELLS:,}: give a smaller bbox"
             )
         parts = []
@@ -83,13 +83,14 @@ class AnnotationSource:
         return join_records(self.info, parts).unique()
 
     def count_cells(self, bbox: BBox | None) -> int:
-        """Return the number of cells of the spatial index, of all levels, that a box meets; None for all cells."""
+        """Return the number of cells, at all levels of the spatial index, that overlap a box; all cells for None."""
         return sum(math.prod(len(span) for span in self._cells(level, bbox)) for level in self.info.spatial)
 
     def box_around(self, point: Triple, most: int) -> BBox:
-        """Return a box around a point (x, y, z) in nm that meets at most ``most`` cells, as large as cells allow.
+        """Return a large box around a point (x, y, z) in nm that overlaps at most ``most`` cells.
 
-        Its shape is that of the grid of cells. The least box meets the cells that contain the point.
+        The box has the proportions of the grid of cells. The smallest box overlaps only the cells that contain the
+        point, even if these are more than ``most``.
         """
         fine = max(self.info.spatial, key=lambda level: math.prod(level.grid_shape))
         extent = [fine.chunk_size[a] * fine.grid_shape[a] * self.info.units[a] for a in self.info.axes]
@@ -104,7 +105,7 @@ class AnnotationSource:
             share *= 0.8
 
     def _cells(self, level: SpatialLevel, bbox: BBox | None) -> list[range]:
-        """Return the ranges of cells of a level that a box meets, along each stored dimension."""
+        """Return the ranges of cells of a level that overlap a box, along each stored dimension."""
         if bbox is None:
             return [range(n) for n in level.grid_shape]
         ranges = []
@@ -114,7 +115,7 @@ class AnnotationSource:
             first, last = ((edge - low) / size for edge in (lo, hi))
             # Positions are stored as float32, so those within a rounding error of a border may be in either cell.
             slack = 1e-6 * (1 + max(abs(first), abs(last), abs(low / size)))
-            # Annotations beyond the bounds are in the outermost cells: some writers state bounds of centres only.
+            # Some writers state the bounds of centres only, and store annotations beyond these in the outermost cells.
             start, stop = (min(max(math.floor(f), 0), count - 1) for f in (first - slack, last + slack))
             ranges.append(range(start, stop + 1))
         return ranges
@@ -125,7 +126,7 @@ class AnnotationSource:
         return bbox.lo_nm[axis] / unit, bbox.hi_nm[axis] / unit
 
     def _read_cells(self, level: SpatialLevel, cells: list[Cell]) -> list[Records]:
-        """Return the annotations of cells; cells without annotations need not be stored."""
+        """Return the annotations of those cells that are stored; the others have no annotations."""
         folder = self.folder.child(level.key)
         names = ["_".join(map(str, cell)) for cell in cells]
 

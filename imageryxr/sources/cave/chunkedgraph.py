@@ -1,7 +1,7 @@
 """Requests to a table of a PyChunkedGraph server, which maps supervoxels to roots at an instant.
 
-Protocol: https://github.com/CAVEconnectome/PyChunkedGraph. Existing clients do not suffice: cloud-volume rounds
-instants up to whole seconds, caveclient has no timeouts, and both return zeros and supervoxels as roots.
+Protocol: https://github.com/CAVEconnectome/PyChunkedGraph. Existing clients are not used: cloud-volume rounds instants
+up to whole seconds, caveclient has no timeouts, and both return zeros and supervoxels as if they were roots.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
 
-# Ids in one request, as in cloud-volume.
+# Number of ids in one request, as in cloud-volume.
 BATCH = 250_000
-# Largest difference of clocks that are considered equal.
+# Difference in seconds up to which two clocks are considered equal.
 CLOCK_SECONDS = 2.0
 
 _PATHS = re.compile(r"(https?://[^/]+)/(\w+)/(?:api/v\d+/table|api/v\d+|table|\d+\.\d+)/([\w.\-]+)/?$")
@@ -91,11 +91,13 @@ class ChunkedGraph:
         if reply.status == 404:
             raise self._missing_table_error("HTTP 404")
         if reply.status != 200:
-            raise ServerError(f"{self.name}: its info answered HTTP {reply.status}")
+            raise ServerError(f"{self.name}: the server answered HTTP {reply.status} for its info")
         found = self._json_object(reply)
         absent = [key for key in ("graph", "data_dir", "scales", "data_type") if key not in found]
         if absent:
-            raise SourceError(f"the info of {self.name} describes no graphene segmentation: it lacks {absent[0]!r}")
+            raise SourceError(
+                f"the info of {self.name} does not describe a graphene segmentation: it has no {absent[0]!r}"
+            )
         return found, _clock(reply)
 
     def oldest(self) -> Instant | None:
@@ -107,7 +109,9 @@ class ChunkedGraph:
         try:
             return instant_of(text, naive_is_utc=True)
         except TimestampError:
-            raise ServerError(f"{self.name}: its oldest timestamp is not valid: {text[:80]!r}") from None
+            raise ServerError(
+                f"{self.name}: the server returned {text[:80]!r} as the oldest timestamp, which is not a time"
+            ) from None
 
     def roots(self, supervoxels: Ids, instant: Instant, layers: int | None, shift: int) -> Ids:
         """Return the root of each supervoxel at an instant, from the caches or by a request.
@@ -141,7 +145,7 @@ class ChunkedGraph:
     def creation_times(self, roots: Sequence[int]) -> dict[int, Instant]:
         """Return the creation time of each root; ids that are not roots are left out."""
         found = self._times(roots)
-        # The server omits ids that are not roots, without naming them.
+        # The server omits ids that are not roots but does not name them, so each id is requested on its own.
         if len(found) != len(roots):
             each = run_in_parallel(
                 lambda root, stop: self._times([root]), roots, self.connection.concurrency or SERVICE_REQUESTS
@@ -177,7 +181,7 @@ class ChunkedGraph:
         return [instant_of(time) for time in self._json_object(reply)["timestamp"]]
 
     def _lineage(self, root: int, made: Instant, instant: Instant) -> set[int]:
-        # Ancestors that were current at an earlier instant were created before it, so the whole past is requested.
+        # A root that is current at an earlier instant may be much older, so the whole past is requested.
         since = f"&timestamp_past={made.seconds}" if made <= instant else ""
         path = f"lineage_graph_multiple?timestamp_future={max(made, instant).seconds}{since}"
         reply = self._request("POST", path, {"root_ids": [root]}, _list_check("nodes", None), missing_ok=True)
@@ -279,8 +283,8 @@ def graph_at(address: Address, *, token: Token | str | None, connection: Connect
 def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> Instant:
     """Return the instant of a layer: the given timestamp, or the current time by the server's clock for None and "now".
 
-    `TimestampError` is raised if it lies before the graph's first state, which is requested, or in the future, where
-    the state may still change.
+    `TimestampError` is raised if the timestamp lies before the first state of the graph, which is requested, or in the
+    future, where the state may still change.
     """
     now = _reconcile_clocks(graph, Instant.now(), clock)
     instant = parse_timestamp(timestamp)
@@ -289,7 +293,7 @@ def pin_instant(graph: ChunkedGraph, timestamp: Any, clock: Instant | None) -> I
     if instant > now.after(CLOCK_SECONDS):
         raise TimestampError(
             param("timestamp", text=str(instant)),
-            f" lies in the future (it is now {now}): the graph may still change until then; ",
+            f" lies in the future (now is {now}): the graph may still change until then; ",
             "leave ",
             param("timestamp"),
             " out for the current time",
@@ -320,8 +324,8 @@ def parse_timestamp(timestamp: Any) -> Instant | None:
 
 
 def _reconcile_clocks(graph: ChunkedGraph, here: Instant, clock: Instant | None) -> Instant:
-    # An instant in the server's future is not final, because edits may still precede it. The server's clock has a
-    # resolution of one second.
+    # An instant in the server's future is not used, because edits may still be made before it. The server states its
+    # time in whole seconds.
     if clock is None:
         return here
     apart = (here.micros - clock.micros) / 1e6

@@ -49,7 +49,7 @@ class Datastack:
     viewer_resolution: Triple | None
     """Unit (x, y, z) in nm of the coordinates that its viewer shows."""
     local_server: str
-    """Server of its graph and tables."""
+    """Server of the tables of the datastack."""
     token: Token | None
     version: int | None = None
     """Materialization version of the instant."""
@@ -77,11 +77,11 @@ def find_datastack(
     token: str | Token | None = None,
     connection: Connection,
 ) -> Datastack:
-    """Return the description of a datastack by its name or a client; one request for a name, one more for a version.
+    """Return the description of a datastack by its name or a client; makes a request for a name and one for a version.
 
-    The info service is `server_address`, or that of the client, the one that caveclient stored for the datastack, or
-    CAVE's global one. The result is pinned to the materialization `version`, otherwise to the client's version or
-    timestamp, otherwise to the version that ``client.materialize`` is set to.
+    The info service is `server_address`, or that of the client, or the one that caveclient stored for the datastack, or
+    CAVE's global one. The instant is that of the materialization `version`, otherwise the client's version or
+    timestamp, otherwise that of the version to which ``client.materialize`` is set.
 
     Raises
     ------
@@ -115,9 +115,9 @@ def find_datastack(
 
 
 def _version_of_tables(client: Any) -> int | None:
-    """Return the version that a client's materialization service is set to, without a request.
+    """Return the version to which a client's materialization service is set; makes no request.
 
-    The public attribute ``client.materialize`` makes requests, and its ``version`` requests the newest version.
+    The private attributes are read because ``client.materialize`` and its ``version`` make requests.
     """
     tables = _plain_attribute(client, "_materialize", "materialize")
     version = _plain_attribute(tables, "_version", "version")
@@ -165,7 +165,7 @@ def _web_address(server: str) -> str:
         if not url.startswith(("http://", "https://")) or re.search("[?#]", url):
             raise AddressError(f"{hide_secrets(url)!r} is not the address of a server")
         if parse_web_url(url).userinfo:
-            raise AddressError("it contains a user or a password; CAVE servers require tokens: give token=…")
+            raise AddressError("it contains a user or a password, but CAVE servers require tokens: give token=…")
     except AddressError as error:
         raise OptionError(
             param("server_address", hide_secrets(server)),
@@ -175,7 +175,7 @@ def _web_address(server: str) -> str:
 
 
 def _stored_server(name: str) -> str | None:
-    # caveclient stores the server of a datastack here when a user passes it.
+    # In this file caveclient stores the server that a user passed for a datastack.
     path = Path(os.path.expanduser("~/.cloudvolume/secrets/cave_datastack_to_server_map.json"))
     try:
         found = parse_json(path.read_text())
@@ -272,4 +272,4 @@ def _available_versions(stack: Datastack, base: str, connection: Connection) -> 
         found = []
     numbers = [v for v in found if isinstance(v, int)] if isinstance(found, list) else []
     listed = ", ".join(map(str, sorted(numbers)))
-    return f"there are {listed}" if listed else "it may have expired; give timestamp= instead"
+    return f"the versions are {listed}" if listed else "it may have expired; give timestamp= instead"

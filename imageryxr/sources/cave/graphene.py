@@ -1,4 +1,4 @@
-"""Graphene segmentations: stored supervoxels that a chunked graph agglomerates to roots, at one instant."""
+"""Graphene segmentations: stored supervoxels, which a chunked graph agglomerates to roots at one instant."""
 
 from __future__ import annotations
 
@@ -44,24 +44,22 @@ from imageryxr.sources.precomputed.source import PrecomputedSource, open_precomp
 
 # Number of voxels that a thread relabels at a time.
 RELABELLED = 1 << 20
-
-
-# Members of a table's info that reading supervoxels requires. The others may be large, and are not sent to workers.
+# Members of a table's info that reading supervoxels requires. Others may be large and are not sent to workers.
 _STORED = ("@type", "type", "data_type", "num_channels", "scales")
 
 
 @dataclass(frozen=True)
 class KeptRoot:
-    """A root that is not current at the instant of its layer, but is drawn as it was at its own instant."""
+    """A root that is not current at the instant of its layer, and is drawn as it was at an instant of its own."""
 
     root: int
     """Id of the root."""
     instant: Instant
     """Instant at which the root was current."""
     among: tuple[int, ...]
-    """Roots that are current at the instant of the layer."""
+    """Roots at the instant of the layer to which the supervoxels of this root may belong."""
     inside: bool
-    """Whether the supervoxels of the root are among those of these roots; if False, among those of all others."""
+    """Whether `among` applies; if False, the supervoxels may belong to all roots except `among`."""
 
     def candidates(self, roots: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Return which supervoxels may belong to the root, from their roots at the instant of the layer."""
@@ -83,7 +81,7 @@ class GrapheneSource:
     layer_bits: int = 8
     """Number of bits of the layer number."""
     kept: tuple[KeptRoot, ...] = ()
-    """Roots of other instants that are drawn over the current ones; the last is on top."""
+    """Roots of other instants, which are drawn over the current ones in this order."""
 
     @property
     def name(self) -> str:
@@ -190,7 +188,7 @@ def open_graphene(
     connection = to_connection(connection)
     graph = graph_at(address, token=token, connection=connection)
     info, clock = graph.info()
-    parse_timestamp(timestamp)  # an invalid timestamp is also an error for supervoxels
+    parse_timestamp(timestamp)  # raises for an invalid timestamp, also if it is not used
     instant = pin_instant(graph, timestamp, clock) if agglomerate else None
     stored = _supervoxels(graph, info, missing)
     if instant is not None and stored.dtype != np.uint64:
@@ -220,7 +218,7 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
     )
     token, connection = graph.token, replace(graph.connection, access=access)
     if token and place.url.startswith(MIDDLEAUTH) and token.header_for(graph.server, access) is not None:
-        # The graph server receives the token and could pass it on, so its storage server may receive it.
+        # The graph server receives the token and could pass it on, so the storage server that it names may receive it.
         token = token.with_hosts(parse_web_url(place.url).netloc)
     stored = {key: info[key] for key in _STORED if key in info}
     found = open_precomputed(
@@ -231,7 +229,7 @@ def _supervoxels(graph: ChunkedGraph, info: dict[str, Any], missing: Missing) ->
 
 
 def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -> tuple[GrapheneSource, list[int]]:
-    """Return a layer and the root ids to select from it; requests from the graph which are current at its instant.
+    """Return a layer and the root ids to select from it; request from the graph which ids are current at its instant.
 
     Roots that were current at another time raise `StaleRootError`; with ``stale="update"`` the current roots that cover
     the same object are used, and with ``"keep"`` the old roots are drawn. Where requested roots overlap, current ones
@@ -249,7 +247,7 @@ def resolve_root_ids(source: GrapheneSource, ids: Iterable[Any], stale: Stale) -
     if unknown:
         raise SegmentError(
             f"{_format_ids(unknown)} {'is no root' if len(unknown) == 1 else 'are no roots'} of {source.name} at any "
-            "time; check the ids: they have up to 19 digits, which floats and spreadsheets cut short"
+            "time; check the ids: floats and spreadsheets round numbers of more than 15 digits"
         )
     if not others:
         return source, [int(i) for i in requested]
@@ -270,7 +268,7 @@ def _kept_roots(
     current: list[int],
     instant: Instant,
 ) -> tuple[KeptRoot, ...]:
-    # Roots of the initial graph were created at different times before its first state.
+    # Roots of the initial graph have creation times before its first state, at which no state can be requested.
     oldest = graph.oldest()
     times = {root: max(made, oldest or made) for root, made in born.items()}
     far_first = sorted(times, key=lambda root: (-abs(times[root].micros - instant.micros), root))
@@ -322,7 +320,7 @@ def _node_kind(source: GrapheneSource, number: np.uint64) -> str:
 
 def _stale_error(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:
     listed = "; ".join(
-        f"{root} is {_format_ids(new)} then" if new else f"the graph lists no successor of {root}"
+        f"{root} is {_format_ids(new)} at that instant" if new else f"the graph lists no successor of {root}"
         for root, new in list(successors.items())[:5]
     )
     more = f"; and {len(successors) - 5} more" if len(successors) > 5 else ""

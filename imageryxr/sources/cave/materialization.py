@@ -35,10 +35,10 @@ class Snapshot:
     """The state of a datastack's tables that queries read."""
 
     version: int
-    """A materialization; that of the instant, or for a live query the last one before the instant."""
+    """Materialization of the instant; for a live query the last one before the instant."""
     instant: Instant
     is_live: bool = False
-    """Whether the service computes the state at the instant, which lies between two materializations."""
+    """Whether the service must compute the state, because the instant has no materialization."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TableInfo:
     resolution: Triple
     """Nanometres per unit (x, y, z) of its positions."""
     reference: str | None = None
-    """Table whose rows the rows of this one refer to."""
+    """Table to whose rows the rows of this table refer."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Materialization:
                 )
             if instant is not None and times[version] != instant:
                 raise TimestampError(
-                    f"the tree was opened at {instant}, but version {version} of {self.stack.name!r} is of "
+                    f"the tree was opened at {instant}, but version {version} of {self.stack.name!r} has the time "
                     f"{times[version]}; open the datastack again"
                 )
             return Snapshot(version, times[version])
@@ -122,10 +122,10 @@ class Materialization:
             )
         last = max(before, key=lambda v: (times[v], v))
         if entries[last].get("parent_version") is not None:
-            # The service silently answers with the newest state of the parent, which may be of another instant.
+            # The service would return the newest state of the parent, which may be that of another instant.
             raise TimestampError(
-                f"{self.name} has tables at its versions only, because these belong to another datastack, and the tree "
-                f"was opened at {instant}{advice}"
+                f"{self.name} has tables at its versions only, because they belong to another datastack, but the tree "
+                f"was opened at {instant}, between two versions{advice}"
             )
         return Snapshot(last, instant, is_live=True)
 
@@ -248,6 +248,6 @@ def read_arrow(body: bytes) -> pa.Table:
 def _arrow_problem(reply: Reply) -> str:
     try:
         read_arrow(reply.body)
-    except Exception as error:  # pyarrow raises its own exceptions, also OSError and ValueError
+    except Exception as error:  # pyarrow raises its own exceptions, OSError and ValueError
         return f"the answer is not a complete Arrow stream ({clean_message(error)[:100]})"
     return ""

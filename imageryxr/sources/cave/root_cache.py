@@ -24,12 +24,12 @@ from imageryxr.sources.fetch.validators import Validator
 
 Ids = npt.NDArray[np.uint64]
 
-# Cached roots for each table and instant, and number of cached tables and instants.
+# Number of roots that are cached for a table at an instant, and number of pairs of a table and an instant.
 REMEMBERED, STATES = 2_000_000, 8
-# Supervoxels with equal bits above these share an entry on the disk. They lie in one chunk of the graph or in
-# neighbouring ones, because an id begins with the position of its chunk.
+# Supervoxels whose ids differ only in this number of low bits share an entry on the disk. They lie in one chunk of the
+# graph or in neighbouring ones, because the high bits of an id are the position of its chunk.
 _GROUP_BITS = 24
-# Ids that are spread over more entries are not those of a box.
+# Ids that are spread over more entries do not belong to a box and are not stored.
 _MOST_GROUPS, _MOST_BYTES = 512, 64 << 20
 
 
@@ -63,7 +63,7 @@ class RootMemory:
             keys, values = self._young
             at = np.searchsorted(keys, ids)
             new = np.ones(len(ids), bool)
-            new[at < len(keys)] = keys[at[at < len(keys)]] != ids[at < len(keys)]  # another thread may have stored them
+            new[at < len(keys)] = keys[at[at < len(keys)]] != ids[at < len(keys)]  # others may be cached meanwhile
             merged = np.insert(keys, at[new], ids[new]), np.insert(values, at[new], roots[new])
             if len(merged[0]) > REMEMBERED // 2:
                 self._old, merged = merged, (np.empty(0, np.uint64), np.empty(0, np.uint64))
@@ -75,11 +75,11 @@ class RootMemory:
 
 @lru_cache(maxsize=STATES)
 def memory_of(table: tuple[str, ...], instant: Instant) -> RootMemory:
-    """Return the cache of a table at an instant."""
+    """Return the memory cache of the roots of a table at an instant."""
     return RootMemory()
 
 
-clear_roots = run_after_fork(memory_of.cache_clear)  # a thread that the child does not have may hold their locks
+clear_roots = run_after_fork(memory_of.cache_clear)  # other threads of the parent may hold the locks of caches
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class RootDisk:
     def store(self, ids: Ids, roots: Ids) -> None:
         """Add the roots of ascending, distinct ids.
 
-        If two processes add to an entry at the same time, it contains the roots of one of them.
+        If two processes add to an entry at the same time, the entry contains the roots of one of them.
         """
         for group, part in _groups(ids):
             keys, values = self._read(group)
@@ -123,7 +123,7 @@ class RootDisk:
 
 
 def disk_of(table: Sequence[str], instant: Instant, connection: Connection) -> RootDisk | None:
-    """Return the roots of a table at an instant on the disk, or None if there is no disk cache."""
+    """Return the disk cache of the roots of a table at an instant, or None if there is no disk cache."""
     folder = connection.disk_folder
     if folder is None:
         return None
@@ -131,7 +131,7 @@ def disk_of(table: Sequence[str], instant: Instant, connection: Connection) -> R
 
 
 def _groups(ids: Ids) -> Iterator[tuple[int, slice]]:
-    """Yield the groups of ascending ids, and which ids belong to each."""
+    """Yield the groups of ascending ids that share an entry, and the slice of the ids that belong to each."""
     groups, starts = np.unique(ids >> np.uint64(_GROUP_BITS), return_index=True)
     if 0 < len(groups) <= _MOST_GROUPS:
         ends = [*starts[1:], len(ids)]

@@ -1,4 +1,4 @@
-"""Rows of CAVE tables: their position and root columns, and answers that are larger than a page."""
+"""Rows of CAVE tables: their columns of positions and root ids, and queries for more rows than a request returns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PAGE = 50_000
-"""Rows of a request; below the limits of CAVE's servers, so that an answer of this length may be incomplete."""
+"""Largest number of rows of a request, which is below the limits of CAVE's servers: more rows may exist if an answer
+has as many."""
 
 Mask = npt.NDArray[np.bool_]
 Filters = dict[str, dict[str, dict[str, Any]]]
@@ -28,10 +29,10 @@ Filters = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a query's answer, and where it is stored."""
+    """A column in the answer to a query, and the table that contains it."""
 
     label: str
-    """Name in the answer, for a position without ``_x``, ``_y`` and ``_z``."""
+    """Name in the answer; that of a position is without ``_x``, ``_y`` and ``_z``."""
     table: str
     name: str
     """Name in its table."""
@@ -41,13 +42,13 @@ class Column:
 
 @dataclass(frozen=True)
 class TableReader:
-    """A table or view at a snapshot, with the columns that its answers have."""
+    """A table or view at a snapshot, with the columns of the answers to its queries."""
 
     service: Materialization
     snapshot: Snapshot
     info: TableInfo
     columns: tuple[Column, ...]
-    """All columns but those of positions."""
+    """All columns except those of positions."""
     positions: tuple[Column, ...]
 
     @property
@@ -78,7 +79,7 @@ class TableReader:
                 f"{self.info.name!r} has no position column {given!r}{hint}; give ",
                 param("position", text=" or ".join(map(repr, labels))),
             )
-        # Schemas of cells have the corners of a bounding box beside the position.
+        # The corners of a bounding box, which some tables have in addition to a position, are not chosen.
         main = [label for label in labels if not label.startswith(("bb_start", "bb_end"))] or list(labels)
         if len(main) > 1:
             raise OptionError(
@@ -95,10 +96,10 @@ class TableReader:
         limit: int | None,
         keep: Callable[[Any], Mask],
     ) -> pa.Table:
-        """Return at most `limit` rows in a box whose roots are among `roots`, without the rows that `keep` rejects.
+        """Return at most `limit` rows with positions in a box and with one of `roots` in a column of root ids.
 
-        The box selects the column `position`; the service also returns rows on its border. `keep` returns the mask of
-        the rows of an answer that lie in the box.
+        `position` is the column of the positions. The service also returns rows on the border of the box, so `keep`
+        returns a mask of the rows of an answer that lie in the box.
         """
         import pyarrow as pa
 
@@ -117,7 +118,7 @@ class TableReader:
 
             def is_new(page: pa.Table, earlier: Sequence[str] = earlier) -> Mask:
                 mask = keep(page)
-                for label in earlier:  # the query of an earlier column has returned these rows
+                for label in earlier:  # leave out the rows that the query for an earlier column has returned
                     mask &= ~_isin(page.column(label), roots or [])
                 return mask
 
@@ -130,10 +131,10 @@ class TableReader:
     def _pages(
         self, filters: Filters, resolution: Triple, limit: int | None, keep: Callable[[Any], Mask]
     ) -> Iterator[pa.Table]:
-        """Yield answers whose rows together are those of a query.
+        """Yield the rows of a query in several answers.
 
-        A query whose answer fills a page is repeated for two ranges of row ids: the service does not sort rows, so
-        that an offset would skip some and repeat others.
+        If an answer fills a page, the query is repeated for two ranges of row ids. An offset would skip some rows and
+        repeat others, because the service does not sort rows.
         """
         import pyarrow as pa
 
@@ -170,8 +171,8 @@ class TableReader:
         """Return the two ranges of row ids into which a range is cut, the lower one last."""
         if "id" not in page.column_names:
             raise OptionError(
-                f"the answer of {self.info.name!r} has more than {page.num_rows:,} rows and no ids to read parts by; "
-                "give a smaller bbox, fewer ids or limit="
+                f"the answer of {self.info.name!r} has more than {page.num_rows:,} rows, and no row ids with which to "
+                "read them in parts; give a smaller bbox, fewer ids or limit="
             )
         ids = np.unique(page.column("id").to_numpy())
         if len(ids) < 2 or (lo is not None and ids[0] < lo) or (hi is not None and ids[-1] >= hi):
@@ -207,7 +208,7 @@ def open_table(service: Materialization, snapshot: Snapshot, name: str) -> Table
 
 
 def _is_part(column: str, stored: Sequence[str]) -> bool:
-    """Return whether a column is one of the three of a position."""
+    """Return whether a column is one of the three columns of a position."""
     return column[-2:] in ("_x", "_y", "_z") and not {f"{column[:-2]}_{axis}" for axis in "xyz"} - set(stored)
 
 

@@ -1,4 +1,4 @@
-"""Instants: timestamps of all supported kinds, converted to microseconds in UTC."""
+"""Instants: conversion of all supported kinds of timestamps to microseconds in UTC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imageryxr.errors import Message, NaiveTimestampWarning, TimestampError, par
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000
 
-# Seconds of the year 5138; a larger number is in a smaller unit.
+# Seconds from 1970 to the year 5138; a larger number is taken for milliseconds or smaller units.
 _TOO_LATE = 100_000_000_000
 _SMALLER = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
@@ -57,7 +57,7 @@ def instant_of(value: Any, *, naive_is_utc: bool = False) -> Instant:
     CAVE's services.
     """
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
-        value = np.asarray(value)[()]  # selecting one element of an array returns an array without dimensions
+        value = np.asarray(value)[()]  # an element of a DataArray is an array without dimensions
     if isinstance(value, str):
         value = _from_text(value)
     if isinstance(value, np.datetime64):
@@ -99,7 +99,7 @@ def _from_numpy(value: np.datetime64) -> datetime:
             param("timestamp"),
             " out for the current one",
         )
-    # Rounded down, so that edits after the instant are excluded.
+    # Round down, so that the state contains no edit after the instant.
     found = value.astype("datetime64[us]").item()
     if not isinstance(found, datetime):
         raise TimestampError(param("timestamp", value), " lies outside the years 1 to 9999")
@@ -109,7 +109,8 @@ def _from_numpy(value: np.datetime64) -> datetime:
 def _from_epoch(value: Any) -> Instant:
     if isinstance(value, np.floating) and value.dtype.itemsize < 8:
         raise TimestampError(
-            param("timestamp", value), f" is a {value.dtype}, whose precision is worse than a minute; give float64"
+            param("timestamp", value),
+            f" is a {value.dtype}, whose precision is worse than a minute; give float64",
         )
     seconds = to_number(value)
     if seconds is None or not 0 <= seconds < _TOO_LATE:

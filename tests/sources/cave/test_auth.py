@@ -224,7 +224,7 @@ def test_a_redirect_to_another_server_carries_no_token(cave, home):
     with serving(cave.folder) as other:
         cave.fault("/segmentation/table", "status", status=302, headers={"Location": f"{other.url}/em/info"})
         # the redirect leads to the info of another kind of layer
-        with pytest.raises(ix.errors.SourceError, match="it lacks 'graph'"):
+        with pytest.raises(ix.errors.SourceError, match="it has no 'graph'"):
             seg_of(cave, token=TOKEN)
         other.needs = f"Bearer {TOKEN}"
         with pytest.raises(ix.errors.InvalidTokenError, match="HTTP 401"):

@@ -129,7 +129,7 @@ class TestDatastack:
 
     def test_an_unknown_version_lists_the_existing_ones(self, cave):
         with pytest.raises(
-            ix.errors.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': there are 7, 9"
+            ix.errors.SourceNotFoundError, match=r"no materialization 8 of 'fib25_public': the versions are 7, 9"
         ):
             self.open(cave, version=8)
         with pytest.raises(ix.errors.OptionError, match="both define the instant"):
@@ -369,7 +369,7 @@ class TestIds:
 
     def test_a_stale_root_names_its_successors(self, cave):
         a, b = cave.graph.merged_from
-        with pytest.raises(ix.errors.StaleRootError, match=f"{a} is {cave.graph.merged} then") as caught:
+        with pytest.raises(ix.errors.StaleRootError, match=f"{a} is {cave.graph.merged} at that instant") as caught:
             segmentation(cave, MERGE + 1, ids=[a])
         assert caught.value.successors == {a: [cave.graph.merged]}
         for word in ("stale='update'", "stale='keep'", utc(MERGE + 1).isoformat()):
