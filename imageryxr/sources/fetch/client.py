@@ -37,6 +37,10 @@ LONGEST_WAIT = 30.0
 METADATA_BYTES = 64 << 20
 
 
+class LargeBodyError(ServerError):
+    """A response whose body exceeds the limit of its request."""
+
+
 def send_request(method: str, url: str, connection: Connection, **options: Any) -> Reply:
     """Return the response to a request, of any status, after retries of transient errors; see `request_steps`."""
     return run(request_steps(method, url, connection, **options))
@@ -73,7 +77,7 @@ def request_steps(
     width = connection.concurrency or width or default_width(address)
     sent = dict(headers or {})
     request = Request(method, address, connection, body, sent, credential, stop, follow, limit, part, width)
-    problem = ""
+    problem, kind = "", ServerError
     for attempt in range(connection.retries + 1):
         pause = 0.0
         try:
@@ -97,6 +101,7 @@ def request_steps(
         except Exception as error:
             problem = _hide_secret(_error_message(error), request.secret)[:500]
             if not _is_retryable(error):
+                kind = LargeBodyError if isinstance(error, TooLargeError) else ServerError
                 break
         if attempt < connection.retries:
             pause = max(pause, connection.backoff * 2**attempt * random.uniform(0.75, 1.25))
@@ -107,7 +112,7 @@ def request_steps(
             if stop.is_set():
                 raise StoppedError(f"{address.public}: stopped")
     attempts = f" after {attempt + 1} attempts" if attempt else ""
-    raise ServerError(f"the request to {address.public} failed{attempts}: {problem}")
+    raise kind(f"the request to {address.public} failed{attempts}: {problem}")
 
 
 def default_width(url: WebURL) -> int:

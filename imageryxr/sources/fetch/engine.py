@@ -24,6 +24,7 @@ from imageryxr.sources.fetch.budget import ByteBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader
+from imageryxr.sources.fetch.index_cache import dropping_damaged
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.threads import run_in_parallel
@@ -88,7 +89,7 @@ def read_objects(
     """Fetch objects, decode them and pass each to a function, in several threads; the first error is raised at once.
 
     Objects in the memory cache are not fetched. An object enters the cache after it was decoded, so that a damaged
-    object is fetched again.
+    object is fetched again, and so is the index of a shard whose ranges could not be read.
 
     Parameters
     ----------
@@ -108,10 +109,11 @@ def read_objects(
         waiting = _use_decoded(identity, requests, use)
     reader = _Reader(store, decode, use, connection, identity, disk_reader(store), _READS_ONCE.get())
     bundles = list(_bundles(waiting, identity, reader.disk))
-    if lanes.IS_SUPPORTED and reader.disk is None and getattr(store, "can_interleave", False):
-        _read_in_lanes(reader, bundles)
-    else:
-        run_in_parallel(reader.work, bundles, store.width)
+    with dropping_damaged(store, {request.key for request in waiting if request.span is not None}):
+        if lanes.IS_SUPPORTED and reader.disk is None and getattr(store, "can_interleave", False):
+            _read_in_lanes(reader, bundles)
+        else:
+            run_in_parallel(reader.work, bundles, store.width)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from functools import cached_property, lru_cache
 from typing import ClassVar
 from urllib.parse import quote
 
+import numpy as np
+
 from imageryxr.errors import ServerError
 from imageryxr.sources.address import SAFE
 from imageryxr.sources.base import stamp_of
@@ -198,12 +200,16 @@ class MemoryFolder(LocalFolder):
         found = CloudFiles(self.path, progress=False).get([{"path": key, "start": start, "end": end}], raw=True)[0]
         if found["error"] is not None:
             raise found["error"]
-        body = found["content"]
+        body, encoding = found["content"], str(found["compress"] or "")
         if body is None:
             return None
+        if isinstance(body, np.ndarray):
+            # CloudVolume keeps the voxels of a raw chunk as an array, uncompressed whatever the name states.
+            whole, encoding = body.tobytes("F"), ""
+            body = whole if part is None else part.cut(whole)
         if len(body) > limit:
             raise TooLargeError(f"{key} has {len(body):,} bytes; the limit is {limit:,}")
-        return Stored(body, str(found["compress"] or "") if part is None else "")
+        return Stored(body, encoding if part is None else "")
 
 
 def checksum_problem(reply: Reply) -> str:

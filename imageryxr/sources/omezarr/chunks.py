@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from imageryxr.core.bbox import DIMS, IndexBox
 from imageryxr.sources.base import ALLOCATE
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.chunk_boxes import chunk_spans, copy_cached, remember_box
+from imageryxr.sources.fetch.client import LargeBodyError
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.decompress import decompress
+from imageryxr.sources.fetch.decompress import TooLargeError, decompress
 from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.memory_cache import Stored
@@ -88,20 +90,26 @@ def read_box(
 
     def read_whole() -> None:
         requests = [shard_request(layout, guarded, inside, found) for inside in whole]
-        read_objects(guarded, requests, decode, use, connection)
+        try:
+            read_objects(guarded, requests, decode, use, connection)
+        except (TooLargeError, LargeBodyError):  # a shard may have unused bytes between its chunks
+            read_ranges([part for inside in whole for part in inside])
 
-    def read_others() -> None:
-        for part, request in zip(others, chunk_requests(layout, guarded, others), strict=True):
+    def read_ranges(some: list[ChunkPart]) -> None:
+        for part, request in zip(some, chunk_requests(layout, guarded, some), strict=True):
             found[part.number] = request
             if request is None:
                 out[part.place] = blank
-        requests = [request for part in others if (request := found[part.number]) is not None]
+        requests = [request for part in some if (request := found[part.number]) is not None]
         read_objects(guarded, requests, decode, use, connection)
 
     if whole and others:
-        run_in_parallel(lambda job, stop: job(), [read_whole, read_others], 2)
+        jobs: list[Callable[[], None]] = [read_whole, partial(read_ranges, others)]
+        run_in_parallel(lambda job, stop: job(), jobs, 2)
+    elif whole:
+        read_whole()
     else:
-        (read_whole if whole else read_others)()
+        read_ranges(others)
     if not absent:
         remember_box(store, connection, name, found, np.broadcast_to(blank, layout.chunks))
     return out, absent

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
+from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.engine import ObjectRequest
-from imageryxr.sources.fetch.index_cache import Index, Key, cached_indexes, get_indexes, put_index
+from imageryxr.sources.fetch.index_cache import (
+    Index,
+    IndexPlace,
+    Key,
+    cached_indexes,
+    dropping_damaged,
+    get_indexes,
+    put_index,
+)
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.omezarr.chunk_decoder import decode_chunk
 from imageryxr.sources.omezarr.chunk_layout import ChunkLayout, ChunkPart
@@ -84,11 +91,14 @@ def chunk_requests(
     size = layout.form.index_size
     place = ByteRange(0, size) if layout.form.index_first else ByteRange(suffix=size)
 
-    def fetch(key: Key, stop: threading.Event) -> Index | None:
-        return read_parsed(store, key[0], place, size, stop, lambda body: _parse_index(layout, key[0], body))
+    def locate(key: Key) -> IndexPlace:
+        return IndexPlace(place, size, lambda body: _parse_index(layout, key[0], body))
 
-    indexes = get_indexes(store, {(part.key,) for part in parts}, fetch)
-    yield from (_request_in_shard(layout, part, indexes[(part.key,)]) for part in parts)
+    indexes = get_indexes(store, {(part.key,) for part in parts}, locate)
+    for part in parts:
+        with dropping_damaged(store, {part.key}):
+            request = _request_in_shard(layout, part, indexes[(part.key,)])
+        yield request
 
 
 def _parse_index(layout: ChunkLayout, key: str, body: bytes | memoryview) -> Index:

@@ -208,17 +208,12 @@ def _shard_requests(
     where = shards.fetch_shards(store, scale["key"], scale["sharding"], ids)
     found = []
     for number, chunk in zip(ids, chunks, strict=True):
-        place = where(number)
+        alone = _request(source, f"{scale['key']}/{chunk.name}", chunk, None)
+        place = where(number, alone.limit)
         if place is None:
-            use(_request(source, f"{scale['key']}/{chunk.name}", chunk, None), None)
-            continue
-        name, start, stop = place
-        request = _request(source, name, chunk, (start, stop))
-        if stop - start > request.limit:
-            raise ValueError(
-                f"the index of {name} states a chunk of {stop - start:,} bytes; the limit is {request.limit:,}"
-            )
-        found.append(request)
+            use(alone, None)
+        else:
+            found.append(alone._replace(key=place[0], span=place[1:]))
     return found
 
 

@@ -7,7 +7,6 @@ only chunks.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +18,8 @@ from imageryxr.sources.base import is_html_page
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import METADATA_BYTES
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.disk_reads import ObjectStore, read_parsed
-from imageryxr.sources.fetch.index_cache import Index, Key, get_indexes
+from imageryxr.sources.fetch.disk_reads import ObjectStore
+from imageryxr.sources.fetch.index_cache import Index, IndexPlace, Key, dropping_damaged, get_indexes
 
 
 def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[int]:
@@ -35,8 +34,8 @@ def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[i
 
 def fetch_shards(
     store: ObjectStore, folder: str, sharding: dict[str, Any], ids: Sequence[int]
-) -> Callable[[int], tuple[str, int, int] | None]:
-    """Fetch the indexes for chunks, and return a function from a chunk id to the chunk's place in the store.
+) -> Callable[[int, int], tuple[str, int, int] | None]:
+    """Fetch the indexes for chunks, and return a function from a chunk's id and largest size to its place in the store.
 
     The place is the key of a shard and a range of its bytes, (key, start, stop), or None for a missing chunk. `folder`
     is the path of the level in the store, and `sharding` the sharding specification in the ``info``.
@@ -50,7 +49,7 @@ def fetch_shards(
     if length > METADATA_BYTES:
         raise ValueError(f"the index of a shard would take {length:,} bytes; the limit is {METADATA_BYTES:,}")
 
-    def shard(key: Key, stop: threading.Event) -> Index | None:
+    def shard(key: Key) -> IndexPlace:
         def parse(body: bytes | memoryview) -> Index:
             if is_html_page(body):
                 raise ValueError(f"the shard {key[0]} is HTML, such as a login page")
@@ -60,9 +59,9 @@ def fetch_shards(
                 )
             return np.frombuffer(body, "<u8").reshape(-1, 2) + np.uint64(length)
 
-        return read_parsed(store, key[0], ByteRange(0, length), length, stop, parse)
+        return IndexPlace(ByteRange(0, length), length, parse)
 
-    def minishard(key: Key, stop: threading.Event) -> Index | None:
+    def minishard(key: Key) -> IndexPlace | None:
         index = outer[key[:1]]
         start, end = (0, 0) if index is None else (int(b) for b in index[int(key[1])])
         if end - start > METADATA_BYTES:
@@ -75,18 +74,22 @@ def fetch_shards(
                 raise ValueError(f"{key[0]} ends before its index at byte {end}: it was truncated or overwritten")
             return _parse(_decompress(bytes(body), spec.minishard_index_encoding, METADATA_BYTES), length)
 
-        return read_parsed(store, key[0], ByteRange(start, end), end - start, stop, parse)
+        return IndexPlace(ByteRange(start, end), end - start, parse)
 
     outer = get_indexes(store, {(name,) for name, _ in places.values()}, shard)
     inner = get_indexes(store, {(n, str(m)) for n, m in places.values()}, minishard)
 
-    def where(chunk: int) -> tuple[str, int, int] | None:
+    def where(chunk: int, limit: int) -> tuple[str, int, int] | None:
         name, number = places[chunk]
         index = inner[(name, str(number))]
-        if index is None:
+        rows = [] if index is None else index[index[:, 0] == np.uint64(chunk)].tolist()
+        if not rows:
             return None
-        rows = index[index[:, 0] == np.uint64(chunk)]
-        return (name, int(rows[0, 1]), int(rows[0, 1]) + int(rows[0, 2])) if len(rows) else None
+        _, start, size = rows[0]
+        with dropping_damaged(store, {name}):
+            if size > limit:
+                raise ValueError(f"the index of {name} states a chunk of {size:,} bytes; the limit is {limit:,}")
+        return name, start, start + size
 
     return where
 

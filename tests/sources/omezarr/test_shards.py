@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import zarr
 from zarr.codecs import ShardingCodec
 
+from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import ChunkReadError, MissingChunkError
 from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch import memory_cache
+from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.object_stores import LocalFolder
 from imageryxr.sources.omezarr import shards
 from imageryxr.sources.omezarr.open import open_omezarr
@@ -183,6 +186,47 @@ def test_a_damaged_index_of_a_whole_shard_is_fetched_again(tmp_path):
         with pytest.raises(ChunkReadError, match="states a chunk"):
             source.read(0, source.levels[0].grid.box)
         file.write_bytes(body)
+        np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), values)
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+@pytest.mark.parametrize("place", [-8, -15])
+def test_a_damaged_index_that_was_read_alone_is_fetched_again(tmp_path, place, is_on_disk):
+    values = noise(SHARDED)
+    image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
+    codec = ShardingCodec(chunk_shape=(8, 16, 16), index_codecs=[zarr.codecs.BytesCodec()])
+    write_ome(tmp_path / "v", [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    file = tmp_path / "v/s0/c/1/0/0"
+    body, date = file.read_bytes(), file.stat().st_mtime_ns
+    damaged = bytearray(body)
+    damaged[place] ^= 16  # of the size and the offset of the last chunk
+    connection = Connection(disk_cache=tmp_path / "cache" if is_on_disk else None)
+    with serving(tmp_path / "v") as server:
+        source = open_omezarr(parse_address(f"zarr://{server.url}"), connection=connection)
+        box = IndexBox((9, 17, 17), (10, 18, 18))
+        file.write_bytes(damaged)
+        os.utime(file, ns=(date, date))  # the server's validator remains the same
+        with pytest.raises(ChunkReadError):
+            source.read(0, box)
+        file.write_bytes(body)
+        os.utime(file, ns=(date, date))
+        np.testing.assert_array_equal(source.read(0, box), values[box.slices()])
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_whole_shard_with_large_gaps_is_read_by_ranges(tmp_path, is_remote):
+    values = noise(SHARDED)
+    image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
+    codec = ShardingCodec(chunk_shape=(8, 16, 16), index_codecs=[zarr.codecs.BytesCodec()])
+    write_ome(tmp_path, [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    file = tmp_path / "s0/c/1/0/0"
+    body = file.read_bytes()
+    index = np.frombuffer(body[-64:], "<u8").reshape(-1, 2).copy()
+    start, size = index[3].tolist()
+    index[3, 0] = len(body) + (2 << 20)
+    file.write_bytes(body[:-64] + bytes(2 << 20) + bytes(64) + body[start : start + size] + index.tobytes())
+    with serving(tmp_path) as server:
+        source = open_omezarr(parse_address(f"zarr://{server.url if is_remote else tmp_path}"))
         np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), values)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cloudvolume import CloudVolume
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.grid import Grid
@@ -624,3 +625,18 @@ class TestOptionalMembers:
         for use in (lambda s: s.check(0),):
             with pytest.raises(CodecError, match="stored as 'zupfgeige' at mip 0, but supported are raw, jpeg"):
                 use(opened(tmp_path))
+
+
+@pytest.mark.parametrize("compress", [None, "gzip"])
+@pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
+def test_a_layer_that_cloudvolume_keeps_in_memory_is_read(encoding, compress):
+    values = np.arange(40 * 30 * 20, dtype=np.uint64).reshape(20, 30, 40) // 7
+    info = CloudVolume.create_new_info(
+        1, "segmentation", "uint64", encoding, (8, 8, 40), (0, 0, 0), (40, 30, 20), chunk_size=(16, 16, 16)
+    )
+    url = f"mem://tests/{encoding}-{compress}"
+    volume = CloudVolume(url, info=info, compress=compress, progress=False)
+    volume.commit_info()
+    volume[:] = values.T[..., None]
+    source = resolve_source(f"precomputed://{url}", "segmentation")
+    np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), values)
