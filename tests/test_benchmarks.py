@@ -118,4 +118,4 @@ def test_figures_and_exports_use_few_modules(sample):
     assert calls.crossings["ops.align", "core.grid.Grid.select"] > 0
     assert calls.crossings.total() <= 495
     calls = crossings.count(crossings.export, sample)
-    assert 20 < len(calls.modules) <= 47
+    assert 20 < len(calls.modules) <= 46
