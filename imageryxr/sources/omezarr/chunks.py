@@ -103,13 +103,11 @@ def read_box(
         requests = [request for part in some if (request := found[part.number]) is not None]
         read_objects(guarded, requests, decode, use, connection)
 
+    read_others: Callable[[], None] = partial(read_ranges, others)
     if whole and others:
-        jobs: list[Callable[[], None]] = [read_whole, partial(read_ranges, others)]
-        run_in_parallel(lambda job, stop: job(), jobs, 2)
-    elif whole:
-        read_whole()
+        run_in_parallel(lambda job, stop: job(), [read_whole, read_others], 2)
     else:
-        read_ranges(others)
+        (read_whole if whole else read_others)()
     if not absent:
         remember_box(store, connection, name, found, np.broadcast_to(blank, layout.chunks))
     return out, absent

@@ -8,6 +8,7 @@ only chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,16 +51,7 @@ def fetch_shards(
         raise ValueError(f"the index of a shard would take {length:,} bytes; the limit is {METADATA_BYTES:,}")
 
     def shard(key: Key) -> IndexPlace:
-        def parse(body: bytes | memoryview) -> Index:
-            if is_html_page(body):
-                raise ValueError(f"the shard {key[0]} is HTML, such as a login page")
-            if len(body) != length:
-                raise ValueError(
-                    f"the index of {key[0]} has {len(body)} bytes, not {length}: it was truncated or overwritten"
-                )
-            return np.frombuffer(body, "<u8").reshape(-1, 2) + np.uint64(length)
-
-        return IndexPlace(ByteRange(0, length), length, parse)
+        return IndexPlace(ByteRange(0, length), length, partial(_parse_shard_index, key[0], length))
 
     def minishard(key: Key) -> IndexPlace | None:
         index = outer[key[:1]]
@@ -92,6 +84,15 @@ def fetch_shards(
         return name, start, start + size
 
     return where
+
+
+def _parse_shard_index(name: str, length: int, body: bytes | memoryview) -> Index:
+    """Return the start and end in the file of each minishard index of a shard."""
+    if is_html_page(body):
+        raise ValueError(f"the shard {name} is HTML, such as a login page")
+    if len(body) != length:
+        raise ValueError(f"the index of {name} has {len(body)} bytes, not {length}: it was truncated or overwritten")
+    return np.frombuffer(body, "<u8").reshape(-1, 2) + np.uint64(length)
 
 
 def decompress_chunk(sharding: dict[str, Any], body: bytes, limit: int) -> bytes:
