@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import xarray as xr
 
@@ -23,18 +25,26 @@ def levels_of(array: xr.DataArray) -> list[xr.DataArray]:
     operations on the array, such as a selection of ids, are applied to each level. If the array is not a voxel-wise
     function of one level of a source, only the array is returned.
     """
+    return [make() for _, make in _level_makers(array)] or [array]
+
+
+def _level_makers(array: xr.DataArray) -> list[tuple[Grid, Callable[[], xr.DataArray]]]:
+    """Return the grid of each level of the volume, and a function that makes the array; none if there is no volume."""
     try:
         volume = volume_of(array)
     except (LayerError, GridError):
-        return [array]
+        return []
     found = _level_leaf(volume.expr, (0, 0, 0))
     if found is None:
-        return [array]
+        return []
     leaf, by = found
     own = leaf.source.levels[leaf.mip].grid
-    # A level with another dtype has other values, such as means that are stored as floats.
-    real = [level for level in levels_by_resolution(leaf.source) if dtype_of(leaf.source, level.mip) == leaf.dtype]
-    return [_array_at_level(array, volume, leaf, level, _move_grid(level.grid, own, volume.grid, by)) for level in real]
+    makers = list[tuple[Grid, Callable[[], xr.DataArray]]]()
+    for level in levels_by_resolution(leaf.source):
+        if dtype_of(leaf.source, level.mip) == leaf.dtype:  # others have other values, such as means stored as floats
+            grid = _move_grid(level.grid, own, volume.grid, by)
+            makers.append((grid, partial(_array_at_level, array, volume, leaf, level, grid)))
+    return makers
 
 
 def first_resolution(array: xr.DataArray) -> Triple:
@@ -51,11 +61,13 @@ def coarsest_level_for(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
 
     If no level is fine enough along an axis, the finest resolution along that axis is required instead.
     """
-    levels = levels_of(array)
-    sizes = [grid_of(level).resolution for level in levels]
+    levels = _level_makers(array)
+    if not levels:
+        return array
+    sizes = [grid.resolution for grid, _ in levels]
     wanted = [max(min(size[axis] for size in sizes), resolution[axis]) * (1 + 1e-6) for axis in range(3)]
     fine = [i for i, size in enumerate(sizes) if all(a <= b for a, b in zip(size, wanted, strict=True))]
-    return levels[max(fine, default=0)]
+    return levels[max(fine, default=0)][1]()
 
 
 def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
