@@ -162,7 +162,9 @@ def _sum_integers(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> ND
 
 @compile_kernel
 def _sum_floats(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> NDArray[np.float64]:
-    """Return the voxels, the mean, the sum of squared deviations, the minimum and the maximum of each row.
+    """Return statistics of the grey values of each segment, which has one row of the tally.
+
+    These are the number of voxels, the mean, the sum of squared deviations, the minimum and the maximum.
 
     Runs are merged with the update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
     computing sample variances" (1979).

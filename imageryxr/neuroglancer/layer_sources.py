@@ -90,7 +90,7 @@ def _displayed_index(
 def _check_index(index: int, count: int, name: str) -> int:
     if not 0 <= index < count:
         raise LayerError(
-            f"the link shows index {index} of the dimension {name}, but the source has 0 to {count - 1}; select one "
-            "with channel=… or time=…"
+            f"the link shows index {index} of the dimension {name}, but the source has 0 to {count - 1}; select one of "
+            "these in the viewer, and copy the link again"
         )
     return index

@@ -114,7 +114,11 @@ def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, source
         ([*sources, *PLACE, "--output", tmp_path / "cells.csv"], 1, "give --overwrite"),
         ([*sources[:2], *PLACE, "--output", tmp_path / "new.csv"], 2, "give --segmentation SOURCE"),
         ([*PLACE, "--output", tmp_path / "new.csv"], 2, "no source: give"),
-        ([*sources[2:], *PLACE, "--percentiles", 5, "--output", tmp_path / "new.csv"], 2, "image; give --image SOURCE"),
+        (
+            [*sources[2:], *PLACE, "--percentiles", 5, "--output", tmp_path / "new.csv"],
+            2,
+            "grey values are measured; give --image SOURCE",
+        ),
         ([*sources, *PLACE, "--output", tmp_path / "cells.txt"], 2, "ends in .parquet, .csv, .zarr"),
         ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--scheduler", "x"], 2, "tcp://host:8786"),
         ([*sources, *PLACE, "--output", tmp_path / "new.csv", "--workers", 0], 2, "--workers 0 must be"),

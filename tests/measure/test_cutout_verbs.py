@@ -93,7 +93,7 @@ def test_pictures_of_images_and_composites_equal_those_of_each_cutout(kind):
 
 
 @lacks_ids
-def test_drawn_cutouts_read_each_chunk_once_and_keep_selections_cheap():
+def test_an_overlay_of_cutouts_reads_each_chunk_once_and_has_a_deterministic_dask_name():
     ds = boxes("dask")
     picture = ix.overlay(ds.image, ds.segmentation, ids=ds.pre_id)
     counted_source.READS.clear()
@@ -170,7 +170,7 @@ def test_aligned_cutouts_equal_crops_of_the_aligned_volume(kind, to):
             middle[d] = own[0] + cells * size
         places = {d: middle[d] + offsets[d] for d in "zyx"}
         if to == "coarsest":
-            # The voxel of the segmentation that contains the centre, counted from 0 nm, has the offset 0.
+            # Offset 0 along y is the centre of the 16 nm voxel that contains the point, moved by the phase in voxels.
             shift = ds.segmentation.attrs.get("cutout_phase", [0, 0, 0])
             places["y"] = (np.floor(centers[i, 1] / 16) + 0.5 + shift[1]) * 16 + offsets["y"]
         for name in ("image", "segmentation"):

@@ -110,7 +110,7 @@ def test_every_chunk_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
     assert seen == ["png"] * 2 + ["raw"] * 8
 
 
-def test_volumes_of_other_code_are_not_changed(tmp_path):
+def test_reading_does_not_change_how_cloudvolume_fills_an_empty_chunk(tmp_path):
     from cloudvolume import CloudVolume
 
     _, file = written(tmp_path, "raw")

@@ -225,9 +225,10 @@ def _coverage_message(extents: list[tuple[LevelLeaf, IndexBox]], grid: Grid, lea
 
 
 def _level_extents(expr: Expr, *, cropped: bool = True) -> list[tuple[LevelLeaf, IndexBox]]:
-    """Return the bounds of each level in the indexes of an expression, within the boxes it is cropped to if `cropped`.
+    """Return the levels that an expression reads, each with its bounds in the voxel indexes of the expression.
 
-    Levels below an oblique plane are left out.
+    If `cropped`, the bounds are clipped to the crops in the expression. Levels that are inputs of an oblique plane are
+    omitted.
     """
     if isinstance(expr, LevelLeaf):
         return [(expr, expr.bounds)]

@@ -33,8 +33,8 @@ from imageryxr.sources.fetch.sockets import (
 from imageryxr.sources.fetch.tls import secure
 from imageryxr.sources.fetch.url import WebURL, is_local_host, parse_web_url
 
-# Largest number of idle connections to a server, of servers, and of idle connections: each is an open file, of which
-# some systems permit 256.
+# Limits of idle connections: those to one server, the servers that have any, and those to all servers. Each connection
+# is an open file, and some systems permit only 256 open files per process.
 _IDLE, _SERVERS, _MOST_IDLE = 64, 64, 128
 # Paths that need no encoding and have no "." or "..", such as those of most chunks.
 _PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.~-]*)+")

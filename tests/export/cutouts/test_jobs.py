@@ -245,7 +245,7 @@ def test_a_plan_counts_the_chunks_that_an_export_reads(tmp_path):
     assert "6 cutouts; reads" in repr(drawn)
 
 
-def test_a_contact_sheet_shows_the_centres_with_a_column_as_labels():
+def test_a_montage_shows_the_central_slice_of_each_cutout_labelled_by_a_column():
     sheet = ix.montage(pictures(), columns=4, spacing=2)
     assert sheet.size == (4 * 16 + 3 * 2, 2 * 12 + 2)
     np.testing.assert_array_equal(np.asarray(sheet)[:12, :16], pictures().values[0, 1, ..., :3])

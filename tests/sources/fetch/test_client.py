@@ -192,7 +192,7 @@ def test_nested_jobs_stop_with_the_outer_ones():
         assert stop.wait(60)
 
 
-def test_the_only_job_of_a_job_runs_in_its_thread_and_stops_with_it():
+def test_a_single_nested_job_runs_in_the_thread_of_its_parent_and_shares_its_stop_event():
     found = []
 
     def within(job, stop):

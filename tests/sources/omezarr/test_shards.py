@@ -80,7 +80,7 @@ def test_a_damaged_index_is_an_error(tmp_path):
 def test_a_shard_whose_chunks_are_all_needed_takes_one_request(tmp_path):
     array = create(tmp_path, shards=(8, 16, 32))
     assert asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 32))) == [("c/0/0/0", None)]
-    # Every chunk is needed of some voxel.
+    # The box is small, but it overlaps every chunk of the shard.
     assert asked_for(array, tmp_path, slices((3, 5), (7, 9), (15, 17))) == [("c/0/0/0", None)]
 
 
