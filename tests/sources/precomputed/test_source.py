@@ -627,7 +627,7 @@ class TestOptionalMembers:
                 use(opened(tmp_path))
 
 
-@pytest.mark.parametrize("compress", [None, "gzip"])
+@pytest.mark.parametrize("compress", [None, "", "gzip", "br"])
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
 def test_a_layer_that_cloudvolume_keeps_in_memory_is_read(encoding, compress):
     values = np.arange(40 * 30 * 20, dtype=np.uint64).reshape(20, 30, 40) // 7
