@@ -48,7 +48,7 @@ PartitionName=standard Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return the numbers of `count` ports of this machine that nobody uses."""
+    """Return the numbers of free ports of this machine."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -95,10 +95,8 @@ def chunk_requests(
         return IndexPlace(place, size, lambda body: _parse_index(layout, key[0], body))
 
     indexes = get_indexes(store, {(part.key,) for part in parts}, locate)
-    for part in parts:
-        with dropping_damaged(store, {part.key}):
-            request = _request_in_shard(layout, part, indexes[(part.key,)])
-        yield request
+    with dropping_damaged(store, {part.key for part in parts}):
+        yield from (_request_in_shard(layout, part, indexes[(part.key,)]) for part in parts)
 
 
 def _parse_index(layout: ChunkLayout, key: str, body: bytes | memoryview) -> Index:

@@ -78,8 +78,8 @@ def fetch_shards(
         if not rows:
             return None
         _, start, size = rows[0]
-        with dropping_damaged(store, {name}):
-            if size > limit:
+        if size > limit:
+            with dropping_damaged(store, {name}):
                 raise ValueError(f"the index of {name} states a chunk of {size:,} bytes; the limit is {limit:,}")
         return name, start, start + size
 

@@ -173,11 +173,17 @@ def test_chunks_of_a_whole_shard_are_found_in_memory_and_by_its_index(tmp_path):
         np.testing.assert_array_equal(source.read(0, box), values)
 
 
-def test_a_damaged_index_of_a_whole_shard_is_fetched_again(tmp_path):
+def write_without_checksum(folder: Path) -> np.ndarray:
+    """Write a volume of uncompressed shards whose indexes have no checksum; return its voxels."""
     values = noise(SHARDED)
     image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
     codec = ShardingCodec(chunk_shape=(8, 16, 16), index_codecs=[zarr.codecs.BytesCodec()])
-    write_ome(tmp_path, [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    write_ome(folder, [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    return values
+
+
+def test_a_damaged_index_of_a_whole_shard_is_fetched_again(tmp_path):
+    values = write_without_checksum(tmp_path)
     file = tmp_path / "s0/c/1/0/0"
     body = file.read_bytes()
     with serving(tmp_path) as server:
@@ -192,10 +198,7 @@ def test_a_damaged_index_of_a_whole_shard_is_fetched_again(tmp_path):
 @pytest.mark.parametrize("is_on_disk", [False, True])
 @pytest.mark.parametrize("place", [-8, -13])
 def test_a_damaged_index_that_was_read_alone_is_fetched_again(tmp_path, place, is_on_disk):
-    values = noise(SHARDED)
-    image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
-    codec = ShardingCodec(chunk_shape=(8, 16, 16), index_codecs=[zarr.codecs.BytesCodec()])
-    write_ome(tmp_path / "v", [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    values = write_without_checksum(tmp_path / "v")
     file = tmp_path / "v/s0/c/1/0/0"
     body, date = file.read_bytes(), file.stat().st_mtime_ns
     damaged = bytearray(body)
@@ -215,10 +218,7 @@ def test_a_damaged_index_that_was_read_alone_is_fetched_again(tmp_path, place, i
 
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_a_whole_shard_with_large_gaps_is_read_by_ranges(tmp_path, is_remote):
-    values = noise(SHARDED)
-    image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
-    codec = ShardingCodec(chunk_shape=(8, 16, 16), index_codecs=[zarr.codecs.BytesCodec()])
-    write_ome(tmp_path, [values], image, chunks=(8, 32, 32), serializer=codec, compressors=None)
+    values = write_without_checksum(tmp_path)
     file = tmp_path / "s0/c/1/0/0"
     body = file.read_bytes()
     index = np.frombuffer(body[-64:], "<u8").reshape(-1, 2).copy()
