@@ -182,7 +182,7 @@ def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any)
             return OutOfVolumeError(f"{message}. The points are inside if they are in {meant}: give resolution={given}")
     if _any_inside(places[:, ::-1], unit, grid):
         return OutOfVolumeError(
-            f"{message}. The points are inside if they are in the order (z, y, x): give them as (x, y, z)"
+            f"{message}. Read as (z, y, x), the points are inside: give their numbers in the order (x, y, z)"
         )
     return OutOfVolumeError(f"{message}; give points inside the array, in units of resolution=(x, y, z nm per unit)")
 

@@ -191,7 +191,10 @@ def test_points_outside_are_background_and_all_outside_are_an_error():
         ix.sample_points(opened(), [first - 1], resolution=GRID.resolution)
     with pytest.raises(ix.errors.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
         ix.sample_points(opened(), [first + 1])
-    with pytest.raises(ix.errors.OutOfVolumeError, match=r"order \(z, y, x\): give them as \(x, y, z\)"):
+    with pytest.raises(
+        ix.errors.OutOfVolumeError,
+        match=r"Read as \(z, y, x\), the points are inside: give their numbers in the order \(x, y, z\)",
+    ):
         ix.sample_points(held(), [(7.5, 45, 50)][::1], resolution=(8, 8, 40)[::1])
 
 

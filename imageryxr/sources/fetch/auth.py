@@ -45,8 +45,8 @@ class Token:
     stored_for : str
         Server in the name of the file that contains the token.
     looked_up : tuple of str
-        Servers that the token was looked up for. A look-up alone does not permit them to receive the token: the address
-        may come from somebody else.
+        Servers that the token was looked up for. A look-up alone does not permit them to receive the token, because a
+        link from another person may contain the address.
     """
 
     __slots__ = ("_handle", "_hosts", "_looked_up", "_stored_for", "_value", "origin")
