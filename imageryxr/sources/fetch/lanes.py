@@ -1,8 +1,8 @@
 """Many requests in one thread, which does the next step of each when its socket is ready.
 
 64 threads with one request each wake up at the same time and compete for the interpreter lock at every system call,
-which takes longer than the requests. Here a few threads take turns: one waits for the sockets until a request has
-ended. Then it handles the result, while another thread waits for the sockets.
+which takes longer than the requests. Here a few threads take turns: one waits for the sockets, while the others handle
+the results of requests that have ended. When there is none, the others wait for their turn.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ class Lanes(Generic[Job, Result]):
         """Do the steps of requests, and finish those that have ended, until there are none."""
         try:
             while True:
-                with self._turn:
-                    ended = self._next_ended(stop)
+                ended = None if stop.is_set() else self._take_ended()
+                if ended is None:
+                    with self._turn:
+                        ended = self._next_ended(stop)
                 if ended is None:
                     return
                 job, result = ended
@@ -105,14 +107,20 @@ class Lanes(Generic[Job, Result]):
                 raise self._failed[0]
             if not (self._jobs or self._on_socket or self._asleep or self._ended):
                 return None
-            is_free = self._finishing < self._most_finishing
-            if not (self._ended and is_free):
-                is_short = bool(self._asleep or self._ended)
-                self._wait(SHORT_SECONDS if is_short else POLL_SECONDS)
-                continue
-            self._wait(0.0)  # start further requests before the result is handled
-            with self._count:
-                self._finishing += 1
+            if self._ended and self._finishing < self._most_finishing:
+                self._wait(0.0)  # start further requests before the result is handled
+                ended = self._take_ended()
+                if ended is not None:
+                    return ended
+            is_short = bool(self._asleep or self._ended)
+            self._wait(SHORT_SECONDS if is_short else POLL_SECONDS)
+
+    def _take_ended(self) -> tuple[Job, Result] | None:
+        """Return a job whose request has ended and its result, unless none has, or enough are being finished."""
+        with self._count:
+            if not self._ended or self._finishing >= self._most_finishing:
+                return None
+            self._finishing += 1
             return self._ended.popleft()
 
     def _start_jobs(self, stop: threading.Event) -> None:
@@ -159,8 +167,10 @@ class Lanes(Generic[Job, Result]):
 
     def _close(self) -> None:
         tasks = [*self._on_socket.values(), *self._asleep]
-        results = [result for _, result in self._ended]
-        for group in (self._on_socket, self._asleep, self._ended, self._jobs):
+        with self._count:  # other threads take results at the same time
+            results = [result for _, result in self._ended]
+            self._ended.clear()
+        for group in (self._on_socket, self._asleep, self._jobs):
             group.clear()
         for task in tasks:
             task.steps.close()

@@ -111,6 +111,28 @@ def test_requests_go_on_while_results_are_decoded():
     assert sorted(work.finished) == list(range(20))
 
 
+def test_results_are_finished_while_a_step_of_another_request_runs():
+    began, second_finished = threading.Event(), threading.Event()
+    was_finished = []
+
+    def start(job, stop):
+        if job == 2:
+            yield Wait(0.01)  # the results of the jobs 0 and 1 are ready before the step
+            began.set()
+            was_finished.append(second_finished.wait(5))
+        return job
+
+    def finish(job, result):
+        if job == 0:
+            assert began.wait(5)
+        if job == 1:
+            second_finished.set()
+
+    lanes = Lanes(range(3), 3, 2, start=start, finish=finish, discard=lambda result: None)
+    run_in_parallel(lanes.work, range(2), 2)
+    assert was_finished == [True]
+
+
 def test_an_error_closes_the_other_requests_and_releases_their_memory():
     work = Work(100, 50, fail_at=40, threads=1)
     with pytest.raises(ValueError, match="a fault"):
