@@ -59,7 +59,7 @@ def decode_chunk(
         if encoding in ISOLATED_ENCODINGS:
             return _decode_isolated(stored, encoding, shape, dtype)
         if encoding in PICTURE_ENCODINGS:
-            stored = decode_picture(stored, encoding, shape, dtype)
+            return decode_picture(stored, encoding, shape, dtype).reshape(shape, order="F")
         return np.frombuffer(stored, dtype).reshape(shape, order="F")
     except (ImportError, DecoderStartError, DamagedChunkError):
         raise

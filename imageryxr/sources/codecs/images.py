@@ -37,8 +37,8 @@ def picture_problem(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[
     return _jpeg_problem(stored, shape, dtype) if encoding == "jpeg" else _jxl_problem(stored, shape)
 
 
-def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> bytes:
-    """Return the voxels of a picture in the order of a raw chunk: x fastest, then y, z and channel.
+def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return the voxels of a picture, 1-D in the order of a raw chunk: x fastest, then y, z and channel.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def decode_picture(stored: bytes, encoding: str, shape: Shape, dtype: np.dtype[A
         raise ValueError(f"it holds {found.shape} pixels instead of voxels of shape {shape}")
     if found.dtype != dtype:
         raise ValueError(f"it decodes to {found.dtype} instead of {dtype}")
-    return found.reshape(-1, channels).T.tobytes()
+    return found.reshape(-1, channels).T.reshape(-1)  # a view if there is one channel
 
 
 def _decode_png(stored: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
