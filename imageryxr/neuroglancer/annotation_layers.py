@@ -84,7 +84,7 @@ def _open_layer(
         dims = {n: (scale, unit) for n, scale, unit in _check_identity(transform)} or dict(state.dimensions)
         found = read_local_annotations(spec, dims, where)
         filters = _segment_filters(layer, spec, state)
-        found = [_filtered(part, filters) for part in found] if filters is not None else found
+        found = [_filter_annotations(part, filters) for part in found] if filters is not None else found
     else:
         found = [_open_precomputed(layer, url, transform, spec, state, options)]
     color, column, problem = _annotation_color(spec, found, where)
@@ -145,8 +145,8 @@ def _open_precomputed(
     if filters is None:
         return _read_near_position(layer, opened, state, scales, placement.shift)
     selected = sorted(set().union(*filters.values()))
-    found = _filtered(read_annotations(opened, None, selected, None), filters)
-    return _moved(found, scales, placement.shift)
+    found = _filter_annotations(read_annotations(opened, None, selected, None), filters)
+    return _transform_annotations(found, scales, placement.shift)
 
 
 def _read_near_position(
@@ -168,7 +168,7 @@ def _read_near_position(
         box = opened.box_around((x, y, z), MOST_CELLS)
         if opened.count_cells(box) > MOST_CELLS:
             raise LinkError(f"more than {MOST_CELLS:,} of its cells overlap at the position of the link")
-    found = _moved(read_annotations(opened, box, None, None), scales, shift)
+    found = _transform_annotations(read_annotations(opened, box, None, None), scales, shift)
     if box is None:
         return found
     corners = np.sort([np.multiply(corner, scales) + shift for corner in (box.lo_nm, box.hi_nm)], axis=0)
@@ -182,7 +182,7 @@ def _read_near_position(
     return found.assign_attrs({REGION: corners.ravel().tolist()})
 
 
-def _moved(annotations: xr.Dataset, scales: Sequence[float], shift: Sequence[float]) -> xr.Dataset:
+def _transform_annotations(annotations: xr.Dataset, scales: Sequence[float], shift: Sequence[float]) -> xr.Dataset:
     """Return annotations scaled about the origin and then moved, along x, y and z."""
     changed: dict[str, Any] = {}
     for names, is_place in ((DIMS, True), (ENDS, True), (RADII, False)):
@@ -220,7 +220,7 @@ def _segment_filters(layer: SkippedLayer, spec: Mapping[str, Any], state: LinkSt
     return found or None
 
 
-def _filtered(annotations: xr.Dataset, filters: Mapping[str, set[int]]) -> xr.Dataset:
+def _filter_annotations(annotations: xr.Dataset, filters: Mapping[str, set[int]]) -> xr.Dataset:
     """Return the annotations that are related to one of the segments, by any of the relationships."""
     chosen = np.zeros(annotations.sizes[DIM], bool)
     for name, segments in filters.items():

@@ -109,10 +109,10 @@ def convert_table(
     else:
         _warn_other_resolution(table, unit)
         places = _named_triples(columns, names, position, "position", used)
-    places = _scaled(places, unit, "positions")
+    places = _triples_in_nm(places, unit, "positions")
     if end is not None and radius is not None:
         raise OptionError("end= and radius= were both given; give end= for lines and boxes, or radius= for ellipsoids")
-    ends = None if end is None else _scaled(_triples(columns, names, end, "end", used), unit, "ends")
+    ends = None if end is None else _triples_in_nm(_triples(columns, names, end, "end", used), unit, "ends")
     radii = None if radius is None else _radii(columns, names, radius, len(places), unit, used)
     kind = annotation_type
     if kind is None:
@@ -242,7 +242,7 @@ def _radii(columns: Any, names: list[Any], given: Any, count: int, unit: Triple,
         values = np.full(count, float(values))
     if values.ndim == 1:
         values = np.repeat(values[:, np.newaxis], 3, axis=1)
-    return _scaled(values, unit, "radii")
+    return _triples_in_nm(values, unit, "radii")
 
 
 def _column_triples(values: Any, name: str, what: str) -> Any:
@@ -265,7 +265,7 @@ def _numbers(values: Any, name: Any, what: str) -> npt.NDArray[np.float64]:
     return plain.astype(np.float64)
 
 
-def _scaled(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
+def _triples_in_nm(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float64]:
     triples = as_triples(values, bare=True)
     if triples is None:
         try:

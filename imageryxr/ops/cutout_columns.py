@@ -52,7 +52,7 @@ def apply_columns(arguments: dict[str, Any], *, is_reported: bool = True) -> dic
             "rest_alpha cannot be combined with ids of each cutout; draw the rest first: composite(overlay(image, "
             "segmentation, alpha=…), overlay(None, segmentation, ids=…))"
         )
-    requested = _requested(columns, segmentation)
+    requested = _cutout_ids(columns, segmentation)
     listed = _list_colors(arguments.get("colors"), requested)
     kept = {n: v for n, v in arguments.items() if n != "ids"}
     kept["segmentation"] = _select_rows(segmentation, _SelectIds(requested, listed is not None, is_reported))
@@ -133,10 +133,10 @@ def select_columns(segmentation: xr.DataArray, ids: Any, *, is_reported: bool = 
 def requested_columns(segmentation: xr.DataArray, ids: Any) -> CutoutIds | None:
     """Return the requested ids of each cutout, or None if ``ids`` are those of all cutouts."""
     columns = _columns(ids, segmentation)
-    return _requested(columns, segmentation) if any(map(_is_column, columns)) else None
+    return _cutout_ids(columns, segmentation) if any(map(_is_column, columns)) else None
 
 
-def _requested(columns: list[Any], segmentation: xr.DataArray) -> CutoutIds:
+def _cutout_ids(columns: list[Any], segmentation: xr.DataArray) -> CutoutIds:
     values = np.stack([_column_values(column, segmentation) for column in columns], axis=1)
     numbers = segmentation[CUTOUT].values if CUTOUT in segmentation.coords else range(len(values))
     return CutoutIds(tuple(_column_names(columns)), tuple(map(str, numbers)), values)

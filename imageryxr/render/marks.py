@@ -139,9 +139,9 @@ class Annotated(TableExpr, RgbaExpr):
 
     def restrict(self, box: IndexBox) -> Annotated:
         """Return the picture with only the marks that a box needs."""
-        return replace(self, marks=self.marks.within(*self._turned(box)))
+        return replace(self, marks=self.marks.within(*self._box_by_slices(box)))
 
-    def _turned(self, box: IndexBox) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    def _box_by_slices(self, box: IndexBox) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Return the corners of a box as (slice, row, column)."""
         order = [self.axis, *(axis for axis in range(3) if axis != self.axis)]
         low, high = ([corner[axis] for axis in order] for corner in box)
@@ -151,7 +151,7 @@ class Annotated(TableExpr, RgbaExpr):
         """Return the picture with the marks of the box."""
         from imageryxr.kernels import marks as kernel
 
-        low, high = self._turned(box)
+        low, high = self._box_by_slices(box)
         part = self.marks.within(low, high)
         if not len(part) and not part.placed:
             return arrays[0]

@@ -102,11 +102,11 @@ class Tables:
         return frame.drop(columns="id") if name == "no_id_view" else frame
 
     def simple(self, server: Any, name: str, data: dict, when: float) -> tuple[int, Any, dict]:
-        return self._finish(self._filtered(self.at(server, name, when), name, data), data, [name])
+        return self._finish(self._filter_rows(self.at(server, name, when), name, data), data, [name])
 
     def joined(self, server: Any, data: dict, when: float) -> tuple[int, Any, dict]:
         (first, left), (second, right) = data["tables"]
-        a, b = (self._filtered(self.at(server, name, when), name, data) for name in (first, second))
+        a, b = (self._filter_rows(self.at(server, name, when), name, data) for name in (first, second))
         b = b.rename(columns={c: _suffixed(c, a, data["suffix_map"][second]) for c in b})
         return self._finish(
             a.merge(b, left_on=left, right_on=_suffixed(right, a, data["suffix_map"][second])), data, [first, second]
@@ -121,7 +121,7 @@ class Tables:
         data = {**data, "tables": [[first, left], [second, right]], "suffix_map": data["suffixes"]}
         return self.joined(server, data, when)
 
-    def _filtered(self, frame: pd.DataFrame, name: str, data: dict) -> pd.DataFrame:
+    def _filter_rows(self, frame: pd.DataFrame, name: str, data: dict) -> pd.DataFrame:
         for key in ("filter_in_dict", "filter_less_dict", "filter_greater_equal_dict"):
             for column, value in data.get(key, {}).get(name, {}).items():
                 held = frame[column]

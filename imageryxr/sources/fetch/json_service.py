@@ -50,7 +50,7 @@ def request_service(
     if body is not None:
         headers["Content-Type"] = kind
 
-    def checked(reply: Reply) -> str:
+    def check_body(reply: Reply) -> str:
         try:
             return check(reply._replace(body=decompress_body(reply)))
         except ValueError as error:
@@ -63,7 +63,7 @@ def request_service(
         body=body,
         headers=headers,
         credential=credential,
-        check=checked,
+        check=check_body,
         width=SERVICE_REQUESTS,
     )
     try:

@@ -34,7 +34,7 @@ def _small_regions(monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 11)
 
 
-def checked(code):
+def run_checked(code):
     done = run_python("-c", code, timeout=600)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
@@ -47,7 +47,7 @@ def checked(code):
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "precomputed", "png", "tiffs", "tiff", "mp4"])
 def test_an_export_killed_at_random_is_continued(tmp_path, kind):
     code = f"from tests.support.export_jobs import kill_at_random; kill_at_random({kind!r}, {str(tmp_path)!r}, 20, 1)"
-    checked(code)
+    run_checked(code)
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_an_export_killed_at_random_is_continued(tmp_path, kind):
 def test_an_export_killed_before_each_system_call_is_continued(tmp_path, kind, step):
     # of the system calls that replace a previous result, every `step`-th is tried
     code = "from tests.support.export_jobs import kill_at_every_call"
-    checked(f"{code}; kill_at_every_call({kind!r}, {str(tmp_path)!r}, {step})")
+    run_checked(f"{code}; kill_at_every_call({kind!r}, {str(tmp_path)!r}, {step})")
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
-def keep(folder, token, name="cave-secret.json"):
+def write_token(folder, token, name="cave-secret.json"):
     (folder / name).write_text(json.dumps({"token": token}))
 
 
@@ -47,7 +47,7 @@ def seg_of(cave, **options):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# where from
+# lookup of tokens
 
 
 class Client:
@@ -59,7 +59,7 @@ def test_tokens_are_found_in_order_of_precedence(home, monkeypatch):
     assert find_token("host:1") is None
     names = ["chunkedgraph-secret.json", "cave-secret.json", "host:1-cave-secret.json"]
     for number, name in enumerate(names):
-        keep(home, f"{number}" * 32, name)
+        write_token(home, f"{number}" * 32, name)
         assert find_token("host:1").headers == {"Authorization": "Bearer " + f"{number}" * 32}
         assert find_token("host:1").origin == str(home / name)
     assert find_token("other").headers == {"Authorization": "Bearer " + "1" * 32}
@@ -75,8 +75,8 @@ def test_tokens_are_found_in_order_of_precedence(home, monkeypatch):
 def test_the_folder_of_cloudvolume_is_searched(home, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUD_VOLUME_DIR", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere" / "secrets").mkdir(parents=True)
-    keep(home, TOKEN)
-    keep(tmp_path / "elsewhere" / "secrets", OTHER)
+    write_token(home, TOKEN)
+    write_token(tmp_path / "elsewhere" / "secrets", OTHER)
     assert find_token("h").headers["Authorization"].endswith(OTHER)
     # caveclient ignores that variable and writes its files in the home directory
     for path in (tmp_path / "elsewhere" / "secrets").iterdir():
@@ -92,12 +92,12 @@ def test_a_token_from_each_place_opens_a_layer(cave, home, monkeypatch, way):
         monkeypatch.setenv("CAVE_TOKEN", OTHER)
     elif way == "variable":
         monkeypatch.setenv("CAVE_TOKEN", TOKEN)
-        keep(home, OTHER)
+        write_token(home, OTHER)
     elif way == "file":
-        keep(home, TOKEN)
+        write_token(home, TOKEN)
     else:
-        keep(home, OTHER)
-        keep(home, TOKEN, f"127.0.0.1:{cave.server_port}-cave-secret.json")
+        write_token(home, OTHER)
+        write_token(home, TOKEN, f"127.0.0.1:{cave.server_port}-cave-secret.json")
     np.testing.assert_array_equal(seg_of(cave, **options).values, cave.truth(NOW, PART))
     tree = ix.open_datastack(DATASTACK, server_address=cave.url, bbox=BOX, timestamp=utc(NOW), **options)
     np.testing.assert_array_equal(tree["segmentation/segmentation"].values, cave.truth(NOW, PART))
@@ -127,7 +127,7 @@ def test_invalid_tokens_are_errors(cave, token):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# refusals
+# denied requests
 
 
 CASES = {
@@ -155,7 +155,7 @@ def test_each_denied_request_names_a_remedy(cave, home, monkeypatch, case, way, 
     token, error, words = CASES[case]
     seg = None
     if way in ("reading", "ids"):
-        # the token was valid when the layer was opened, and is no longer
+        # the token is valid while the layer is opened, and rejected afterwards
         token = token or OTHER
         error, words = CASES["wrong" if case == "missing" else case][1:]
         with monkeypatch.context() as before:
@@ -170,7 +170,7 @@ def test_each_denied_request_names_a_remedy(cave, home, monkeypatch, case, way, 
     assert not any(secret in output for secret in SECRETS)
 
 
-def test_a_failing_client_is_a_server_error(cave, home):
+def test_an_exception_of_a_client_is_a_server_error(cave, home):
     class Info:
         def get_datastack_info(self):
             raise OSError(f"401 Client Error: Unknown token {TOKEN}")
@@ -208,12 +208,12 @@ def test_middleauth_images_receive_the_token(cave, home):
         assert words[0] in str(caught.value)
 
 
-def test_a_token_is_sent_only_to_its_servers(cave, home):
+def test_only_requests_to_the_graph_carry_the_token(cave, home):
     ix.open_image(cave.image, token=TOKEN, bbox=BOX).compute()
     seg_of(cave, token=TOKEN).compute()
     for line in cave.log:
         assert (line.token is not None) == line.path.startswith("/segmentation")
-    # a redirect carries no token
+    # the server redirects the request to its login page
     cave.log.clear()
     cave.fault("/segmentation/table", "login")
     with pytest.raises(ix.errors.InvalidTokenError, match="login page"):
@@ -233,11 +233,11 @@ def test_a_redirect_to_another_server_carries_no_token(cave, home):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# secrecy
+# tokens are never shown or stored
 
 
-def everything_of(array):
-    """Return all text that a user may see of an array."""
+def visible_text_of(array):
+    """Return all texts that show an array, its graph or its source to a user."""
     graph = dict(array.__dask_graph__()) if array.__dask_graph__() is not None else {}
     texts = [repr(array), str(array.attrs), array._repr_html_(), repr(graph), repr(array.data), repr(array.data.dask)]
     source = seg_source(array)
@@ -246,13 +246,13 @@ def everything_of(array):
 
 
 def test_no_repr_or_message_shows_a_token(cave, home, caplog, capfd):
-    keep(home, OTHER)
+    write_token(home, OTHER)
     with caplog.at_level(logging.DEBUG):
         seg = seg_of(cave, token=TOKEN)
         picture = ix.overlay(ix.open_image(cave.image, bbox=BOX), seg)
         tree = ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN)
         picture.compute()
-    shown = everything_of(seg) + repr(tree) + tree._repr_html_() + repr(picture) + str(picture.attrs) + caplog.text
+    shown = visible_text_of(seg) + repr(tree) + tree._repr_html_() + repr(picture) + str(picture.attrs) + caplog.text
     shown += "".join(capfd.readouterr())
     assert not any(secret in shown for secret in SECRETS)
 
@@ -289,7 +289,7 @@ def test_no_exported_file_contains_a_token(cave, tmp_path):
 
 
 def test_a_stored_token_is_not_pickled(cave, home, monkeypatch):
-    keep(home, TOKEN)
+    write_token(home, TOKEN)
     seg = seg_of(cave)
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     for array in (seg, seg_of(cave)):
@@ -312,7 +312,7 @@ def test_the_token_of_a_client_is_not_pickled(cave, home):
     blob = pickle.dumps(seg_source(seg))
     assert TOKEN.encode() not in blob
     assert TOKEN.encode() not in cloudpickle.dumps(tree)
-    again = pickle.loads(blob)  # in this process the token is found again
+    again = pickle.loads(blob)  # this process still has the client's token
     assert again == seg_source(seg)
     box = IndexBox((0, 0, 0), (3, 40, 40))
     np.testing.assert_array_equal(again.read(0, box), cave.truth(NOW, box.slices()))
@@ -326,7 +326,7 @@ def test_the_token_of_a_client_is_not_pickled(cave, home):
 
 
 def test_workers_find_their_own_token(cave, home):
-    keep(home, TOKEN)
+    write_token(home, TOKEN)
     seg = seg_of(cave)
     code = (
         "import pickle, sys, numpy as np; s = pickle.load(open(sys.argv[1], 'rb'));"

@@ -1,4 +1,4 @@
-"""Faults of servers lead to the right voxels or to our error, in bounded time."""
+"""Faults of CAVE servers raise an `ImageryError` in bounded time, and the next read returns the right voxels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.cave import NOW, utc, voxels
 from tests.support.cave_server import DATASTACK, FORBIDDEN, MERGE, SPLIT, TOKEN, VERSIONS
 from tests.support.slow import slow_except
 
-# Two retries at once; the timeout is longer than any answer of a busy machine takes.
+# Two retries without a wait. The timeout is longer than any response takes on a busy machine.
 HASTY = ix.Connection(timeout=30, retries=2, backoff=0.001)
 IMPATIENT = ix.Connection(timeout=0.5, retries=1, backoff=0.001)
 ONCE = ix.Connection(timeout=0.5, retries=0)
@@ -45,8 +45,8 @@ PASSING = ["500", "503", "429", "drop", "truncate"]
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    """Remove waits between retries, and silence CloudVolume's decoders."""
+def no_waits(monkeypatch):
+    """Remove the waits between retries."""
     monkeypatch.setattr("imageryxr.sources.fetch.client.LONGEST_WAIT", 0.01)
 
 
@@ -54,21 +54,21 @@ def connection_for(fault):
     return IMPATIENT if fault == "delay" else HASTY
 
 
-def bounded(function):
+def run_with_timeout(function):
     """Run a function in a thread with a timeout, so that a hang fails the test."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result(timeout=120)
 
 
-def attempt(function):
-    """Return the result of a function, or our error if it raises one."""
+def result_or_error(function):
+    """Return the result of a function, or the `ImageryError` that it raises."""
     try:
-        return bounded(function)
+        return run_with_timeout(function)
     except ix.ImageryError as error:
         return error
 
 
-def assert_ours(error, cave):
+def check_error(error, cave):
     assert isinstance(error, ix.ImageryError)
     text, cause = str(error), error
     while cause is not None:
@@ -151,25 +151,27 @@ def truths(cave_everywhere, tmp_path_factory):
     return {name: verb(em, seg, tmp_path_factory.mktemp("truth")) for name, verb in verbs.items()}
 
 
-def same(found, truth):
+def are_equal(found, truth):
     if isinstance(truth, list):
-        return len(found) == len(truth) and all(same(a, b) for a, b in zip(found, truth, strict=True))
+        return len(found) == len(truth) and all(are_equal(a, b) for a, b in zip(found, truth, strict=True))
     return np.array_equal(found, truth)
 
 
 @pytest.mark.fast_forms(16)
 @pytest.mark.parametrize(("place", "fault", "verb"), list(cases()))
-def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths, tmp_path, place, fault, verb):
+def test_a_fault_while_reading_is_an_imagery_error_and_a_later_read_succeeds(
+    cave, truths, tmp_path, place, fault, verb
+):
     # a fault without an answer lasts until the timeout, so only one verb retries it
     em, seg = opened(cave, fault, ONCE if fault == "delay" and verb != "values" else None)
     cave.fault(PLACES[place], **FAULTS[fault])
-    error = attempt(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path))
-    assert_ours(error, cave)
+    error = result_or_error(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path))
+    check_error(error, cave)
     if isinstance(error, ix.errors.ChunkReadError):
         assert "mip 0 (10 × 10 × 10 nm), box (" in str(error)
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
     cave.faults.clear()
-    assert same(bounded(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path)), truths[verb])
+    assert are_equal(run_with_timeout(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path)), truths[verb])
 
 
 @pytest.mark.fast_forms(5)
@@ -178,7 +180,7 @@ def test_reading_with_a_fault_returns_the_truth_or_raises_our_error(cave, truths
 def test_transient_errors_are_retried(cave, truths, place, fault):
     em, seg = opened(cave, fault)
     once = cave.fault(PLACES[place], **FAULTS[fault], times=2)
-    assert same(bounded(lambda: READS["values"](em, seg, None)), truths["values"])
+    assert are_equal(run_with_timeout(lambda: READS["values"](em, seg, None)), truths["values"])
     assert once.done == 2
 
 
@@ -211,7 +213,7 @@ def test_a_missing_chunk_is_an_error(cave, policy, error):
 
 
 @pytest.mark.parametrize("status", [404, 403])  # buckets without list permission answer 403
-def test_a_block_without_chunks_is_an_error(cave, status):
+def test_blocks_without_stored_chunks_are_0_and_request_no_roots(cave, status):
     options = {"timestamp": utc(NOW), "token": TOKEN, "bbox": BOX, "connection": HASTY}
     filled, warned = (ix.open_segmentation(cave.table, missing=m, **options) for m in ("fill", "warn"))
     cave.fault("/data/ws/10_10_10/", "status", status=status)
@@ -235,13 +237,13 @@ OPENING = {
     "table": ("/segmentation/table/", lambda cave, c: datastack(cave, c)),
     "version": ("/materialize/", lambda cave, c: datastack(cave, c, version=min(VERSIONS))),
     "oldest": ("oldest_timestamp", lambda cave, c: datastack(cave, c, timestamp=utc(SPLIT))),
-    "latest": ("is_latest", lambda cave, c: stale(cave, c)),
-    "root timestamps": ("root_timestamps", lambda cave, c: stale(cave, c)),
-    "lineage": ("lineage", lambda cave, c: stale(cave, c)),
+    "latest": ("is_latest", lambda cave, c: open_stale_id(cave, c)),
+    "root timestamps": ("root_timestamps", lambda cave, c: open_stale_id(cave, c)),
+    "lineage": ("lineage", lambda cave, c: open_stale_id(cave, c)),
 }
 
 
-def stale(cave, connection):
+def open_stale_id(cave, connection):
     """Open a stale id, whose successor must be requested."""
     options = {"token": TOKEN, "connection": connection, "stale": "update", "timestamp": utc(MERGE + 1)}
     found = ix.open_segmentation(cave.table, ids=[cave.graph.merged_from[0]], **options)
@@ -252,16 +254,16 @@ def stale(cave, connection):
 @pytest.mark.fast_forms(13)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("place", slow_except(OPENING, "info service", "image", "table"))
-def test_opening_with_a_fault_succeeds_or_raises_our_error(cave, place, fault):
+def test_a_fault_while_opening_is_an_imagery_error_and_a_later_opening_succeeds(cave, place, fault):
     pattern, act = OPENING[place]
     cave.fault(pattern, **FAULTS[fault])
-    error = attempt(lambda: act(cave, connection_for(fault)))
+    error = result_or_error(lambda: act(cave, connection_for(fault)))
     if (place, fault) == ("oldest", "missing"):  # an older server does not state its oldest timestamp
         assert error.attrs["timestamp"] == utc(SPLIT).isoformat()
         return
-    assert_ours(error, cave)
+    check_error(error, cave)
     cave.faults.clear()
-    bounded(lambda: act(cave, HASTY))
+    run_with_timeout(lambda: act(cave, HASTY))
 
 
 def test_every_combination_of_fault_and_verb_is_tested():
@@ -314,7 +316,7 @@ def test_responses_compressed_by_a_proxy_are_decompressed(cave):
         ix.open_segmentation(cave.table, timestamp=utc(NOW), token=FORBIDDEN, connection=HASTY)
 
 
-def test_faults_print_nothing(cave, capfd):
+def test_faults_write_nothing_to_stdout_or_stderr(cave, capfd):
     em, seg = opened(cave, "")
     for place in ("image", "supervoxels"):
         for fault in ("short", "corrupt", "garbage", "missing"):

@@ -54,7 +54,7 @@ class TestDatastack:
         return ix.open_datastack(DATASTACK, **options)
 
     @pytest.mark.slow
-    def test_a_figure_of_a_datastack_equals_numpy(self, cave):
+    def test_a_figure_of_a_datastack_equals_a_figure_of_numpy_arrays(self, cave):
         with no_compute():
             tree = self.open(cave)
             assert [str(line) for line in cave.log] == [
@@ -71,7 +71,7 @@ class TestDatastack:
         np.testing.assert_array_equal(ds.segmentation.values, roots)
         grid = ix.grid_of(ds.segmentation)
         plain = xr.DataArray(roots, dims=("z", "y", "x"), coords=grid.coords(), attrs={"resolution": grid.resolution})
-        # so far from the edge that outlines do not depend on it
+        # away from the edge, where outlines do not depend on voxels outside the box
         middle = {"z": slice(2, 4), "y": slice(10, 40), "x": slice(10, 60)}
         truth = ix.overlay(ds.image.compute(), plain, alpha=0.4, outline=2).isel(middle)
         np.testing.assert_array_equal(picture.isel(middle).values, truth.values)
@@ -246,7 +246,7 @@ class TestClient:
 
 class TestInstant:
     @pytest.mark.parametrize("edit", [MERGE, SPLIT])
-    def test_states_before_and_after_an_edit_differ_as_the_graph(self, cave, edit):
+    def test_segmentations_before_and_after_an_edit_equal_the_states_of_the_graph(self, cave, edit):
         before, after = (segmentation(cave, edit + d, bbox=BOX) for d in (-0.1, 0.1))
         both = [before.values, after.values]
         np.testing.assert_array_equal(both[0], cave.truth(edit - 0.1, PART))
@@ -310,7 +310,7 @@ class TestInstant:
         with pytest.raises(ix.errors.TimestampError, match="lies in the future"):
             segmentation(cave, datetime.now(UTC).timestamp() + 3600)
 
-    def test_a_server_without_an_oldest_timestamp_fails_when_reading(self, cave):
+    def test_reading_before_the_first_state_is_an_error_if_the_server_states_no_oldest_timestamp(self, cave):
         cave.without.add("oldest_timestamp")
         early = segmentation(cave, BEGIN - 100, bbox=BOX)
         with pytest.raises(ix.errors.ChunkReadError, match="not a root id.*before the graph's first"):
@@ -326,7 +326,7 @@ class TestInstant:
         assert abs(apart - shift) < 100
 
     def test_now_is_never_in_the_future_of_the_server(self, cave):
-        cave.date_shift = -1.2  # a clock that is ahead, by less than what deserves a warning
+        cave.date_shift = -1.2  # the clock of this machine is ahead by less than the threshold of the warning
         seg = ix.open_segmentation(cave.table, token=TOKEN)
         assert datetime.fromisoformat(seg.attrs["timestamp"]).timestamp() <= datetime.now(UTC).timestamp() - 0.2
 
@@ -403,8 +403,8 @@ class TestIds:
         truth = cave.truth(NOW)
         np.testing.assert_array_equal(found.values, np.where(np.isin(truth, cave.graph.split_into), truth, 0))
 
-    def drawn(self, cave, when, ids):
-        """Return the expected label of each supervoxel: current ids on top, then old ones, the nearest in time first."""
+    def expected_labels(self, cave, when, ids):
+        """Return the expected label of each supervoxel: current ids come first, then old ids by distance in time."""
         now = cave.graph.state(when)
         out = np.where(np.isin(now, np.array(ids, np.uint64)), now, np.uint64(0))  # one value per supervoxel
         made = {root: max(cave.graph.made[root], cave.graph.oldest) for root in ids}
@@ -415,7 +415,10 @@ class TestIds:
     @pytest.mark.fast_forms(1)
     @pytest.mark.parametrize("when", [MERGE - 1, MERGE + 1, NOW])
     @pytest.mark.parametrize(
-        "which", slow_except(["merged", "one", "both", "all", "with a successor", "a half of it"], "a half of it")
+        "which",
+        slow_except(
+            ["merged", "one", "both", "all", "with a successor", "with one of its parts"], "with one of its parts"
+        ),
     )
     def test_stale_keep_draws_old_roots_as_they_were(self, cave, which, when):
         graph = cave.graph
@@ -426,10 +429,10 @@ class TestIds:
             "both": [a, b],
             "all": [a, b, graph.merged, c, d, other],
             "with a successor": [a, c],
-            "a half of it": [graph.merged, c],
+            "with one of its parts": [graph.merged, c],
         }[which]
         found = segmentation(cave, when, ids=ids, stale="keep", chunks=(125, 125, 125))
-        truth = self.drawn(cave, when, ids)
+        truth = self.expected_labels(cave, when, ids)
         whole = sorted(set(truth.tolist()) - {0})
         if which in ("merged", "one", "both"):
             assert whole == sorted(ids)
@@ -442,14 +445,14 @@ class TestIds:
         assert found.attrs["ids"] == sorted(ids)
 
     @pytest.mark.slow
-    def test_kept_roots_are_requested_only_for_candidate_supervoxels(self, cave):
+    def test_stale_keep_requests_old_roots_only_for_blocks_with_candidate_supervoxels(self, cave):
         old = cave.graph.merged
         found = segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50))
         assert tokenize(found) != tokenize(
             segmentation(cave, ids=[old], stale="keep", chunks=(50, 50, 50), when=NOW - 1)
         )
         cave.log.clear()
-        truth = cave.tissue.spread(self.drawn(cave, NOW, [old]))
+        truth = cave.tissue.spread(self.expected_labels(cave, NOW, [old]))
         successors = cave.tissue.spread(np.isin(cave.graph.state(NOW), cave.graph.split_into))
         assert np.array_equal(pickle.loads(pickle.dumps(found)).values, truth)
         requests = [line for line in cave.log if "roots_binary" in line.path]
@@ -461,21 +464,21 @@ class TestIds:
         assert now <= 125
 
     def test_a_root_older_than_the_first_state_is_drawn_at_that_state(self, cave):
-        # real graphs are built in parts, before the time that they state as their oldest
+        # some roots of real graphs are older than the oldest timestamp that the server states
         cave.graph.oldest = BEGIN + 5
         a = cave.graph.merged_from[0]
         assert cave.graph.made[a] < cave.graph.oldest
         found = segmentation(cave, ids=[a], stale="keep")
-        assert np.array_equal(found.values, cave.tissue.spread(self.drawn(cave, NOW, [a])))
+        assert np.array_equal(found.values, cave.tissue.spread(self.expected_labels(cave, NOW, [a])))
         requests = [float(line.query["timestamp"]) for line in cave.log if "roots_binary" in line.path]
         assert set(requests) == {NOW, BEGIN + 5}
-        assert requests.count(BEGIN + 5) <= requests.count(NOW)  # at most one more for each block
+        assert requests.count(BEGIN + 5) <= requests.count(NOW)  # each block requests old roots at most once
 
-    def test_stale_keep_works_without_a_lineage(self, cave):
+    def test_stale_keep_works_on_a_server_without_lineages(self, cave):
         cave.without.add("lineage_graph_multiple")
         a, c = cave.graph.merged_from[0], cave.graph.split_into[0]
         found = segmentation(cave, ids=[a, c], stale="keep")
-        assert np.array_equal(found.values, cave.tissue.spread(self.drawn(cave, NOW, [a, c])))
+        assert np.array_equal(found.values, cave.tissue.spread(self.expected_labels(cave, NOW, [a, c])))
 
     @pytest.mark.parametrize("options", [{}, {"ids": []}, {"ids": [2**60]}])
     def test_an_unknown_stale_policy_is_an_error(self, cave, sample, options):
@@ -515,12 +518,12 @@ class TestIds:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# numbers of requests
+# counts of requests
 
 
 class TestRequests:
     @pytest.mark.slow
-    def test_requests_of_a_figure_of_1024_pixels(self, cave):
+    def test_a_figure_of_1024_pixels_requests_each_chunk_once_and_all_roots_together(self, cave):
         seg = ix.open_segmentation(cave.table.replace(TABLE, f"wide_{TABLE}"), token=TOKEN, timestamp=utc(NOW))
         em = ix.open_image(f"precomputed://{cave.url}/data/wide-em")
         assert len(cave.log) == 3  # two info files, and the oldest timestamp of the graph
@@ -540,7 +543,7 @@ class TestRequests:
         np.testing.assert_array_equal(ds.segmentation.values, truth)
         assert cave.count("roots_binary") == 0  # all roots are cached
 
-    def test_requests_of_a_stack_of_64_slices(self, cave):
+    def test_a_stack_of_64_slices_requests_each_chunk_once(self, cave):
         depth = min(64, cave.tissue.em.shape[0] // 32 * 32)
         side = 64 * tiles(cave.tissue)
         seg = segmentation(cave, NOW, bbox=voxels((0, 0, 0), (side, side, depth)))
@@ -573,7 +576,7 @@ class TestRequests:
         assert second
         assert not first & second
 
-    def test_the_root_cache_is_per_instant(self, cave):
+    def test_roots_of_different_instants_are_cached_separately(self, cave):
         for when in (MERGE, MERGE + 1, MERGE):
             segmentation(cave, when, bbox=BOX).compute()
         assert cave.count("roots_binary") == 2

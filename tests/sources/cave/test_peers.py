@@ -19,7 +19,7 @@ def client(cave):
 
 
 CENTER = (2 * OFFSET[0] + 150, 2 * OFFSET[1] + 140, OFFSET[2] + 12)
-# Whole seconds, since cloud-volume rounds others up.
+# Whole seconds, because cloud-volume rounds fractions of a second up.
 TIMES = [int(BEGIN) + 1, int(MERGE) + 1, int(SPLIT) + 1]
 
 
@@ -27,7 +27,7 @@ TIMES = [int(BEGIN) + 1, int(MERGE) + 1, int(SPLIT) + 1]
 @pytest.mark.parametrize("when", TIMES)
 @pytest.mark.parametrize("size", [(160, 120, 4), (160, 120)])
 def test_cutouts_equal_those_of_imageryclient(client, when, size):
-    # even sizes of the viewer's half voxels, from an even corner: ImageryClient rounds others
+    # Corners and sizes are even in units of the viewer, which are half a voxel: ImageryClient rounds odd values.
     image, labels = ic.ImageryClient(client=client).image_and_segmentation_cutout(
         CENTER, bbox_size=size, timestamp=utc(when)
     )
@@ -60,13 +60,13 @@ def test_pictures_equal_those_of_imageryclient(client, options):
     else:
         got = ix.overlay(ds.image, ds.segmentation, colors=ours, alpha=options["alpha"]).values[0]
     assert got.shape == expected.shape
-    inside = (slice(4, -4), slice(4, -4))  # ImageryClient draws outlines without the data beyond the edge
+    inside = (slice(4, -4), slice(4, -4))  # at the edge, ImageryClient's outlines ignore the voxels outside
     same = np.abs(got[inside].astype(int) - expected[inside]).max(axis=-1) <= 2
     # where lines of several cells meet, the two packages may draw different ones on top
     assert same.mean() == 1 if "outline" not in options else same.mean() > 0.98
 
 
-def test_requests_are_no_more_than_those_of_imageryclient(cave, client):
+def test_a_cutout_makes_no_more_requests_than_imageryclient(cave, client):
     there = ic.ImageryClient(client=client)
     cave.log.clear()
     there.image_and_segmentation_cutout(CENTER, bbox_size=(160, 120), timestamp=utc(TIMES[1]))

@@ -36,7 +36,7 @@ def test_a_new_process_requests_no_root_again(cave, tmp_path):
     assert cave.count("roots_binary") == 0
 
 
-def test_roots_of_another_instant_are_others(cave, tmp_path):
+def test_roots_are_stored_separately_for_each_instant(cave, tmp_path):
     read(cave, NOW, tmp_path)
     before = SPLIT - 1
     np.testing.assert_array_equal(read(cave, before, tmp_path), cave.truth(before, PART))
@@ -53,7 +53,7 @@ ID = st.integers(1, 2**64 - 1)
 
 
 @given(st.lists(st.dictionaries(ID | st.integers(2**60, 2**60 + 50), ID, max_size=20), max_size=4))
-def test_stored_roots_are_found(tmp_path_factory, tables):
+def test_loaded_roots_equal_the_stored_ones(tmp_path_factory, tables):
     folder = tmp_path_factory.mktemp("cache")
     disk = disk_of(TABLE, Instant(1), ix.Connection(disk_cache=folder))
     truth = {}

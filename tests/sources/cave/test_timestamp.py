@@ -103,6 +103,6 @@ def test_microseconds_survive_conversion(when):
     instant = instant_of(when)
     assert datetime.fromisoformat(instant.iso) == when
     assert instant_of(instant.iso) == instant
-    # as PyChunkedGraph reads it
+    # PyChunkedGraph parses a timestamp this way.
     assert datetime.fromtimestamp(float(instant.seconds), UTC) == when
     assert instant.after(0.25).micros - instant.micros == 250_000

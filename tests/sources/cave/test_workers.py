@@ -1,4 +1,4 @@
-"""Reading in threads, workers, spawned and forked processes, and interrupting it."""
+"""Reading in threads, dask workers, and spawned and forked processes; interruption of a read."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def read(blob, box):
     return pickle.loads(blob).read(0, box)
 
 
-def read_one(args):
+def read_job(args):
     return read(*args)
 
 
-def fork_amid(*locks):
+def fork_while_locked(*locks):
     """Fork while other threads hold locks, which are never released in the child."""
     for lock in locks:
         lock.acquire()
@@ -69,7 +69,7 @@ def fork_amid(*locks):
     return child
 
 
-def ended(child, seconds=60):
+def exit_code_of(child, seconds=60):
     """Return the exit code of a forked child; kill it if it hangs."""
     for _ in range(20 * seconds):
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -93,22 +93,22 @@ def test_threads_read_several_instants(cave):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-def test_spawned_processes_read_the_truth(cave, method):
+def test_processes_of_every_start_method_read_the_right_voxels(cave, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system cannot {method}")
     source = source_of(cave)
-    source.read(0, boxes(cave)[0])  # connections and memory are in use when a child is forked
+    source.read(0, boxes(cave)[0])  # the parent has open connections and cached chunks when a child is forked
     jobs = [(pickle.dumps(source), box) for box in boxes(cave, 12, seed=1)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context(method)) as pool:
-            found = list(pool.map(read_one, jobs))
+            found = list(pool.map(read_job, jobs))
     for (_, box), values in zip(jobs, found, strict=True):
         np.testing.assert_array_equal(values, truth(cave, NOW, box))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_during_requests_reads(cave):
+def test_a_forked_child_reads_while_requests_of_its_parent_run(cave):
     source = source_of(cave)
     cave.fault("/data/ws", "delay", seconds=0.05)
     everything = boxes(cave, 8, seed=2)
@@ -118,21 +118,21 @@ def test_a_fork_during_requests_reads(cave):
         waiting = [pool.submit(source.read, 0, box) for box in everything]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            # threads that the child lacks hold the locks of the requests and of the root cache
-            child = fork_amid(attempt._state.budgets._lock, roots._lock)
+            # the child has none of the threads that hold the locks of the requests and of the root cache
+            child = fork_while_locked(attempt._state.budgets._lock, roots._lock)
         if child == 0:
             code = 1
             try:
                 code = 0 if np.array_equal(source.read(0, everything[0]), truth(cave, NOW, everything[0])) else 2
             finally:
                 os._exit(code)
-        assert ended(child) == 0
+        assert exit_code_of(child) == 0
         for box, future in zip(everything, waiting, strict=True):
             np.testing.assert_array_equal(future.result(timeout=60), truth(cave, NOW, box))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_fork_while_locks_are_held_reads(cave):
+def test_a_forked_child_reads_although_its_parent_held_a_lock(cave):
     whole = cave.truth(NOW, PART)
     wanted = np.unique(whole)[[1, 2]]
     seg = ix.open_segmentation(
@@ -140,7 +140,7 @@ def test_a_fork_while_locks_are_held_reads(cave):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = fork_amid(segments._TALLIES._lock)  # a thread that has just read a block holds this lock
+        child = fork_while_locked(segments._TALLIES._lock)  # a thread that has just read a block holds this lock
     if child == 0:
         code = 1
         try:
@@ -148,11 +148,11 @@ def test_a_fork_while_locks_are_held_reads(cave):
             code = 0 if np.array_equal(values, np.where(np.isin(whole, wanted), whole, 0)) else 2
         finally:
             os._exit(code)
-    assert ended(child, 20) == 0
+    assert exit_code_of(child, 20) == 0
 
 
 @pytest.mark.slow
-def test_distributed_workers_read_the_truth(cave):
+def test_distributed_workers_read_the_right_voxels(cave):
     from distributed import Client, LocalCluster
 
     seg = ix.open_segmentation(cave.table, token=TOKEN, timestamp=utc(MERGE + 0.1), bbox=BOX, chunks=(4, 32, 64))
@@ -250,7 +250,9 @@ def test_ctrl_c_interrupts_a_read_at_once(cave, mode):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)  # it takes a fraction of a second; the timeout of requests is 60
+        out, err = process.communicate(
+            timeout=30
+        )  # stopping takes a fraction of a second; requests time out after 60 s
     finally:
         process.kill()
     assert "stopped" in out, err
