@@ -79,7 +79,7 @@ def test_a_cutout_makes_no_more_requests_than_imageryclient(cave, client):
 
 
 @pytest.mark.parametrize("when", TIMES)
-def test_voxels_equal_those_of_cloudvolume(cave, when):
+def test_decoded_voxels_equal_those_of_cloudvolume(cave, when):
     from cloudvolume import CloudVolume
 
     volume = CloudVolume(cave.table, secrets=TOKEN, use_https=True, progress=False)

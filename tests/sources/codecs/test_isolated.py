@@ -58,7 +58,7 @@ def decoded(stored: bytes, encoding: str, values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 @pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1), (64, 3, 1, 1), (5, 7, 33, 1), (128, 96, 16, 1)])
-def test_voxels_equal_those_of_cloudvolume(encoding, dtype, shape):
+def test_decoded_voxels_equal_those_of_cloudvolume(encoding, dtype, shape):
     from cloudvolume import chunks
 
     values = voxels(dtype, shape)
@@ -74,7 +74,7 @@ def test_voxels_equal_those_of_cloudvolume(encoding, dtype, shape):
 @pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
 @pytest.mark.parametrize("flags", [{"connectivity": 4}, {"connectivity": 6}, {"steps": (8, 8, 1)}, {"random_access_z_index": False}])  # fmt: skip
 @pytest.mark.parametrize("kind", ["cells", "one id", "background", "noise"])
-def test_the_lengths_in_compresso_of_every_form_are_accepted(dtype, flags, kind):
+def test_intact_compresso_of_every_form_has_the_length_that_its_header_implies(dtype, flags, kind):
     compresso = pytest.importorskip("compresso")
     for shape in [(5, 7, 3), (1, 1, 1), (33, 17, 70), (128, 128, 64)]:
         values = voxels(dtype, (*shape, 1))[..., 0]
@@ -90,12 +90,12 @@ def test_the_lengths_in_compresso_of_every_form_are_accepted(dtype, flags, kind)
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
-def test_a_chunk_truncated_at_any_byte_is_damaged(encoding, dtype):
-    """A truncated chunk is an error, or, if the missing bytes did not matter (fpzip), decodes to the right voxels."""
+def test_a_truncated_chunk_never_decodes_to_wrong_voxels(encoding, dtype):
+    """A truncated chunk is an error. Truncated fpzip may still decode: its decoder ignores some of the last bytes."""
     values = voxels(dtype, (9, 6, 5, 1))
     stored = encoded(encoding, values)
     whole = decoded(stored, encoding, values)
-    # Each truncated fpzip stream crashes the decoder, which is then restarted.
+    # Each truncated fpzip stream crashes the decoder, and restarting it is slow, so fewer lengths are tried.
     step = 97 if encoding in ("fpzip", "kempressed") else 1 if len(stored) < 400 else 7
     lengths = sorted(
         {*range(0, 40, min(step, 9)), *range(40, len(stored), step), *range(len(stored) - 20, len(stored))}
@@ -115,7 +115,7 @@ def test_a_chunk_truncated_at_any_byte_is_damaged(encoding, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
 def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch):
-    """Bits are flipped, and bytes replaced, removed and inserted."""
+    """Corruptions are flipped bits, and replaced, removed and inserted bytes."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 20.0)
     values = voxels(dtype, (9, 6, 5, 1))
     stored = encoded(encoding, values)
@@ -154,7 +154,7 @@ def test_crackle_of_every_format_is_decoded(dtype, order, pins):
 
 
 def test_crackle_of_version_0_is_decoded():
-    """Version 0 differs from version 1 only in its missing checksums; current encoders write version 1."""
+    """Version 0 is version 1 without checksums. Current encoders write only version 1, so the test removes them."""
     crackle = pytest.importorskip("crackle")
     values = voxels("uint64")
     slices = SHAPE[2]
@@ -170,15 +170,15 @@ def test_crackle_of_version_0_is_decoded():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint64"])
 @pytest.mark.parametrize("pins", [False, True])
-def test_a_flipped_bit_in_crackle_never_returns_other_voxels(dtype, pins):
-    """The decoder loses exceptions of slices, and leaves voxels of the previous chunk in their place."""
+def test_crackle_with_a_flipped_bit_never_decodes_to_wrong_voxels(dtype, pins):
+    """For damaged slices the decoder raises nothing and leaves the voxels of the previous chunk."""
     crackle = pytest.importorskip("crackle")
     values = voxels(dtype, (9, 6, 5, 1))
     stored = bytes(crackle.compress(values[..., 0], allow_pins=pins))
     lengths = crackle.component_lengths(stored)
     begin = 29 + lengths["z_index"]
     codes = begin + lengths["labels"]
-    # A checksum detects a changed label at no cost; a changed code often crashes the decoder, which is then restarted.
+    # A checksum detects a changed label quickly. A changed code often crashes the decoder, and restarting it is slow.
     places = [*range(8 * 29, 8 * codes, 3), *range(8 * codes, 8 * len(stored), 61)]
     detected = 0
     for place in places:
@@ -192,9 +192,11 @@ def test_a_flipped_bit_in_crackle_never_returns_other_voxels(dtype, pins):
 
 
 @pytest.mark.parametrize("encoding", ["fpzip", "kempressed", "zfpc"])
-def test_a_header_with_another_shape_is_damaged(encoding, monkeypatch):
-    """A decoder would allocate all the memory that the header requests."""
-    monkeypatch.setattr(chunk_decoder, "decode_in_process", lambda *a: pytest.fail("this got as far as the decoder"))
+def test_a_header_that_states_another_shape_is_damage(encoding, monkeypatch):
+    """The header is checked first, because a decoder allocates as much memory as the header states."""
+    monkeypatch.setattr(
+        chunk_decoder, "decode_in_process", lambda *a: pytest.fail("the damaged chunk reached the decoder")
+    )
     values = voxels("float32", (9, 6, 5, 1))
     stored = encoded(encoding, values)
     for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
@@ -210,7 +212,7 @@ def test_a_header_with_another_shape_is_damaged(encoding, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"tolerance": 0.1}, {"rate": 8}, {"correlated_dims": [True, True, False, False]}, {"correlated_dims": [False] * 4}])  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
-def test_zfpc_of_every_form_is_decoded(dtype, options):
+def test_truncated_zfpc_and_types_other_than_float32_are_damage(dtype, options):
     zfpc = pytest.importorskip("zfpc")
     for shape in [(9, 6, 5, 1), (16, 8, 8, 3), (1, 1, 1, 1), (5, 4, 3, 2)]:
         values = np.asfortranarray((voxels("float32", shape) * 100).astype(dtype))
@@ -218,7 +220,7 @@ def test_zfpc_of_every_form_is_decoded(dtype, options):
             stored = bytes(zfpc.compress(values, **options))
         except Exception:  # noqa: S112, PERF203, RUF100 - of zfp, not every type has every option
             continue
-        # the decoder returns float32 whatever was stored, so that other types are damage
+        # The decoder returns float32 for every stored type, so other types are reported as damage.
         problem = "" if dtype == "float32" else "its header states another type than float32"
         assert stream_lengths.stream_problem(stored, "zfpc", shape) == problem
         assert all(
@@ -253,7 +255,7 @@ def test_a_killed_decoder_is_replaced():
         np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
 
 
-def test_a_decoder_in_an_endless_loop_is_killed(monkeypatch):
+def test_a_decoder_that_exceeds_the_timeout_is_killed(monkeypatch):
     """With a timeout of 0 s every chunk takes too long, which is reported as damage."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.0)
     with pytest.raises(isolated.StreamError, match=r"crashed \(signal 9\)"):
@@ -312,8 +314,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_process_starts_its_own_decoders_and_ends_them():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_starts_and_ends_its_own_decoders():
     pytest.importorskip("crackle")
     done = run(FORKED)
     assert done.returncode == 0, done.stderr
@@ -339,7 +341,7 @@ def test_decoders_end_when_their_process_is_killed():
             break
         gone.wait(0.1)
     else:
-        pytest.fail("the decoder is there still")
+        pytest.fail("the decoder still runs")
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [k for k in KINDS if k[1] in ("uint64", "float32")])
@@ -348,14 +350,13 @@ def test_damage_is_an_error_that_names_the_layer(tmp_path, encoding, dtype):
     layer(tmp_path, encoding, dtype)
     file = next((tmp_path / "8_8_40").iterdir())
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(ChunkReadError, match=r"box \(3, 4, 5\) to .* is damaged: it") as caught:
+    with pytest.raises(ChunkReadError, match=r"box \(3, 4, 5\) to .* is damaged: it"):
         read(tmp_path)
-    print(caught.value)
 
 
 @pytest.mark.parametrize("served", [False, True])
 def test_a_decoder_that_cannot_start_is_not_a_damaged_chunk(tmp_path, monkeypatch, served):
-    """This happens if a limit of processes or open files is reached; the chunk is intact."""
+    """Starting a decoder fails, for example, at a limit of processes or open files; the chunk itself is intact."""
     values = layer(tmp_path, "crackle", "uint64")
     monkeypatch.setattr(isolated, "_POOL", isolated._Pool())
     monkeypatch.setattr(isolated.sys, "executable", str(tmp_path / "nothing"))

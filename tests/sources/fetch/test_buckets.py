@@ -31,7 +31,7 @@ INFO = {"@type": "neuroglancer_multiscale_volume"}
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
+def no_credentials(monkeypatch):
     """Remove credentials from the environment."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
@@ -49,7 +49,7 @@ def bucket(s3, monkeypatch):
 
 
 def upload(bucket, folder: Path, prefix: str) -> None:
-    """Upload files as CloudVolume does: ``NAME.gz`` as ``NAME`` with a Content-Encoding."""
+    """Upload files as CloudVolume does: ``NAME.gz`` becomes ``NAME`` with the Content-Encoding gzip."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         more = {"ContentEncoding": "gzip"} if name.endswith(".gz") else {}
@@ -85,7 +85,7 @@ def test_a_rewritten_layer_in_a_bucket_shows_its_new_voxels_when_it_is_opened_ag
     for seed in (1, 2):
         precomputed.write_layer(tmp_path / str(seed), [noise(GRID.shape, seed=seed)], [GRID])
         upload(bucket, tmp_path / str(seed), "em")
-        # Amazon's ETag is the same for equal metadata; Last-Modified has a resolution of a second.
+        # The metadata must differ: equal ones have equal ETags, and Last-Modified has a resolution of a second.
         info = tmp_path / str(seed) / "info"
         bucket.client.put_object(Bucket=bucket.name, Key="em/info", Body=info.read_bytes() + b" " * seed)
         np.testing.assert_array_equal(opened(bucket.url("em")).read(0, WHOLE), noise(GRID.shape, seed=seed))
@@ -100,7 +100,7 @@ def test_skeletons_in_a_private_bucket_are_read(bucket, tmp_path):
     assert folder.read(["7", "8"], lambda key, body: bytes(body)) == {"7": b"abc"}
 
 
-def test_an_anonymous_reader_of_another_server_is_denied_or_reads_what_is_public(bucket, tmp_path, monkeypatch):
+def test_a_public_bucket_of_an_s3_compatible_server_is_read_without_credentials(bucket, tmp_path, monkeypatch):
     precomputed.write_layer(tmp_path, [noise(GRID.shape)], [GRID])
     upload(bucket, tmp_path, "em")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -119,7 +119,7 @@ def record_s3(server, monkeypatch, **variables):
 
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("form", ["precomputed", "zarr"])
-def test_requests_to_s3_state_who_pays(monkeypatch, pays, form):
+def test_requests_to_s3_state_that_the_requester_pays(monkeypatch, pays, form):
     with recording() as server:
         record_s3(server, monkeypatch)
         with pytest.raises(ix.errors.SourceNotFoundError):
@@ -130,7 +130,7 @@ def test_requests_to_s3_state_who_pays(monkeypatch, pays, form):
         assert "hunter2" not in "".join(r.text for r in server.requests)
 
 
-def test_links_pay_for_nothing(monkeypatch):
+def test_layers_of_a_link_never_make_the_requester_pay(monkeypatch):
     link = ix.Connection(requester_pays=True, access=Access(from_link=True))
     with recording() as server:
         record_s3(server, monkeypatch)
@@ -140,7 +140,7 @@ def test_links_pay_for_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_denied_metadata_in_a_bucket_are_an_error_or_absent(monkeypatch, status):
+def test_metadata_in_a_bucket_are_absent_after_http_403_and_an_error_after_401(monkeypatch, status):
     with recording() as server:
         server.answer = lambda request: (status, b"", {})
         record_s3(server, monkeypatch)
@@ -170,7 +170,7 @@ def google_keys(tmp_path_factory):
 
 @pytest.fixture
 def storage(google_keys, monkeypatch):
-    """Start a server at storage.googleapis.com."""
+    """Start a server on this machine to which storage.googleapis.com resolves."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(google_keys[0]))
     google._load.cache_clear()
@@ -188,7 +188,7 @@ def storage(google_keys, monkeypatch):
 
 @pytest.fixture
 def account(tmp_path, monkeypatch):
-    """Start a server of tokens, and store the key of an account for it."""
+    """Start a server that issues tokens, and store the key file of a service account that names the server."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -260,12 +260,12 @@ def test_a_public_google_bucket_is_read_without_credentials(storage):
     assert [r.authorization for r in storage.requests] == [None]
 
 
-def test_google_needs_the_name_of_a_project(storage):
+def test_requester_pays_on_google_requires_the_name_of_a_project(storage):
     with pytest.raises(ix.errors.OptionError, match="does not name the project"):
         opened("gs://bucket/em", connection=ix.Connection(requester_pays=True))
 
 
 @pytest.mark.parametrize("value", [None, 1, "a\nb", "ä"])
-def test_requester_pays_is_checked(value):
+def test_an_invalid_requester_pays_is_an_error(value):
     with pytest.raises(ix.errors.OptionError, match="requester_pays"):
         ix.Connection(requester_pays=value)

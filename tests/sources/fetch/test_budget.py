@@ -123,7 +123,7 @@ def test_requests_to_many_services_are_limited_together(from_link, most):
         assert len(budgets) <= MOST_SERVICES
 
 
-def test_limits_of_a_service_with_running_requests_are_kept():
+def test_the_budget_of_a_service_with_running_requests_is_kept():
     budgets = RequestBudgets()
     with budgets.slot("bucket", 64, GO, "host", from_link=True) as budget:
         for number in range(2 * MOST_SERVICES):
@@ -158,12 +158,12 @@ def test_bytes_in_memory_stay_below_the_limit():
     assert budget.used == 0
 
 
-def test_bytes_are_reserved_in_the_order_of_the_requests():
+def test_memory_is_reserved_in_the_order_of_the_requests():
     budget = ByteBudget(100)
     first = next_ticket(budget.acquire(60, "reader", GO))
     large, small = budget.acquire(90, "other", GO), budget.acquire(30, "third", GO)
     assert next(large).is_queue
-    assert next(small).is_queue  # there is room, but then the large one might never get any
+    assert next(small).is_queue  # there is memory for the small one, but small ones could delay the large one for ever
     budget.release(first)
     second = next_ticket(large)
     assert next(small).is_queue
@@ -172,7 +172,7 @@ def test_bytes_are_reserved_in_the_order_of_the_requests():
     assert budget.used == 0
 
 
-def test_each_read_has_memory_for_a_small_chunk_although_others_have_reserved_all():
+def test_each_read_can_reserve_one_small_chunk_when_others_have_reserved_all_memory():
     budget = ByteBudget(100)
     all_of_it = next_ticket(budget.acquire(100, "stalled", GO))
     small, second, other = (budget.acquire(10, reader, GO) for reader in ("one", "one", "other"))
@@ -186,7 +186,7 @@ def test_each_read_has_memory_for_a_small_chunk_although_others_have_reserved_al
     assert (budget.used, budget.peak) == (0, 100)
 
 
-def test_a_stopped_read_gives_up_its_place_for_memory():
+def test_a_stopped_read_leaves_the_queue_for_memory():
     budget, stop = ByteBudget(100), threading.Event()
     first = next_ticket(budget.acquire(60, "reader", GO))
     large, small = budget.acquire(90, "other", stop), budget.acquire(30, "third", GO)
@@ -201,7 +201,7 @@ def test_a_stopped_read_gives_up_its_place_for_memory():
 
 
 def next_ticket(steps):
-    """Return the ticket of a reservation that needs no further wait."""
+    """Return the result of a reservation whose next step succeeds without a wait."""
     with pytest.raises(StopIteration) as end:
         next(steps)
     return end.value.value
@@ -242,14 +242,14 @@ def test_a_service_that_stalls_or_throttles_does_not_stop_reads_of_another(monke
         assert read(good.url, 1 << 20) == [b"y"] * 20
         ended.set()
         stalled.join(20)
-    for _ in range(2000):  # the requests of the read end after the read
+    for _ in range(2000):  # a stopped read returns before its requests have ended
         if not engine._state.memory.used:
             return
         time.sleep(0.01)
-    raise AssertionError
+    raise AssertionError("memory is still reserved")
 
 
-def test_a_chunk_above_the_limit_is_read_alone():
+def test_a_chunk_larger_than_the_limit_is_read_alone():
     budget = ByteBudget(100)
     with budget.reserve(500, None, GO):
         assert budget.used == 500

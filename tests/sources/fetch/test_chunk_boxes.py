@@ -1,4 +1,4 @@
-"""Boxes of chunks in the memory cache, against numpy: a scroll reads them again and again."""
+"""Boxes whose chunks are in the memory cache are read again, as a scroll through slices does; compared with numpy."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def opened(form: str, url: str, **options):
 
 @pytest.fixture
 def small_cache(monkeypatch):
-    """Let the process have an empty cache, whose size is that of the next connection."""
+    """Replace the cache of the process by an empty one; the next connection sets its size."""
     monkeypatch.setattr(memory_cache, "cache", MemoryCache())
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Return a function that writes a volume once, and returns its folder and its voxels."""
+def volume_writer(tmp_path_factory):
+    """Return a function that writes each kind of volume once and returns its folder and voxels."""
 
     @cache
     def write(form: str) -> tuple[Path, np.ndarray]:
@@ -101,8 +101,8 @@ def written(tmp_path_factory):
 
 
 @pytest.fixture(params=FORMS)
-def volume(request, written):
-    folder, truth = written(request.param)
+def volume(request, volume_writer):
+    folder, truth = volume_writer(request.param)
     with serving(folder) as server:
         yield request.param, server, truth
 
@@ -111,8 +111,8 @@ def slices_of(shape, start=0) -> list[IndexBox]:
     return [IndexBox((z, 3, 2), (z + 1, shape[1], shape[2] - 1)) for z in range(start, shape[0])]
 
 
-def objects(requested: list[str]) -> Counter:
-    """Return how often each chunk was requested; ranges of one shard are not told apart."""
+def count_chunk_requests(requested: list[str]) -> Counter:
+    """Return the number of requests for each chunk or shard."""
     return Counter(path for path in requested if not path.endswith(("info", ".json", ".zarray", ".zattrs", ".zgroup")))
 
 
@@ -126,7 +126,7 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     source = opened(form, server.url)
     for box in slices_of(truth.shape):
         np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
-    counted = objects(server.requested)
+    counted = count_chunk_requests(server.requested)
     assert "shard" in form or set(counted.values()) == {1}
     server.requested.clear()
     # These include boxes that extend beyond the volume, boxes of one voxel, and the whole volume.
@@ -136,12 +136,12 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
         np.testing.assert_array_equal(found, padded(truth, box))
         assert found.flags.writeable
         found[...] = 0  # the caller may change the array: the cache does not contain it
-    assert all(number == 1 for path, number in objects(server.requested).items() if "shard" not in form)
-    assert set(objects(server.requested)) & set(counted) == set() or "shard" in form
+    assert all(number == 1 for path, number in count_chunk_requests(server.requested).items() if "shard" not in form)
+    assert set(count_chunk_requests(server.requested)) & set(counted) == set() or "shard" in form
 
 
 @pytest.mark.fast_forms(3)
-def test_a_box_of_cached_chunks_looks_for_no_single_chunk(volume, monkeypatch):
+def test_a_cached_box_is_read_without_looking_up_its_chunks(volume, monkeypatch):
     form, server, truth = volume
     source = opened(form, server.url)
     first, second = slices_of(truth.shape)[:2]
@@ -163,7 +163,7 @@ def test_a_box_of_cached_chunks_looks_for_no_single_chunk(volume, monkeypatch):
 def test_a_cache_that_drops_chunks_between_slices_returns_the_stored_voxels(volume, limit):
     form, server, truth = volume
     source = opened(form, server.url, connection=ix.Connection(memory_cache=limit))
-    near = IndexBox((1, 3, 2), (12, 20, 30))  # four chunks of most volumes
+    near = IndexBox((1, 3, 2), (12, 20, 30))  # overlaps four chunks of most volumes
     boxes = [near.with_axis(0, z, z + 1) for z in range(1, 12, 2)] + boxes_of(truth.shape, 3)
     for box in [*boxes, *boxes[::-1], *(box for box in boxes[:2] for _ in range(3))]:
         np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
@@ -184,7 +184,7 @@ def check_bound(cache: MemoryCache, limit: int) -> None:
 
 
 def owner_of(values) -> tuple[int, int]:
-    """Return the identity and the size of the object whose memory bytes or an array use."""
+    """Return the identity and the size of the object that owns the memory of an array or of bytes."""
     while isinstance(values, np.ndarray | memoryview):
         inner = values.obj if isinstance(values, memoryview) else values.base
         if inner is None:
@@ -214,7 +214,7 @@ def test_two_threads_that_scroll_at_once_read_the_stored_voxels(volume, limit):
 
 
 @pytest.mark.usefixtures("small_cache")
-def test_voxels_that_are_views_of_bytes_do_not_keep_the_response_for_several_chunks(tmp_path):
+def test_a_cached_chunk_does_not_keep_a_response_with_several_chunks_in_memory(tmp_path):
     sizes = {"chunks": (4, 8, 8), "shards": (20, 40, 40), "compressors": None}
     truth = write_zarr(tmp_path, **sizes)
     with serving(tmp_path) as server:
@@ -242,7 +242,7 @@ def test_scales_that_share_a_folder_are_not_confused(tmp_path):
 
 
 @pytest.mark.fast_forms(3)
-def test_a_connection_without_a_cache_does_not_read_the_boxes_of_others(volume):
+def test_a_connection_without_a_cache_does_not_use_cached_boxes(volume):
     form, server, truth = volume
     box = IndexBox((0, 0, 0), (2, 20, 20))
     for _ in range(2):
@@ -251,12 +251,12 @@ def test_a_connection_without_a_cache_does_not_read_the_boxes_of_others(volume):
     for _ in range(2):
         server.requested.clear()
         np.testing.assert_array_equal(without.read(0, box), padded(truth, box))
-        assert objects(server.requested)
+        assert count_chunk_requests(server.requested)
 
 
 @pytest.mark.parametrize("missing", ["fill", "warn"])
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.MissingChunkWarning")
-def test_a_chunk_that_the_store_does_not_have_is_requested_again(tmp_path, missing):
+def test_a_missing_chunk_is_requested_again_by_the_next_read(tmp_path, missing):
     truth = FORMS["raw"](tmp_path)
     chunk = next(tmp_path.rglob("-5-11_21-37_3-11*"))
     body, holed = chunk.read_bytes(), truth.copy()
@@ -283,13 +283,13 @@ def test_chunks_that_a_shard_leaves_out_are_the_fill_value(tmp_path):
         for _ in range(2):
             for box in inside:
                 np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
-        assert len(objects(server.requested)) == 1
+        assert len(count_chunk_requests(server.requested)) == 1
         for box in slices_of(truth.shape):  # other shards do not exist
             np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
 
 
 @pytest.mark.parametrize("form", ["raw", "segmentation", "zarr3"])
-def test_replaced_objects_are_read_by_the_next_opening(tmp_path, form):
+def test_a_source_that_is_opened_after_objects_were_replaced_reads_the_new_ones(tmp_path, form):
     before = FORMS[form](tmp_path)
     with serving(tmp_path) as server:
         server.stamps = ("ETag",)
@@ -338,7 +338,7 @@ def test_a_callback_receives_all_voxels_of_a_box_that_is_read_again(tmp_path):
 
 
 def filled(limit: int, count: int, *, decoded: bool = True) -> MemoryCache:
-    """Return a cache of chunks of 10 bytes, decoded to copies or views of as many."""
+    """Return a cache of chunks of 10 bytes, with their decoded voxels as copies or as views of those bytes."""
     cache = MemoryCache()
     for key in range(count):
         body = bytes([key]) * 10
@@ -352,7 +352,7 @@ def pairs(*keys: int) -> list[tuple[int, str]]:
     return [(key, "") for key in keys]
 
 
-def test_a_box_contains_its_chunks_in_their_order():
+def test_a_cached_box_lists_its_chunks_in_the_given_order():
     cache = filled(1000, 4)
     cache.put_box("box", [*pairs(3, 1), None], np.zeros(10, "u1"))
     assert [chunk[0] for chunk in cache.get_box("box").chunks] == [3, 1, 0]
@@ -364,7 +364,7 @@ def test_a_box_contains_its_chunks_in_their_order():
 
 
 @pytest.mark.parametrize("decoded", [True, False])
-def test_a_box_does_not_keep_a_chunk_that_was_dropped(decoded):
+def test_a_box_with_a_dropped_chunk_is_dropped(decoded):
     limit = 80 if decoded else 60
     cache = filled(limit, 4, decoded=decoded)
     cache.put_box("box", pairs(0, 1))
@@ -378,7 +378,9 @@ def test_a_box_does_not_keep_a_chunk_that_was_dropped(decoded):
         cache.put(key, Stored(bytes(10)), limit)
     assert cache.get_box("box") is cache.get_box("same") is None
     assert kept() is None
-    assert (cache.get_box("other") is None) == decoded  # decoded chunks of the other box are dropped as well
+    assert (
+        cache.get_box("other") is None
+    ) == decoded  # decoded copies take memory, so the chunks of the other box are dropped as well
     assert not any("box" in names for names in cache._boxes_of.values())
 
 
@@ -394,7 +396,7 @@ def test_the_chunks_of_a_used_box_are_the_most_recently_used():
     assert cache.get_box("box") is not None
 
 
-def test_a_chunk_that_is_stored_again_leaves_its_boxes():
+def test_storing_a_chunk_again_drops_its_boxes():
     cache = filled(1000, 2)
     cache.put_box("box", pairs(0, 1))
     cache.put(0, Stored(bytes(10)), 1000)

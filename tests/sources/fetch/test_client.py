@@ -20,7 +20,7 @@ from tests.support.source_suite import dead_url
 HASTY = ix.Connection(timeout=20, retries=2, backoff=0.0)
 
 
-def ask(cave, path="/data/em/info", connection=HASTY, **options):
+def request(cave, path="/data/em/info", connection=HASTY, **options):
     return client.send_interruptible_request("GET", cave.url + path, connection, **options)
 
 
@@ -41,28 +41,28 @@ LONGEST_WAIT = client.LONGEST_WAIT
 
 
 @pytest.fixture
-def waits(monkeypatch):
-    """Return the seconds of each wait; tests wait less elsewhere."""
+def recorded_waits(monkeypatch):
+    """Return a list to which each wait appends its seconds. No wait takes time, and waits have their real limit."""
     monkeypatch.setattr(client, "LONGEST_WAIT", LONGEST_WAIT)
-    waits = []
-    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waits.append(seconds))
-    return waits
+    recorded_waits = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: recorded_waits.append(seconds))
+    return recorded_waits
 
 
 @pytest.mark.parametrize("value", ["0", "date"])
-def test_retry_after_sets_the_wait(cave, waits, value):
+def test_retry_after_sets_the_wait(cave, recorded_waits, value):
     retry = "7" if value == "0" else formatdate(4e9, usegmt=True)
     cave.fault("info", "status", status=429, times=1, headers={"Retry-After": retry})
     assert client.send_request("GET", cave.url + "/data/em/info", HASTY).status == 200
-    assert waits[-1:] == [7.0 if value == "0" else LONGEST_WAIT]
+    assert recorded_waits[-1:] == [7.0 if value == "0" else LONGEST_WAIT]
 
 
-def test_waits_between_retries_grow(cave, waits):
+def test_waits_between_retries_grow(cave, recorded_waits):
     cave.fault("info", "status", status=503)
     with pytest.raises(ix.errors.ServerError, match=r"after 6 attempts: HTTP 503 \(a fault"):
         client.send_request("GET", cave.url + "/data/em/info", ix.Connection())
-    assert len(waits) == 5
-    for number, seconds in enumerate(waits):
+    assert len(recorded_waits) == 5
+    for number, seconds in enumerate(recorded_waits):
         assert 0.75 <= seconds / (0.25 * 2**number) <= 1.25
 
 
@@ -70,7 +70,7 @@ def test_retries_are_logged(cave, caplog):
     secret = "not-to-be-told-0123456789"
     cave.fault("info", "status", status=503, times=1)
     with caplog.at_level("INFO", logger="imageryxr"):
-        ask(cave, credential=Token(secret, "a test"))
+        request(cave, credential=Token(secret, "a test"))
         with pytest.raises(ix.errors.ServerError, match="refused"):
             client.send_interruptible_request("GET", dead_url(), HASTY)
     logged = [record.getMessage() for record in caplog.records]
@@ -83,21 +83,21 @@ def test_retries_are_logged(cave, caplog):
 @pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 410, 501, 505])
 def test_final_statuses_are_not_retried(cave, status):
     cave.fault("info", "status", status=status)
-    assert ask(cave).status == status
+    assert request(cave).status == status
     assert len(cave.log) == 1
 
 
 def test_a_redirect_to_another_server_carries_no_secret(cave):
     cave.fault("/data/em/info", "status", status=302, headers={"Location": "/data/ws/info"}, times=1)
-    assert b"segmentation" in ask(cave).body
+    assert b"segmentation" in request(cave).body
     cave.log.clear()
     cave.fault("/data/em/info", "status", status=302, headers={"Location": "/data/ws/info"}, times=1)
-    ask(cave, credential=Token(TOKEN, "a test"))
+    request(cave, credential=Token(TOKEN, "a test"))
     assert [line.token for line in cave.log] == [TOKEN, TOKEN]
     cave.log.clear()
     elsewhere = f"http://localhost:{cave.server_port}/data/ws/info"
     cave.fault("/data/em/info", "status", status=302, headers={"Location": elsewhere}, times=1)
-    ask(cave, credential=Token(TOKEN, "a test"))
+    request(cave, credential=Token(TOKEN, "a test"))
     assert [line.token for line in cave.log] == [TOKEN, None]
 
 
@@ -128,14 +128,14 @@ def test_a_redirect_of_a_post_is_not_followed(cave):
 def test_a_redirect_loop_is_an_error(cave):
     cave.fault("info", "status", status=302, headers={"Location": "/data/em/info"})
     with pytest.raises(ix.errors.ServerError, match="redirects too often"):
-        ask(cave)
+        request(cave)
 
 
 @pytest.mark.parametrize("place", ["ftp://x/y", "file:///etc/passwd", ""])
 def test_a_redirect_to_another_protocol_is_not_followed(cave, place):
     cave.fault("info", "status", status=302, headers={"Location": place} if place else {}, times=1)
     if place:
-        assert ask(cave).is_redirect
+        assert request(cave).is_redirect
 
 
 def test_a_refused_connection_is_retried_and_fails():
@@ -154,11 +154,11 @@ def test_invalid_hosts_are_errors(host):
 def test_connections_are_reused_after_an_error(cave):
     for kind in ("truncate", "drop", "status"):
         cave.fault("info", kind, times=1)
-        assert ask(cave).status == 200
-    assert ask(cave, "/data/em/nothing").status == 404
+        assert request(cave).status == 200
+    assert request(cave, "/data/em/nothing").status == 404
 
 
-def test_the_first_error_stops_all_jobs():
+def test_the_first_error_stops_running_jobs_and_starts_no_more():
     started = []
 
     def work(job, stop):
@@ -172,10 +172,10 @@ def test_the_first_error_stops_all_jobs():
     assert len(started) <= 4
 
 
-def test_nested_jobs_stop_with_the_outer_ones():
+def test_an_error_of_an_outer_job_stops_nested_jobs():
     inner: list[threading.Event] = []
 
-    def within(job, stop):
+    def run_inner(job, stop):
         inner.append(stop)
         assert stop.wait(60)
 
@@ -184,7 +184,7 @@ def test_nested_jobs_stop_with_the_outer_ones():
             while len(inner) < 2:
                 stop.wait(0.01)
             raise ix.errors.ServerError("the first")
-        threads.run_in_parallel(within, range(2), 2)
+        threads.run_in_parallel(run_inner, range(2), 2)
 
     with pytest.raises(ix.errors.ServerError, match="the first"):
         threads.run_in_parallel(work, range(2), 2)
@@ -195,21 +195,23 @@ def test_nested_jobs_stop_with_the_outer_ones():
 def test_a_single_nested_job_runs_in_the_thread_of_its_parent_and_shares_its_stop_event():
     found = []
 
-    def within(job, stop):
+    def run_inner(job, stop):
         found.append((threading.get_ident(), stop))
         return job + 1
 
     def work(job, stop):
-        assert threads.run_in_parallel(within, [job], 8) == [job + 1]
+        assert threads.run_in_parallel(run_inner, [job], 8) == [job + 1]
         assert found == [(threading.get_ident(), stop)]
         with pytest.raises(ZeroDivisionError):
             threads.run_in_parallel(lambda job, stop: job / 0, [1], 1)
 
     threads.run_in_parallel(work, [5], 1)
-    assert threads.run_in_parallel(within, [5], 1) == [6]  # the caller's own thread can be interrupted
+    assert threads.run_in_parallel(run_inner, [5], 1) == [
+        6
+    ]  # a single job without a parent runs in a new thread, so that the caller can be interrupted
     assert found[1][0] != threading.get_ident()
     with threads.stop_on(threading.Event()):
-        assert threads.run_in_parallel(within, [5], 1) == [6]
+        assert threads.run_in_parallel(run_inner, [5], 1) == [6]
     assert found[2][0] != threading.get_ident()
 
 
@@ -218,11 +220,11 @@ def test_cancelled_requests_do_not_count_as_concurrent(cave):
     narrow = ix.Connection(concurrency=1, retries=0)
     stop = threading.Event()
 
-    def give_up():
+    def send_and_stop():
         with suppress(ix.errors.ServerError):
             client.send_request("GET", f"{cave.url}/data/em/info", narrow, stop=stop)
 
-    given_up = threading.Thread(target=give_up, daemon=True)
+    given_up = threading.Thread(target=send_and_stop, daemon=True)
     given_up.start()
     while not cave.log:
         stop.wait(0.01)
@@ -266,8 +268,8 @@ with start_all([lambda i=i: 2 * i for i in range(20)]) as results:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-def test_jobs_run_in_as_many_threads_as_the_system_permits():
-    # A warm process, as `run_python` forks, imports far more than these functions need.
+def test_jobs_run_when_the_system_permits_fewer_threads():
+    # Not `run_python`: it forks a process whose many imports already take address space.
     program = [sys.executable, "-c", FEW_THREADS]
     ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     lines = ran.stdout.splitlines()
@@ -283,10 +285,10 @@ def test_the_proxy_of_the_environment_is_used(cave, monkeypatch):
     )  # the proxy answers for the unknown host
     assert cave.count("/data/em/info") == 1
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert ask(cave).status == 200
+    assert request(cave).status == 200
 
 
-def test_connections_of_another_type_name_what_to_write(tmp_path):
+def test_a_connection_of_another_type_is_an_error_that_states_what_to_write(tmp_path):
     for opening in (ix.open_image, ix.open_multiscale, ix.open_annotations):
         with pytest.raises(
             ix.errors.OptionError, match=r"is of type dict; write connection=imageryxr.Connection\(timeout=3\)"

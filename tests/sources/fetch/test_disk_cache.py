@@ -1,4 +1,4 @@
-"""The disk cache: requests that it saves, damaged and foreign files, its size, its folder, many processes."""
+"""The disk cache: the requests that it avoids, damaged entries, its size and folder, and use by many processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TAG = Validator('"1"')
 
 
 class Served:
-    """A folder on a web server that gives ETags, and counts requests, answers 304 and bodies."""
+    """A folder on a web server that sends ETags and counts responses with chunks and responses 304."""
 
     def __init__(self, server: Recorder, folder: Path) -> None:
         self.server, self.folder = server, folder
@@ -70,7 +70,7 @@ class Served:
         return 206, whole[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(whole)}"}
 
     def counts(self) -> tuple[int, int]:
-        """Return the numbers of bodies of chunks and of answers 304 since the last call."""
+        """Return the numbers of responses with chunks and of responses 304 since the last call."""
         found, self.bodies, self.unchanged = (self.bodies, self.unchanged), 0, 0
         return found
 
@@ -89,11 +89,11 @@ def served(tmp_path):
 @pytest.fixture(autouse=True)
 def _fresh_process(monkeypatch):
     monkeypatch.delenv(disk_cache.VARIABLE, raising=False)
-    forget()
+    clear_memory_caches()
 
 
-def forget() -> None:
-    """Start with empty memory caches, as a new process does."""
+def clear_memory_caches() -> None:
+    """Clear all caches in memory, as if the process were new."""
     memory_cache.cache.clear()
     index_cache.clear()
     disk_cache._caches.clear()
@@ -103,7 +103,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if len(p.name) == 40)
 
 
-def layer(folder: Path, kind: str, *, inverted: bool = False) -> np.ndarray:
+def write_volume(folder: Path, kind: str, *, inverted: bool = False) -> np.ndarray:
     """Write a volume with chunks of 16 × 16 × 8 voxels."""
     values = noise(GRID.shape, "uint8")
     values = 255 - values if inverted else values
@@ -120,8 +120,8 @@ def layer(folder: Path, kind: str, *, inverted: bool = False) -> np.ndarray:
 
 
 def read(served: Served, cache: Path | None, **options) -> np.ndarray:
-    """Read a volume as a new process does."""
-    forget()
+    """Read a volume with empty memory caches, as a new process does."""
+    clear_memory_caches()
     connection = ix.Connection(disk_cache=cache, retries=0, **options)
     source = resolve_source(served.url, None, connection=connection)
     return source.read(0, source.levels[0].grid.box)
@@ -131,8 +131,8 @@ KINDS = ["precomputed", "sharded", "zarr", "zarr shards"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_process_receives_no_body_again(served, tmp_path, kind):
-    values, cache = layer(served.folder, kind), tmp_path / "cache"
+def test_a_new_process_receives_no_chunk_that_is_in_the_disk_cache(served, tmp_path, kind):
+    values, cache = write_volume(served.folder, kind), tmp_path / "cache"
     np.testing.assert_array_equal(read(served, cache), values)
     bodies, unchanged = served.counts()
     assert bodies >= 2
@@ -145,26 +145,26 @@ def test_a_new_process_receives_no_body_again(served, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_changed_objects_are_fetched_again(served, tmp_path, kind):
-    layer(served.folder, kind)
+    write_volume(served.folder, kind)
     cache = tmp_path / "cache"
     read(served, cache)
     shutil.rmtree(served.folder)
     served.folder.mkdir()
-    values = layer(served.folder, kind, inverted=True)
+    values = write_volume(served.folder, kind, inverted=True)
     np.testing.assert_array_equal(read(served, cache), values)
     np.testing.assert_array_equal(read(served, cache), values)
 
 
 def test_one_request_validates_the_cached_chunks_of_a_shard(served, tmp_path):
-    layer(served.folder, "zarr shards")
+    write_volume(served.folder, "zarr shards")
     read(served, tmp_path / "cache")
     served.counts()
     read(served, tmp_path / "cache")
-    assert served.counts() == (0, 2)  # the index, and 8 chunks
+    assert served.counts() == (0, 2)  # one request validates the index, and one the 8 chunks
 
 
 def test_the_chunks_of_a_changed_shard_are_fetched_together(served, tmp_path):
-    values = layer(served.folder, "zarr shards")
+    values = write_volume(served.folder, "zarr shards")
     read(served, tmp_path / "cache")
     (file,) = (p for p in served.folder.rglob("c/*/*/*"))
     shard = file.read_bytes()
@@ -179,8 +179,8 @@ ANNOTATION_SHARDS = {"@type": "neuroglancer_uint64_sharded_v1", "hash": "identit
 
 
 def open_points(served: Served, cache: Path) -> xr.Dataset:
-    """Open annotations as a new process does."""
-    forget()
+    """Open annotations with empty memory caches, as a new process does."""
+    clear_memory_caches()
     return ix.open_annotations(served.url, connection=ix.Connection(disk_cache=cache, retries=0))
 
 
@@ -207,8 +207,8 @@ def test_annotations_that_cannot_be_decoded_are_not_cached(served, tmp_path):
     assert entries(tmp_path / "cache") == []
 
 
-def test_max_age_saves_the_validation(served, tmp_path):
-    layer(served.folder, "precomputed")
+def test_entries_younger_than_max_age_are_used_without_a_request(served, tmp_path):
+    write_volume(served.folder, "precomputed")
     served.headers = {"Cache-Control": "public, max-age=60"}
     read(served, tmp_path / "cache")
     served.counts()
@@ -217,8 +217,8 @@ def test_max_age_saves_the_validation(served, tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["no-store", "max-age=0", "no-cache, max-age=60", "max-age=60 with Age: 60"])
-def test_rules_of_the_server_are_followed(served, tmp_path, rule):
-    layer(served.folder, "precomputed")
+def test_cache_control_of_the_server_is_followed(served, tmp_path, rule):
+    write_volume(served.folder, "precomputed")
     rule, _, age = rule.partition(" with Age: ")
     served.headers = {"Cache-Control": rule, **({"Age": age} if age else {})}
     read(served, tmp_path / "cache")
@@ -228,7 +228,7 @@ def test_rules_of_the_server_are_followed(served, tmp_path, rule):
 
 
 def test_objects_that_cannot_be_validated_are_not_stored(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     served.has_etags = False
     read(served, tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
@@ -249,11 +249,11 @@ def test_a_weak_etag_identifies_whole_objects_only(is_part):
 
 
 def test_missing_chunks_are_not_stored(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     lost = next(p for p in (served.folder / "8_8_40").iterdir())
     body = lost.read_bytes()
     lost.unlink()
-    forget()
+    clear_memory_caches()
     connection = ix.Connection(disk_cache=tmp_path / "cache", retries=0)
     assert (ix.open_image(served.url, connection=connection, missing="fill").values == 0).any()
     lost.write_bytes(body)
@@ -261,7 +261,7 @@ def test_missing_chunks_are_not_stored(served, tmp_path):
 
 
 def test_a_chunk_that_was_deleted_is_missing(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     read(served, tmp_path / "cache")
     next(p for p in (served.folder / "8_8_40").iterdir()).unlink()
     with pytest.raises(ix.errors.MissingChunkError):
@@ -269,8 +269,8 @@ def test_a_chunk_that_was_deleted_is_missing(served, tmp_path):
     assert len(entries(tmp_path / "cache")) < 8
 
 
-def test_the_environment_names_the_folder_and_false_switches_it_off(served, tmp_path, monkeypatch):
-    layer(served.folder, "precomputed")
+def test_the_environment_names_the_folder_and_false_disables_the_cache(served, tmp_path, monkeypatch):
+    write_volume(served.folder, "precomputed")
     monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / "cache"))
     read(served, False)
     assert not (tmp_path / "cache").exists()
@@ -280,14 +280,14 @@ def test_the_environment_names_the_folder_and_false_switches_it_off(served, tmp_
 
 
 def test_local_files_are_not_stored(tmp_path):
-    values = layer(tmp_path / "layer", "precomputed")
+    values = write_volume(tmp_path / "layer", "precomputed")
     connection = ix.Connection(disk_cache=tmp_path / "cache")
     np.testing.assert_array_equal(ix.open_image(tmp_path / "layer", connection=connection).values, values)
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_memory_cache_is_used_first(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     array = ix.open_image(served.url, connection=ix.Connection(disk_cache=tmp_path / "cache"))
     array.compute()
     served.counts()
@@ -296,9 +296,9 @@ def test_the_memory_cache_is_used_first(served, tmp_path):
 
 
 def test_secrets_are_not_stored(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     url = served.url.replace("://", "://someone:verysecret@")
-    forget()
+    clear_memory_caches()
     connection = ix.Connection(disk_cache=tmp_path / "cache")
     ix.open_image(url, connection=connection).compute()
     assert len(entries(tmp_path / "cache")) == 8
@@ -309,25 +309,25 @@ def test_secrets_are_not_stored(served, tmp_path):
 
 
 def test_objects_read_with_a_password_are_validated_in_spite_of_max_age(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     served.headers = {"Cache-Control": "max-age=60"}
     url = served.url.replace("://", "://someone:verysecret@")
     connection = ix.Connection(disk_cache=tmp_path / "cache")
     for _ in range(2):
-        forget()
+        clear_memory_caches()
         served.counts()
         ix.open_image(url, connection=connection).compute()
     assert served.counts() == (0, 8)
     before = served.server.answer
     served.server.answer = lambda request: before(request) if request.path == "/info" else (401, b"", {})
-    forget()
+    clear_memory_caches()
     with pytest.raises(ix.errors.AuthError):
         ix.open_image(url, connection=connection).compute()
 
 
 @pytest.mark.parametrize("kind", slow_except(["precomputed", "zarr", "zarr shards"], "zarr"))
 def test_objects_in_a_bucket_with_credentials_are_validated(bucket, tmp_path, kind):
-    values = layer(tmp_path / "layer", kind)
+    values = write_volume(tmp_path / "layer", kind)
 
     def upload():
         for file in (tmp_path / "layer").rglob("*"):
@@ -335,7 +335,7 @@ def test_objects_in_a_bucket_with_credentials_are_validated(bucket, tmp_path, ki
                 bucket.client.upload_file(str(file), bucket.name, f"em/{file.relative_to(tmp_path / 'layer')}")
 
     def read_again() -> tuple[np.ndarray, Traffic]:
-        forget()
+        clear_memory_caches()
         connection = ix.Connection(disk_cache=tmp_path / "cache")
         source = resolve_source(f"{kind.split()[0]}://{bucket.url('em')}", None, connection=connection)
         before = traffic()
@@ -349,7 +349,7 @@ def test_objects_in_a_bucket_with_credentials_are_validated(bucket, tmp_path, ki
     assert counts.requests == (2 if kind == "zarr shards" else 8)
     assert counts.on_disk == (9 if kind == "zarr shards" else 8)
     shutil.rmtree(tmp_path / "layer")
-    layer(tmp_path / "layer", kind, inverted=True)
+    write_volume(tmp_path / "layer", kind, inverted=True)
     upload()
     np.testing.assert_array_equal(read_again()[0], 255 - values)
     for path in (tmp_path / "cache").rglob("*"):
@@ -360,7 +360,7 @@ def test_objects_in_a_bucket_with_credentials_are_validated(bucket, tmp_path, ki
 # entries
 
 
-def damage(file: Path, kind: str) -> None:
+def damage_entry(file: Path, kind: str) -> None:
     whole = file.read_bytes()
     if kind == "empty":
         file.write_bytes(b"")
@@ -390,9 +390,9 @@ def damage(file: Path, kind: str) -> None:
     ["empty", "directory", "symlink", "fifo", "foreign", "longer", "magic", "checksum", "header size", "body size", "header", "body"],
 )  # fmt: skip
 def test_a_damaged_entry_is_fetched_again(served, tmp_path, kind):
-    values = layer(served.folder, "precomputed")
+    values = write_volume(served.folder, "precomputed")
     read(served, tmp_path / "cache")
-    damage(entries(tmp_path / "cache")[3], kind)
+    damage_entry(entries(tmp_path / "cache")[3], kind)
     served.counts()
     if kind == "directory":
         with pytest.warns(CacheWarning, match="chunks are read without adding them"):
@@ -404,7 +404,7 @@ def test_a_damaged_entry_is_fetched_again(served, tmp_path, kind):
     assert served.counts() == (0, 8)
 
 
-def test_a_flip_of_any_bit_or_a_cut_anywhere_is_noticed(tmp_path):
+def test_an_entry_with_a_flipped_bit_or_a_missing_end_is_removed(tmp_path):
     cache, name = DiskCache(str(tmp_path)), entry_name("a")
     cache.put(name, Stored(b"some voxels", "gzip", validator=TAG), 1 << 20)
     (file,) = entries(tmp_path)
@@ -417,8 +417,8 @@ def test_a_flip_of_any_bit_or_a_cut_anywhere_is_noticed(tmp_path):
             assert not file.exists()
 
 
-def test_an_entry_under_the_name_of_another_is_not_used(served, tmp_path):
-    values = layer(served.folder, "precomputed")
+def test_an_entry_that_was_copied_to_another_name_is_not_used(served, tmp_path):
+    values = write_volume(served.folder, "precomputed")
     read(served, tmp_path / "cache")
     first, second = entries(tmp_path / "cache")[:2]
     shutil.copy(first, second)
@@ -426,7 +426,7 @@ def test_an_entry_under_the_name_of_another_is_not_used(served, tmp_path):
 
 
 def test_an_entry_that_cannot_be_decoded_is_fetched_again(served, tmp_path):
-    values = layer(served.folder, "precomputed")
+    values = write_volume(served.folder, "precomputed")
     read(served, tmp_path / "cache")
     cache = DiskCache(str(tmp_path / "cache"))
     name = entries(tmp_path / "cache")[0].name
@@ -436,8 +436,8 @@ def test_an_entry_that_cannot_be_decoded_is_fetched_again(served, tmp_path):
     assert cache.get(name, 1 << 20) == good
 
 
-def test_a_folder_that_is_removed_during_use_is_made_again(served, tmp_path):
-    values = layer(served.folder, "precomputed")
+def test_a_folder_that_is_removed_during_use_is_created_again(served, tmp_path):
+    values = write_volume(served.folder, "precomputed")
     connection = ix.Connection(disk_cache=tmp_path / "cache", memory_cache=0)
     source = resolve_source(served.url, None, connection=connection)
     for _ in range(2):
@@ -493,7 +493,7 @@ def test_killed_processes_leave_no_wrong_byte_in_a_shared_folder(served, tmp_pat
     running = [start() for _ in range(3)]
     for kill in range(30):
         victim = running[kill % 3]
-        assert "right" in victim.stdout.readline()  # it reads and writes entries now
+        assert "right" in victim.stdout.readline()  # the process is reading and writing entries
         time.sleep(rng.uniform(0, 0.1))
         victim.send_signal(signal.SIGKILL)
         _, error = victim.communicate(timeout=60)
@@ -526,7 +526,7 @@ def test_the_least_recently_used_entries_are_dropped(tmp_path):
     for number, name in enumerate(names):
         cache.put(name, Stored(bytes(28_000), validator=TAG), 1_000_000)
         os.utime(tmp_path / "imageryxr-chunks-1" / name[:2] / name, (now + number, now + number))
-        assert cache.get(first, 28_000) is not None  # its use keeps it
+        assert cache.get(first, 28_000) is not None  # an entry that is used is kept
         os.utime(tmp_path / "imageryxr-chunks-1" / first[:2] / first, (now + number, now + number))
         assert size_of(tmp_path) <= 1_000_000
     left = [name for name in names if cache.has(name)]
@@ -534,7 +534,7 @@ def test_the_least_recently_used_entries_are_dropped(tmp_path):
     assert len(left) > 20
 
 
-def test_an_estimate_suffices_for_many_entries(tmp_path, monkeypatch):
+def test_the_number_of_entries_is_estimated_if_there_are_many(tmp_path, monkeypatch):
     monkeypatch.setattr(disk_cache, "_FEW", 100)
     cache = DiskCache(str(tmp_path))
     for number in range(250):
@@ -542,7 +542,7 @@ def test_an_estimate_suffices_for_many_entries(tmp_path, monkeypatch):
     assert 75 < cache.usage().entries < 190
 
 
-def test_a_process_that_holds_the_lock_does_not_stop_others(tmp_path):
+def test_entries_are_added_while_another_process_holds_the_lock(tmp_path):
     import fcntl
 
     cache = DiskCache(str(tmp_path))
@@ -555,7 +555,7 @@ def test_a_process_that_holds_the_lock_does_not_stop_others(tmp_path):
     assert size_of(tmp_path) <= 100_000
 
 
-def test_an_object_of_a_quarter_of_the_size_is_not_stored(tmp_path):
+def test_an_object_larger_than_a_quarter_of_the_cache_is_not_stored(tmp_path):
     cache = DiskCache(str(tmp_path))
     cache.put(entry_name(1), Stored(bytes(30_000), validator=TAG), 100_000)
     assert cache.usage().entries == 0
@@ -592,7 +592,7 @@ def test_only_the_owner_can_read_entries(tmp_path):
 
 
 def test_a_folder_that_others_can_change_is_refused(served, tmp_path):
-    layer(served.folder, "precomputed")
+    write_volume(served.folder, "precomputed")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
     with pytest.raises(OptionError, match=r"can be changed by other users; run chmod go-w"):
@@ -618,13 +618,13 @@ def test_a_file_instead_of_a_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [7, "s3://bucket/cache", "", True])
-def test_other_values_of_disk_cache_are_errors(value):
+def test_an_invalid_disk_cache_is_an_error(value):
     with pytest.raises(OptionError, match="is not a folder on this machine"):
         ix.Connection(disk_cache=value)
 
 
 def test_reading_goes_on_with_one_warning_if_the_folder_cannot_be_written_to(served, tmp_path):
-    values = layer(served.folder, "precomputed")
+    values = write_volume(served.folder, "precomputed")
     (tmp_path / "file").write_text("")
     with pytest.warns(CacheWarning, match="cannot be written to .*Not a directory.*, so chunks are read") as caught:
         np.testing.assert_array_equal(read(served, tmp_path / "file" / "cache"), values)
@@ -633,7 +633,7 @@ def test_reading_goes_on_with_one_warning_if_the_folder_cannot_be_written_to(ser
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 def test_reading_goes_on_with_one_warning_if_the_disk_is_full(served, tmp_path, monkeypatch):
-    values = layer(served.folder, "precomputed")
+    values = write_volume(served.folder, "precomputed")
     real = disk_cache._write_all
 
     def write_all(file, data):

@@ -1,4 +1,4 @@
-"""The engine: many objects at once, neighbouring ranges in one request, the memory cache."""
+"""The engine reads many objects at once, joins neighbouring ranges, and uses the memory cache."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ranges(*spans):
     return [ObjectRequest("f", 1 << 20, 100, span) for span in spans]
 
 
-def test_objects_and_missing_objects_are_passed_on():
+def test_each_object_is_passed_to_the_callback_and_a_missing_one_as_none():
     store = Folder({"a": b"1", "b": b"2"})
     requests = [ObjectRequest(key, 10, 10) for key in "abc"]
     assert read(store, requests) == {("a", None): b"1", ("b", None): b"2", ("c", None): None}
@@ -71,7 +71,7 @@ def test_a_second_read_requests_only_missing_objects():
 
 
 @pytest.mark.parametrize("change", ["no identity", "memory_cache=0"])
-def test_nothing_is_cached_without_identity_or_cache(change):
+def test_nothing_is_cached_for_a_store_without_identity_or_a_connection_without_cache(change):
     store = Folder({"a": b"1"}, identity=None if change == "no identity" else "here")
     options = {} if change == "no identity" else {"memory_cache": 0}
     for _ in range(2):
@@ -91,16 +91,16 @@ def test_an_object_that_cannot_be_decoded_is_not_cached():
     assert len(store.requested) == 2
 
 
-def test_voxels_that_are_needed_once_are_not_cached_decoded():
+def test_reading_once_caches_encoded_objects_only():
     store, requests = Folder({"a": b"1", "b": b"2"}), [ObjectRequest(key, 10, 10) for key in "ab"]
     with engine.reading_once():
         first = read(store, requests)
-    assert memory_cache.cache.size == 2, "the encoded objects"
+    assert memory_cache.cache.size == 2, "only the encoded objects are cached"
     assert read(store, requests) == first
     assert len(store.requested) == 2
     assert memory_cache.cache.size == 4
     with engine.reading_once():
-        assert read(store, requests) == first, "decoded chunks that the cache has are used"
+        assert read(store, requests) == first, "cached decoded chunks are used"
 
 
 def test_neighbouring_ranges_take_one_request():
@@ -141,7 +141,7 @@ def test_joined_ranges_contain_each_range_once(pairs):
             reached = max(reached, high)
 
 
-def test_the_cache_drops_the_least_recently_used():
+def test_the_cache_drops_the_least_recently_used_object():
     cache = MemoryCache()
     for key in "abc":
         cache.put(key, Stored(b"x" * 10), 30)
@@ -155,7 +155,7 @@ def test_the_cache_drops_the_least_recently_used():
     assert cache.size == 22
 
 
-def test_decoded_chunks_use_the_room_that_encoded_chunks_leave():
+def test_decoded_chunks_use_the_memory_that_encoded_chunks_leave():
     cache = MemoryCache()
     cache.put("a", Stored(b"x" * 10), 100)
     for key in "abcd":
@@ -169,7 +169,7 @@ def test_decoded_chunks_use_the_room_that_encoded_chunks_leave():
 
 
 def scroll(cache, keys, size, decoded):
-    """Use chunks as the engine does; return how many were fetched and decoded."""
+    """Look up and store chunks as the engine does; return how many were fetched and how many were decoded."""
     fetched = made = 0
     for key in keys:
         if cache.get_decoded([(key, "")])[0] is not None:
@@ -182,7 +182,7 @@ def scroll(cache, keys, size, decoded):
     return fetched, made
 
 
-def test_chunks_of_earlier_volumes_make_room_for_the_decoded_chunks_of_a_scroll():
+def test_decoded_chunks_of_a_scroll_displace_chunks_of_earlier_volumes():
     cache = MemoryCache()
     for key in range(10):
         cache.put(key, Stored(b"x" * 10), 100)  # fills the cache
@@ -246,7 +246,7 @@ def test_sources_with_other_credentials_or_access_do_not_share_entries():
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_local_files_are_read_with_the_suffix_of_their_compression(tmp_path, suffix):
+def test_a_local_file_is_found_with_and_without_the_suffix_gz(tmp_path, suffix):
     (tmp_path / f"a{suffix}").write_bytes(b"12345")
     found = LocalFolder(str(tmp_path)).get("a", None, 10, threading.Event())
     assert found == Stored(b"12345", "gzip" if suffix else "")
@@ -255,7 +255,7 @@ def test_local_files_are_read_with_the_suffix_of_their_compression(tmp_path, suf
         LocalFolder(str(tmp_path)).get("a", None, 4, threading.Event())
 
 
-def test_chunks_in_memory_at_once_are_bounded(monkeypatch):
+def test_memory_of_chunks_in_flight_is_bounded(monkeypatch):
     monkeypatch.setattr(engine._state, "memory", engine.ByteBudget(1000))
     store = Folder({str(i): b"1" for i in range(50)}, width=16)
     read(store, [ObjectRequest(str(i), 10, 300) for i in range(50)])
@@ -264,7 +264,7 @@ def test_chunks_in_memory_at_once_are_bounded(monkeypatch):
     assert memory_cache.cache.size == 2 * 50  # encoded and decoded
 
 
-def test_voxels_that_are_views_of_the_encoded_bytes_take_no_memory_of_their_own():
+def test_decoded_views_of_encoded_bytes_do_not_count_as_memory():
     cache, body = memory_cache.MemoryCache(), bytes(range(100))
     cache.put("a", Stored(body), 150)
     voxels = np.frombuffer(body, np.uint8).reshape(10, 10)[2:].T

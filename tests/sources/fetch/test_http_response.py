@@ -24,8 +24,8 @@ LIMIT = 1000
 
 
 @contextmanager
-def sent(*pieces: bytes, close: bool = True):
-    """Yield a socket on which pieces arrive, each in a packet of its own."""
+def receiving_socket(*pieces: bytes, close: bool = True):
+    """Yield a socket that receives each piece in a separate packet."""
     near, far = socket.socketpair()
     sock = _Socket(near.family, near.type, fileno=near.detach())
     sock.setblocking(False)
@@ -48,7 +48,7 @@ def sent(*pieces: bytes, close: bool = True):
 
 
 def read(*pieces: bytes, method: str = "GET", close: bool = True):
-    with sent(*pieces, close=close) as sock:
+    with receiving_socket(*pieces, close=close) as sock:
         return run(read_response(sock, method, sock.limits, lambda status, headers: (LIMIT, False)))
 
 
@@ -69,7 +69,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_response_is_the_same_however_it_is_cut_into_packets(name):
+def test_a_response_is_parsed_alike_in_packets_of_any_size(name):
     message, is_reusable = BODIES[name]
     for pieces in ([message], [bytes([byte]) for byte in message], [message[:20], message[20:]]):
         answer, reusable = read(*pieces)
@@ -78,13 +78,13 @@ def test_a_response_is_the_same_however_it_is_cut_into_packets(name):
 
 
 @pytest.mark.parametrize("cut", [5, 10])
-def test_a_connection_with_more_than_the_body_is_not_used_again(cut):
+def test_a_connection_with_bytes_after_the_body_is_not_reused(cut):
     head = OK + b"Content-Length: 5\r\n\r\n"
     pieces = [head + b"hello HTTP"[:cut], b"hello HTTP"[cut:]]
-    with sent(*filter(None, pieces), close=False) as sock:
+    with receiving_socket(*filter(None, pieces), close=False) as sock:
         answer, reusable = run(read_response(sock, "GET", sock.limits, lambda status, headers: (LIMIT, False)))
         assert answer.body == b"hello"
-        # The rest may arrive after the response was read.
+        # The bytes after the body may arrive when the response has been read.
         assert not reusable or (wait_until_ready(sock, 5) and not is_idle(sock))
 
 
@@ -115,19 +115,19 @@ def test_an_invalid_response_is_an_error(message):
         read(message)
 
 
-def test_a_body_of_a_request_for_headers_is_not_read():
+def test_a_response_to_head_has_no_body():
     answer, reusable = read(OK + b"Content-Length: 5\r\n\r\n", method="HEAD", close=False)
     assert (answer.body, reusable) == (b"", True)
 
 
-def test_a_connection_with_decrypted_bytes_left_is_not_idle():
-    with sent(close=False) as sock:
+def test_a_tls_connection_with_unread_decrypted_bytes_is_not_idle():
+    with receiving_socket(close=False) as sock:
         assert is_idle(sock)
-        sock.pending = lambda: 1  # as that of a TLS socket
+        sock.pending = lambda: 1  # TLS sockets have this method
         assert not is_idle(sock)
 
 
-def test_a_name_is_looked_up_again_after_no_thread_could_start(monkeypatch):
+def test_a_host_name_is_resolved_again_after_a_thread_failed_to_start(monkeypatch):
     limits = RequestLimits(5, threading.Event())
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))

@@ -1,4 +1,4 @@
-"""Many requests in few threads."""
+"""Lanes run many requests in few threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.hostile import HostileServer, reply
 
 
 class Work:
-    """Jobs that sleep, with a limit of memory."""
+    """Jobs that wait, reserve memory up to a limit, and count what runs at once."""
 
     def __init__(self, count, width, *, memory=10**6, fail_at=None, threads=3):
         self.running = self.peak = self.reserved = self.most = 0
@@ -66,7 +66,7 @@ class Work:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_each_job_is_finished_once_and_no_more_run_than_the_width(threads):
+def test_each_job_finishes_once_and_at_most_width_jobs_run_at_once(threads):
     work = Work(200, 7, threads=threads)
     work.run()
     assert sorted(work.finished) == list(range(200))
@@ -93,11 +93,11 @@ def test_jobs_wait_for_memory():
     assert work.most == 3
 
 
-def test_requests_go_on_while_results_are_decoded():
+def test_requests_continue_while_results_are_decoded():
     work, later = Work(20, 4, threads=3), threading.Event()
     start, finish = work.start, work.finish
 
-    def note(job, stop):
+    def start_and_note(job, stop):
         if job == 15:
             later.set()
         return start(job, stop)
@@ -106,7 +106,7 @@ def test_requests_go_on_while_results_are_decoded():
         assert job > 10 or later.wait(20)
         finish(job, result)
 
-    work.lanes = Lanes(range(20), 4, 3, start=note, finish=decode, discard=work.release)
+    work.lanes = Lanes(range(20), 4, 3, start=start_and_note, finish=decode, discard=work.release)
     work.run()
     assert sorted(work.finished) == list(range(20))
 
@@ -151,7 +151,7 @@ def test_a_stopped_read_closes_its_requests():
 
 
 def read(server, keys, connection):
-    """Return the bodies that were read, in the order in which they were passed on."""
+    """Return the body of each key that was read."""
     found = {}
 
     def use(request, voxels):

@@ -1,4 +1,4 @@
-"""How many requests opening, drawing and drawing again make; counted on a server, not timed."""
+"""Counts of the requests that opening, drawing and drawing again make. Servers count requests; nothing is timed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def layers(tmp_path):
         yield server
 
 
-# The metadata of the group, and of arrays with the usual names.
+# Metadata of the group and of arrays with the usual names, which are requested before the names are known.
 AT_ONCE = {
     *("/zarr.json", "/.zattrs"),
     *(f"/{name}/{key}" for name in ("0", "1", "2", "s0", "s1", "s2") for key in ("zarr.json", ".zarray")),
@@ -64,7 +64,7 @@ def test_a_zarr_opens_if_the_server_sends_a_page_for_files_that_do_not_exist(tmp
         file = tmp_path / request.path.lstrip("/")
         if file.is_file():
             return 200, file.read_bytes(), {}
-        # Without the zarr.json, a server that is overloaded may have an image of another version.
+        # Only a 404 for zarr.json shows that the image is not of version 0.5; a 503 leaves that open.
         is_group = request.path == "/zarr.json"
         return 404 if is_group and status == 503 else status, b"<html>none</html>", {"Content-Type": "text/html"}
 
@@ -72,12 +72,12 @@ def test_a_zarr_opens_if_the_server_sends_a_page_for_files_that_do_not_exist(tmp
         server.answer = page
         for scheme in ("zarr://", ""):
             if not scheme and status == 503:
-                continue  # the info may exist
+                continue  # HTTP 503 does not show that the volume has no info, so the format must be given
             tree = ix.open_multiscale(f"{scheme}{server.url()}", connection=ix.Connection(retries=1, backoff=0))
             assert len(tree.children) == 2
 
 
-def test_few_simultaneous_requests_are_used_for_the_metadata_that_are_needed(layers):
+def test_a_connection_of_few_requests_requests_only_the_metadata_that_are_needed(layers):
     ix.open_multiscale(f"zarr://{layers.url}/zarr3", connection=ix.Connection(concurrency=4))
     assert set(layers.requested) <= {f"/zarr3{key}" for key in ("/zarr.json", "/.zattrs")} | set(LEVELS["zarr3"])
 
@@ -99,7 +99,7 @@ def test_opening_requests_the_metadata_of_the_group_and_then_of_all_levels(layer
     assert sorted(layers.requested[len(first) :]) == LEVELS.get(name, [])
 
 
-def test_the_same_figure_again_makes_no_request(layers):
+def test_drawing_a_figure_again_makes_no_request(layers):
     em = ix.open_image(f"precomputed://{layers.url}/em")
     cells = ix.open_segmentation(f"precomputed://{layers.url}/cells")
     picture = ix.overlay(em.isel(z=slice(3, 4)), cells.isel(z=slice(3, 4)))
@@ -126,7 +126,7 @@ def test_a_scroll_through_a_figure_requests_each_object_once(layers):
 
 
 @pytest.mark.slow
-def test_layers_and_blocks_of_a_computation_are_read_side_by_side(tmp_path):
+def test_layers_and_blocks_of_a_computation_are_read_concurrently(tmp_path):
     precomputed.write_layer(tmp_path / "em", [noise(GRID.shape)], [GRID])
     cells = noise(GRID.shape, "uint64") % np.uint64(5)
     precomputed.write_layer(tmp_path / "cells", [cells], [GRID], kind="segmentation")

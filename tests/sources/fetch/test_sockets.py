@@ -14,7 +14,9 @@ from imageryxr.sources.fetch import ip_filter, sockets
 from imageryxr.sources.fetch.sockets import RequestLimits, connect, run
 from tests.support.source_suite import dead_url
 
-needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="has addresses 127.0.0.2 and so on")
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has the addresses 127.0.0.2 to 127.0.0.4 without configuration"
+)
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def silent_port():
             unresponsive.bind((host, port))
             unresponsive.listen(0)
             port = unresponsive.getsockname()[1]
-            for _ in range(3):  # fill its queue
+            for _ in range(3):  # fill the queue of the socket
                 one = opened.enter_context(socket.socket())
                 one.setblocking(False)
                 with suppress(BlockingIOError):
@@ -55,7 +57,7 @@ def test_an_address_that_does_not_answer_does_not_delay_the_others(monkeypatch):
 
 
 @needs_linux
-def test_a_host_none_of_whose_addresses_answers_is_an_error_at_the_deadline(monkeypatch):
+def test_a_host_without_an_address_that_answers_times_out(monkeypatch):
     monkeypatch.setattr(sockets, "ADDRESS_SECONDS", 0.01)
     with silent_port() as port:
         resolve_to(monkeypatch, ("127.0.0.2", port), ("127.0.0.3", port))
@@ -63,14 +65,14 @@ def test_a_host_none_of_whose_addresses_answers_is_an_error_at_the_deadline(monk
             run(connect("silent.example", port, RequestLimits(0.2, threading.Event()), local=True))
 
 
-def test_a_host_all_of_whose_addresses_refuse_is_an_error_at_once(monkeypatch):
+def test_a_host_whose_addresses_all_refuse_is_an_error_at_once(monkeypatch):
     port = int(dead_url().rpartition(":")[2])
     resolve_to(monkeypatch, *[("127.0.0.1", port)] * 20)
     with pytest.raises(ConnectionRefusedError):
         run(connect("refused.example", port, RequestLimits(20, threading.Event()), local=True))
 
 
-def test_ipv6_and_ipv4_addresses_take_turns():
+def test_ipv6_and_ipv4_addresses_are_tried_alternately():
     six, four = ([ip_filter.Candidate(family, (i,)) for i in range(3)] for family in (socket.AF_INET6, socket.AF_INET))
     turns = sockets._alternate_families(six + four[:1])
     assert turns == [six[0], four[0], six[1], six[2]]
@@ -93,7 +95,7 @@ def test_a_forked_child_closes_the_connections_of_its_parent():
         sock.sendall(b"the connection of the parent is open")
         assert far.recv(100)
         sock.close()
-        assert far.recv(100) == b""  # the child does not keep it open
+        assert far.recv(100) == b""  # the child does not keep the connection open
         far.close()
         os.close(end)
         os.waitpid(pid, 0)

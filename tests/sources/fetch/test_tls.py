@@ -26,7 +26,7 @@ def keys(tmp_path_factory):
 
 @pytest.fixture
 def context(keys, monkeypatch):
-    """Return the context of servers whose certificate is trusted."""
+    """Return the TLS context of a server, whose certificate this process trusts."""
     for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(variable, str(keys[0]))
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -62,7 +62,7 @@ class InnerServer:
 
 @contextmanager
 def tls_server(context, *, stalls_at=None, is_proxy=False, ended=None):
-    """Yield the port of a server; one of its handshakes, or of those behind the proxy, stalls until an event is set."""
+    """Yield the port of a TLS server or proxy and its CONNECT requests; one handshake stalls until `ended` is set."""
 
     def serve(sock, number):
         if number == stalls_at and not is_proxy:
@@ -92,7 +92,7 @@ def tls_server(context, *, stalls_at=None, is_proxy=False, ended=None):
 
 
 def read_until_others_ended(url, ended):
-    """Read 20 objects, of which one stalls until the others were read."""
+    """Read 20 objects; the handshake of one of them stalls until the others have been read."""
     found = {}
 
     def use(request, body):

@@ -1,4 +1,4 @@
-"""Connections that are used again."""
+"""Reuse of connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONCE = ix.Connection(timeout=10, retries=0)
 
 
 def closing_server():
-    """Return a server that closes each connection without an answer to its second request."""
+    """Return a server that answers the first request on each connection and closes the connection at the second."""
 
     def answer(sock, head):
         count[sock] = count.get(sock, 0) + 1
@@ -25,14 +25,14 @@ def closing_server():
     return HostileServer(answer)
 
 
-def test_a_connection_that_its_server_closes_when_it_is_used_again_is_replaced():
+def test_a_reused_connection_that_the_server_closes_is_replaced():
     with closing_server() as server:
         for _ in range(3):
             assert client.send_request("GET", f"{server.url}/x", ONCE).body == b"hello"
         assert server.connections == 3
 
 
-def test_a_request_that_changes_the_server_is_not_sent_twice_without_a_retry():
+def test_a_post_request_on_a_closed_connection_is_not_sent_again():
     with closing_server() as server:
         assert client.send_request("POST", f"{server.url}/x", ONCE, body=b"").status == 200
         with pytest.raises(ix.errors.ServerError, match="without an answer"):
@@ -46,7 +46,7 @@ def test_a_new_connection_that_is_closed_without_an_answer_is_an_error():
         assert server.connections == 1
 
 
-def test_idle_connections_make_room_if_no_file_can_be_opened(monkeypatch):
+def test_idle_connections_are_closed_if_too_many_files_are_open(monkeypatch):
     with (
         HostileServer(lambda sock, head: reply(sock, b"a")) as one,
         HostileServer(lambda sock, head: reply(sock, b"b")) as two,
