@@ -287,7 +287,7 @@ def test_shards_of_every_layout_pass_the_check(tmp_path, place, codecs):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# over the wire
+# over HTTP
 
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])

@@ -16,7 +16,7 @@ NUMBERS = itertools.count()
 @contextmanager
 def serving_s3():
     """Return the address of a server."""
-    module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
+    module = pytest.importorskip("moto.server", reason="moto, which provides the S3 server, is not installed")
     server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line per request takes a third of its time
     server.start()

@@ -12,7 +12,7 @@ from tests.support.zarr_arrays import ARRAYS, metadata_of, write
 
 
 @pytest.mark.parametrize("form", ARRAYS)
-def test_frequent_codecs_are_decoded_without_zarr_and_equally(tmp_path, form):
+def test_frequent_codecs_are_decoded_as_zarr_python_decodes_them(tmp_path, form):
     array = write(tmp_path, **ARRAYS[form])
     if "shards" in ARRAYS[form]:
         return

@@ -21,7 +21,7 @@ from tests.support.zarr_arrays import ARRAYS, SHAPE, metadata_of, read_slices, w
 
 @pytest.mark.fast_forms(6)
 @pytest.mark.parametrize("form", ARRAYS)
-def test_boxes_equal_those_of_zarr(tmp_path, form):
+def test_boxes_equal_those_of_zarr_python(tmp_path, form):
     array = write(tmp_path, **ARRAYS[form])
     rng, text, store = np.random.default_rng(1), metadata_of(tmp_path), LocalFolder(str(tmp_path))
     for _ in range(12):
@@ -44,11 +44,11 @@ def test_axes_in_any_order_are_read_as_z_y_x(tmp_path, axes):
     with serving(tmp_path) as server:
         picks = {"time": 2 if "t" in axes else None, "channel": 3 if "c" in axes else None}
         source = open_omezarr(parse_address(f"zarr://{server.url}"), **picks)
-        for box in boxes_of((9 if "z" in axes else 1, 21, 17), 6) * 2:  # from the server, and from memory
+        for box in boxes_of((9 if "z" in axes else 1, 21, 17), 6) * 2:  # the second pass reads from the memory cache
             np.testing.assert_array_equal(source.read(0, box), padded(truth[None] if truth.ndim < 3 else truth, box))
 
 
-def ome(folder: Path, shape, **options) -> None:
+def write_image(folder: Path, shape, **options) -> None:
     write_ome(folder, [noise(shape)], {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}, **options)
 
 
@@ -59,7 +59,7 @@ def test_a_scroll_requests_each_object_once(tmp_path, form):
         write_layer(tmp_path, [noise(shape)], [Grid(shape, (8, 8, 40), (0, 0, 0))])
     else:
         more = {"shards": (16, 32, 32)} if "sharded" in form else {}
-        ome(tmp_path, shape, version=form[:3], **more)
+        write_image(tmp_path, shape, version=form[:3], **more)
     with serving(tmp_path) as server:
         scheme = "precomputed" if form == "precomputed" else "zarr"
         opener = open_precomputed if form == "precomputed" else open_omezarr
@@ -71,16 +71,16 @@ def test_a_scroll_requests_each_object_once(tmp_path, form):
 
         found = [source.read(0, type(box)((z, 0, 0), (z + 1, 32, 32))) for z in range(shape[0])]
         np.testing.assert_array_equal(np.concatenate(found), noise(shape))
-        # The shard has an index and two layers of chunks.
+        # One request for the index of the shard, and one for each of its two layers of chunks.
         assert count() == (3 if "sharded" in form else 8)
         source.read(0, box)
         assert count() == (3 if "sharded" in form else 8)
 
 
-def test_both_versions_are_requested_at_once(tmp_path):
-    ome(tmp_path, (8, 16, 16), version="0.4")
+def test_metadata_of_both_zarr_versions_are_requested_at_once(tmp_path):
+    write_image(tmp_path, (8, 16, 16), version="0.4")
     with serving(tmp_path) as server:
-        few = ix.Connection(concurrency=2)  # too few to request arrays before the group names them
+        few = ix.Connection(concurrency=2)  # too few to request arrays by their usual names before the group lists them
         ix.open_image(f"zarr://{server.url}", connection=few)
         requested = [path.rpartition("/")[2] for path in server.requested]
         assert sorted(requested[:2]) == [".zattrs", "zarr.json"]
@@ -88,7 +88,7 @@ def test_both_versions_are_requested_at_once(tmp_path):
 
 
 def test_a_bare_address_requests_both_formats_at_once(tmp_path):
-    ome(tmp_path, (8, 16, 16))
+    write_image(tmp_path, (8, 16, 16))
     with serving(tmp_path) as server:
         ix.open_image(server.url)
         requested = [path.rpartition("/")[2] for path in server.requested]

@@ -1,4 +1,4 @@
-"""Fuzz tests of OME-Zarr metadata: each opens, or raises our error that names the member."""
+"""Fuzz tests of OME-Zarr metadata: they open, or raise an error that names the invalid member."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def slots(node, found=None) -> list:
     return found
 
 
-def mutated(files: dict[str, dict], rng: random.Random) -> dict[str, dict]:
+def mutate(files: dict[str, dict], rng: random.Random) -> dict[str, dict]:
     files = copy.deepcopy(files)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         places = slots(files[rng.choice(list(files))])
@@ -77,7 +77,7 @@ def mutated(files: dict[str, dict], rng: random.Random) -> dict[str, dict]:
 
 
 def outcome(place: str) -> str:
-    """Open an image and read a corner; return "array" or the name of our error."""
+    """Open an image and read a corner; return "array", or the name of the `ImageryError`."""
     with warnings.catch_warnings(), dask.config.set(scheduler="synchronous"):
         warnings.simplefilter("ignore")
         try:
@@ -93,7 +93,7 @@ def check_mutations(folder: Path, seeds: range) -> None:
     outcomes: set[str] = set()
     for seed in seeds:
         rng = random.Random(seed)
-        files = mutated(rng.choice(STARTS), rng)
+        files = mutate(rng.choice(STARTS), rng)
         place = write(folder / str(seed % 50), files)
         try:
             outcomes.add(outcome(place))
@@ -106,13 +106,13 @@ def check_mutations(folder: Path, seeds: range) -> None:
 
 
 @pytest.mark.slow
-def test_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path):
+def test_mutated_metadata_open_or_raise_an_imagery_error(tmp_path):
     check_mutations(tmp_path, range(400))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", mutations.STARTS)
-def test_many_mutated_metadata_are_an_array_or_an_error_of_ours(tmp_path, first):
+def test_many_mutated_metadata_open_or_raise_an_imagery_error(tmp_path, first):
     check_mutations(tmp_path, range(first, first + mutations.PART))
 
 
@@ -153,7 +153,7 @@ def test_metadata_without_mutations_open(tmp_path, start):
         (files_v2({"multiscales": [image(version="0.4", datasets=[{"path": "../0"}])]}), "leads out of the group"),
     ],
 )  # fmt: skip
-def test_a_member_without_a_possible_value_is_named(tmp_path, files, message):
+def test_an_invalid_member_is_named_in_the_error(tmp_path, files, message):
     place = write(tmp_path, files)
     tracemalloc.start()
     try:
@@ -165,7 +165,7 @@ def test_a_member_without_a_possible_value_is_named(tmp_path, files, message):
     assert len(str(caught.value)) < 1500
 
 
-def test_deeply_nested_metadata_are_an_error_of_ours(tmp_path):
+def test_deeply_nested_metadata_are_a_source_error(tmp_path):
     place = write(tmp_path, files_v2())
     (tmp_path / ".zattrs").write_text('{"multiscales": ' + "[" * 200_000 + "]" * 200_000 + "}")
     with pytest.raises(SourceError, match="is not JSON"):
@@ -179,13 +179,13 @@ def test_deeply_nested_metadata_are_an_error_of_ours(tmp_path):
         ("<f4", "NaN", np.nan), ("<f4", float("nan"), np.nan), ("<f4", "-Infinity", -np.inf), ("<f4", "0.5", 0.5), (">f8", 1, 1), ("|b1", 1, 1),
     ],
 )  # fmt: skip
-def test_absent_chunks_hold_the_fill_value_in_any_form(tmp_path, dtype, given, stored):
+def test_a_fill_value_of_any_json_type_is_read(tmp_path, dtype, given, stored):
     array = ix.open_image(write(tmp_path, files_v2(dtype=dtype, fill_value=given)))
     np.testing.assert_array_equal(array.values, np.full(SHAPE, stored, array.dtype))
 
 
 def test_a_backslash_in_the_path_of_a_level_is_a_slash(tmp_path):
-    """Programs on Windows write it, and zarr-python reads it so; the chunks were absent otherwise."""
+    """Programs on Windows write backslashes, and zarr-python reads them as slashes."""
     levels = {"datasets": [{"path": "scale0\\image", "coordinateTransformations": STEPS}], "axes": AXES}
     files = files_v2({"multiscales": [{**levels, "version": "0.4"}]}, fill_value=3)
     files["scale0/image/.zarray"] = files.pop("0/.zarray")
@@ -195,7 +195,7 @@ def test_a_backslash_in_the_path_of_a_level_is_a_slash(tmp_path):
         ix.open_image(write(tmp_path, files_v2({"multiscales": [{**levels, "version": "0.4"}]})))
 
 
-def test_version_06_places_levels_in_their_intrinsic_system(tmp_path):
+def test_version_06_places_levels_in_their_intrinsic_coordinate_system(tmp_path):
     array = ix.open_image(write(tmp_path, files_v3({"version": "0.6", "multiscales": [image_06()]})))
     assert array.attrs["resolution"] == (8, 8, 40)
     assert array.attrs["voxel_offset"] == (0, 0, 0)

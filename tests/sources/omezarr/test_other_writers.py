@@ -20,7 +20,7 @@ from tests.support.zarr_metadata import BYTES, files_v2, files_v3, image, write
 SHAPE = (4, 8, 8)
 
 
-def with_chunk(folder, files, data: bytes):
+def write_with_chunk(folder, files, data: bytes):
     place = write(folder, files)
     chunk = folder / "0" / ("c/0/0/0" if "zarr.json" in files else "0/0/0")
     chunk.parent.mkdir(parents=True, exist_ok=True)
@@ -29,14 +29,14 @@ def with_chunk(folder, files, data: bytes):
 
 
 @pytest.mark.parametrize("dtype", [">u1", "<u1", "|u1", "uint8", "u1"])
-def test_single_bytes_have_no_byte_order(tmp_path, dtype):
+def test_uint8_is_read_with_any_stated_byte_order(tmp_path, dtype):
     values = noise(SHAPE)
-    place = with_chunk(tmp_path, files_v2(dtype=dtype), values.tobytes())
+    place = write_with_chunk(tmp_path, files_v2(dtype=dtype), values.tobytes())
     np.testing.assert_array_equal(imageryxr.open_image(place).values, values)
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_unknown_options_of_a_codec_do_not_matter_for_decoding(tmp_path, version):
+def test_unknown_options_of_a_codec_are_ignored(tmp_path, version):
     from numcodecs import Blosc
 
     values = noise(SHAPE)
@@ -47,14 +47,14 @@ def test_unknown_options_of_a_codec_do_not_matter_for_decoding(tmp_path, version
         if version == 2
         else files_v3(codecs=[BYTES, {"name": "blosc", "configuration": options}])
     )
-    place = with_chunk(tmp_path, files, Blosc("zstd", 1, 1).encode(values))
+    place = write_with_chunk(tmp_path, files, Blosc("zstd", 1, 1).encode(values))
     np.testing.assert_array_equal(imageryxr.open_image(place).values, values)
 
 
 def test_a_codec_that_runs_code_is_an_error(tmp_path):
     import pickle
 
-    place = with_chunk(tmp_path, files_v2(compressor={"id": "pickle"}), pickle.dumps(noise(SHAPE)))
+    place = write_with_chunk(tmp_path, files_v2(compressor={"id": "pickle"}), pickle.dumps(noise(SHAPE)))
     with pytest.raises(CodecError, match="'pickle', which would run code"):
         imageryxr.open_image(place)
 
@@ -63,7 +63,7 @@ def test_jpeg_xl_of_imagecodecs_is_decoded(tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs")
     values = noise((1, 8, 8))
     files = files_v2(shape=[1, 8, 8], chunks=[1, 8, 8], compressor={"id": "imagecodecs_jpegxl"})
-    place = with_chunk(tmp_path, files, imagecodecs.jpegxl_encode(values[0], lossless=True))
+    place = write_with_chunk(tmp_path, files, imagecodecs.jpegxl_encode(values[0], lossless=True))
     np.testing.assert_array_equal(imageryxr.open_image(place).values, values)
 
 
@@ -71,7 +71,7 @@ def test_jpeg_xl_of_imagecodecs_is_decoded(tmp_path):
 def test_paths_of_datasets_may_have_any_form(tmp_path, path):
     files = files_v2({"multiscales": [image(version="0.4")]})
     files[".zattrs"]["multiscales"][0]["datasets"] = [{**image()["datasets"][0], "path": path}]
-    place = with_chunk(tmp_path, files, noise(SHAPE).tobytes())
+    place = write_with_chunk(tmp_path, files, noise(SHAPE).tobytes())
     np.testing.assert_array_equal(imageryxr.open_image(place, missing="raise").values, noise(SHAPE))
 
 
@@ -91,10 +91,10 @@ def test_an_axis_without_a_unit_uses_the_unit_of_the_others(tmp_path, units, res
     assert imageryxr.open_image(write(tmp_path, files)).attrs["resolution"] == resolution
 
 
-def test_a_forgotten_separator_is_an_error_and_not_the_fill_value(tmp_path):
+def test_chunks_that_are_absent_for_lack_of_a_separator_are_an_error(tmp_path):
     files = files_v2()
     del files["0/.zarray"]["dimension_separator"]
-    place = with_chunk(tmp_path, files, noise(SHAPE).tobytes())
+    place = write_with_chunk(tmp_path, files, noise(SHAPE).tobytes())
     with pytest.raises(ChunkReadError, match="has no dimension_separator.*#dimension_separator=/"):
         imageryxr.open_image(place).load()
     opened = imageryxr.open_image(f"zarr2://{place}#dimension_separator=/")
@@ -154,7 +154,7 @@ def test_a_zip_archive_opens_as_a_folder_does(tmp_path, name, inner, version):
     np.testing.assert_array_equal(piped.values, noise(SHAPE, "uint64"))
 
 
-def test_a_damaged_zip_archive_is_an_error_of_ours(tmp_path):
+def test_a_damaged_zip_archive_is_a_source_error(tmp_path):
     one_image(tmp_path / "folder", noise(SHAPE))
     with zipfile.ZipFile(tmp_path / "em.ozx", "w") as archive:
         archive.write(tmp_path / "folder" / "zarr.json", "zarr.json")
@@ -169,7 +169,7 @@ def addresses_in(message: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["plate", "well", "bioformats2raw", "plain"])
-def test_a_group_of_images_names_an_address_that_opens(tmp_path, kind):
+def test_the_error_for_a_group_of_images_contains_an_address_that_opens(tmp_path, kind):
     place = {"plate": "A/1/7", "well": "7", "bioformats2raw": "7", "plain": "em"}[kind]
     one_image(tmp_path / place, noise(SHAPE), version="0.4")
     well = {"well": {"images": [{"path": "7"}]}}

@@ -1,4 +1,4 @@
-"""Shards of remote Zarr arrays: how many requests their chunks take, and damaged shards; against zarr-python."""
+"""Shards of remote Zarr arrays: the number of requests and damaged shards. Voxels are compared with zarr-python."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def slices(*edges: tuple[int, int]) -> tuple[slice, ...]:
     return tuple(slice(a, b) for a, b in edges)
 
 
-def asked_for(array: zarr.Array, folder: Path, where: tuple[slice, ...]) -> list[tuple[str, object]]:
-    """Read a box, compare it with zarr-python's, and return the requests."""
+def read_and_list_requests(array: zarr.Array, folder: Path, where: tuple[slice, ...]) -> list[tuple[str, object]]:
+    """Read a box, compare its voxels with zarr-python's, and return the requests to the store."""
     Counted.requested = []
     found, absent = read_slices(Counted(str(folder)), "", metadata_of(folder), where)
     np.testing.assert_array_equal(found, array[where])
@@ -39,8 +39,8 @@ def asked_for(array: zarr.Array, folder: Path, where: tuple[slice, ...]) -> list
     return Counted.requested
 
 
-def shards_asked(server) -> list[str]:
-    """Return the requests for shards. Requests for metadata may arrive after the source was opened."""
+def shard_requests(server) -> list[str]:
+    """Return the requests for shards, without those for metadata, which may arrive after a source was opened."""
     return [path for path in server.requested if "/c/" in path]
 
 
@@ -60,9 +60,9 @@ def test_missing_objects_are_reported_and_missing_chunks_of_a_shard_are_not(tmp_
     assert absent == {f"b/c/1/{y}/0": False for y in range(3)}
 
 
-def test_neighbouring_chunks_of_a_shard_take_one_request(tmp_path):
+def test_neighbouring_chunks_of_a_shard_are_joined_into_one_request(tmp_path):
     array = create(tmp_path, shards=(8, 16, 32))
-    requested = asked_for(array, tmp_path, slices((4, 8), (0, 16), (0, 32)))
+    requested = read_and_list_requests(array, tmp_path, slices((4, 8), (0, 16), (0, 32)))
     assert len(requested) == 2  # the index, and the four chunks together
     assert all(part is not None for _, part in requested)
 
@@ -77,26 +77,26 @@ def test_a_damaged_index_is_an_error(tmp_path):
         read_slices(LocalFolder(str(tmp_path)), "", metadata_of(tmp_path), (slice(0, 4), slice(0, 8), slice(0, 16)))
 
 
-def test_a_shard_whose_chunks_are_all_needed_takes_one_request(tmp_path):
+def test_a_shard_whose_chunks_are_all_needed_is_read_with_one_request(tmp_path):
     array = create(tmp_path, shards=(8, 16, 32))
-    assert asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 32))) == [("c/0/0/0", None)]
+    assert read_and_list_requests(array, tmp_path, slices((0, 8), (0, 16), (0, 32))) == [("c/0/0/0", None)]
     # The box is small, but it overlaps every chunk of the shard.
-    assert asked_for(array, tmp_path, slices((3, 5), (7, 9), (15, 17))) == [("c/0/0/0", None)]
+    assert read_and_list_requests(array, tmp_path, slices((3, 5), (7, 9), (15, 17))) == [("c/0/0/0", None)]
 
 
 @pytest.mark.parametrize("where", ["start", "end"])
-def test_a_shard_at_the_end_of_the_array_takes_one_request_for_the_chunks_inside(tmp_path, where):
+def test_a_shard_that_extends_beyond_the_array_is_read_with_one_request(tmp_path, where):
     codec = ShardingCodec(chunk_shape=(4, 8, 16), index_location=where)
     array = create(tmp_path, (9, 17, 33), chunks=(8, 16, 32), serializer=codec, compressors=None)
-    requested = asked_for(array, tmp_path, slices((8, 9), (16, 17), (32, 33)))  # one voxel
+    requested = read_and_list_requests(array, tmp_path, slices((8, 9), (16, 17), (32, 33)))  # one voxel
     assert requested == [("c/1/1/1", None)]
-    requested = asked_for(array, tmp_path, slices((0, 9), (0, 17), (0, 33)))
+    requested = read_and_list_requests(array, tmp_path, slices((0, 9), (0, 17), (0, 33)))
     assert sorted(requested) == [(f"c/{z}/{y}/{x}", None) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
 
 
-def test_whole_shards_and_parts_of_shards_are_read_together(tmp_path):
+def test_one_read_fetches_whole_shards_and_ranges_of_other_shards(tmp_path):
     array = create(tmp_path, (8, 16, 64), shards=(8, 16, 32))
-    requested = asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 40)))
+    requested = read_and_list_requests(array, tmp_path, slices((0, 8), (0, 16), (0, 40)))
     assert requested.count(("c/0/0/0", None)) == 1
     assert {key for key, part in requested if part is not None} == {"c/0/0/1"}
 
@@ -104,7 +104,7 @@ def test_whole_shards_and_parts_of_shards_are_read_together(tmp_path):
 def test_the_index_of_a_large_shard_is_read_first(tmp_path, monkeypatch):
     array = create(tmp_path, shards=(8, 16, 32))
     monkeypatch.setattr(shards, "LARGEST_SHARD", 8 * 16 * 32 * 2 - 1)
-    requested = asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 32)))
+    requested = read_and_list_requests(array, tmp_path, slices((0, 8), (0, 16), (0, 32)))
     assert len(requested) == 2
     assert all(part is not None for _, part in requested)
 
@@ -116,7 +116,7 @@ def test_the_index_of_a_shard_with_chunks_of_other_channels_is_read_first(tmp_pa
     with serving(tmp_path) as server:
         source = open_omezarr(parse_address(f"zarr://{server.url}"), channel=1)
         np.testing.assert_array_equal(source.read(0, source.levels[0].grid.box), values[1])
-        assert shards_asked(server) == ["/s0/c/0/0/0/0"] * 2
+        assert shard_requests(server) == ["/s0/c/0/0/0/0"] * 2
 
 
 def test_missing_chunks_of_a_whole_shard_are_the_fill_value(tmp_path):
@@ -124,7 +124,7 @@ def test_missing_chunks_of_a_whole_shard_are_the_fill_value(tmp_path):
         tmp_path, shape=(8, 16, 32), chunks=(4, 8, 16), shards=(8, 16, 32), dtype="uint16", fill_value=9
     )
     array[2:3, 9:11, 3:30] = 5
-    assert asked_for(array, tmp_path, slices((0, 8), (0, 16), (0, 32))) == [("c/0/0/0", None)]
+    assert read_and_list_requests(array, tmp_path, slices((0, 8), (0, 16), (0, 32))) == [("c/0/0/0", None)]
 
 
 @pytest.mark.parametrize("compressors", ["auto", None])
@@ -154,7 +154,7 @@ def test_a_whole_shard_with_a_chunk_beyond_its_end_is_an_error(tmp_path):
             read_slices(LocalFolder(str(tmp_path)), "", metadata_of(tmp_path), slices((0, 8), (0, 16), (0, 32)))
 
 
-def test_chunks_of_a_whole_shard_are_found_in_memory_and_by_its_index(tmp_path):
+def test_reading_a_whole_shard_caches_its_chunks_and_its_index(tmp_path):
     values = noise(SHARDED)
     image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
     write_ome(tmp_path, [values], image, chunks=(8, 16, 16), shards=(8, 32, 32))
@@ -162,14 +162,16 @@ def test_chunks_of_a_whole_shard_are_found_in_memory_and_by_its_index(tmp_path):
         source = open_omezarr(parse_address(f"zarr://{server.url}"))
         box = source.levels[0].grid.box
         np.testing.assert_array_equal(source.read(0, box), values)
-        assert sorted(shards_asked(server)) == ["/s0/c/0/0/0", "/s0/c/1/0/0"]
+        assert sorted(shard_requests(server)) == ["/s0/c/0/0/0", "/s0/c/1/0/0"]
         one = type(box)((3, 4, 5), (4, 5, 6))
         np.testing.assert_array_equal(source.read(0, one), values[3:4, 4:5, 5:6])
         np.testing.assert_array_equal(source.read(0, box), values)
-        assert len(shards_asked(server)) == 2
+        assert len(shard_requests(server)) == 2
         memory_cache.cache.clear()
         np.testing.assert_array_equal(source.read(0, one), values[3:4, 4:5, 5:6])
-        assert shards_asked(server)[2:] == ["/s0/c/0/0/0"]  # its index is known
+        assert shard_requests(server)[2:] == [
+            "/s0/c/0/0/0"
+        ]  # one request suffices, because the index of the shard is cached
         np.testing.assert_array_equal(source.read(0, box), values)
 
 
@@ -208,7 +210,7 @@ def test_a_damaged_index_that_was_read_alone_is_fetched_again(tmp_path, place, i
         source = open_omezarr(parse_address(f"zarr://{server.url}"), connection=connection)
         box = IndexBox((9, 17, 17), (10, 18, 18))
         file.write_bytes(damaged)
-        os.utime(file, ns=(date, date))  # the server's validator remains the same
+        os.utime(file, ns=(date, date))  # the server's validator of the file does not change
         with pytest.raises(ChunkReadError):
             source.read(0, box)
         file.write_bytes(body)
@@ -217,7 +219,7 @@ def test_a_damaged_index_that_was_read_alone_is_fetched_again(tmp_path, place, i
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_whole_shard_with_large_gaps_is_read_by_ranges(tmp_path, is_remote):
+def test_a_shard_with_large_gaps_is_read_by_ranges(tmp_path, is_remote):
     values = write_without_checksum(tmp_path)
     file = tmp_path / "s0/c/1/0/0"
     body = file.read_bytes()

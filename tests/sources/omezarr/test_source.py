@@ -123,8 +123,8 @@ class TestOverHttp(Images):
     def open(self, folder):
         return opened(self.SERVER.url) if folder == self.SERVER.folder else opened(folder)
 
-    def test_a_worker_requests_chunks_only(self, folder):
-        # So few requests that none is made for arrays that the group does not name.
+    def test_reading_an_open_source_requests_chunks_only(self, folder):
+        # With so few concurrent requests, opening requests no arrays that the group does not list.
         source = opened(self.SERVER.url, connection=Connection(concurrency=2))
         self.SERVER.requested.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
@@ -132,13 +132,13 @@ class TestOverHttp(Images):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# place
+# positions and units
 
 
 @pytest.mark.parametrize(
     ("assume", "first", "offset"), [("center", (801.0, 2004.0, 400.0), (99.625, 250, 9.5)), ("corner", (805.0, 2008.0, 420.0), (100.125, 250.5, 10))]
 )  # fmt: skip
-def test_assume_selects_the_point_of_a_translation(tmp_path, assume, first, offset):
+def test_assume_selects_the_point_of_a_voxel_that_a_translation_states(tmp_path, assume, first, offset):
     one_level(tmp_path, (40, 8, 8), (400, 2004, 801))
     grid = opened(tmp_path, assume=assume).levels[0].grid
     assert grid.voxel_offset == offset
@@ -252,7 +252,7 @@ def test_spatial_axes_with_other_names_are_z_y_x_in_order(tmp_path):
         axes_of("zyy"),
     ],
 )
-def test_axes_without_a_volume_are_an_error(tmp_path, axes):
+def test_unsupported_axes_are_an_error(tmp_path, axes):
     one_level(tmp_path, axes=axes_of("zyx"))
     document = json.loads((tmp_path / "zarr.json").read_text())
     document["attributes"]["ome"]["multiscales"][0]["axes"] = axes
@@ -262,7 +262,7 @@ def test_axes_without_a_volume_are_an_error(tmp_path, axes):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# what is in it
+# attributes, labels and data types
 
 
 def test_contrast_limits_are_those_of_the_selected_channel(tmp_path):
@@ -332,7 +332,7 @@ def test_every_dtype_is_read(tmp_path, version):
         opened(tmp_path / "complex")
 
 
-def test_levels_of_different_types_keep_their_own(tmp_path):
+def test_levels_of_different_dtypes_keep_their_dtypes(tmp_path):
     values = [noise((4, 8, 8)), noise((4, 4, 4), "uint16").astype("float32")]
     datasets = [level("0", (40, 8, 8)), level("1", (40, 16, 16))]
     write_ome(tmp_path, values, {"axes": axes_of("zyx"), "datasets": datasets})
@@ -394,7 +394,7 @@ class TestMissing:
             opened(tmp_path, missing="raise").read(0, IndexBox.of_shape(values.shape)), values
         )
 
-    def test_only_chunks_of_the_selected_channel_are_missing(self, tmp_path):
+    def test_missing_chunks_of_other_channels_are_ignored(self, tmp_path):
         values = np.stack([np.zeros((4, 16, 16), "uint8"), noise((4, 16, 16))])
         write_ome(
             tmp_path, [values], {"axes": axes_of("czyx"), "datasets": [level("0", (1, 40, 8, 8))]}, chunks=(1, 4, 8, 8)
@@ -507,17 +507,17 @@ class TestNoImage:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# over the wire
+# over HTTP and from buckets
 
 
 @pytest.fixture
-def hasty(monkeypatch):
+def no_waits(monkeypatch):
     """Remove the waits between retries."""
     monkeypatch.setattr(web, "LONGEST_WAIT", 0.0)
 
 
 @pytest.fixture
-def served(tmp_path, hasty):
+def served(tmp_path, no_waits):
     values = noise((16, 48, 48))
     multiscale = {"axes": axes_of("zyx"), "datasets": [level("0", (40, 8, 8))]}
     write_ome(tmp_path, [values], multiscale)
@@ -564,21 +564,21 @@ class TestHttp:
             assert "Debug source" not in str(caught.value)
 
     @pytest.mark.parametrize(("status", "missing"), [(404, "fill"), (403, "fill"), (404, None)])
-    def test_failing_requests_are_not_filled(self, served, status, missing):
+    def test_chunks_answered_with_http_404_or_403_are_filled(self, served, status, missing):
         server, values = served
         server.faults = {"/0/c/0/1/1": status}
         values[:8, 16:32, 16:32] = 0
         np.testing.assert_array_equal(opened(server.url, missing=missing).read(0, BOX), values)
 
     @pytest.mark.parametrize(("status", "error"), [(403, MissingChunkError), (401, AuthError), (500, ChunkReadError)])
-    def test_a_denied_or_failed_request_is_not_a_missing_chunk(self, served, status, error):
+    def test_a_denied_or_failed_chunk_request_is_an_error_by_default(self, served, status, error):
         server, _ = served
         server.faults = {"/0/c/0/1/1": status}
         with pytest.raises(error, match=server.url):
             opened(server.url).read(0, BOX)
 
     @pytest.mark.parametrize("missing", ["fill", None])
-    def test_lost_permissions_are_an_error_and_not_black(self, served, missing):
+    def test_lost_permissions_are_an_error_and_not_filled(self, served, missing):
         server, _ = served
         source = opened(server.url, missing=missing)
         server.faults = {"/": 403}
@@ -592,7 +592,7 @@ class TestHttp:
         assert server.requested.count("/0/c/0/1/1") == 3
 
     @pytest.mark.slow
-    def test_an_interrupted_transfer_is_retried_or_an_error(self, served):
+    def test_an_interrupted_transfer_is_retried_and_then_an_error(self, served):
         server, values = served
         server.faults = {"/0/c/0/1/1": 0}
         with pytest.raises(ChunkReadError, match="mip 0"):
@@ -600,7 +600,7 @@ class TestHttp:
         server.faults = {"/0/c/0/1/1": [0]}
         np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
 
-    def test_a_refused_connection_is_an_error(self, hasty):
+    def test_a_refused_connection_is_an_error(self, no_waits):
         url = dead_url()
         with pytest.raises(ChunkReadError, match=f"could not read the metadata of zarr://{url}"):
             opened(url)
@@ -663,7 +663,7 @@ def test_a_forked_child_reads_local_files(tmp_path):
 
 
 def test_an_s3_bucket_is_read(tmp_path, monkeypatch):
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 to talk to")
+    server_module = pytest.importorskip("moto.server", reason="moto, which provides the S3 server, is not installed")
     boto3 = pytest.importorskip("boto3")
     one_level(tmp_path)
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -700,13 +700,13 @@ def test_public_buckets_are_found_in_any_region(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# stored objects that are not what they should be
+# damaged stored objects
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>"
 
 
 def write_packed(folder: Path, version: str, codec: str, shards: bool) -> tuple[np.ndarray, Path]:
-    """Write one object, a chunk or a shard, with a codec; return the voxels and the file."""
+    """Write an array of one chunk or one shard with a codec; return the voxels and the file of the chunk or shard."""
     import numcodecs
     from zarr import codecs
 
@@ -753,7 +753,7 @@ class TestDamage:
         assert not isinstance(caught.value, MissingChunkError)
 
 
-def test_a_raw_chunk_of_the_right_length_is_read_unless_it_is_html(tmp_path):
+def test_html_of_the_length_of_a_raw_chunk_is_an_error(tmp_path):
     values, file = write_packed(tmp_path, "0.5", "raw", False)
     file.write_bytes(PAGE.ljust(values.size))
     with pytest.raises(ChunkReadError, match="it is HTML, such as a login page"):

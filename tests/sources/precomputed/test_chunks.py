@@ -22,7 +22,7 @@ WHOLE = IndexBox((0, 0, 0), GRID.shape)
 
 @pytest.fixture(params=[1, 3], autouse=True)
 def _threads(request, monkeypatch):
-    """Copy boxes in one thread, and in several as those of large boxes."""
+    """Run each test with one thread, and with several threads as for large boxes."""
     monkeypatch.setattr(chunks, "LARGE_BOX", 0 if request.param > 1 else 1 << 40)
     monkeypatch.setattr(chunks, "cpu_count", lambda: request.param)
 
@@ -56,7 +56,7 @@ def chunk(layer):
     return next(p for p in layer[1].rglob("-21--5_5-21_3-11"))
 
 
-def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeypatch):
+def test_every_box_equals_the_written_voxels_and_those_of_cloudvolume(layer, monkeypatch):
     from cloudvolume import Bbox, CloudVolume
 
     values, folder = layer
@@ -80,7 +80,7 @@ def test_every_box_is_what_was_written_and_what_cloudvolume_reads(layer, monkeyp
     np.testing.assert_array_equal(opened(folder, channel=0).read(0, WHOLE), values[0])
 
 
-def test_compressed_files_are_left_to_the_engine(layer, chunk):
+def test_compressed_chunk_files_are_read_by_the_engine(layer, chunk):
     values, folder = layer
     chunk.with_name(chunk.name + ".gz").write_bytes(gzip.compress(chunk.read_bytes()))
     chunk.unlink()
@@ -90,7 +90,7 @@ def test_compressed_files_are_left_to_the_engine(layer, chunk):
 
 
 @pytest.mark.parametrize("harm", ["short", "long", "empty", "page"])
-def test_a_damaged_file_is_named(layer, chunk, harm):
+def test_the_error_names_the_damaged_chunk_file(layer, chunk, harm):
     _, folder = layer
     data = chunk.read_bytes()
     page = b"<!DOCTYPE html>".ljust(len(data))
@@ -116,7 +116,9 @@ def test_a_missing_chunk_follows_the_policy(layer, chunk):
     np.testing.assert_array_equal(found, truth)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="names of folders")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows reports a folder in place of a file as a denied permission"
+)
 def test_a_folder_instead_of_a_chunk_is_an_error(layer, chunk):
     _, folder = layer
     chunk.unlink()
@@ -127,7 +129,7 @@ def test_a_folder_instead_of_a_chunk_is_an_error(layer, chunk):
 
 
 @pytest.mark.parametrize("encoding", ["png", "compressed_segmentation"])
-def test_encoded_chunks_are_left_to_the_engine(tmp_path, encoding):
+def test_encoded_chunks_are_read_by_the_engine(tmp_path, encoding):
     dtype = "uint64" if "seg" in encoding else "uint8"
     values = noise(GRID.shape, dtype, 0)
     kind = "segmentation" if "seg" in encoding else "image"

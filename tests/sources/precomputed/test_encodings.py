@@ -27,7 +27,7 @@ INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "in
 
 
 def pixels(part: np.ndarray) -> np.ndarray:
-    """Return the picture (row, column, component) of a chunk: rows of x, those of y and z below one another."""
+    """Return a chunk as a picture (row, column, component) whose rows lie along x, ordered by z and then y."""
     channels, z, y, x = part.shape
     return np.ascontiguousarray(part.transpose(1, 2, 3, 0).reshape(z * y, x, channels))
 
@@ -48,7 +48,7 @@ def compare(folder: Path, wanted: np.ndarray, tolerance: float = 0) -> None:
 
 
 def tensorstore_values(folder: Path) -> np.ndarray:
-    """Return what TensorStore reads (channel, z, y, x)."""
+    """Return the voxels (channel, z, y, x) that TensorStore reads."""
     ts = pytest.importorskip("tensorstore")
     kvstore = {"driver": "file", "path": str(folder)}
     return ts.open({"driver": "neuroglancer_precomputed", "kvstore": kvstore}).result().read().result().T
@@ -105,7 +105,7 @@ def test_a_jpeg_xl_written_by_imagecodecs_is_read(tmp_path, encoding, dtype, cha
 @pytest.mark.parametrize("order", ["rows", "columns", "one row"])
 @pytest.mark.parametrize("encoding", ["jxl", "png"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_width_and_height_of_a_picture_are_arbitrary(tmp_path, order, encoding, channels):
+def test_a_picture_of_any_width_and_height_with_the_right_number_of_pixels_is_read(tmp_path, order, encoding, channels):
     imagecodecs = pytest.importorskip("imagecodecs")
     stored = values("uint8", channels)
 
@@ -188,7 +188,7 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes, *more: tup
     )
 
 
-def test_a_png_with_a_palette_is_read_as_colours():
+def test_a_png_with_a_palette_is_decoded_to_rgb():
     from imageryxr.sources.codecs.chunk_decoder import decode_chunk
 
     palette = bytes(range(30))
@@ -244,7 +244,7 @@ def test_jpeg_and_jpeg_xl_headers_that_contradict_the_metadata_are_damage(tmp_pa
 
 
 @pytest.mark.parametrize(("dtype", "channels", "other"), [("uint8", 1, ("uint8", 3)), ("uint8", 3, ("uint8", 1)), ("uint8", 4, ("uint8", 3)), ("uint16", 1, ("uint8", 1)), ("uint8", 1, ("uint16", 1))])  # fmt: skip
-def test_a_jpeg_xl_of_other_components_or_bits_is_damaged(tmp_path, dtype, channels, other):
+def test_a_jpeg_xl_with_another_number_of_components_or_bits_is_damage(tmp_path, dtype, channels, other):
     imagecodecs = pytest.importorskip("imagecodecs")
     write(tmp_path, values(dtype, channels), "jxl", lambda part: imagecodecs.jpegxl_encode(pixels(values(*other)[:, : part.shape[1], : part.shape[2], : part.shape[3]]).squeeze(), lossless=True))  # fmt: skip
     with pytest.raises(ChunkReadError, match="is damaged"):
@@ -252,7 +252,7 @@ def test_a_jpeg_xl_of_other_components_or_bits_is_damaged(tmp_path, dtype, chann
 
 
 @pytest.mark.parametrize("encoding", ["jxl", "png", "jpeg"])
-def test_a_picture_cut_at_any_byte_is_damaged(tmp_path, encoding):
+def test_a_picture_truncated_at_any_byte_is_damage(tmp_path, encoding):
     from imageryxr.sources.codecs.chunk_decoder import DamagedChunkError, decode_chunk
 
     imagecodecs = pytest.importorskip("imagecodecs")
@@ -278,7 +278,7 @@ def test_any_flipped_bit_of_a_png_is_damage(tmp_path):
             decode_chunk(bytes(damaged), "png", (picture.shape[1], picture.shape[0], 1, 1), np.dtype("uint16"))
 
 
-def test_16_bit_png_needs_a_package_that_is_named(tmp_path, monkeypatch):
+def test_the_error_for_a_16_bit_png_names_the_package_to_install(tmp_path, monkeypatch):
     from imageryxr.sources.precomputed import source as precomputed
 
     write(tmp_path, values("uint16", 1), "png", lambda part: b"")

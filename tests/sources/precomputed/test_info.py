@@ -1,4 +1,4 @@
-"""Positions of stored chunks: together they cover the box, and each decodes only the slices that it needs."""
+"""The parts of stored chunks that a box needs: they cover the box, and only the needed slices are decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sizes = st.tuples(*[st.integers(1, 9)] * 3)
 
 
 @given(sizes, sizes, st.tuples(*[st.tuples(st.integers(0, 8), st.integers(1, 9))] * 3), st.integers(1, 12) | st.none())
-def test_chunks_of_a_box_assemble_its_voxels(shape, chunk, spans, depth):
+def test_the_parts_of_stored_chunks_cover_a_box_exactly_once(shape, chunk, spans, depth):
     start = tuple(min(a, n - 1) for (a, _), n in zip(spans, shape, strict=True))
     stop = tuple(min(a + b, n) for a, (_, b), n in zip(start, spans, shape, strict=True))
     level = Level(mip=0, grid=Grid(shape, (8, 8, 40), (3, -5, 7)), chunks=chunk, encoding="raw")

@@ -52,14 +52,16 @@ class TestSharded(SourceSuite):
     def others(self, folder):
         return [opened(self.SERVER.url, missing="fill")]
 
-    def test_a_second_block_requests_chunks_only(self, folder):
+    def test_a_second_read_requests_chunks_only(self, folder):
         source = opened(self.SERVER.url, connection=ix.Connection(memory_cache=0))
         source.read(0, GRID.box)
         first = len(self.SERVER.requested)
         self.SERVER.requested.clear()
         source.read(0, GRID.box)
         assert 0 < len(self.SERVER.requested) < first
-        assert len(self.SERVER.requested) <= 8  # one per minishard: neighbouring chunks are fetched with one request
+        assert (
+            len(self.SERVER.requested) <= 8
+        )  # one request per minishard, because neighbouring chunks are fetched together
         again = [p for p in self.SERVER.requested if p.endswith("info")]
         assert again == []
 
@@ -76,7 +78,7 @@ def test_every_shard_layout_is_read(tmp_path, hashing, data, sizes):
         source = opened(server.url)
         for box in boxes_of(GRID.shape, 5):
             np.testing.assert_array_equal(source.read(0, box), padded(values, box))
-    local = opened(tmp_path)  # CloudVolume reads it from the disk
+    local = opened(tmp_path)  # the same shards, without a server
     np.testing.assert_array_equal(local.read(0, GRID.box), values)
 
 
@@ -92,7 +94,7 @@ class TestHoles:
         with serving(tmp_path) as server:
             yield server, values
 
-    def test_missing_chunks_raise(self, holed):
+    def test_missing_chunks_are_an_error_by_default(self, holed):
         server, values = holed
         with pytest.raises(
             ix.errors.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"

@@ -37,13 +37,13 @@ class TestRaw(Layers):
     def others(self, folder):
         return [*super().others(folder), resolve_source(self.open(folder), "segmentation")]
 
-    def test_an_offset_of_half_a_voxel_between_levels_is_kept(self, source):
-        # the format stores offsets in whole voxels: 5 voxels of 4.04 nm are 20.2 nm, 2 voxels of 8.08 nm are 16.16 nm
+    def test_levels_may_be_offset_by_half_a_voxel(self, source):
+        # The format stores whole voxels: 5 voxels of 4.04 nm are 20.2 nm, 2 voxels of 8.08 nm are 16.16 nm.
         edges = [level.grid.bbox.lo_nm[1] for level in source.levels]
         np.testing.assert_allclose(edges, [20.2, 16.16])
         assert source.levels[1].grid.voxel_offset == (-11, 2, 3)
 
-    def test_names_show_no_secrets(self, source, folder):
+    def test_the_repr_of_a_source_does_not_contain_its_metadata(self, source, folder):
         assert source.name == f"precomputed://file://{folder}"
         assert "info_text" not in repr(source)
 
@@ -61,7 +61,7 @@ class TestFloat(Layers):
 
 
 class TestOverHttp(Layers):
-    """The suite over http; the server must outlive the other processes."""
+    """The suite over HTTP. Other processes read from the server, so it serves all tests of the class."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -135,7 +135,7 @@ def test_the_selected_channel_is_read(tmp_path):
             opened(tmp_path, channel=wrong)
 
 
-def test_placeholders_are_levels_without_voxels(tmp_path, capsys):
+def test_a_scale_whose_key_is_a_placeholder_is_a_level_without_voxels(tmp_path, capsys):
     grids = [Grid((9, 34, 36), (4, 4, 40), (0, 0, 0)), Grid((9, 17, 18), (8, 8, 40), (0, 0, 0))]
     info = write_layer(tmp_path, [noise(g.shape) for g in grids], grids)
     info["scales"][0]["key"] = "placeholder_0"
@@ -171,7 +171,7 @@ WHERE = r"mip 0 \(8 × 8 × 40 nm\), box \(-16, 16, 5\) to \(32, 64, 21\) in vox
 
 
 class TestMissing:
-    def test_missing_chunks_raise_with_missing_raise(self, layer):
+    def test_missing_chunks_are_an_error_by_default(self, layer):
         folder, grid, values = layer
         chunk_file(folder).unlink()
         source = opened(folder)
@@ -330,7 +330,7 @@ class TestKinds:
         with pytest.raises(LayerError, match="float32, but ids are integers"):
             resolve_source(self.write(tmp_path, "image", "float32"), "segmentation")
 
-    def test_a_layer_has_one_time(self, tmp_path):
+    def test_a_time_other_than_0_is_an_error(self, tmp_path):
         path = self.write(tmp_path, "image", "uint8")
         assert resolve_source(path, "image", time=0).layer_type == "image"
         with pytest.raises(SourceError, match="no time=1: it has one time"):
@@ -352,17 +352,17 @@ def test_a_codec_that_is_not_installed_is_an_error(tmp_path, monkeypatch, encodi
 
 
 # ---------------------------------------------------------------------------------------------------------
-# over the wire
+# over HTTP
 
 
 @pytest.fixture
-def hasty(monkeypatch):
+def no_waits(monkeypatch):
     """Remove the waits between retries."""
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
 
 
 @pytest.fixture
-def served(layer, hasty):
+def served(layer, no_waits):
     with serving(layer[0]) as server:
         yield server, f"precomputed://{server.url}", layer[1], layer[2]
 
@@ -407,7 +407,7 @@ class TestHttp:
         np.testing.assert_array_equal(resolve_source(url, "image").read(0, grid.box), values)
         assert sum("0-16_32-48_5-13" in path for path in server.requested) == 4
 
-    def test_an_interrupted_transfer_is_retried(self, served):
+    def test_a_transfer_that_is_interrupted_at_every_attempt_is_an_error(self, served):
         server, url, grid, _ = served
         server.faults = {"0-16_32-48_5-13": 0}
         with pytest.raises(ChunkReadError, match="mip 0"):
@@ -420,7 +420,7 @@ class TestHttp:
         values[HOLE] = 0
         np.testing.assert_array_equal(resolve_source(url, "image", missing="fill").read(0, grid.box), values)
 
-    def test_lost_permissions_are_an_error_and_not_black(self, served):
+    def test_lost_permissions_are_an_error_and_not_filled(self, served):
         server, url, grid, _ = served
         source = resolve_source(url, "image", missing="fill")
         server.faults = {"/": 403}
@@ -433,7 +433,7 @@ class TestHttp:
         with pytest.raises(ChunkReadError, match="0 bytes"):
             resolve_source(url, "image", missing="fill").read(0, grid.box)
 
-    def test_a_refused_connection_is_an_error(self, hasty):
+    def test_a_refused_connection_is_an_error(self, no_waits):
         url = dead_url()
         with pytest.raises(ChunkReadError, match=f"could not read {url}/info"):
             resolve_source(f"precomputed://{url}", "image")
@@ -461,7 +461,7 @@ class TestHttp:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# stored chunks that are not what they should be
+# damaged stored chunks
 
 GRID = Grid((8, 32, 32), (8, 8, 40), (0, 0, 0))
 PAGE = b"<!DOCTYPE html>\n<html><body>Please sign in</body></html>"
@@ -472,7 +472,7 @@ KINDS = {
 
 
 def cells(dtype: str) -> np.ndarray:
-    """Return voxels (z, y, x) that every encoding supports: patches of a few values."""
+    """Return voxels (z, y, x) that every encoding supports: blocks of equal values below 200."""
     small = np.random.default_rng(5).integers(1, 200, (2, 8, 8)).astype(dtype)
     return np.kron(small, np.ones((4, 4, 4), dtype))
 
@@ -547,8 +547,8 @@ def test_a_picture_of_another_size_is_damage(tmp_path, encoding, size):
         opened(tmp_path, missing="fill").read(0, GRID.box)
 
 
-def test_a_picture_of_another_form_with_equal_pixels_is_read(tmp_path):
-    """The format allows any width and height of a JPEG or PNG whose product is that of the chunk."""
+def test_a_picture_of_another_shape_with_as_many_pixels_is_read(tmp_path):
+    """A JPEG or PNG may have any width and height whose product is the number of voxels of the chunk."""
     from PIL import Image
 
     write_encoded(tmp_path, "png", False)
@@ -558,7 +558,7 @@ def test_a_picture_of_another_form_with_equal_pixels_is_read(tmp_path):
     np.testing.assert_array_equal(opened(tmp_path).read(0, GRID.box), cells("uint8"))
 
 
-def test_a_users_own_cloudvolume_behaves_as_ever(tmp_path):
+def test_cloudvolume_still_fills_an_empty_chunk_after_a_read(tmp_path):
     from cloudvolume import CloudVolume
 
     write_encoded(tmp_path, "raw", False)[0].write_bytes(b"")
@@ -615,7 +615,7 @@ class TestOptionalMembers:
             ({"voxel_offset": None}, "scale 0|voxel_offset|NoneType"),
         ],
     )
-    def test_impossible_values_are_errors(self, tmp_path, change, message):
+    def test_invalid_values_of_members_are_errors(self, tmp_path, change, message):
         self.write(tmp_path, "uint64", change)
         with pytest.raises(SourceError, match=message):
             opened(tmp_path)
