@@ -36,12 +36,12 @@ from imageryxr.sources.address import PROTOCOLS, has_no_bucket_credentials, pars
         ("s3://bucket/a#b?c", None, "s3://bucket/a#b?c"),
     ],
 )
-def test_typed_addresses_are_parsed(text, form, url):
+def test_addresses_of_every_format_are_parsed(text, form, url):
     address = parse_address(text)
     assert (address.format, address.url) == (form, url)
 
 
-def test_relative_paths_and_homes_are_expanded(monkeypatch, tmp_path):
+def test_relative_paths_and_home_folders_are_expanded(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert parse_address("data/em").url == f"file://{tmp_path}/data/em"
     assert parse_address("precomputed://data/em").url == f"file://{tmp_path}/data/em"
@@ -68,7 +68,7 @@ def test_unknown_schemes_name_the_known_ones(text):
 
 
 @pytest.mark.parametrize("protocol", ["http", "https", "middleauth+https"])
-def test_a_signed_link_is_an_error_that_hides_its_signature(protocol):
+def test_a_signed_url_is_an_error_that_does_not_show_the_signature(protocol):
     with pytest.raises(SourceError, match="has a query") as caught:
         parse_address(f"precomputed://{protocol}://host/em?X-Signature=verysecret")
     assert "verysecret" not in str(caught.value)
@@ -101,7 +101,7 @@ def test_invalid_paths_are_errors(text):
 
 
 @given(st.text())
-def test_any_text_is_an_address_or_an_error_of_ours(text):
+def test_any_text_is_parsed_or_raises_an_imagery_error(text):
     try:
         address = parse_address(text)
     except ImageryError:
@@ -152,13 +152,13 @@ PIPELINES = [
 
 
 @pytest.mark.parametrize(("text", "parts"), PIPELINES)
-def test_pipelines_state_format_location_version_and_separator(text, parts):
+def test_pipelines_are_parsed_into_format_location_version_and_separator(text, parts):
     address = parse_address(text)
     assert (address.format, address.url, address.version, address.separator) == parts
 
 
 @pytest.mark.parametrize(("text", "parts"), [case for case in PIPELINES if case[1][0] == "zarr"])
-def test_the_name_of_a_zarr_parses_to_the_same_address(text, parts):
+def test_zarr_name_parses_to_the_same_address(text, parts):
     address = parse_address(text)
     assert parse_address(address.zarr_name) == address
 
@@ -194,7 +194,7 @@ def test_the_name_of_a_zarr_parses_to_the_same_address(text, parts):
         ("gs://b\x00/x", "names no bucket"),
     ],
 )
-def test_unsupported_parts_of_a_pipeline_are_named(text, message):
+def test_the_error_names_the_unsupported_part_of_a_pipeline(text, message):
     with pytest.raises(AddressError, match=message):
         parse_address(text)
 
@@ -215,7 +215,7 @@ def test_unsupported_parts_of_a_pipeline_are_named(text, message):
         ("n5+https://me:hunter2@h/x", "hunter2"),
     ],
 )
-def test_errors_of_addresses_show_no_secret(given, secret):
+def test_errors_about_addresses_show_no_password_or_token(given, secret):
     with pytest.raises(AddressError) as caught:
         parse_address(given)
     assert secret not in str(caught.value)

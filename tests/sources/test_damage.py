@@ -35,7 +35,7 @@ def ids() -> np.ndarray:
     return np.kron(small, np.ones((4, 4, 4), "uint64"))
 
 
-def written(folder: Path, encoding: str) -> tuple[np.ndarray, Path]:
+def write_volume(folder: Path, encoding: str) -> tuple[np.ndarray, Path]:
     values = ids() if LOSSLESS[encoding] == "uint64" else noise(GRID.shape)
     write_layer(folder, [values], [GRID], kind="segmentation" if values.itemsize == 8 else "image", encoding=encoding, compress=False)  # fmt: skip
     (file,) = (folder / "8_8_40").iterdir()
@@ -44,9 +44,9 @@ def written(folder: Path, encoding: str) -> tuple[np.ndarray, Path]:
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])
 @pytest.mark.parametrize("encoding", LOSSLESS)
-def test_a_chunk_truncated_anywhere_is_an_error(tmp_path, capfd, encoding, missing):
+def test_a_chunk_truncated_at_any_byte_is_an_error(tmp_path, capfd, encoding, missing):
     pytest.importorskip(precomputed.CODECS.get(encoding, ("numpy",))[0])
-    _, file = written(tmp_path, encoding)
+    _, file = write_volume(tmp_path, encoding)
     whole = file.read_bytes()
     capfd.readouterr()
     for size in sorted({0, 1, 3, 4, 16, len(whole) // 3, len(whole) // 2, len(whole) - 16, len(whole) - 4}):
@@ -64,7 +64,7 @@ def test_a_chunk_truncated_anywhere_is_an_error(tmp_path, capfd, encoding, missi
 @pytest.mark.parametrize("encoding", LOSSLESS)
 def test_html_instead_of_a_chunk_is_an_error(tmp_path, encoding):
     pytest.importorskip(precomputed.CODECS.get(encoding, ("numpy",))[0])
-    _, file = written(tmp_path, encoding)
+    _, file = write_volume(tmp_path, encoding)
     for page in (PAGE, PAGE.ljust(file.stat().st_size)):
         file.write_bytes(page)
         with pytest.raises(ChunkReadError, match=WHERE + "it is HTML"):
@@ -73,7 +73,7 @@ def test_html_instead_of_a_chunk_is_an_error(tmp_path, encoding):
 
 def test_a_picture_of_another_size_is_an_error(tmp_path):
     simplejpeg = pytest.importorskip("simplejpeg")
-    _, file = written(tmp_path, "jpeg")
+    _, file = write_volume(tmp_path, "jpeg")
     for shape in ((16, 16, 1), (64, 64, 1)):
         file.write_bytes(simplejpeg.encode_jpeg(np.zeros(shape, "uint8"), colorspace="GRAY", colorsubsampling="GRAY"))
         with pytest.raises(ChunkReadError, match=WHERE + "its header states .* pixels instead of 2048"):
@@ -82,7 +82,7 @@ def test_a_picture_of_another_size_is_an_error(tmp_path):
 
 @pytest.mark.slow
 def test_a_damaged_chunk_does_not_end_the_process(tmp_path):
-    written(tmp_path, "compressed_segmentation")[1].write_bytes(b"\x01\0\0\0" + b"\xff\xff\xff\x20" * 40)
+    write_volume(tmp_path, "compressed_segmentation")[1].write_bytes(b"\x01\0\0\0" + b"\xff\xff\xff\x20" * 40)
     code = (
         "from imageryxr.sources.resolve import resolve_source; from imageryxr.errors import ChunkReadError\n"
         f"source = resolve_source({str(tmp_path)!r}, 'segmentation')\n"
@@ -102,7 +102,7 @@ def test_every_chunk_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
     seen = []
     inner = chunk_decoder._chunk_problem
     monkeypatch.setattr(chunk_decoder, "_chunk_problem", lambda *a: seen.append(a[1]) or inner(*a))
-    values, _ = written(tmp_path / "a", "png")
+    values, _ = write_volume(tmp_path / "a", "png")
     np.testing.assert_array_equal(opened(tmp_path / "a").read(0, GRID.box), values)
     np.testing.assert_array_equal(opened(tmp_path / "a").read(0, IndexBox((1, 2, 3), (2, 3, 4))), values[1:2, 2:3, 3:4])
     write_sharded(tmp_path / "b", ids(), "raw")
@@ -113,7 +113,7 @@ def test_every_chunk_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
 def test_reading_does_not_change_how_cloudvolume_fills_an_empty_chunk(tmp_path):
     from cloudvolume import CloudVolume
 
-    _, file = written(tmp_path, "raw")
+    _, file = write_volume(tmp_path, "raw")
     opened(tmp_path).read(0, GRID.box)
     file.write_bytes(b"")
     theirs = CloudVolume(f"file://{tmp_path}", fill_missing=True, progress=False)
@@ -125,7 +125,7 @@ def test_reading_does_not_change_how_cloudvolume_fills_an_empty_chunk(tmp_path):
 
 
 def write_sharded(folder: Path, values: np.ndarray, encoding: str = "compressed_segmentation", packed: str = "raw"):
-    """Write chunks of 8 × 8 × 4 voxels into one shard; returns its file."""
+    """Write chunks of 8 × 8 × 4 voxels into one shard and return its file."""
     from cloudvolume import chunks
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification
 
@@ -149,7 +149,7 @@ def write_sharded(folder: Path, values: np.ndarray, encoding: str = "compressed_
 
 @pytest.mark.parametrize("packed", ["raw", "gzip"])
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
-def test_a_shard_truncated_anywhere_is_an_error(tmp_path, encoding, packed):
+def test_a_shard_truncated_at_any_byte_is_an_error(tmp_path, encoding, packed):
     values = ids()
     file = write_sharded(tmp_path, values, encoding, packed)
     np.testing.assert_array_equal(opened(tmp_path).read(0, GRID.box), values)
@@ -165,7 +165,7 @@ def test_a_shard_truncated_anywhere_is_an_error(tmp_path, encoding, packed):
 # metadata
 
 
-def rewritten(folder: Path, change) -> None:
+def change_info(folder: Path, change) -> None:
     info = json.loads((folder / "info").read_text())
     change(info)
     (folder / "info").write_text(json.dumps(info))
@@ -173,7 +173,7 @@ def rewritten(folder: Path, change) -> None:
 
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
 def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
-    values, _ = written(tmp_path, encoding)
+    values, _ = write_volume(tmp_path, encoding)
 
     def strip(info):
         del info["type"], info["num_channels"]
@@ -181,7 +181,7 @@ def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
         if encoding == "raw":
             del info["scales"][0]["encoding"]
 
-    rewritten(tmp_path, strip)
+    change_info(tmp_path, strip)
     source = resolve_source(tmp_path, None)
     assert source.layer_type == "segmentation"
     np.testing.assert_array_equal(source.read(0, GRID.box), values)
@@ -200,17 +200,17 @@ def test_optional_members_of_an_info_have_defaults(tmp_path, encoding):
     ],
 )
 def test_invalid_members_of_an_info_are_errors(tmp_path, change, message):
-    written(tmp_path, "compressed_segmentation")
-    rewritten(tmp_path, lambda info: info["scales"][0].update(change))
+    write_volume(tmp_path, "compressed_segmentation")
+    change_info(tmp_path, lambda info: info["scales"][0].update(change))
     with pytest.raises(SourceError, match=message):
         resolve_source(tmp_path, None)
 
 
-def test_an_unknown_encoding_is_an_error_before_reading(tmp_path):
+def test_an_unknown_encoding_is_an_error_when_a_layer_is_opened(tmp_path):
     import imageryxr as ix
 
-    written(tmp_path, "raw")
-    rewritten(tmp_path, lambda info: info["scales"][0].update(encoding="foo"))
+    write_volume(tmp_path, "raw")
+    change_info(tmp_path, lambda info: info["scales"][0].update(encoding="foo"))
     with pytest.raises(CodecError, match="stored as 'foo' at mip 0, but supported are raw, jpeg"):
         ix.open_segmentation(tmp_path)
 
@@ -254,9 +254,9 @@ def write_form(folder: Path, form: str) -> tuple[np.ndarray, Path]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_object_truncated_anywhere_is_an_error(tmp_path, form):
+def test_a_zarr_object_truncated_at_any_byte_is_an_error(tmp_path, form):
     values, file = write_form(tmp_path, form)
-    part = IndexBox((0, 0, 0), (4, 8, 16))  # of a shard, only the ranges of some chunks are read
+    part = IndexBox((0, 0, 0), (4, 8, 16))  # this box needs only some chunks of a shard, which are read by ranges
     np.testing.assert_array_equal(opened_ome(tmp_path).read(0, part), values[part.slices()])
     whole = file.read_bytes()
     for size in (0, 10, 20, len(whole) // 3, len(whole) // 2, len(whole) - 8, len(whole) - 1):
@@ -272,7 +272,7 @@ def test_an_object_truncated_anywhere_is_an_error(tmp_path, form):
 
 @pytest.mark.parametrize("codecs", ["bytes", "crc"])
 @pytest.mark.parametrize("place", ["start", "end"])
-def test_shards_of_every_layout_pass_the_check(tmp_path, place, codecs):
+def test_intact_shards_of_every_layout_are_read(tmp_path, place, codecs):
     from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
     index = (BytesCodec(), Crc32cCodec()) if codecs == "crc" else (BytesCodec(),)
@@ -292,7 +292,7 @@ def test_shards_of_every_layout_pass_the_check(tmp_path, place, codecs):
 
 @pytest.mark.parametrize("missing", ["raise", "fill"])
 def test_denied_requests_are_not_retried(tmp_path, missing):
-    written(tmp_path, "raw")
+    write_volume(tmp_path, "raw")
     with serving(tmp_path) as server:
         source = resolve_source(f"precomputed://{server.url}", "segmentation", missing=missing)
         server.requested.clear()
@@ -308,7 +308,7 @@ def test_a_redirect_to_a_login_page_is_not_a_missing_chunk(tmp_path, form, missi
     if form == "zarr":
         write_form(tmp_path, "v3 raw")
     else:
-        written(tmp_path, "raw")
+        write_volume(tmp_path, "raw")
     with serving(tmp_path) as server:
         source = resolve_source(f"{form}://{server.url}", None, missing=missing)
         server.moved = {"/8_8_40/": "/login.html", "/0/c/": "/login.html"}
@@ -321,11 +321,11 @@ def test_a_redirect_to_a_login_page_is_not_a_missing_chunk(tmp_path, form, missi
 
 
 def test_a_redirect_to_another_store_is_followed(tmp_path):
-    values, file = written(tmp_path, "raw")
+    values, file = write_volume(tmp_path, "raw")
     (tmp_path / "store").mkdir()
     with serving(tmp_path) as server:
-        anew = Connection(memory_cache=0)
-        source = resolve_source(f"precomputed://{server.url}", "segmentation", connection=anew)
+        uncached = Connection(memory_cache=0)
+        source = resolve_source(f"precomputed://{server.url}", "segmentation", connection=uncached)
         server.moved = {"/8_8_40/": "/store/5f2a"}
         (tmp_path / "store" / "5f2a").write_bytes(file.read_bytes())
         np.testing.assert_array_equal(source.read(0, GRID.box), values)
@@ -334,7 +334,7 @@ def test_a_redirect_to_another_store_is_followed(tmp_path):
             source.read(0, GRID.box)
 
 
-def test_network_errors_have_clear_messages():
+def test_network_errors_state_the_cause_without_internal_names():
     for url, words in (
         ("https://no-such-host.invalid", "its host was not found"),
         (dead_url(), "connection was refused"),

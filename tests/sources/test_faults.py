@@ -1,10 +1,10 @@
-"""Every source and encoding, read from a server whose responses fail: the right values or an error of imageryxr.
+"""Volumes of every format and encoding are read from a faulty server with the right values or with an `ImageryError`.
 
 `IMAGERYXR_FAULT_RUNS` is the number of runs of all cases together (default 60), and `IMAGERYXR_FAULT_SEED` the seed of
 the first: ``IMAGERYXR_FAULT_RUNS=500 pytest tests/sources/test_faults.py``. A failure prints its seed.
 
-Bits that flip between the disk of the server and this process are noticed where the store or the format has a checksum.
-Where neither has one, the chunk (or shard) whose bytes were changed may have other values, and no other chunk.
+A bit that flips on the way from the disk of the server must cause an error if the store or the format has a checksum.
+Without one, only the chunk or shard whose bytes changed may have wrong values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RUNS = int(os.environ.get("IMAGERYXR_FAULT_RUNS", "60"))
 FIRST = int(os.environ.get("IMAGERYXR_FAULT_SEED", "0"))
 TIMEOUT, RETRIES = 0.4, 3
 LONGEST = 60
-"""Seconds after which a run counts as stuck: a few requests one after the other, each with all its retries."""
+"""Seconds after which a run counts as stuck. A run makes few requests in sequence, each with all its retries."""
 GRID = Grid((16, 32, 32), (8, 8, 40), (0, 0, 0))
 Values = np.ndarray | xr.Dataset
 
@@ -57,7 +57,7 @@ class Case:
     has_checksums: bool = False
     """Whether the format has a checksum of each chunk."""
     region: Callable[[str], tuple[slice, ...] | None] = lambda path: None
-    """The voxels of an object; None for any."""
+    """Return the voxels that the object of a path holds, or None if it may affect any voxel."""
     stalls: bool = True
     """Whether responses may stall; links have the default timeout, which is long."""
 
@@ -172,7 +172,7 @@ RATES = (0.02, 0.1, 0.3, 0.6)
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
-    """Write all volumes, and read each from its folder."""
+    """Write all volumes, and read each without faults. Yield the server and the values by case."""
     root = tmp_path_factory.mktemp("volumes")
     expected = {}
     for number, case in enumerate(CASES.values()):
@@ -202,7 +202,7 @@ def run(server: FaultServer, url: str, case: Case, expected: Values, seed: int, 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", ix.ImageryWarning)
-                for _ in range(2):  # the second time partly from the caches
+                for _ in range(2):  # the second pass reads partly from the caches
                     outcome[:] = [case.read(url, connection)]
         except (ix.ImageryError, ix.ImageryWarning) as error:
             outcome[:] = [error]
@@ -223,10 +223,10 @@ def run(server: FaultServer, url: str, case: Case, expected: Values, seed: int, 
 
 
 def difference(case: Case, found: Values, expected: Values, flipped: list[str], *, checksums: bool) -> str:
-    """Return "right", or how a result differs where it must not."""
+    """Return "right", or a description of differences that the flipped bits do not explain."""
     unchecked = [path for path in flipped if not checksums or re.search(r"\.shard$|roots_binary", path)]
     metadata = [path for path in unchecked if case.region(path) is None]
-    if metadata:  # a changed index, or changed metadata, may change any voxel
+    if metadata:  # changed metadata, or a changed index, may change any voxel
         return "right"
     if isinstance(found, xr.Dataset):
         return "right" if found.identical(expected) or unchecked else "differs"
@@ -238,8 +238,8 @@ def difference(case: Case, found: Values, expected: Values, flipped: list[str], 
     return "right" if not differs.any() else f"differs in {int(differs.sum())} voxels"
 
 
-def sockets() -> int:
-    """Return the number of open sockets of this process, without the pools of idle connections and event loops."""
+def count_sockets() -> int:
+    """Close idle connections and event loops, and return the number of open sockets of this process."""
     attempt._state.connections.close()
     chunk_decoder.close_loops()
     count = 0
@@ -252,13 +252,13 @@ def sockets() -> int:
 
 
 def check_nothing_is_left(before: int) -> None:
-    """Wait for the threads of requests that were cancelled, and compare the number of open sockets."""
+    """Wait until cancelled requests have ended; fail if their threads or sockets remain."""
     for _ in range(100):
         threads = [t.name for t in threading.enumerate() if t.name.startswith("imageryxr-web")]
-        if not threads and sockets() <= before:
+        if not threads and count_sockets() <= before:
             return
         time.sleep(0.1)
-    raise AssertionError(f"left: {threads}, {sockets() - before} sockets")
+    raise AssertionError(f"left: {threads}, {count_sockets() - before} sockets")
 
 
 def runs(number: int, cases: int) -> range:
@@ -269,10 +269,10 @@ def runs(number: int, cases: int) -> range:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts sockets")
 @pytest.mark.parametrize("name", CASES)
-def test_faults_of_servers_give_the_right_values_or_an_error(volumes, tmp_path, name):
+def test_faulty_responses_give_the_right_values_or_an_error(volumes, tmp_path, name):
     server, expected = volumes
     number = list(CASES).index(name)
-    before, outcomes = sockets(), {}
+    before, outcomes = count_sockets(), {}
     for seed in runs(number, len(CASES) + 1):
         outcomes[seed] = run(server, f"{server.url}/{number}", CASES[name], expected[name], seed, tmp_path / str(seed))
     print(outcomes)
@@ -282,7 +282,7 @@ def test_faults_of_servers_give_the_right_values_or_an_error(volumes, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts sockets")
-def test_faults_of_graph_servers_give_the_right_roots_or_an_error(cave, tmp_path):
+def test_faulty_responses_of_a_graph_server_give_the_right_roots_or_an_error(cave, tmp_path):
     def read(url: str, connection: ix.Connection) -> np.ndarray:
         segmentation = ix.open_segmentation(url, timestamp=NOW, token=TOKEN, bbox=BOX, connection=connection)
         return segmentation.compute(scheduler="threads").values
@@ -292,7 +292,7 @@ def test_faults_of_graph_servers_give_the_right_roots_or_an_error(cave, tmp_path
         url = cave.table.replace(f":{cave.server_port}", f":{server.port}")
         server.begin("none", 0.0)
         expected = read(url, ix.Connection())
-        before = sockets()
+        before = count_sockets()
         for seed in runs(len(CASES), len(CASES) + 1):
             outcomes[seed] = run(server, url, case, expected, seed, tmp_path / str(seed))
         print(outcomes)

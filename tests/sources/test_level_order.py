@@ -1,4 +1,4 @@
-"""Layers whose metadata list levels from coarse to fine."""
+"""Layers whose metadata list levels from coarse to fine: the finest level is still the default."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_finest_level_opens_by_default_and_mip_is_the_index_in_the_list(laye
     np.testing.assert_array_equal(ix.open_image(layer, mip=0).values, COARSE)
 
 
-def test_pyramids_go_from_fine_to_coarse(layer):
+def test_levels_of_a_layer_are_ordered_from_fine_to_coarse(layer):
     for mip in (0, 1):
         sizes = [level.attrs["resolution"][0] for level in levels_of(ix.open_image(layer, mip=mip))]
         assert sizes == [8, 16]

@@ -91,12 +91,12 @@ def test_dims_may_be_in_any_order():
     np.testing.assert_array_equal(source.read(0, GRID.box), values)
 
 
-def test_attrs_give_the_grid_without_coordinates():
+def test_the_resolution_attribute_gives_the_grid_of_an_array_without_coordinates():
     array = xr.DataArray(noise((2, 3, 4)), dims=("z", "y", "x"), attrs={"resolution": (8, 8, 40)})
     assert memory_source(array, "image").levels[0].grid == Grid((2, 3, 4), (8, 8, 40), (0, 0, 0))
 
 
-def test_attrs_are_kept_except_the_old_grid():
+def test_attributes_other_than_those_of_the_grid_are_kept():
     array = labelled(noise(GRID.shape), contrast_limits=(3, 200), mip=4, resolution=GRID.resolution, source="gs://em")
     source = memory_source(array, "image")
     assert source.attrs == {"contrast_limits": (3, 200), "source": "gs://em"}
@@ -108,12 +108,12 @@ def test_a_bare_array_is_an_error(bare):
         resolve_source(bare, "image")
 
 
-def test_other_dims_are_an_error():
+def test_dims_other_than_z_y_x_are_an_error():
     with pytest.raises(LayerError, match="'c'"):
         memory_source(xr.DataArray(np.zeros((2, 2, 2, 2)), dims=("c", "z", "y", "x")), "image")
 
 
-def test_a_dataset_is_not_a_layer():
+def test_a_dataset_in_place_of_a_layer_is_an_error():
     with pytest.raises(LayerError, match=r"obj\['image'\]"):
         resolve_source(labelled(noise(GRID.shape)).to_dataset(name="image"), "image")
 
@@ -135,7 +135,7 @@ class TestResolve:
         assert resolve_source(labels, None).layer_type == "segmentation"
 
     @pytest.mark.parametrize("kind", ["int8", "int32", "int64"])
-    def test_signed_ids_keep_their_type(self, kind):
+    def test_signed_ids_keep_their_dtype(self, kind):
         source = resolve_source(labelled(noise(GRID.shape).astype(kind)), "segmentation")
         assert source.read(0, IndexBox((0, 0, 0), (1, 2, 3))).dtype == kind
 
@@ -143,7 +143,7 @@ class TestResolve:
         with pytest.raises(LayerError, match="ids are integers.*open_image"):
             resolve_source(labelled(noise(GRID.shape, "float32")), "segmentation")
 
-    def test_masks_need_a_conversion_to_ids(self):
+    def test_a_boolean_mask_as_a_segmentation_is_an_error(self):
         with pytest.raises(LayerError, match=r"array\.astype\('uint8'\)"):
             resolve_source(labelled(noise(GRID.shape) > 3), "segmentation")
 

@@ -102,8 +102,8 @@ WRITERS = {
 }  # fmt: skip
 
 
-def typed(message: str) -> dict[str, object]:
-    """Run the code in a message unchanged."""
+def run_code_in(message: str) -> dict[str, object]:
+    """Run the code in an error message unchanged, and return the variables that it defines."""
     names: dict[str, object] = {}
     exec(message.partition("in place of (8, 8, 40): ")[2], names)
     return names
@@ -121,7 +121,7 @@ def test_the_code_in_the_error_opens_the_file_lazily(tmp_path, called, prefix):
         rf"is {called.partition(' of a pyramid')[0].partition(' in TIFF')[0]}, an unsupported format", message
     )
     assert "pip install" not in message
-    em = typed(message)["em"]
+    em = run_code_in(message)["em"]
     assert isinstance(em.data, da.Array)
     assert em.dims == ("z", "y", "x")
     opened = ix.open_image(em)
@@ -133,8 +133,8 @@ def test_the_code_in_the_error_opens_the_file_lazily(tmp_path, called, prefix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_slices_are_in_the_order_of_their_numbers(tmp_path, suffix):
-    """File names have no leading zeros, as written with the pattern em_{z_index}.png: 9 comes before 10."""
+def test_slices_are_ordered_by_the_numbers_in_their_names(tmp_path, suffix):
+    """Names without leading zeros, as from the pattern em_{z_index}.png, do not sort by name: 9 must precede 10."""
     if suffix == "tif":
         pytest.importorskip("tifffile")
     (tmp_path / "stack12").mkdir()
@@ -142,11 +142,11 @@ def test_slices_are_in_the_order_of_their_numbers(tmp_path, suffix):
         Image.fromarray(np.full((5, 7), i, np.uint8)).save(tmp_path / "stack12" / f"em_{i}.{suffix}")
     with pytest.raises(SourceError) as caught:
         ix.open_image(tmp_path / "stack12")
-    assert typed(str(caught.value))["em"][:, 0, 0].values.tolist() == [8, 9, 10, 99, 100]
+    assert run_code_in(str(caught.value))["em"][:, 0, 0].values.tolist() == [8, 9, 10, 99, 100]
 
 
-def test_nothing_is_read_until_it_is_computed(tmp_path):
-    """A sparse file of 8 GB opens at once."""
+def test_the_code_in_the_error_reads_nothing_until_an_array_is_computed(tmp_path):
+    """The file has 8 GB, of which the file system stores only the header."""
     head = bytearray(1024)
     head[:16] = struct.pack("<4i", 2000, 2000, 2000, 0)
     with open(tmp_path / "x.mrc", "wb") as file:
@@ -155,7 +155,7 @@ def test_nothing_is_read_until_it_is_computed(tmp_path):
     with pytest.raises(SourceError) as caught:
         ix.open_image(tmp_path / "x.mrc")
     before = psutil.Process().memory_info().rss
-    em = typed(str(caught.value))["em"]
+    em = run_code_in(str(caught.value))["em"]
     assert em.shape == (2000, 2000, 2000)
     assert int(em[1000, 1000, 1000]) == 0
     assert psutil.Process().memory_info().rss - before < 1e9
@@ -167,20 +167,20 @@ def test_arrays_with_other_than_three_axes_open_as_three(tmp_path, write, values
     path = write(tmp_path, values)
     with pytest.raises(SourceError) as caught:
         ix.open_image(path)
-    em = typed(str(caught.value))["em"]
+    em = run_code_in(str(caught.value))["em"]
     assert em.ndim == 3
     np.testing.assert_array_equal(em.values.squeeze(), values.squeeze())
 
 
 @pytest.mark.parametrize(("module", "write"), [("h5py", write_h5), ("tensorstore", write_n5)])
-def test_only_missing_packages_are_named(tmp_path, monkeypatch, module, write):
+def test_the_error_names_a_missing_package_to_install(tmp_path, monkeypatch, module, write):
     path = write(tmp_path, VALUES)
     inner = other_formats.find_spec
     monkeypatch.setattr(other_formats, "find_spec", lambda name: None if name == module else inner(name))
     assert f"pip install {module}, then run" in other_formats.format_problem(str(path))
 
 
-def test_compressed_nrrd_and_nifti_name_their_packages(tmp_path, monkeypatch):
+def test_the_error_for_compressed_nrrd_and_nifti_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(other_formats, "find_spec", lambda name: None)
     head = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nencoding: gzip\n\n"
     (tmp_path / "x.nrrd").write_bytes(head + gzip.compress(bytes(24)))
@@ -196,7 +196,7 @@ def test_a_file_whose_content_does_not_match_its_name_is_an_error(tmp_path, name
         ix.open_image(tmp_path / name)
 
 
-def test_other_files_are_errors(tmp_path):
+def test_a_file_of_an_unknown_format_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(SourceError, match="is a file, but volumes are folders"):
         ix.open_image(tmp_path / "notes.txt")

@@ -35,7 +35,7 @@ def root(tmp_path, request):
 
 @pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("inner", ["labels/my cells/", "labels/my cells", "/labels/my cells"])
-def test_the_path_after_the_format_is_opened(root, inner):
+def test_the_path_after_the_format_of_a_pipeline_is_opened(root, inner):
     folder, version = root
     with serving(folder.parent) as server:
         for place in (f"file://{folder}/", f"{folder}", f"{server.url}/root.zarr/"):
@@ -47,7 +47,7 @@ def test_the_path_after_the_format_is_opened(root, inner):
                 np.testing.assert_array_equal(ix.open_image(f"{place}|{name}:").values, EM)
 
 
-def test_inner_paths_share_neither_name_nor_token(root):
+def test_sources_of_different_inner_paths_have_different_names_and_tokens(root):
     folder, version = root
     sources = [resolve_source(f"{folder}|zarr{v}:{i}", None) for v in ("", version) for i in ("", "labels/my cells")]
     assert len({source.name for source in sources}) == 4
@@ -61,7 +61,7 @@ def test_inner_paths_share_neither_name_nor_token(root):
     np.testing.assert_array_equal(back["s"].segmentation.values, CELLS)
 
 
-def test_the_zarr_version_in_the_format_is_opened(tmp_path):
+def test_the_zarr_version_in_an_address_is_opened(tmp_path):
     for version, values in ((2, EM), (3, EM + 1)):
         write(tmp_path / f"v{version}", values, version)
     shutil.copytree(tmp_path / "v2", tmp_path / "both")
@@ -76,7 +76,7 @@ def test_the_zarr_version_in_the_format_is_opened(tmp_path):
             ix.open_image(f"{tmp_path}/v{version}|zarr{other}:")
 
 
-def test_the_address_gives_a_separator_that_the_metadata_lack(tmp_path):
+def test_the_address_supplies_a_separator_that_the_metadata_lack(tmp_path):
     write(tmp_path / "x", EM, 2, chunk_key_encoding={"name": "v2", "separator": "/"})
     zarray = tmp_path / "x" / "0" / ".zarray"
     document = json.loads(zarray.read_text())

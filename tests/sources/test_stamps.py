@@ -1,4 +1,4 @@
-"""A volume that others rewrite while its chunks are in the memory cache."""
+"""Stamps (ETag and Last-Modified) show that a volume was rewritten while its chunks are in the memory cache."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_precomputed(folder: Path, seed: int) -> np.ndarray:
 
 
 def write_sharded(folder: Path, seed: int) -> np.ndarray:
-    # Raw chunks of other sizes than before: a stale index would cut them wrongly.
+    # The chunks change size with the seed, so that a stale index of the shard would return wrong bytes.
     values = noise(shards.GRID.shape, "uint64", seed)
     values[: 4 * seed] = 7
     shards.write(folder, values, shards.spec())
@@ -60,7 +60,7 @@ WRITERS = {
 
 
 def rewrite(folder: Path, form: str, seed: int, *, seconds: float = 0) -> np.ndarray:
-    """Write a volume anew; its files are younger than the previous ones by at least some seconds."""
+    """Replace a volume by new files, whose modification times are moved forward by `seconds`."""
     shutil.rmtree(folder, ignore_errors=True)
     values = WRITERS[form](folder, seed)
     for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -75,7 +75,7 @@ def opened(form: str, url: str):
     return open_precomputed(parse_address(f"precomputed://{url}"))
 
 
-def whole(source) -> np.ndarray:
+def read_all(source) -> np.ndarray:
     return source.read(0, IndexBox.of_shape(source.levels[0].grid.shape))
 
 
@@ -87,9 +87,9 @@ def test_a_rewritten_volume_that_is_opened_again_shows_its_new_voxels(tmp_path, 
     before = rewrite(folder, form, 1)
     with serving(folder) as server:
         server.stamps = STAMPS[stamps]
-        np.testing.assert_array_equal(whole(opened(form, server.url)), before)
+        np.testing.assert_array_equal(read_all(opened(form, server.url)), before)
         after = rewrite(folder, form, 2, seconds=10)
-        np.testing.assert_array_equal(whole(opened(form, server.url)), after)
+        np.testing.assert_array_equal(read_all(opened(form, server.url)), after)
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -97,30 +97,30 @@ def test_an_unchanged_volume_that_is_opened_again_makes_no_request_for_chunks(tm
     rewrite(tmp_path / "volume", form, 1)
     with serving(tmp_path / "volume") as server:
         server.stamps = STAMPS["both"]
-        whole(opened(form, server.url))
+        read_all(opened(form, server.url))
         again = opened(form, server.url)
         server.requested.clear()
-        whole(again)
-        # Requests for metadata that the opening did not wait for may still arrive.
+        read_all(again)
+        # Opening does not wait for all requests for metadata, so some may still arrive.
         assert [
             path for path in server.requested if not path.endswith(("zarr.json", ".zarray", ".zattrs", ".zgroup"))
         ] == []
 
 
-def test_a_server_without_stamps_is_asked_again_by_each_opening_only(tmp_path):
+def test_chunks_of_a_server_without_stamps_are_requested_once_per_opening(tmp_path):
     rewrite(tmp_path / "volume", "precomputed", 1)
     with serving(tmp_path / "volume") as server:
         source = opened("precomputed", server.url)
-        first = whole(source)
+        first = read_all(source)
         server.requested.clear()
-        np.testing.assert_array_equal(whole(source), first)
+        np.testing.assert_array_equal(read_all(source), first)
         assert server.requested == []
-        whole(opened("precomputed", server.url))
+        read_all(opened("precomputed", server.url))
         assert len(server.requested) == 1 + 4
 
 
 def test_tokens_and_equality_do_not_depend_on_the_stamp(tmp_path):
-    # An export is resumed although a server sends another ETag or none.
+    # An export must resume even if the server sends another ETag, or none.
     from dask.base import tokenize
 
     for form in ("precomputed", "zarr3"):
@@ -140,7 +140,7 @@ def test_indexes_of_rewritten_skeletons_are_read_again(tmp_path):
         assert first._store().identity != open_folder(server.url, None, None)[0]._store().identity
 
 
-def test_a_stamp_is_both_headers():
+def test_a_stamp_consists_of_etag_and_last_modified():
     assert stamp_of({"etag": '"a"', "last-modified": "now", "date": "x"}) == '"a" now'
     assert stamp_of({"etag": '"a"'}) == '"a"'
     assert stamp_of({"etag": ""}) == ""
