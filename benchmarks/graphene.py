@@ -26,7 +26,7 @@ WHEN = 1_760_000_000
 
 def tissue(side: int) -> Any:
     """Return 20,000 supervoxels in 256³ voxels: those of FIB-25 if its file exists, otherwise deformed cubes."""
-    from tests.support.cave_server import Tissue, encoded, fib25_tissue
+    from tests.support.cave_server import Tissue, encode_ids, fib25_tissue
 
     if side == 256 and FIB25.exists():
         real = fib25_tissue(FIB25)
@@ -35,7 +35,7 @@ def tissue(side: int) -> Any:
     z, y, x = np.indices((side, side, side), np.float32)
     bent = [(a + 2 * np.sin(b / 5) + 2 * np.sin(c / 7)) // 9.4 + 1 for a, b, c in ((z, y, x), (y, x, z), (x, z, y))]
     labels = ((bent[0] * 64 + bent[1]) * 64 + bent[2]).astype(np.uint64)
-    voxels, ids, old = encoded(labels)
+    voxels, ids, old = encode_ids(labels)
     return Tissue((labels % np.uint64(251)).astype(np.uint8), voxels, ids, old.astype(np.int64) // 40 + 1)
 
 

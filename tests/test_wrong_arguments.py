@@ -19,7 +19,7 @@ from imageryxr.accessor import ImageryTree
 from imageryxr.errors import ImageryError
 from imageryxr.sources.cave import datastack
 from tests.conftest import volume
-from tests.support.annotations import some_annotations, write_levels
+from tests.support.annotations import random_annotations, write_levels
 from tests.support.cave_server import DATASTACK, TOKEN
 
 matplotlib.use("agg")
@@ -188,7 +188,7 @@ def readable(cave, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse_other_hosts)
     monkeypatch.setattr(datastack, "DEFAULT_SERVER", cave.url)
     monkeypatch.chdir(tmp_path)
-    write_levels(tmp_path / "points", "point", some_annotations("point"))
+    write_levels(tmp_path / "points", "point", random_annotations("point"))
     (tmp_path / "skeletons").mkdir()
     (tmp_path / "skeletons" / "info").write_text('{"@type": "neuroglancer_skeletons"}')
     tree = ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, connection=ONCE)

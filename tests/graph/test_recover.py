@@ -13,7 +13,7 @@ import imageryxr as ix
 from imageryxr.graph.expr import DaskLeaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array, volume_of
 from tests.conftest import no_compute
-from tests.support.counted_source import GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
+from tests.support.counted_source import GRID, READS, SHAPE, VALUES, VOXELS, _Endless, array_in_memory, open_counted
 from tests.support.slow import slow_except
 
 
@@ -31,15 +31,17 @@ def box_of(start, stop):
 
 
 SOURCES = {
-    "opened": lambda c: opened(),
-    "opened in blocks": lambda c: opened(c),
-    "chunked by xarray": lambda c: opened().chunk(c),
-    "rechunked": lambda c: opened({"z": 5, "y": 20, "x": 17}).chunk(c),
-    "rechunked twice": lambda c: opened().chunk(x=7).chunk(c).chunk(z=3),
-    "persisted": lambda c: opened(c).persist(scheduler="sync"),
-    "own blocks": lambda c: held().chunk(c),
-    "own function": lambda c: held().chunk(c).copy(data=held().chunk(c).data.map_blocks(np.copy, dtype="u8")),
-    "numpy": lambda c: held(),
+    "opened": lambda c: open_counted(),
+    "opened in blocks": lambda c: open_counted(c),
+    "chunked by xarray": lambda c: open_counted().chunk(c),
+    "rechunked": lambda c: open_counted({"z": 5, "y": 20, "x": 17}).chunk(c),
+    "rechunked twice": lambda c: open_counted().chunk(x=7).chunk(c).chunk(z=3),
+    "persisted": lambda c: open_counted(c).persist(scheduler="sync"),
+    "own blocks": lambda c: array_in_memory().chunk(c),
+    "own function": lambda c: (
+        array_in_memory().chunk(c).copy(data=array_in_memory().chunk(c).data.map_blocks(np.copy, dtype="u8"))
+    ),
+    "numpy": lambda c: array_in_memory(),
 }
 BLOCKS = st.fixed_dictionaries({"z": st.integers(2, 12), "y": st.integers(9, 44), "x": st.integers(9, 52)})
 SIDES = st.sampled_from([(side, merge) for side in ("in", "out") for merge in (True, False)])
@@ -53,7 +55,7 @@ BOXES = st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in
 @given(kind=st.sampled_from(list(SOURCES)), chunks=BLOCKS, side=SIDES, width=st.integers(1, 5), box=BOXES)
 def test_a_crop_of_an_outline_is_the_outline_of_a_crop(kind, chunks, side, width, box):
     style = {"width": width, "side": side[0], "merge": side[1]}
-    expected = ix.outline(held(), **style).values[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
+    expected = ix.outline(array_in_memory(), **style).values[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
     array = SOURCES[kind](chunks)
     with no_compute():
         drawn = ix.outline(array, **style)
@@ -61,7 +63,7 @@ def test_a_crop_of_an_outline_is_the_outline_of_a_crop(kind, chunks, side, width
     np.testing.assert_array_equal(shown.values, expected)
     if kind != "numpy":  # An array in memory has no data beyond its border.
         np.testing.assert_array_equal(ix.outline(ix.crop(array, box_of(*box)), **style).values, expected)
-    np.testing.assert_array_equal(drawn.values, ix.outline(held(), **style).values)
+    np.testing.assert_array_equal(drawn.values, ix.outline(array_in_memory(), **style).values)
 
 
 VERBS = {
@@ -90,15 +92,17 @@ def test_verbs_on_blocks_equal_verbs_on_numpy(verb, kind):
     function = {**VERBS, **IMAGE_VERBS}[verb]
     chunks = {"z": 3, "y": 11, "x": 9}
     made = {
-        "opened in blocks": lambda: opened(chunks, layer_type),
-        "chunked by xarray": lambda: opened(None, layer_type).chunk(chunks),
-        "rechunked": lambda: opened({"z": 5, "y": 20, "x": 17}, layer_type).chunk(chunks),
-        "persisted": lambda: opened(chunks, layer_type).persist(scheduler="sync"),
-        "own function": lambda: held(layer_type).copy(
-            data=held(layer_type).chunk(chunks).data.map_blocks(np.copy, dtype=held(layer_type).dtype)
+        "opened in blocks": lambda: open_counted(chunks, layer_type),
+        "chunked by xarray": lambda: open_counted(None, layer_type).chunk(chunks),
+        "rechunked": lambda: open_counted({"z": 5, "y": 20, "x": 17}, layer_type).chunk(chunks),
+        "persisted": lambda: open_counted(chunks, layer_type).persist(scheduler="sync"),
+        "own function": lambda: array_in_memory(layer_type).copy(
+            data=array_in_memory(layer_type)
+            .chunk(chunks)
+            .data.map_blocks(np.copy, dtype=array_in_memory(layer_type).dtype)
         ),
     }[kind]()
-    np.testing.assert_array_equal(np.asarray(function(made)), np.asarray(function(held(layer_type))))
+    np.testing.assert_array_equal(np.asarray(function(made)), np.asarray(function(array_in_memory(layer_type))))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -135,10 +139,10 @@ CHUNKED_MOVES = {
     "put back in its place": lambda a: a.isel(z=4).expand_dims("z").transpose("y", "x", "z"),
 }
 MADE = {
-    "opened": opened,
-    "opened in blocks": lambda: opened({"z": 5, "y": 20, "x": 17}),
-    "chunked by xarray": lambda: opened().chunk(z=5, y=20, x=17),
-    "chunked as one": lambda: opened().chunk({}),
+    "opened": open_counted,
+    "opened in blocks": lambda: open_counted({"z": 5, "y": 20, "x": 17}),
+    "chunked by xarray": lambda: open_counted().chunk(z=5, y=20, x=17),
+    "chunked as one": lambda: open_counted().chunk({}),
 }
 
 
@@ -154,7 +158,7 @@ def test_arrays_that_xarray_indexed_are_read_from_the_source(make, how):
     assert not READS
     assert not volume.dask_inputs
     assert not volume.in_memory
-    expected = CHUNKED_MOVES[how](held())
+    expected = CHUNKED_MOVES[how](array_in_memory())
     # A dropped dim counts as one voxel.
     dropped = [d for d in "zyx" if d not in expected.dims]
     full = expected.expand_dims(dropped).transpose("z", "y", "x").values
@@ -182,7 +186,7 @@ OTHER = {
 @pytest.mark.parametrize("how", OTHER)
 @pytest.mark.parametrize("make", ["opened in blocks", "chunked by xarray"])
 def test_halos_of_computed_arrays_come_from_neighbouring_blocks(make, how):
-    moved, expected = OTHER[how](MADE[make]()), OTHER[how](held())
+    moved, expected = OTHER[how](MADE[make]()), OTHER[how](array_in_memory())
     style = {"width": 3, "side": "out", "merge": False}
     if expected.dtype != np.uint64:
         moved, expected = (a.copy(data=abs(a.data)) for a in (moved, expected))
@@ -204,7 +208,7 @@ STEPS = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(make=st.sampled_from(list(MADE)), steps=STEPS)
 def test_any_chain_of_moves_gives_the_voxels_of_numpy(make, steps):
-    arrays = [MADE[make](), held()]
+    arrays = [MADE[make](), array_in_memory()]
     turned = 0
     for what, dim, a, n in steps:
         size = arrays[0].sizes[dim]
@@ -223,7 +227,7 @@ def test_any_chain_of_moves_gives_the_voxels_of_numpy(make, steps):
             arrays[0] = arrays[0].chunk({dim: n})
     got, correct = (x.sortby(list("zyx")) for x in arrays)
     np.testing.assert_array_equal(got.values, correct.values)
-    attrs = {"layer_type": "segmentation", "resolution": ix.grid_of(held()).resolution}
+    attrs = {"layer_type": "segmentation", "resolution": ix.grid_of(array_in_memory()).resolution}
     if min(correct.shape) > 1:
         got, correct = got.assign_attrs(attrs), correct.assign_attrs(attrs)
         volume = volume_of(got)
@@ -250,11 +254,11 @@ def test_a_small_crop_reads_only_itself_and_its_halo(make):
 def test_a_volume_in_blocks_of_its_chunks_reads_each_chunk_once(make):
     own = {"z": 4, "y": 16, "x": 16}
     array = {
-        "opened": opened,
-        "opened in blocks": lambda: opened(own),
-        "chunked by xarray": lambda: opened().chunk(own),
-        "chunked as one": lambda: opened().chunk({}),
-        "rechunked": lambda: opened(own).chunk(z=1, y=-1),
+        "opened": open_counted,
+        "opened in blocks": lambda: open_counted(own),
+        "chunked by xarray": lambda: open_counted().chunk(own),
+        "chunked as one": lambda: open_counted().chunk({}),
+        "rechunked": lambda: open_counted(own).chunk(z=1, y=-1),
     }[make]()
     ix.select_ids(array, [2**60 + 1]).compute(scheduler="sync")
     assert set(READS.values()) == {1}
@@ -262,11 +266,11 @@ def test_a_volume_in_blocks_of_its_chunks_reads_each_chunk_once(make):
 
 
 def test_a_verb_keeps_the_chunks_that_the_caller_chose():
-    array = opened({"z": 4, "y": 16, "x": 16}).chunk(z=1, y=-1)
+    array = open_counted({"z": 4, "y": 16, "x": 16}).chunk(z=1, y=-1)
     drawn = ix.overlay(None, array, outline=1)
     assert drawn.chunks[:3] == array.chunks
     again = ix.crop(drawn, box_of((1, 2, 3), (5, 20, 30)))
-    np.testing.assert_array_equal(again.values, ix.overlay(None, held(), outline=1).values[1:5, 2:20, 3:30])
+    np.testing.assert_array_equal(again.values, ix.overlay(None, array_in_memory(), outline=1).values[1:5, 2:20, 3:30])
 
 
 def test_a_verb_on_a_million_blocks_materializes_no_tasks():
@@ -289,7 +293,7 @@ def test_the_engine_makes_blocks_of_whole_chunks(sample):
 
 def test_a_rechunked_dask_input_keeps_the_callers_blocks():
     """Without the rechunking, every task that needs a piece of a block would receive the whole block."""
-    own = held().chunk(z=1).copy(data=held().chunk(z=1).data.map_blocks(np.copy, dtype="u8"))
+    own = array_in_memory().chunk(z=1).copy(data=array_in_memory().chunk(z=1).data.map_blocks(np.copy, dtype="u8"))
     volume = volume_of(own.chunk(z=12, y=11, x=13))
     assert isinstance(volume.expr, DaskLeaf)
     assert volume.splits[0] == (12,)
@@ -297,7 +301,7 @@ def test_a_rechunked_dask_input_keeps_the_callers_blocks():
 
 def test_a_slice_of_a_dask_input_ends_at_its_border(monkeypatch):
     z = da.from_array(VALUES, chunks=(4, 44, 52)).map_blocks(np.copy, dtype="u8")
-    array = held().copy(data=z).isel(x=slice(0, 20))
+    array = array_in_memory().copy(data=z).isel(x=slice(0, 20))
     part = ix.outline(array, width=3, side="out", merge=False)
-    expected = ix.outline(held().isel(x=slice(0, 20)), width=3, side="out", merge=False)
+    expected = ix.outline(array_in_memory().isel(x=slice(0, 20)), width=3, side="out", merge=False)
     np.testing.assert_array_equal(part.values, expected.values)

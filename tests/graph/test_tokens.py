@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from tests.conftest import no_compute
-from tests.support.counted_source import READS, VALUES, VOXELS, held, opened
+from tests.support.counted_source import READS, VALUES, VOXELS, array_in_memory, open_counted
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,9 @@ MOVES = {
 @pytest.mark.parametrize("how", MOVES)
 def test_a_token_reads_nothing_and_follows_the_content(how):
     with no_compute():
-        one, two = tokenize(MOVES[how](opened())), tokenize(MOVES[how](opened()))
-        other = tokenize(MOVES[how](opened(None, "image")))
-        part = tokenize(MOVES[how](opened()).isel(y=slice(0, 1)) if how != "points" else opened())
+        one, two = tokenize(MOVES[how](open_counted())), tokenize(MOVES[how](open_counted()))
+        other = tokenize(MOVES[how](open_counted(None, "image")))
+        part = tokenize(MOVES[how](open_counted()).isel(y=slice(0, 1)) if how != "points" else open_counted())
     assert one == two
     assert len({one, other, part}) == 3
     assert not READS
@@ -48,14 +48,14 @@ def test_a_token_reads_nothing_and_follows_the_content(how):
 def test_tokens_of_other_arrays_follow_their_values():
     assert tokenize(xr.Variable("x", [1, 2])) == tokenize(xr.Variable("x", [1, 2]))
     assert tokenize(xr.Variable("x", [1, 2])) != tokenize(xr.Variable("x", [1, 3]))
-    changed = opened().load()
+    changed = open_counted().load()
     before = tokenize(changed)
     changed[0, 0, 0] = 99
     assert tokenize(changed) != before
 
 
 def test_a_pickle_contains_the_expression_and_no_voxels():
-    array = opened().isel(x=slice(3, 20))
+    array = open_counted().isel(x=slice(3, 20))
     packed = pickle.dumps(array)
     assert not READS
     assert len(packed) < 60_000
@@ -98,14 +98,14 @@ def numpy_ids(values):
 )
 def test_ids_and_their_counts_equal_numpy(chunks, kind, dtype):
     if kind in ("own", "numpy"):
-        array = (held() % np.uint64(97)).astype(dtype).assign_attrs(held().attrs)
+        array = (array_in_memory() % np.uint64(97)).astype(dtype).assign_attrs(array_in_memory().attrs)
         array = array.chunk(chunks) if kind == "own" else array
     else:
         array = {
-            "opened": lambda: opened(chunks),
-            "xarray": lambda: opened().chunk(chunks),
-            "rechunked": lambda: opened({"z": 5, "y": 20, "x": 17}).chunk(chunks),
-            "lazy": opened,
+            "opened": lambda: open_counted(chunks),
+            "xarray": lambda: open_counted().chunk(chunks),
+            "rechunked": lambda: open_counted({"z": 5, "y": 20, "x": 17}).chunk(chunks),
+            "lazy": open_counted,
         }[kind]()
     expected, voxels = numpy_ids(array.values)
     ids, counts = ix.unique_ids(array, counts=True)
@@ -117,14 +117,14 @@ def test_ids_and_their_counts_equal_numpy(chunks, kind, dtype):
 
 
 def test_each_chunk_is_read_once_for_all_ids():
-    ix.unique_ids(opened({"z": 4, "y": 16, "x": 16}).chunk(z=1, y=-1), counts=True)
+    ix.unique_ids(open_counted({"z": 4, "y": 16, "x": 16}).chunk(z=1, y=-1), counts=True)
     assert set(READS.values()) == {1}
 
 
 def test_unique_ids_of_an_empty_segmentation_is_empty():
-    empty = held() * np.uint64(0)
+    empty = array_in_memory() * np.uint64(0)
     for array in (empty, empty.chunk(z=5)):
-        array = array.assign_attrs(held().attrs)
+        array = array.assign_attrs(array_in_memory().attrs)
         ids, counts = ix.unique_ids(array, counts=True)
         assert ids.tolist() == counts.tolist() == []
         assert ix.unique_ids(array).dtype == np.uint64

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import imageryxr as ix
 from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
 from tests.conftest import FIB25, volume
-from tests.support.counted_source import READS, held, opened
+from tests.support.counted_source import READS, array_in_memory, open_counted
 from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, count_faces, label_arrays
 
 X, Y, Z = RESOLUTION
@@ -89,24 +89,24 @@ def test_contacts_equal_cc3d_on_real_tissue(chunks):
 @pytest.mark.parametrize("chunks", [None, {"z": 5, "y": 20, "x": 17}, {"z": 1}])
 def test_each_storage_chunk_is_read_once(chunks):
     READS.clear()
-    found = ix.contacts(opened() if chunks is None else opened().chunk(chunks))
+    found = ix.contacts(open_counted() if chunks is None else open_counted().chunk(chunks))
     assert set(READS.values()) == {1}
-    assert found.drop_attrs().identical(ix.contacts(held()).drop_attrs())
+    assert found.drop_attrs().identical(ix.contacts(array_in_memory()).drop_attrs())
 
 
 def test_threads_and_one_thread_give_the_same_contacts():
     for scheduler in ("synchronous", "threads"):
         with dask.config.set(scheduler=scheduler):
-            assert ix.contacts(held().chunk(z=5, y=7)).identical(ix.contacts(held()))
+            assert ix.contacts(array_in_memory().chunk(z=5, y=7)).identical(ix.contacts(array_in_memory()))
 
 
 def test_slabs_of_an_array_in_memory_meet_at_their_borders(monkeypatch):
     from imageryxr.graph import reduction
 
-    expected = ix.contacts(held())
+    expected = ix.contacts(array_in_memory())
     for voxels in (100, 5000):
         monkeypatch.setattr(reduction, "_SLAB", voxels)
-        assert ix.contacts(held()).identical(expected)
+        assert ix.contacts(array_in_memory()).identical(expected)
 
 
 def test_a_segmentation_without_contacts_has_an_empty_table():
@@ -117,7 +117,7 @@ def test_a_segmentation_without_contacts_has_an_empty_table():
 
 
 def test_methods_of_arrays_and_datasets_equal_the_function():
-    seg = held()
+    seg = array_in_memory()
     assert seg.imagery.contacts().identical(ix.contacts(seg))
     ds = (seg % 251).astype("u1").assign_attrs(layer_type="image").to_dataset(name="image").assign(segmentation=seg)
     assert ds.imagery.contacts().identical(ix.contacts(seg))
@@ -125,6 +125,6 @@ def test_methods_of_arrays_and_datasets_equal_the_function():
 
 def test_wrong_arguments_are_errors():
     with pytest.raises(SegmentError, match="ids are integers from 1"):
-        ix.contacts(held(), ids=[0])
+        ix.contacts(array_in_memory(), ids=[0])
     with pytest.raises(LayerError, match="ids are integers"):
-        ix.contacts(held().astype(float))
+        ix.contacts(array_in_memory().astype(float))

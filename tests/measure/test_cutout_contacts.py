@@ -15,7 +15,7 @@ from tests.support.paired_cutouts import CENTERS, SIZE, boxes, lacks_ids
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 def test_contacts_in_each_cutout_equal_those_of_its_crop(kind):
     found = ix.contacts(boxes(kind).segmentation)
-    held = counted_source.held()
+    held = counted_source.array_in_memory()
     for i, center in enumerate(CENTERS):
         crop = ix.crop(held, center=center, size=SIZE, resolution=(1, 1, 1))
         expected = ix.contacts(crop)

@@ -10,7 +10,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.errors import GridMismatchError, LayerError, MissingIdsWarning, OptionError
 from tests.conftest import volume
-from tests.support.counted_source import READS, opened
+from tests.support.counted_source import READS, open_counted
 from tests.support.measured import IDS
 from tests.support.volumes import as_source
 
@@ -117,7 +117,7 @@ def test_cutouts_without_their_own_ids_are_reported_once(kind, draw):
 
 
 def test_measuring_all_cutouts_reads_each_chunk_once():
-    found = ix.cutouts(opened(), [(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610)], (16, 12, 3))
+    found = ix.cutouts(open_counted(), [(60, 90, 320), (300, 200, 500), (62, 91, 330), (410, 320, 610)], (16, 12, 3))
     READS.clear()
     assert ix.measure(found).sizes["segment"]
     assert set(READS.values()) == {1}

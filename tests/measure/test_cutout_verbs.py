@@ -22,7 +22,7 @@ def one_by_one(found, verb, *arrays):
     The fill values outside of the volume are no cells: the part of a segmentation inside is drawn alone.
     """
     held = [a.compute().drop_vars([n for n, c in a.coords.items() if n not in "zyx"]) for a in arrays]
-    whole = counted_source.held()
+    whole = counted_source.array_in_memory()
     inside = ix.cutouts(whole.copy(data=np.ones_like(whole.values)), CENTERS, SIZE).values
     assert found.dims[:4] == ("cutout", "z", "y", "x")
     values = found.values
@@ -239,7 +239,7 @@ def test_cutouts_of_different_places_cannot_be_combined(kind, call):
 
 def test_cutouts_around_other_points_of_the_same_voxels_can_be_combined():
     ds = boxes("in memory")
-    source = counted_source.opened()
+    source = counted_source.open_counted()
     sides = np.array(counted_source.GRID.resolution)
     near = ix.cutouts(source, (CENTERS // sides + 0.3) * sides, SIZE)
     np.testing.assert_array_equal(ix.overlay(ds.image, near), ix.overlay(ds.image, ds.segmentation))
@@ -266,14 +266,14 @@ def test_aligned_cutouts_of_shifted_layers_are_measured_and_drawn_together():
 
 @pytest.mark.parametrize("kind", ["dask", "in memory"])
 def test_annotations_are_drawn_at_their_positions_in_each_cutout(kind):
-    whole = ix.to_rgba(counted_source.held("image"))
+    whole = ix.to_rgba(counted_source.array_in_memory("image"))
     points = ix.as_annotations(CENTERS + np.array([8, -16, 0]))
     found = ix.annotate(ix.to_rgba(boxes(kind).image), points, color="red", size=4)
     drawn = ix.annotate(whole, points, color="red", size=4)
     assert (drawn != whole).any()
     expected = ix.cutouts(drawn, CENTERS, SIZE)
     # Marks near the border of the volume are not drawn outside of it.
-    inside = ix.cutouts(xr.ones_like(counted_source.held("image")), CENTERS, SIZE).values == 1
+    inside = ix.cutouts(xr.ones_like(counted_source.array_in_memory("image")), CENTERS, SIZE).values == 1
     np.testing.assert_array_equal(found.values[inside], expected.values[inside])
     assert found.dims == expected.dims
 
@@ -281,7 +281,7 @@ def test_annotations_are_drawn_at_their_positions_in_each_cutout(kind):
 @lacks_ids
 @pytest.mark.parametrize("kind", ["in memory", "lazy"])
 def test_one_cutout_is_drawn_as_in_the_stack(kind):
-    edge = ix.cutouts(counted_source.opened(), [(30.0, 60.0, 320.0), (300, 200, 500)], (16, 12, 3))
+    edge = ix.cutouts(counted_source.open_counted(), [(30.0, 60.0, 320.0), (300, 200, 500)], (16, 12, 3))
     edge = edge if kind == "lazy" else edge.compute()
     grey = (edge % 200).astype(np.uint8).assign_attrs(edge.attrs | {"layer_type": "image"})
     options = {"outline": 2, "alpha": 0.3}

@@ -171,19 +171,19 @@ def chunks_needed(centers, size):
 @pytest.mark.parametrize("layer_type", ["segmentation", "image"])
 def test_all_cutouts_together_read_each_chunk_once(scheduler, layer_type):
     centers = points_in(counted_source.GRID, 300)
-    found = ix.cutouts(counted_source.opened(layer_type=layer_type), centers, (9, 7, 3))
+    found = ix.cutouts(counted_source.open_counted(layer_type=layer_type), centers, (9, 7, 3))
     with dask.config.set(scheduler=scheduler):
         values, reads = reads_of(found)
     assert set(reads) == chunks_needed(centers, (9, 7, 3))
     assert set(reads.values()) == {1}
-    held = counted_source.held(layer_type)
+    held = counted_source.array_in_memory(layer_type)
     for i in range(0, 300, 37):
         np.testing.assert_array_equal(values[i], oracle(held, centers[i], (9, 7, 3)))
 
 
 def test_a_selection_reads_no_chunks_of_distant_cutouts():
     centers = np.concatenate([points_in(counted_source.GRID, 1), points_in(counted_source.GRID, 40)])
-    found = ix.cutouts(counted_source.opened(), centers, (3, 3, 1))
+    found = ix.cutouts(counted_source.open_counted(), centers, (3, 3, 1))
     chosen = found.isel(cutout=[40, 2])
     layers = cutout_layers(chosen.data)
     rows = {
@@ -195,33 +195,38 @@ def test_a_selection_reads_no_chunks_of_distant_cutouts():
 
 
 def test_selections_that_are_computed_together_are_right():
-    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 60), (5, 5, 2))
+    found = ix.cutouts(counted_source.open_counted(), points_in(counted_source.GRID, 60), (5, 5, 2))
     first, last = dask.compute(found.isel(cutout=slice(0, 9)), found.sel(cutout=[59, 3]))
     np.testing.assert_array_equal(first, found.values[:9])
     np.testing.assert_array_equal(last, found.values[[59, 3]])
 
 
 def test_a_pickled_graph_computes_the_same_values():
-    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 20), (5, 5, 2))
+    found = ix.cutouts(counted_source.open_counted(), points_in(counted_source.GRID, 20), (5, 5, 2))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).values, found.values)
 
 
 def test_equal_calls_have_equal_names():
     centers = points_in(counted_source.GRID, 20)
     names = {
-        ix.cutouts(counted_source.opened(), c, (5, 5, 2)).data.name for c in (centers, centers.copy(), centers[::-1])
+        ix.cutouts(counted_source.open_counted(), c, (5, 5, 2)).data.name
+        for c in (centers, centers.copy(), centers[::-1])
     }
     assert len(names) == 2
 
 
 def test_a_dataset_keeps_its_layers_on_one_grid():
-    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
+    ds = xr.Dataset(
+        {"image": counted_source.open_counted(layer_type="image"), "segmentation": counted_source.open_counted()}
+    )
     centers = points_in(counted_source.GRID, 12)
     found = ix.cutouts(ds, centers, (6, 6, 2))
     assert found.image.chunks == found.segmentation.chunks
     assert found.image.dtype == np.uint8
     np.testing.assert_array_equal(found.center, centers)
-    np.testing.assert_array_equal(found.segmentation[7], oracle(counted_source.held(), centers[7], (6, 6, 2)))
+    np.testing.assert_array_equal(
+        found.segmentation[7], oracle(counted_source.array_in_memory(), centers[7], (6, 6, 2))
+    )
 
 
 def test_an_aligned_dataset_equals_its_crops():
@@ -248,11 +253,11 @@ def test_a_tree_is_aligned_at_a_resolution():
 
 
 def test_pictures_are_cut_out_with_their_colours():
-    picture = ix.outline(counted_source.opened(), width=2)
+    picture = ix.outline(counted_source.open_counted(), width=2)
     centers = points_in(counted_source.GRID, 5)
     found = ix.cutouts(picture, centers, (8, 8, 1))
     assert found.dims == ("cutout", "z", "y", "x", "rgba")
-    whole = ix.outline(counted_source.held(), width=2)
+    whole = ix.outline(counted_source.array_in_memory(), width=2)
     for channel in range(4):
         np.testing.assert_array_equal(found[3, ..., channel], oracle(whole.isel(rgba=channel), centers[3], (8, 8, 1)))
 
@@ -334,14 +339,14 @@ def test_many_batches_read_at_most_a_tenth_twice_if_memory_allows(monkeypatch, k
     monkeypatch.setattr(graph, "BATCH_BYTES", 1 << 15)
     monkeypatch.setattr(cutout_reads, "KEPT_BYTES", kept)
     centers = points_in(counted_source.GRID, 200)
-    found = ix.cutouts(counted_source.opened(), centers, (9, 7, 3))
+    found = ix.cutouts(counted_source.open_counted(), centers, (9, 7, 3))
     counted_source.READS.clear()
     values = found.compute(scheduler="threads", num_workers=3)
     assert len(cutout_layers(found.data)[0].reads.batches) > 10
     if kept == 1 << 30:
         assert set(counted_source.READS.values()) == {1}
     for i in range(0, 200, 23):
-        np.testing.assert_array_equal(values[i], oracle(counted_source.held(), centers[i], (9, 7, 3)))
+        np.testing.assert_array_equal(values[i], oracle(counted_source.array_in_memory(), centers[i], (9, 7, 3)))
 
 
 def test_a_failed_read_is_an_error_of_the_computation(monkeypatch):
@@ -349,7 +354,7 @@ def test_a_failed_read_is_an_error_of_the_computation(monkeypatch):
         raise OSError("the server is gone")
 
     monkeypatch.setattr(graph, "BATCH_BYTES", 1 << 15)
-    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 50), (9, 7, 3))
+    found = ix.cutouts(counted_source.open_counted(), points_in(counted_source.GRID, 50), (9, 7, 3))
     monkeypatch.setattr(counted_source.Recorded, "read", fail)
     with pytest.raises(OSError, match="the server is gone"):
         found.compute(scheduler="threads", num_workers=3)
@@ -357,5 +362,5 @@ def test_a_failed_read_is_an_error_of_the_computation(monkeypatch):
 
 @pytest.mark.slow
 def test_cutouts_are_computed_in_processes():
-    found = ix.cutouts(counted_source.opened(), points_in(counted_source.GRID, 20), (9, 7, 3))
+    found = ix.cutouts(counted_source.open_counted(), points_in(counted_source.GRID, 20), (9, 7, 3))
     np.testing.assert_array_equal(found.compute(scheduler="processes", num_workers=2), found)

@@ -12,7 +12,7 @@ from skimage.metrics import variation_of_information
 
 import imageryxr as ix
 from imageryxr.errors import GridMismatchError
-from tests.support.counted_source import READS, held, opened
+from tests.support.counted_source import READS, array_in_memory, open_counted
 from tests.support.measured import RESOLUTION, as_segmentation, chunkings, label_arrays
 
 
@@ -58,21 +58,21 @@ def test_merged_segments_are_a_merge_and_split_segments_a_split():
 
 
 def test_equal_segmentations_have_no_variation_of_information():
-    same = ix.overlaps(held(), held().chunk(z=5))
+    same = ix.overlaps(array_in_memory(), array_in_memory().chunk(z=5))
     assert [same.attrs[name] for name in ("split", "merge", "variation_of_information")] == [0, 0, 0]
-    cells = ix.measure(held())
+    cells = ix.measure(array_in_memory())
     assert same.segment_a.values.tolist() == same.segment_b.values.tolist() == cells.segment.values.tolist()
     np.testing.assert_array_equal(same.voxels, cells.voxels)
 
 
 def test_each_storage_chunk_is_read_once():
     READS.clear()
-    ix.overlaps(opened(), held())
+    ix.overlaps(open_counted(), array_in_memory())
     assert set(READS.values()) == {1}
 
 
 def test_attrs_survive_a_netcdf_file(tmp_path):
-    found = ix.overlaps(held(), held() // np.uint64(3))
+    found = ix.overlaps(array_in_memory(), array_in_memory() // np.uint64(3))
     found.to_netcdf(tmp_path / "overlaps.nc", engine="h5netcdf")
     assert found.attrs["merge"] >= 0
     assert list(found.imagery.to_dataframe()) == ["segment_a", "segment_b", "voxels", "volume"]
@@ -80,4 +80,4 @@ def test_attrs_survive_a_netcdf_file(tmp_path):
 
 def test_segmentations_of_different_grids_are_an_error():
     with pytest.raises(GridMismatchError, match="the segmentations do not lie on one grid"):
-        ix.overlaps(held(), held().isel(x=slice(1, None)))
+        ix.overlaps(array_in_memory(), array_in_memory().isel(x=slice(1, None)))

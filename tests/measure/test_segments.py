@@ -17,7 +17,7 @@ from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.graph.reduction import reduce_blocks
 from tests.conftest import FIB25, volume
-from tests.support.counted_source import READS, _Endless, held, opened
+from tests.support.counted_source import READS, _Endless, array_in_memory, open_counted
 from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, label_arrays
 from tests.support.slow import slow_except
 
@@ -163,20 +163,20 @@ def test_nan_of_an_image_stays_nan():
 @pytest.mark.parametrize("chunks", [None, {"z": 5, "y": 20, "x": 17}, {"z": 1}])
 def test_each_storage_chunk_of_both_layers_is_read_once(chunks):
     READS.clear()
-    seg = opened() if chunks is None else opened().chunk(chunks)
+    seg = open_counted() if chunks is None else open_counted().chunk(chunks)
     cells = ix.measure(seg)
     assert set(READS.values()) == {1}
     READS.clear()
-    ix.measure(seg, opened(layer_type="image"))
+    ix.measure(seg, open_counted(layer_type="image"))
     assert set(READS.values()) == {2}
-    assert cells.drop_attrs().identical(ix.measure(held()).drop_attrs())
+    assert cells.drop_attrs().identical(ix.measure(array_in_memory()).drop_attrs())
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_any_scheduler_gives_the_same_segments(scheduler):
-    expected = ix.measure(held())
+    expected = ix.measure(array_in_memory())
     with dask.config.set(scheduler=scheduler):
-        for seg in (held().chunk(z=5), held()):
+        for seg in (array_in_memory().chunk(z=5), array_in_memory()):
             assert ix.measure(seg).identical(expected)
 
 
@@ -184,9 +184,9 @@ def test_any_scheduler_gives_the_same_segments(scheduler):
 def test_workers_of_a_cluster_give_the_same_segments():
     from distributed import Client
 
-    expected = ix.measure(held())
+    expected = ix.measure(array_in_memory())
     with Client(n_workers=1, threads_per_worker=2, dashboard_address=":0"):
-        for seg in (held().chunk(z=5), held()):
+        for seg in (array_in_memory().chunk(z=5), array_in_memory()):
             assert ix.measure(seg).identical(expected)
 
 
@@ -219,7 +219,7 @@ def test_background_has_no_rows():
 
 
 def test_attrs_and_units_survive_a_netcdf_file(tmp_path):
-    seg = held().assign_attrs(source="precomputed://here", timestamp="2024-01-01T00:00:00Z")
+    seg = array_in_memory().assign_attrs(source="precomputed://here", timestamp="2024-01-01T00:00:00Z")
     cells = ix.measure(seg)
     cells.to_netcdf(tmp_path / "cells.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "cells.nc", engine="h5netcdf") as again:
@@ -229,14 +229,14 @@ def test_attrs_and_units_survive_a_netcdf_file(tmp_path):
 
 
 def test_an_image_of_another_grid_is_an_error_that_names_align():
-    seg = held()
+    seg = array_in_memory()
     with pytest.raises(GridMismatchError, match=r"imageryxr\.align"):
         ix.measure(seg, seg.isel(x=slice(1, None)).astype("u1").assign_attrs(layer_type="image"))
 
 
 def test_missing_ids_warn():
     with pytest.warns(MissingIdsWarning, match="1 of the 2 requested ids"):
-        cells = ix.measure(held(), ids=[int(held().max()), 5])
+        cells = ix.measure(array_in_memory(), ids=[int(array_in_memory().max()), 5])
     assert cells.sizes["segment"] == 1
 
 
@@ -252,7 +252,7 @@ def test_missing_ids_warn():
     ],
 )
 def test_wrong_arguments_are_errors_that_name_the_remedy(options, error, words):
-    seg = held()
+    seg = array_in_memory()
     if "image" in options:
         image = (
             seg if options["image"] == "labels" else (seg % 7).astype(options["image"]).assign_attrs(layer_type="image")
@@ -263,7 +263,7 @@ def test_wrong_arguments_are_errors_that_name_the_remedy(options, error, words):
 
 
 def test_a_table_has_one_row_per_segment():
-    seg = held()
+    seg = array_in_memory()
     image = (seg % 251).astype("u1").assign_attrs(layer_type="image")
     cells = ix.measure(seg, image, percentiles=[5, 99.5])
     table = cells.imagery.to_dataframe()
@@ -275,7 +275,7 @@ def test_a_table_has_one_row_per_segment():
 
 
 def test_methods_of_arrays_and_datasets_equal_the_function():
-    seg = held()
+    seg = array_in_memory()
     image = (seg % 251).astype("u1").assign_attrs(layer_type="image")
     assert seg.imagery.measure(image).identical(ix.measure(seg, image))
     ds = xr.Dataset({"image": image, "segmentation": seg})

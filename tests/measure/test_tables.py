@@ -16,7 +16,7 @@ import imageryxr as ix
 from imageryxr.errors import OptionError, TargetError, TargetExistsError
 from imageryxr.measure import tables
 from imageryxr.measure.tables import plan_measurement, run_measurement
-from tests.support.counted_source import READS, held, opened
+from tests.support.counted_source import READS, array_in_memory, open_counted
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _small_regions(monkeypatch):
 
 
 def layers():
-    return opened(), opened(layer_type="image")
+    return open_counted(), open_counted(layer_type="image")
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".zarr"])
@@ -53,12 +53,12 @@ def test_a_file_holds_what_measure_returns(tmp_path, ending):
 
 def test_every_chunk_is_read_once_in_all_regions(tmp_path):
     READS.clear()
-    run_measurement(plan_measurement(opened(), tmp_path / "cells.csv"))
+    run_measurement(plan_measurement(open_counted(), tmp_path / "cells.csv"))
     assert set(READS.values()) == {1}
 
 
 def test_a_stopped_measurement_continues_with_the_regions_that_are_left(tmp_path):
-    plan = plan_measurement(opened(), tmp_path / "cells.csv")
+    plan = plan_measurement(open_counted(), tmp_path / "cells.csv")
 
     def stop(done):
         if done == 3:
@@ -67,14 +67,14 @@ def test_a_stopped_measurement_continues_with_the_regions_that_are_left(tmp_path
     with pytest.raises(KeyboardInterrupt):
         run_measurement(plan, report=stop)
     assert not plan.target.exists()
-    again = plan_measurement(opened(), tmp_path / "cells.csv")
+    again = plan_measurement(open_counted(), tmp_path / "cells.csv")
     assert len(again.done) == again.to_dict()["regions_done"] == 3
     READS.clear()
     counts = []
     found = run_measurement(again, report=counts.append)
     assert counts == list(range(3, len(plan.regions) + 1))
-    assert len(READS) < len(held().chunk(z=4, y=16, x=16).data.dask) - 3
-    assert found.identical(ix.measure(opened()))
+    assert len(READS) < len(array_in_memory().chunk(z=4, y=16, x=16).data.dask) - 3
+    assert found.identical(ix.measure(open_counted()))
 
 
 KILLED = """
@@ -82,8 +82,8 @@ import os, signal, sys
 from imageryxr.measure import tables
 import imageryxr.graph.to_dask
 tables._REGION_VOXELS, imageryxr.graph.to_dask.BLOCK_VOXELS = 5000, 2000
-from tests.support.counted_source import opened
-plan = tables.plan_measurement(opened(), sys.argv[1])
+from tests.support.counted_source import open_counted
+plan = tables.plan_measurement(open_counted(), sys.argv[1])
 tables.run_measurement(plan, report=lambda done: done == 2 and os.kill(os.getpid(), signal.SIGKILL))
 """
 
@@ -94,9 +94,9 @@ def test_a_measurement_continues_after_its_process_was_killed(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", KILLED, str(target)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
-    plan = plan_measurement(opened(), target)
+    plan = plan_measurement(open_counted(), target)
     assert len(plan.done) == 2
-    assert run_measurement(plan).identical(ix.measure(opened()))
+    assert run_measurement(plan).identical(ix.measure(open_counted()))
 
 
 def test_an_unfinished_measurement_of_other_options_is_not_continued(tmp_path):
@@ -107,8 +107,8 @@ def test_an_unfinished_measurement_of_other_options_is_not_continued(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_measurement(plan_measurement(opened(), target), report=stop)
-    some = plan_measurement(opened(), target, ids=[int(held().max())])
+        run_measurement(plan_measurement(open_counted(), target), report=stop)
+    some = plan_measurement(open_counted(), target, ids=[int(array_in_memory().max())])
     with pytest.raises(TargetExistsError, match="resume=False"):
         run_measurement(some)
     assert run_measurement(some, resume=False).sizes["segment"] == 1
@@ -116,30 +116,30 @@ def test_an_unfinished_measurement_of_other_options_is_not_continued(tmp_path):
 
 def test_a_target_that_exists_is_replaced_only_with_overwrite(tmp_path):
     target = tmp_path / "cells.zarr"
-    plan = plan_measurement(held(), target)
+    plan = plan_measurement(array_in_memory(), target)
     run_measurement(plan)
-    other = plan_measurement(held() // np.uint64(2), target, ids=[1])
+    other = plan_measurement(array_in_memory() // np.uint64(2), target, ids=[1])
     with pytest.raises(TargetExistsError, match="overwrite=True"):
         run_measurement(other)
-    run_measurement(plan_measurement(held() // np.uint64(2), target), overwrite=True)
+    run_measurement(plan_measurement(array_in_memory() // np.uint64(2), target), overwrite=True)
     with xr.open_zarr(target, consolidated=False) as again:
-        assert again.segment.values.tolist() == ix.measure(held() // np.uint64(2)).segment.values.tolist()
+        assert again.segment.values.tolist() == ix.measure(array_in_memory() // np.uint64(2)).segment.values.tolist()
 
 
 @pytest.mark.parametrize("ending", [".csv", ".zarr"])
 def test_a_plan_reports_that_its_target_is_complete(tmp_path, ending):
     target = tmp_path / f"cells{ending}"
-    plan = plan_measurement(held(), target)
+    plan = plan_measurement(array_in_memory(), target)
     assert plan.segments is None
     count = run_measurement(plan).sizes["segment"]
-    again = plan_measurement(held(), target)
+    again = plan_measurement(array_in_memory(), target)
     assert again.segments == count
     assert (again.to_dict()["regions_done"], again.to_dict()["complete"]) == (len(plan.regions), True)
     assert "all done: the target is complete" in str(again)
-    assert plan_measurement(held(), target, ids=[5]).segments is None
+    assert plan_measurement(array_in_memory(), target, ids=[5]).segments is None
     changed = target / "zarr.json" if target.is_dir() else target
     changed.write_text(changed.read_text() + " ")
-    assert plan_measurement(held(), target).segments is None
+    assert plan_measurement(array_in_memory(), target).segments is None
 
 
 def test_sums_beyond_int64_survive_their_file(tmp_path):
@@ -163,10 +163,10 @@ def test_a_plan_states_what_is_read():
 @pytest.mark.parametrize("target", ["cells.xlsx", "cells", "s3://bucket/cells.csv"])
 def test_unsupported_targets_raise(target):
     with pytest.raises(OptionError, match=r"\.parquet, \.csv, \.zarr"):
-        plan_measurement(held(), target)
+        plan_measurement(array_in_memory(), target)
 
 
 def test_a_folder_that_cannot_be_written_is_a_target_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TargetError, match="cannot be written"):
-        run_measurement(plan_measurement(held(), tmp_path / "file" / "cells.csv"))
+        run_measurement(plan_measurement(array_in_memory(), tmp_path / "file" / "cells.csv"))

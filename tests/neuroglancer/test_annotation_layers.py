@@ -13,7 +13,7 @@ from imageryxr.errors import LinkError, LinkWarning, OptionError
 from imageryxr.neuroglancer import annotation_layers
 from imageryxr.neuroglancer.fetch import load_state
 from tests.conftest import no_compute
-from tests.support.annotations import UNIT, some_annotations, write_levels
+from tests.support.annotations import UNIT, random_annotations, write_levels
 
 DIMENSIONS = {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]}
 POINTS = [
@@ -129,7 +129,7 @@ def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_
 
 
 def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path):
-    entries = some_annotations("line", 30)
+    entries = random_annotations("line", 30)
     write_levels(tmp_path / "a", "line", entries)
     address = f"precomputed://file://{tmp_path}/a"
     layer = {"type": "annotation", "name": "lines", "source": address, "annotationColor": "#00ffff"}
@@ -153,7 +153,7 @@ def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path)
 
 
 def test_a_link_may_not_read_annotations_of_this_machine_unless_allowed(tmp_path):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 3))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 3))
     layer = {"type": "annotation", "name": "points", "source": f"precomputed://file://{tmp_path}/a"}
     with pytest.warns(LinkWarning, match="on this machine"):
         assert not ix.open_neuroglancer({"layers": [layer]}).children
@@ -300,7 +300,7 @@ def test_overlay_of_a_plane_draws_the_annotations_in_the_plane(sample, camera):
 
 def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(annotation_layers, "MOST_CELLS", 20)
-    write_levels(tmp_path / "a", "point", some_annotations("point", 400))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 400))
     address = f"precomputed://file://{tmp_path}/a"
     dims = {axis: [scale * 1e-9, "m"] for axis, scale in zip("xyz", UNIT, strict=True)}
     shift = [9200, 5120, 130]  # in units, which puts the annotations into the image

@@ -11,7 +11,7 @@ import pytest
 
 import imageryxr as ix
 from imageryxr.neuroglancer.fetch import load_state
-from tests.support.links import NEW, on_sample, opened
+from tests.support.links import NEW, on_sample, open_on_sample
 
 EM = {"type": "image", "name": "em", "source": "IMAGE"}
 CELLS = {"type": "segmentation", "name": "cells", "source": "SEGMENTATION"}
@@ -44,7 +44,7 @@ def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, vi
     bad = {**CELLS, "name": "bad", "visible": visible, **BAD[case]}
     state = {**NEW, "layers": [EM, bad, {**CELLS, "segments": ["12"]}]}
     with pytest.warns(ix.errors.LinkWarning, match="the layer 'bad' of the link is left out: ") as caught:
-        tree = opened(state, sample)
+        tree = open_on_sample(state, sample)
     assert len(caught) == 1
     assert list(tree.children) == ["em", "cells"]
     (entry,) = json.loads(tree.attrs["unsupported_layers"])
@@ -58,33 +58,33 @@ def test_a_layer_that_fails_to_open_does_not_prevent_the_others(sample, case, vi
     # The invalid layer is ignored if it is not requested, and an error if it is.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(opened(state, sample, layers=["em"]).children) == ["em"]
+        assert list(open_on_sample(state, sample, layers=["em"]).children) == ["em"]
     with pytest.raises(ix.ImageryError, match="bad"):
-        opened(state, sample, layers=["em", "bad"])
+        open_on_sample(state, sample, layers=["em", "bad"])
 
 
 @pytest.mark.parametrize("layer", [3, None, [], "n5://x"])
 def test_an_invalid_layer_entry_does_not_prevent_the_others(sample, layer):
     with pytest.warns(ix.errors.LinkWarning, match="left out"):
-        assert list(opened({"layers": [layer, EM]}, sample).children) == ["em"]
+        assert list(open_on_sample({"layers": [layer, EM]}, sample).children) == ["em"]
     with pytest.warns(ix.errors.LinkWarning, match="left out"):
-        assert list(opened({"layers": {"x": layer, "em": EM}}, sample).children) == ["em"]
+        assert list(open_on_sample({"layers": {"x": layer, "em": EM}}, sample).children) == ["em"]
 
 
 def test_a_link_without_any_layer_that_opens_raises(sample):
     gone = {**EM, "source": "precomputed:///nowhere"}
     with pytest.raises(ix.errors.SourceNotFoundError, match="the layer 'em' of the link: .*nowhere"):
-        opened({"layers": [gone]}, sample)
+        open_on_sample({"layers": [gone]}, sample)
     notes = {"type": "annotation", "name": "notes", "source": "local://annotations"}
     with pytest.raises(ix.errors.SourceNotFoundError):
-        opened({"layers": [notes, gone]}, sample)
+        open_on_sample({"layers": [notes, gone]}, sample)
     with pytest.warns(ix.errors.LinkWarning):
-        assert not opened({"layers": [notes]}, sample).children
+        assert not open_on_sample({"layers": [notes]}, sample).children
 
 
 def test_layers_that_were_not_requested_are_written_back(sample):
     state = {**NEW, "layers": [{**NEW["layers"][1], "name": "a"}, EM, NEW["layers"][2], {**CELLS, "name": "z"}]}
-    tree = opened(state, sample, layers=["em"])
+    tree = open_on_sample(state, sample, layers=["em"])
     written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]
     assert [layer["name"] for layer in written] == ["a", "em", "notes", "z"]
     assert written[0] == on_sample({"layers": [{**NEW["layers"][1], "name": "a"}]}, sample)["layers"][0]
@@ -95,7 +95,7 @@ def test_layers_that_were_not_requested_are_written_back(sample):
 def test_the_data_determine_the_type_of_a_layer_without_one(sample, kind):
     image = {"name": "em", "source": "IMAGE", "shaderControls": {"normalized": {"range": [60, 200]}}, **kind}
     cells = {"name": "cells", "source": "SEGMENTATION", "segments": ["12"], "selectedAlpha": 0.7, **kind}
-    tree = opened({"layers": [{**image, "segments": ["1"]}, cells]}, sample)
+    tree = open_on_sample({"layers": [{**image, "segments": ["1"]}, cells]}, sample)
     assert tree["em/image"].attrs["contrast_limits"] == (60, 200)
     assert "selected_ids" not in tree["em/image"].attrs
     attrs = tree["cells/segmentation"].attrs
@@ -121,7 +121,7 @@ def test_meshes_and_properties_are_not_counted_as_volumes(sample, tmp_path, case
     (tmp_path / "info").write_text(json.dumps(OTHERS[case]))
     sources = [form.format(f"file://{tmp_path}/"), {"url": "SEGMENTATION", "subsources": {"default": True}}]
     layer = {**CELLS, "source": sources if first else sources[::-1]}
-    tree = opened({"layers": [layer]}, sample)
+    tree = open_on_sample({"layers": [layer]}, sample)
     seg = ix.open_segmentation(sample.segmentation)
     assert tree["cells/segmentation"].attrs["source"] == seg.attrs["source"]
     written = load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"][0]["source"]
@@ -130,15 +130,15 @@ def test_meshes_and_properties_are_not_counted_as_volumes(sample, tmp_path, case
 
 def test_a_second_volume_and_an_absent_source_warn(sample):
     with pytest.warns(ix.errors.LinkWarning, match="has 2 volumes; only the first one is opened"):
-        opened({"layers": [{**EM, "source": ["IMAGE", "SEGMENTATION"]}]}, sample)
+        open_on_sample({"layers": [{**EM, "source": ["IMAGE", "SEGMENTATION"]}]}, sample)
     with pytest.warns(ix.errors.LinkWarning, match="another source of .* cannot be opened: .*nowhere"):
-        tree = opened({"layers": [{**EM, "source": ["precomputed:///nowhere", "IMAGE"]}]}, sample)
+        tree = open_on_sample({"layers": [{**EM, "source": ["precomputed:///nowhere", "IMAGE"]}]}, sample)
     assert list(tree.children) == ["em"]
     alone = {**EM, "source": [str(_skeletons(sample.path.parent))]}
     with pytest.warns(ix.errors.LinkWarning, match="it holds skeletons"):
-        assert not opened({"layers": [alone]}, sample).children
+        assert not open_on_sample({"layers": [alone]}, sample).children
     with pytest.raises(ix.errors.NoVolumeError, match="'em'"):
-        opened({"layers": [alone]}, sample, layers=["em"])
+        open_on_sample({"layers": [alone]}, sample, layers=["em"])
 
 
 def _skeletons(folder):
@@ -195,14 +195,14 @@ def test_channels_are_chosen_for_all_layers_or_by_name(sample, tmp_path):
     rgb = {"type": "image", "name": "rgb", "source": f"precomputed://file://{tmp_path}/rgb"}
     state = {"layers": [EM, rgb]}
     for channel, wanted in ((None, 0), (2, 2), ({"rgb": 1}, 1), ({"em": 0, "rgb": 2}, 2), ({}, 0)):
-        tree = opened(state, sample, channel=channel)
+        tree = open_on_sample(state, sample, channel=channel)
         np.testing.assert_array_equal(tree["rgb/image"].values, values[..., wanted].transpose())
     with pytest.raises(ix.errors.ChoiceError, match="channel=3"):
-        opened(state, sample, channel=3)
+        open_on_sample(state, sample, channel=3)
     with pytest.raises(ix.errors.ChoiceError, match="em|image"):
-        opened(state, sample, channel={"em": 1})
+        open_on_sample(state, sample, channel={"em": 1})
     with pytest.raises(
         ix.errors.OptionError, match="channel names the layer 'blue', but the layers of the link are 'em', 'rgb'"
     ):
-        opened(state, sample, channel={"blue": 1})
-    assert list(opened(state, sample, time=5).children) == ["em", "rgb"]
+        open_on_sample(state, sample, channel={"blue": 1})
+    assert list(open_on_sample(state, sample, time=5).children) == ["em", "rgb"]

@@ -27,7 +27,7 @@ from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
 from imageryxr.sources.fetch.policy import Access
 from tests.conftest import no_compute
-from tests.support.links import NEW, OLD, on_sample, opened
+from tests.support.links import NEW, OLD, on_sample, open_on_sample
 from tests.support.viewer import viewer_rule
 
 # A link that people share: the one in ImageryClient's README, to the MICrONS volume.
@@ -136,7 +136,7 @@ def test_a_number_is_treated_as_a_state_id(number):
 
 def test_arrays_and_series_in_a_state_are_converted(sample):
     ids = [213, 2**64 - 1]
-    plain = opened({"layers": [cells(segments=[str(i) for i in ids])]}, sample)["cells/segmentation"].attrs
+    plain = open_on_sample({"layers": [cells(segments=[str(i) for i in ids])]}, sample)["cells/segmentation"].attrs
     series = pd.Series(ids, dtype="uint64", index=[7, 9])
     for value in (np.array(ids, np.uint64), series, pd.Index(ids, dtype="uint64"), tuple(ids), frozenset(ids)):
         state = {"layers": (cells(segments=value),)}
@@ -206,7 +206,7 @@ def test_units_and_the_order_of_dimensions_are_read():
 
 
 def test_the_older_form_of_a_state_is_read(sample):
-    tree = opened(OLD, sample)
+    tree = open_on_sample(OLD, sample)
     assert json.loads(tree.attrs["dimensions"]) == {"x": [8.0, "nm"], "y": [8.0, "nm"], "z": [40.0, "nm"]}
     assert tree.attrs["position"] == [4600.5, 2560.5, 130.5]
     assert tree.attrs["nm_per_pixel"] == 16
@@ -225,7 +225,7 @@ def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
         pytest.warns(ix.errors.LinkWarning, match="'notes' of the link is left out: layers of type 'mesh'"),
         no_compute(),
     ):
-        tree = opened(NEW, sample)
+        tree = open_on_sample(NEW, sample)
     assert list(tree.children) == ["em", "cells"]
     assert json.loads(tree.attrs["unsupported_layers"])[0]["name"] == "notes"
     image, seg = tree["em/image"], tree["cells/segmentation"]
@@ -240,14 +240,14 @@ def test_the_tree_has_a_child_per_layer_and_the_camera_as_attrs(sample):
 
 
 def test_only_the_layers_named_are_opened(sample):
-    assert list(opened(NEW, sample, layers=["cells"]).children) == ["cells"]
+    assert list(open_on_sample(NEW, sample, layers=["cells"]).children) == ["cells"]
     with pytest.raises(ix.errors.OptionError, match="'celles'"):
-        opened(NEW, sample, layers=["celles"])
+        open_on_sample(NEW, sample, layers=["celles"])
 
 
 def test_layer_names_that_a_tree_cannot_have_are_changed(sample):
     layers = [{"type": "image", "name": name, "source": "IMAGE"} for name in ("a/b", "..", "a/b", "")]
-    tree = opened({"layers": layers}, sample)
+    tree = open_on_sample({"layers": layers}, sample)
     assert len(tree.children) == 4
     assert list(tree.imagery.view(size=(4, 4)).data_vars) == ["a/b", "..", "a/b′", "layer 3"]
 
@@ -257,7 +257,7 @@ def test_layer_names_that_a_tree_cannot_have_are_changed(sample):
 
 def test_the_view_is_the_aligned_box_around_the_position(sample):
     with pytest.warns(ix.errors.LinkWarning):
-        tree = opened(NEW, sample)
+        tree = open_on_sample(NEW, sample)
     with no_compute():
         ds = tree.imagery.view(size=(200, 100, 3))
     assert list(ds.data_vars) == ["em", "cells"]
@@ -270,7 +270,7 @@ def test_the_view_is_the_aligned_box_around_the_position(sample):
 
 def test_the_overlay_of_a_view_looks_like_the_viewer(sample):
     with pytest.warns(ix.errors.LinkWarning):
-        tree = opened(NEW, sample)
+        tree = open_on_sample(NEW, sample)
     ds = tree.imagery.view(size=(24, 20))
     ids = np.unique(ds.cells.values)
     chosen = [int(i) for i in ids if i][:2]
@@ -290,7 +290,7 @@ def test_a_coarse_view_reads_a_coarse_level(sample):
         "position": [1150, 640, 130],
     }
     with pytest.warns(ix.errors.LinkWarning):
-        tree = opened(coarse, sample)
+        tree = open_on_sample(coarse, sample)
     ds = tree.imagery.view(size=(64, 64))
     assert ds.em.attrs["mip"] == 2
     assert ds.cells.attrs["mip"] == 1
@@ -308,7 +308,7 @@ def test_layers_outside_the_view_are_omitted(sample):
         "transform": {"outputDimensions": NEW["dimensions"], "matrix": [[1, 0, 0, 1e6], [0, 1, 0, 0], [0, 0, 1, 0]]},
     }
     state = {**NEW, "layers": [*NEW["layers"][:1], {"type": "segmentation", "name": "far", "source": far}]}
-    tree = opened(state, sample)
+    tree = open_on_sample(state, sample)
     with pytest.warns(ix.errors.LinkWarning, match="'far' does not overlap the view"):
         ds = tree.imagery.view(size=(8, 8))
     assert list(ds.data_vars) == ["em"]
@@ -318,7 +318,7 @@ def test_layers_outside_the_view_are_omitted(sample):
 
 def test_hidden_layers_are_not_drawn(sample):
     layers = [NEW["layers"][0], {**NEW["layers"][1], "visible": False}]
-    tree = opened({**NEW, "layers": layers}, sample)
+    tree = open_on_sample({**NEW, "layers": layers}, sample)
     assert list(tree.imagery.view(size=(8, 8)).data_vars) == ["em"]
     assert list(tree.imagery.view(size=(8, 8), layers=["cells"]).data_vars) == ["cells"]
     assert tree.imagery.view(size=(8, 8), layers="cells").imagery.overlay().shape == (1, 8, 8, 4)
@@ -332,7 +332,7 @@ def test_a_transform_moves_and_scales_a_layer(sample):
         "matrix": [[1, 0, 0, 100], [0, 1, 0, -50], [0, 0, 2, 4]],
     }
     state = {**NEW, "layers": [{"type": "image", "name": "em", "source": [{"url": "IMAGE", "transform": moved}]}]}
-    tree = opened(state, sample)
+    tree = open_on_sample(state, sample)
     em, plain = tree["em/image"], ix.open_image(sample.image)
     grid, own = ix.grid_of(em), ix.grid_of(plain)
     assert grid.resolution == (16, 8, 80)
@@ -365,7 +365,7 @@ def test_transforms_that_cannot_be_drawn_warn(sample):
         ],
     }
     with pytest.warns(ix.errors.LinkWarning, match="'turned' of the link is left out: its transform rotates"):
-        assert list(opened(state, sample).children) == ["em"]
+        assert list(open_on_sample(state, sample).children) == ["em"]
     older = {
         "layers": {
             "em": {
@@ -375,7 +375,7 @@ def test_transforms_that_cannot_be_drawn_warn(sample):
             }
         }
     }
-    tree = opened(older, sample)
+    tree = open_on_sample(older, sample)
     assert tree["em/image"].x.values[0] == ix.open_image(sample.image).x.values[0] + 80
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
     assert again["em/image"].x.equals(tree["em/image"].x)
@@ -394,7 +394,7 @@ def test_equivalent_ids_become_one(sample):
             }
         ]
     }
-    joined = opened(state, sample)["s/segmentation"].isel(z=[0]).values
+    joined = open_on_sample(state, sample)["s/segmentation"].isel(z=[0]).values
     truth = seg.isel(z=[0]).values.copy()
     truth[np.isin(truth, [ids[3], ids[4]])] = ids[1]
     np.testing.assert_array_equal(joined, truth)
@@ -407,7 +407,7 @@ def test_equivalences_are_written_back(sample, chosen):
     ids = [int(i) for i in ix.unique_ids(middle)][:5]
     layer = {"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": [str(ids[chosen])]}
     layer["equivalences"] = [[str(ids[3]), str(ids[1])]]
-    tree = opened({"layers": [layer]}, sample)
+    tree = open_on_sample({"layers": [layer]}, sample)
     where = [float(middle[d].mean()) for d in "xyz"]
     point = [nm / r for nm, r in zip(where, seg.resolution, strict=True)]
     ds = tree.imagery.view(size=(100, 100), center=point)
@@ -433,7 +433,7 @@ def test_equivalences_are_written_back(sample, chosen):
 def test_the_range_of_a_shader_is_read_and_written_back(sample, head, value, controls, limits):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shaderControls": controls}
     layer["shader"] = f"{head}\nvoid main() {{ emitGrayscale({value}); }}"
-    tree = opened({"layers": [layer]}, sample)
+    tree = open_on_sample({"layers": [layer]}, sample)
     assert tree["em/image"].attrs["contrast_limits"] == limits
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
     assert again["em/image"].attrs["contrast_limits"] == limits
@@ -446,7 +446,7 @@ def test_custom_shaders_warn(sample):
         layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": shader}
         layer["shaderControls"] = {"brightness": 0.1}
         with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
-            opened({"layers": [layer]}, sample)
+            open_on_sample({"layers": [layer]}, sample)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_custom_shaders_warn(sample):
 def test_parts_of_a_source_that_are_not_drawn_are_reported(sample, source, message):
     layers = [{"type": "image", "name": "em", "source": source}, {"type": "image", "name": "b", "source": "IMAGE"}]
     with pytest.warns(ix.errors.LinkWarning, match=f"'em' .*{message}"):
-        tree = opened({"layers": layers}, sample)
+        tree = open_on_sample({"layers": layers}, sample)
     assert ("em" in tree.children) == isinstance(source, list)
 
 
@@ -479,7 +479,7 @@ def test_timestamps_in_seconds_or_milliseconds_are_read():
 
 def test_contrast_limits_are_read_from_shaders(sample):
     def limits(**layer):
-        tree = opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", **layer}]}, sample)
+        tree = open_on_sample({"layers": [{"type": "image", "name": "em", "source": "IMAGE", **layer}]}, sample)
         return tree["em/image"].attrs.get("contrast_limits")
 
     assert limits() is None
@@ -502,16 +502,16 @@ void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 
 def test_a_slider_that_is_not_drawn_warns(sample):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
-    opened({"layers": [layer]}, sample)  # with its default, 0, the slider changes nothing
+    open_on_sample({"layers": [layer]}, sample)  # with its default, 0, the slider changes nothing
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
-        opened({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
+        open_on_sample({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
-        opened({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
+        open_on_sample({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
 
 
 def test_a_rotated_cross_section_warns(sample):
     """A view does not rotate, so it would show other tissue than the link."""
-    tree = opened({**NEW, "layers": NEW["layers"][:1]}, sample)
+    tree = open_on_sample({**NEW, "layers": NEW["layers"][:1]}, sample)
     tree.imagery.view(size=(8, 8))
     for turn in ([0, 0, 0, -2], [1e-9, 0, 0, 1]):
         tree.attrs["orientation"] = turn
@@ -527,7 +527,7 @@ def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turne
     state = {**NEW, "layers": NEW["layers"][:1], "layout": layout, "crossSectionScale": 1}
     if turned:
         state["crossSectionOrientation"] = turned
-    tree = opened(state, sample)
+    tree = open_on_sample(state, sample)
     with pytest.warns(ix.errors.LinkWarning, match=r"imagery\.plane\(\(width, height\)\)"):
         tree.imagery.view(size=(8, 8))
     cut = tree.imagery.plane((40, 30)).em
@@ -877,7 +877,7 @@ def test_passwords_in_a_link_do_not_appear_in_messages(sample):
     notes = {"type": "annotation", "name": "notes", "source": "https://me:hunter2@example.com/notes"}
     layers = [{"type": "image", "name": "em", "source": [{"url": "IMAGE"}, url]}, notes]
     with pytest.warns(ix.errors.LinkWarning):
-        tree = opened({"layers": layers}, sample)
+        tree = open_on_sample({"layers": layers}, sample)
     shown = json.dumps(dict(tree.attrs)) + json.dumps(dict(tree["em/image"].attrs))
     shown += ix.neuroglancer_link(tree, allow_local=True, site="https://spelunker.cave-explorer.org/#!")
     assert "hunter2" not in shown
@@ -907,7 +907,7 @@ def test_links_above_the_size_limit_raise(tmp_path):
 def test_a_hundred_thousand_selected_segments_can_be_read(sample):
     ids = [str(i) for i in range(1, 100_001)]
     state = {"layers": [{"type": "segmentation", "name": "s", "source": "SEGMENTATION", "segments": ids}]}
-    tree = opened(state, sample)
+    tree = open_on_sample(state, sample)
     assert len(tree["s/segmentation"].attrs["selected_ids"]) == 100_000
     assert tree.imagery.view(size=(16, 16)).imagery.overlay().values.max() == 0  # none of the segments lies in the view
 
@@ -963,11 +963,13 @@ def test_linked_layers_share_a_selection():
 
 def test_additive_blending_warns(sample):
     with pytest.warns(ix.errors.LinkWarning, match="the viewer blends the layer 'em' of the link additively"):
-        opened({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
+        open_on_sample({"layers": [{"type": "image", "name": "em", "source": "IMAGE", "blend": "additive"}]}, sample)
 
 
 def test_half_of_a_surrogate_pair_can_be_written_to_a_link(sample):
-    tree = opened({"title": "\udfff", "layers": [{"type": "image", "name": "\ud800é", "source": "IMAGE"}]}, sample)
+    tree = open_on_sample(
+        {"title": "\udfff", "layers": [{"type": "image", "name": "\ud800é", "source": "IMAGE"}]}, sample
+    )
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
     assert list(again.children) == ["?é"]
 

@@ -20,7 +20,7 @@ from imageryxr.errors import (
     SourceNotFoundError,
 )
 from tests.conftest import volume
-from tests.support.annotations import LARGE, SPECS, UNIT, bounds_of, some_annotations, write_levels, writer_of
+from tests.support.annotations import LARGE, SPECS, UNIT, bounds_of, random_annotations, write_levels, writer_of
 from tests.support.shards import spec
 from tests.support.source_suite import serving
 
@@ -74,7 +74,7 @@ def layers(tmp_path_factory):
     """A folder of each type, unsharded and sharded, and what is in it."""
     folder, entries = tmp_path_factory.mktemp("annotations"), {}
     for kind in KINDS:
-        entries[kind] = some_annotations(kind)
+        entries[kind] = random_annotations(kind)
         write_levels(folder / kind, kind, entries[kind])
         write_levels(folder / f"{kind}_sharded", kind, entries[kind], HASHED if kind == "line" else IDENTITY)
     return folder, entries
@@ -154,7 +154,7 @@ def test_several_selections_return_their_intersection(layers):
 
 @pytest.mark.parametrize("sharding", [None, IDENTITY, HASHED])
 def test_neuroglancers_own_reader_returns_the_same_annotations(tmp_path, sharding):
-    entries = some_annotations("point", 30)
+    entries = random_annotations("point", 30)
     write_levels(tmp_path / "a", "point", entries, sharding)
     reader, found = AnnotationReader(f"file://{tmp_path}/a"), open_annotations(tmp_path / "a")
     theirs = {int(a.id): a for a in reader.get_within_spatial_bounds()}
@@ -167,7 +167,7 @@ def test_neuroglancers_own_reader_returns_the_same_annotations(tmp_path, shardin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_straight_from_the_writer_is_read_in_boxes_although_its_bounds_are_those_of_centres(tmp_path, kind):
-    entries = some_annotations(kind)
+    entries = random_annotations(kind)
     writer_of(kind, entries).write(tmp_path / "a")
     lo, hi = np.array([-30, -30, -30]), np.array([10, 20, 30])
     found = open_annotations(tmp_path / "a", bbox=ix.BBox(lo.tolist(), hi.tolist(), resolution=UNIT))
@@ -176,7 +176,7 @@ def test_a_layer_straight_from_the_writer_is_read_in_boxes_although_its_bounds_a
 
 def test_uint32_properties_are_exact(tmp_path):
     specs = [{"id": "size", "type": "uint32"}]
-    entries = [{**e, "size": 2**32 - 1 - n} for n, e in enumerate(some_annotations("point", 5))]
+    entries = [{**e, "size": 2**32 - 1 - n} for n, e in enumerate(random_annotations("point", 5))]
     writer_of("point", entries, specs).write(tmp_path / "a")
     found = open_annotations(tmp_path / "a")
     assert found["size"].dtype == np.uint32
@@ -186,7 +186,7 @@ def test_uint32_properties_are_exact(tmp_path):
 
 
 def test_dimensions_in_another_order_and_unit_are_placed_correctly(tmp_path):
-    entries = some_annotations("line", 40)
+    entries = random_annotations("line", 40)
     write_levels(tmp_path / "a", "line", entries)
     info = json.loads((tmp_path / "a/info").read_text())
     info["dimensions"] = {"z": [4.04e-3, "um"], "x": [8e-9, "m"], "y": [4e-5, "mm"]}
@@ -201,7 +201,7 @@ def test_dimensions_in_another_order_and_unit_are_placed_correctly(tmp_path):
 
 
 def test_only_the_cells_that_a_box_meets_are_requested(tmp_path):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 200))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 200))
     with serving(tmp_path) as server:
         box = ix.BBox((1, -10, 3), (20, 10, 4), resolution=UNIT)
         open_annotations(f"precomputed://{server.url}/a", bbox=box, connection=HASTY)
@@ -223,7 +223,7 @@ def test_a_web_server_gives_the_same_as_a_local_folder(layers, form):
 
 
 def test_keys_may_lead_to_sibling_folders(tmp_path):
-    write_levels(tmp_path / "deep/a", "point", some_annotations("point", 9))
+    write_levels(tmp_path / "deep/a", "point", random_annotations("point", 9))
     (tmp_path / "deep/a/by_id").rename(tmp_path / "deep/ids")
     info = json.loads((tmp_path / "deep/a/info").read_text())
     info["by_id"]["key"] = "../ids"
@@ -238,7 +238,7 @@ def test_keys_may_lead_to_sibling_folders(tmp_path):
 
 
 def test_cells_that_are_not_stored_are_empty(tmp_path):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 3))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 3))
     box = ix.BBox((-52, -52, -52), (-51.9, -51.9, -51.9), resolution=UNIT)
     found = open_annotations(tmp_path / "a", bbox=box)
     assert found.sizes["annotation"] == 0
@@ -255,7 +255,7 @@ def test_ids_without_annotations_warn(layers):
 @pytest.mark.parametrize("keep", [0, 4, 8, 30, -1])
 @pytest.mark.parametrize("form", ["", "_sharded"])
 def test_a_truncated_file_is_an_error(tmp_path, keep, form):
-    write_levels(tmp_path / "a", "line", some_annotations("line", 20), spec(data="raw") if form else None)
+    write_levels(tmp_path / "a", "line", random_annotations("line", 20), spec(data="raw") if form else None)
     ids = open_annotations(tmp_path / "a").id.values.tolist()
     for folder, selection in (("spatial0", {}), ("by_id", {"ids": ids}), ("rel_post", {"segments": range(1, 6)})):
         for path in (tmp_path / "a" / folder).iterdir():
@@ -265,7 +265,7 @@ def test_a_truncated_file_is_an_error(tmp_path, keep, form):
 
 
 def test_a_count_beyond_the_file_is_an_error(tmp_path):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 9))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 9))
     path = tmp_path / "a/spatial0/0_0_0"
     path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
     with pytest.raises(ChunkReadError, match="0_0_0"):
@@ -274,7 +274,7 @@ def test_a_count_beyond_the_file_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("status", [401, 403, 500, 0])
 def test_faults_of_a_server_are_errors_and_not_empty_cells(tmp_path, status):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 9))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 9))
     with serving(tmp_path) as server:
         server.faults["spatial1"] = status
         with pytest.raises(AuthError if status in (401, 403) else ChunkReadError):
@@ -282,7 +282,7 @@ def test_faults_of_a_server_are_errors_and_not_empty_cells(tmp_path, status):
 
 
 def test_transient_faults_are_retried(tmp_path):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 9))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 9))
     with serving(tmp_path) as server:
         server.faults["spatial0"] = [503]
         assert open_annotations(f"precomputed://{server.url}/a", connection=HASTY).sizes["annotation"] == 9
@@ -307,7 +307,7 @@ def test_transient_faults_are_retried(tmp_path):
     ],
 )
 def test_an_invalid_info_is_an_error_that_names_the_member(tmp_path, change, message):
-    write_levels(tmp_path / "a", "point", some_annotations("point", 3))
+    write_levels(tmp_path / "a", "point", random_annotations("point", 3))
     info = json.loads((tmp_path / "a/info").read_text()) | change
     (tmp_path / "a/info").write_text(json.dumps(info))
     with pytest.raises(SourceError, match=message):

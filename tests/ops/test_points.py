@@ -15,7 +15,17 @@ import imageryxr as ix
 from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from tests.conftest import no_compute
-from tests.support.counted_source import CHUNKS, GRID, READS, SHAPE, VALUES, VOXELS, _Endless, held, opened
+from tests.support.counted_source import (
+    CHUNKS,
+    GRID,
+    READS,
+    SHAPE,
+    VALUES,
+    VOXELS,
+    _Endless,
+    array_in_memory,
+    open_counted,
+)
 
 RNG = np.random.default_rng(5)
 
@@ -62,7 +72,7 @@ def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
             selected[dim] = dims(np.array(values).reshape(shape), *kind)
     order = data.draw(st.permutations("zyx"))
     READS.clear()
-    array = opened().transpose(*order)
+    array = open_counted().transpose(*order)
     for one_dim in data.draw(st.permutations(list(selected))) if data.draw(st.booleans()) else [None]:
         now = selected if one_dim is None else {one_dim: selected[one_dim]}
         if one_dim is not None and any(isinstance(v, xr.DataArray) for v in selected.values()):
@@ -70,17 +80,17 @@ def test_lists_points_and_strides_read_the_chunks_that_they_touch_once(data):
         array = array.isel({d: i for d, i in now.items() if d in array.dims})
         if now is selected:
             break
-    expected = held().transpose(*order).isel(selected).transpose(*array.dims)
+    expected = array_in_memory().transpose(*order).isel(selected).transpose(*array.dims)
     got = array.values
     np.testing.assert_array_equal(got, expected.values)
     assert set(READS.values()) <= {1}
-    index = held().copy(data=np.arange(VALUES.size).reshape(SHAPE)).isel(selected).values
+    index = array_in_memory().copy(data=np.arange(VALUES.size).reshape(SHAPE)).isel(selected).values
     assert set(READS) == chunks_of(*np.unravel_index(index, SHAPE))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations("zyx")))
 def test_indexing_one_voxel_of_a_transposed_array_returns_it(order):
-    array, values = opened().transpose(*order), held()
+    array, values = open_counted().transpose(*order), array_in_memory()
     for place in ({"z": 11, "y": 43, "x": 51}, {"z": 0, "y": 1, "x": 0}, {"z": -1, "y": 0, "x": 1}):
         assert array.isel(place).values == values.isel(place).values
         assert array.isel(x=[place["x"], 0]).isel({**place, "x": 0}).values == values.isel(place).values
@@ -88,7 +98,7 @@ def test_indexing_one_voxel_of_a_transposed_array_returns_it(order):
 
 def test_indexing_one_voxel_by_points_returns_it():
     points = {"z": dims([3, 11, 0], "p"), "y": dims([1, 43, 7], "p")}
-    array, values = opened().isel(points), held().isel(points)
+    array, values = open_counted().isel(points), array_in_memory().isel(points)
     for p, x in ((0, 51), (1, 0), (2, -1)):
         assert array.isel(p=p, x=x).values == values.isel(p=p, x=x).values
 
@@ -126,13 +136,13 @@ def _points(n=300):
 @pytest.mark.parametrize("how", ["opened", "chunked", "own", "numpy", "strided"])
 def test_a_sampled_point_has_the_value_of_its_voxel(how):
     index, xyz = _points()
-    own = held().chunk(z=5, y=7, x=50)
+    own = array_in_memory().chunk(z=5, y=7, x=50)
     array = {
-        "opened": opened,
-        "chunked": lambda: opened().chunk(z=5, y=7, x=50),
+        "opened": open_counted,
+        "chunked": lambda: open_counted().chunk(z=5, y=7, x=50),
         "own": lambda: own.copy(data=own.data.map_blocks(np.copy, dtype="u8")),
-        "numpy": held,
-        "strided": lambda: opened().chunk(z=5).isel(z=slice(None, None, 1)),
+        "numpy": array_in_memory,
+        "strided": lambda: open_counted().chunk(z=5).isel(z=slice(None, None, 1)),
     }[how]()
     expected = VALUES[tuple(index.T)]
     jitter = RNG.uniform(0.001, 0.999, xyz.shape)
@@ -160,7 +170,7 @@ def test_each_block_of_a_dask_input_is_computed_once():
             counted.append(1)
         return values
 
-    own = held().chunk(z=6, y=22, x=26)
+    own = array_in_memory().chunk(z=6, y=22, x=26)
     array = own.copy(data=own.data.map_blocks(block, dtype="u8", meta=np.empty((0, 0, 0), "u8")))
     _, xyz = _points(500)
     ix.sample_points(array, xyz, resolution=GRID.resolution)
@@ -173,29 +183,29 @@ def test_points_are_read_from_tables():
     table = pd.DataFrame(xyz, columns=list("xyz"))
     nm = {d: (xyz[:, a] + 0.5) * GRID.resolution[a] for a, d in enumerate("xyz")}
     columns = xr.Dataset({d: ("annotation", v) for d, v in nm.items()})
-    np.testing.assert_array_equal(ix.sample_points(opened(), table, resolution=GRID.resolution), expected)
-    np.testing.assert_array_equal(ix.sample_points(opened(), nm), expected)
-    np.testing.assert_array_equal(ix.sample_points(opened(), columns), expected)
+    np.testing.assert_array_equal(ix.sample_points(open_counted(), table, resolution=GRID.resolution), expected)
+    np.testing.assert_array_equal(ix.sample_points(open_counted(), nm), expected)
+    np.testing.assert_array_equal(ix.sample_points(open_counted(), columns), expected)
     triples = pd.Series(list(xyz))
-    np.testing.assert_array_equal(ix.sample_points(opened(), triples, resolution=GRID.resolution), expected)
+    np.testing.assert_array_equal(ix.sample_points(open_counted(), triples, resolution=GRID.resolution), expected)
     with pytest.raises(ix.errors.BoxError, match=r"lacks \['x'\]"):
-        ix.sample_points(opened(), table.rename(columns={"x": "pt_x"}))
+        ix.sample_points(open_counted(), table.rename(columns={"x": "pt_x"}))
 
 
 def test_points_outside_are_background_and_all_outside_are_an_error():
     first = np.array(GRID.voxel_offset)
     points = [first, first - 1, first + np.array(SHAPE[::-1]), first + np.array(SHAPE[::-1]) - 1]
-    got = ix.sample_points(opened(), points, resolution=GRID.resolution).values
+    got = ix.sample_points(open_counted(), points, resolution=GRID.resolution).values
     assert got.tolist() == [int(VALUES[0, 0, 0]), 0, 0, int(VALUES[-1, -1, -1])]
     with pytest.raises(ix.errors.OutOfVolumeError, match=r"none of 1 points lies in the array 'segmentation'"):
-        ix.sample_points(opened(), [first - 1], resolution=GRID.resolution)
+        ix.sample_points(open_counted(), [first - 1], resolution=GRID.resolution)
     with pytest.raises(ix.errors.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
-        ix.sample_points(opened(), [first + 1])
+        ix.sample_points(open_counted(), [first + 1])
     with pytest.raises(
         ix.errors.OutOfVolumeError,
         match=r"Read as \(z, y, x\), the points are inside: give their numbers in the order \(x, y, z\)",
     ):
-        ix.sample_points(held(), [(7.5, 45, 50)][::1], resolution=(8, 8, 40)[::1])
+        ix.sample_points(array_in_memory(), [(7.5, 45, 50)][::1], resolution=(8, 8, 40)[::1])
 
 
 @pytest.mark.parametrize(
@@ -203,26 +213,26 @@ def test_points_outside_are_background_and_all_outside_are_an_error():
 )
 def test_invalid_points_raise(points):
     with pytest.raises(ix.errors.BoxError):
-        ix.sample_points(opened(), points)
+        ix.sample_points(open_counted(), points)
 
 
 def test_sample_points_accepts_one_point_and_no_points():
     first = np.array(GRID.voxel_offset) + 3
-    assert ix.sample_points(opened(), first, resolution=GRID.resolution).values.tolist() == [int(VALUES[3, 3, 3])]
-    none = ix.sample_points(opened(), [], resolution=GRID.resolution)
+    assert ix.sample_points(open_counted(), first, resolution=GRID.resolution).values.tolist() == [int(VALUES[3, 3, 3])]
+    none = ix.sample_points(open_counted(), [], resolution=GRID.resolution)
     assert none.shape == (0,)
     assert none.dtype == np.uint64
 
 
 def test_points_are_sampled_in_images_pictures_and_sections():
     index, xyz = _points(50)
-    grey = ix.sample_points(opened(None, "image"), xyz, resolution=GRID.resolution)
+    grey = ix.sample_points(open_counted(None, "image"), xyz, resolution=GRID.resolution)
     np.testing.assert_array_equal(grey, (VALUES % 251).astype("u1")[tuple(index.T)])
-    drawn = ix.overlay(None, opened(), outline=2)
+    drawn = ix.overlay(None, open_counted(), outline=2)
     colors = ix.sample_points(drawn, xyz, resolution=GRID.resolution)
     assert colors.dims == ("point", "rgba")
     np.testing.assert_array_equal(colors, drawn.values[tuple(index.T)])
-    section = opened().isel(z=4)
+    section = open_counted().isel(z=4)
     got = ix.sample_points(section, xyz, resolution=GRID.resolution)
     np.testing.assert_array_equal(got, np.where(index[:, 0] == 4, VALUES[tuple(index.T)], 0))
 
@@ -240,8 +250,8 @@ def test_points_on_edges_belong_to_the_voxel_above():
 def test_sampling_starts_no_dask_compute():
     _, xyz = _points(5)
     with no_compute():
-        ix.sample_points(held(), xyz, resolution=GRID.resolution)
-        ix.sample_points(opened(), xyz, resolution=GRID.resolution)
+        ix.sample_points(array_in_memory(), xyz, resolution=GRID.resolution)
+        ix.sample_points(open_counted(), xyz, resolution=GRID.resolution)
 
 
 def test_each_layer_of_a_dataset_is_sampled(sample):

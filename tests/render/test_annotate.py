@@ -12,7 +12,7 @@ import imageryxr as ix
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 from imageryxr.render.figure.legends import _scale_colors
 from tests.conftest import no_compute, volume
-from tests.support.annotation_oracle import assert_like_oracle, draw_oracle, picture, random_points
+from tests.support.annotation_oracle import assert_close_to_sampled, draw_by_sampling, picture, random_points
 from tests.support.slow import slow_except
 
 RNG = np.random.default_rng(20)
@@ -27,9 +27,9 @@ def test_markers_cover_the_pixels_of_a_slow_drawing(marker, unit, size, axis):
     rgba = picture(shape, (8, 10, 12))
     points = ix.as_annotations(random_points(rgba, 5))
     drawn = ix.annotate(rgba, points, marker=marker, size=size, unit=unit, axis=axis, width=2.5)
-    oracle = draw_oracle(rgba, points, axis="zyx".index(axis), marker=marker, size=size, unit=unit, width=2.5)
+    oracle = draw_by_sampling(rgba, points, axis="zyx".index(axis), marker=marker, size=size, unit=unit, width=2.5)
     assert (drawn.values != rgba.values).any()
-    assert_like_oracle(drawn, oracle)
+    assert_close_to_sampled(drawn, oracle)
 
 
 @pytest.mark.fast_forms(2)
@@ -46,7 +46,7 @@ def test_sections_cover_the_pixels_of_a_slow_drawing(kind, depth, axis):
     )
     table = ix.as_annotations(places, annotation_type=kind, **extra)
     drawn = ix.annotate(rgba, table, depth=depth, axis=axis, width=3)
-    assert_like_oracle(drawn, draw_oracle(rgba, table, axis="zyx".index(axis), depth=depth, width=3.0))
+    assert_close_to_sampled(drawn, draw_by_sampling(rgba, table, axis="zyx".index(axis), depth=depth, width=3.0))
 
 
 @pytest.mark.fast_forms(2)
@@ -65,9 +65,9 @@ def test_on_an_oblique_plane_distances_are_those_to_the_plane(kind, depth):
     extra = {"end": places + RNG.uniform(-120, 120, (6, 3)), "annotation_type": kind} if extra is None else extra
     table = ix.as_annotations(places, **extra)
     drawn = ix.annotate(rgba, table, depth=depth, width=3, size=9, axis="z")
-    oracle = draw_oracle(rgba.compute(), table, depth=depth, width=3.0, size=9)
+    oracle = draw_by_sampling(rgba.compute(), table, depth=depth, width=3.0, size=9)
     assert (drawn.values != rgba.values).any()
-    assert_like_oracle(drawn, oracle)
+    assert_close_to_sampled(drawn, oracle)
 
 
 def test_marks_fade_with_their_distance_and_blend_over_transparent_pixels():
@@ -75,7 +75,7 @@ def test_marks_fade_with_their_distance_and_blend_over_transparent_pixels():
     points = ix.as_annotations(random_points(rgba, 8))
     drawn = ix.annotate(rgba, points, size=9, depth=70, fade=True, alpha=0.7)
     # the opacity of a mark has 256 steps
-    assert_like_oracle(drawn, draw_oracle(rgba, points, size=9, depth=70, fade=True, alpha=0.7))
+    assert_close_to_sampled(drawn, draw_by_sampling(rgba, points, size=9, depth=70, fade=True, alpha=0.7))
 
 
 def test_a_point_at_a_voxel_position_lies_at_the_lower_corner_of_the_voxel_as_in_neuroglancer():

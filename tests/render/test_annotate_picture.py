@@ -10,7 +10,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.errors import LayerError, OptionError
 from tests.conftest import volume
-from tests.support.annotation_oracle import assert_like_oracle, draw_oracle, picture, random_points
+from tests.support.annotation_oracle import assert_close_to_sampled, draw_by_sampling, picture, random_points
 
 
 def pixels(image):
@@ -35,8 +35,8 @@ def test_marks_on_an_enlarged_picture_have_the_resolution_of_its_pixels(marker):
     image = ix.annotate(ix.to_pil(rgba, scale=3), table, size=13, marker=marker)
     fine = volume(np.zeros((1, 42, 48), np.uint8), (8 / 3, 8 / 3, 40), (15, -9, 2))
     fine = ix.to_rgba(fine).copy(data=rgba.values.repeat(3, axis=1).repeat(3, axis=2))
-    oracle = draw_oracle(fine, table, marker=marker, size=13)
-    assert_like_oracle(fine.copy(data=pixels(image)[np.newaxis]), oracle)
+    oracle = draw_by_sampling(fine, table, marker=marker, size=13)
+    assert_close_to_sampled(fine.copy(data=pixels(image)[np.newaxis]), oracle)
 
 
 @pytest.mark.parametrize("labels", [None, "slice"])

@@ -19,9 +19,8 @@ from imageryxr.errors import AuthError, ChunkReadError, CodecError, MissingChunk
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.resolve import resolve_source
-from tests.support.omezarr import axes_of, level, one_level, write_ome
-from tests.support.omezarr import opened as opened_ome
-from tests.support.precomputed import opened, write_layer
+from tests.support.omezarr import axes_of, level, one_level, open_ome, write_ome
+from tests.support.precomputed import open_layer, write_layer
 from tests.support.source_suite import dead_url, noise, serving
 
 GRID = Grid((8, 16, 16), (8, 8, 40), (3, 4, 5))
@@ -52,7 +51,7 @@ def test_a_chunk_truncated_at_any_byte_is_an_error(tmp_path, capfd, encoding, mi
     for size in sorted({0, 1, 3, 4, 16, len(whole) // 3, len(whole) // 2, len(whole) - 16, len(whole) - 4}):
         file.write_bytes(whole[:size])
         for box in (GRID.box, IndexBox((1, 2, 3), (2, 3, 4))):
-            source = opened(tmp_path, missing=missing)
+            source = open_layer(tmp_path, missing=missing)
             with pytest.raises(ChunkReadError) as caught:
                 source.read(0, box)
             assert not isinstance(caught.value, MissingChunkError)
@@ -68,7 +67,7 @@ def test_html_instead_of_a_chunk_is_an_error(tmp_path, encoding):
     for page in (PAGE, PAGE.ljust(file.stat().st_size)):
         file.write_bytes(page)
         with pytest.raises(ChunkReadError, match=WHERE + "it is HTML"):
-            opened(tmp_path, missing="fill").read(0, GRID.box)
+            open_layer(tmp_path, missing="fill").read(0, GRID.box)
 
 
 def test_a_picture_of_another_size_is_an_error(tmp_path):
@@ -77,7 +76,7 @@ def test_a_picture_of_another_size_is_an_error(tmp_path):
     for shape in ((16, 16, 1), (64, 64, 1)):
         file.write_bytes(simplejpeg.encode_jpeg(np.zeros(shape, "uint8"), colorspace="GRAY", colorsubsampling="GRAY"))
         with pytest.raises(ChunkReadError, match=WHERE + "its header states .* pixels instead of 2048"):
-            opened(tmp_path).read(0, GRID.box)
+            open_layer(tmp_path).read(0, GRID.box)
 
 
 @pytest.mark.slow
@@ -103,10 +102,12 @@ def test_every_chunk_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
     inner = chunk_decoder._chunk_problem
     monkeypatch.setattr(chunk_decoder, "_chunk_problem", lambda *a: seen.append(a[1]) or inner(*a))
     values, _ = write_volume(tmp_path / "a", "png")
-    np.testing.assert_array_equal(opened(tmp_path / "a").read(0, GRID.box), values)
-    np.testing.assert_array_equal(opened(tmp_path / "a").read(0, IndexBox((1, 2, 3), (2, 3, 4))), values[1:2, 2:3, 3:4])
+    np.testing.assert_array_equal(open_layer(tmp_path / "a").read(0, GRID.box), values)
+    np.testing.assert_array_equal(
+        open_layer(tmp_path / "a").read(0, IndexBox((1, 2, 3), (2, 3, 4))), values[1:2, 2:3, 3:4]
+    )
     write_sharded(tmp_path / "b", ids(), "raw")
-    np.testing.assert_array_equal(opened(tmp_path / "b").read(0, GRID.box), ids())
+    np.testing.assert_array_equal(open_layer(tmp_path / "b").read(0, GRID.box), ids())
     assert seen == ["png"] * 2 + ["raw"] * 8
 
 
@@ -114,7 +115,7 @@ def test_reading_does_not_change_how_cloudvolume_fills_an_empty_chunk(tmp_path):
     from cloudvolume import CloudVolume
 
     _, file = write_volume(tmp_path, "raw")
-    opened(tmp_path).read(0, GRID.box)
+    open_layer(tmp_path).read(0, GRID.box)
     file.write_bytes(b"")
     theirs = CloudVolume(f"file://{tmp_path}", fill_missing=True, progress=False)
     assert not np.asarray(theirs[:]).any()
@@ -152,12 +153,12 @@ def write_sharded(folder: Path, values: np.ndarray, encoding: str = "compressed_
 def test_a_shard_truncated_at_any_byte_is_an_error(tmp_path, encoding, packed):
     values = ids()
     file = write_sharded(tmp_path, values, encoding, packed)
-    np.testing.assert_array_equal(opened(tmp_path).read(0, GRID.box), values)
+    np.testing.assert_array_equal(open_layer(tmp_path).read(0, GRID.box), values)
     whole = file.read_bytes()
     for size in sorted({0, 7, 16, 40, *range(100, len(whole), len(whole) // 20), len(whole) - 24, len(whole) - 1}):
         file.write_bytes(whole[:size])
         with pytest.raises(ChunkReadError, match=WHERE) as caught:
-            opened(tmp_path, missing="fill").read(0, GRID.box)
+            open_layer(tmp_path, missing="fill").read(0, GRID.box)
         assert not isinstance(caught.value, MissingChunkError)
 
 
@@ -223,7 +224,7 @@ def test_an_infinite_translation_is_an_error(tmp_path):
     step["translation"][0] = float("inf")
     (tmp_path / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(SourceError, match="translation along z is inf"):
-        opened_ome(tmp_path)
+        open_ome(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -257,17 +258,17 @@ def write_form(folder: Path, form: str) -> tuple[np.ndarray, Path]:
 def test_a_zarr_object_truncated_at_any_byte_is_an_error(tmp_path, form):
     values, file = write_form(tmp_path, form)
     part = IndexBox((0, 0, 0), (4, 8, 16))  # this box needs only some chunks of a shard, which are read by ranges
-    np.testing.assert_array_equal(opened_ome(tmp_path).read(0, part), values[part.slices()])
+    np.testing.assert_array_equal(open_ome(tmp_path).read(0, part), values[part.slices()])
     whole = file.read_bytes()
     for size in (0, 10, 20, len(whole) // 3, len(whole) // 2, len(whole) - 8, len(whole) - 1):
         file.write_bytes(whole[:size])
         for box in (BOX, part):
             with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
-                opened_ome(tmp_path, missing="fill").read(0, box)
+                open_ome(tmp_path, missing="fill").read(0, box)
             assert not isinstance(caught.value, MissingChunkError)
     file.write_bytes(PAGE.ljust(len(whole)))
     with pytest.raises(ChunkReadError, match="mip 0 .*box"):
-        opened_ome(tmp_path, missing="fill").read(0, BOX)
+        open_ome(tmp_path, missing="fill").read(0, BOX)
 
 
 @pytest.mark.parametrize("codecs", ["bytes", "crc"])
@@ -283,7 +284,7 @@ def test_intact_shards_of_every_layout_are_read(tmp_path, place, codecs):
     array = zarr.create_array(str(tmp_path / "0"), shape=values.shape, dtype="uint16", chunks=(8, 16, 16), serializer=shards, compressors=None, overwrite=True)  # fmt: skip
     array[...] = values
     for box in (BOX, IndexBox((0, 0, 0), (4, 8, 16)), IndexBox((5, 9, 9), (6, 10, 10))):
-        np.testing.assert_array_equal(opened_ome(tmp_path).read(0, box), values[box.slices()])
+        np.testing.assert_array_equal(open_ome(tmp_path).read(0, box), values[box.slices()])
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from imageryxr.sources.cave import root_cache
 from imageryxr.sources.fetch import attempt, disk_cache, index_cache, memory_cache
 from imageryxr.sources.omezarr import chunk_decoder
 from tests.support import shards
-from tests.support.annotations import some_annotations, write_levels
+from tests.support.annotations import random_annotations, write_levels
 from tests.support.cave import BOX, NOW
 from tests.support.cave_server import TOKEN
 from tests.support.fault_server import FaultServer
@@ -96,7 +96,9 @@ def zarr_region(path: str) -> tuple[slice, ...] | None:
     )
 
 
-def precomputed(values: np.ndarray, encoding: str, *, kind: str = "image", compress: bool = False, **more: Any) -> Case:
+def precomputed_case(
+    values: np.ndarray, encoding: str, *, kind: str = "image", compress: bool = False, **more: Any
+) -> Case:
     def write(folder: Path) -> object:
         return write_layer(folder, [values], [GRID], kind=kind, encoding=encoding, compress=compress)
 
@@ -115,7 +117,7 @@ def annotation_case(sharding: dict[str, Any] | None) -> Case:
     def read(url: str, connection: ix.Connection) -> xr.Dataset:
         return ix.open_annotations(url, bbox=ix.BBox((-100, -150, -900), (150, 200, 1000)), connection=connection)
 
-    return Case(lambda folder: write_levels(folder, "point", some_annotations("point"), sharding), read)
+    return Case(lambda folder: write_levels(folder, "point", random_annotations("point"), sharding), read)
 
 
 def write_link(folder: Path) -> None:
@@ -141,17 +143,17 @@ GZIPPED = shards.spec()
 PLAIN = shards.spec(data="raw", index="raw")
 CRC = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 CASES: dict[str, Case] = {
-    "raw": precomputed(noise(GRID.shape, "uint8"), "raw"),
-    "raw, three channels": precomputed(noise((3, *GRID.shape), "uint8"), "raw"),
-    "raw ids, gzip": precomputed(ids(GRID.shape), "raw", kind="segmentation", compress=True),
-    "jpeg": precomputed(noise(GRID.shape, "uint8"), "jpeg"),
-    "png": precomputed(noise(GRID.shape, "uint8"), "png", has_checksums=True),
-    "compressed_segmentation": precomputed(ids(GRID.shape), "compressed_segmentation", kind="segmentation"),
-    "compresso": precomputed(ids(GRID.shape), "compresso", kind="segmentation"),
-    "crackle": precomputed(ids(GRID.shape), "crackle", kind="segmentation"),
-    "fpzip": precomputed(noise(GRID.shape, "uint8").astype("float32"), "fpzip"),
-    "zfpc": precomputed(noise(GRID.shape, "uint8").astype("float32"), "zfpc"),
-    "jxl": precomputed(noise(GRID.shape, "uint8"), "jxl"),
+    "raw": precomputed_case(noise(GRID.shape, "uint8"), "raw"),
+    "raw, three channels": precomputed_case(noise((3, *GRID.shape), "uint8"), "raw"),
+    "raw ids, gzip": precomputed_case(ids(GRID.shape), "raw", kind="segmentation", compress=True),
+    "jpeg": precomputed_case(noise(GRID.shape, "uint8"), "jpeg"),
+    "png": precomputed_case(noise(GRID.shape, "uint8"), "png", has_checksums=True),
+    "compressed_segmentation": precomputed_case(ids(GRID.shape), "compressed_segmentation", kind="segmentation"),
+    "compresso": precomputed_case(ids(GRID.shape), "compresso", kind="segmentation"),
+    "crackle": precomputed_case(ids(GRID.shape), "crackle", kind="segmentation"),
+    "fpzip": precomputed_case(noise(GRID.shape, "uint8").astype("float32"), "fpzip"),
+    "zfpc": precomputed_case(noise(GRID.shape, "uint8").astype("float32"), "zfpc"),
+    "jxl": precomputed_case(noise(GRID.shape, "uint8"), "jxl"),
     "shards, gzip": Case(lambda folder: shards.write(folder, noise(shards.GRID.shape, "uint64"), GZIPPED), voxels_of),
     "shards, raw": Case(lambda folder: shards.write(folder, noise(shards.GRID.shape, "uint64"), PLAIN), voxels_of),
     "shards, compressed_segmentation": Case(

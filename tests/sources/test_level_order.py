@@ -16,7 +16,7 @@ FINE = np.random.default_rng(1).integers(1, 255, (4, 16, 16), dtype="uint8")
 COARSE = FINE[:, ::2, ::2]
 
 
-def precomputed(folder):
+def write_precomputed(folder):
     scales = []
     for values, size in ((COARSE, 16), (FINE, 8)):
         z, y, x = values.shape
@@ -29,12 +29,12 @@ def precomputed(folder):
     )
 
 
-def omezarr(folder):
+def write_omezarr(folder):
     datasets = [level("coarse", (40, 16, 16)), level("fine", (40, 8, 8))]
     write_ome(folder, [COARSE, FINE], {"axes": axes_of("zyx"), "datasets": datasets})
 
 
-@pytest.fixture(params=[precomputed, omezarr])
+@pytest.fixture(params=[write_precomputed, write_omezarr])
 def layer(request, tmp_path):
     request.param(tmp_path / "layer")
     return tmp_path / "layer"

@@ -15,7 +15,7 @@ from tests.support.source_suite import SourceSuite, noise
 GRID = Grid((23, 31, 29), (4.04, 4.04, 40), (-7, 5, 3))
 
 
-def labelled(values, grid=GRID, **attrs):
+def labelled_array(values, grid=GRID, **attrs):
     return xr.DataArray(values, dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
 
 
@@ -26,7 +26,7 @@ class TestNumpy(SourceSuite):
         pass
 
     def open(self, folder):
-        return memory_source(labelled(noise(GRID.shape)), "image")
+        return memory_source(labelled_array(noise(GRID.shape)), "image")
 
     def truth(self):
         return [noise(GRID.shape)]
@@ -39,7 +39,7 @@ class TestNumpy(SourceSuite):
             raise AssertionError("a block was computed")
 
         lazy = da.from_array(noise(GRID.shape), chunks=8).map_blocks(refuse, meta=np.empty((0, 0, 0), "uint8"))
-        return memory_source(labelled(lazy), "image")
+        return memory_source(labelled_array(lazy), "image")
 
     def others(self, folder):
         values = noise(GRID.shape)
@@ -47,8 +47,8 @@ class TestNumpy(SourceSuite):
         changed = values.copy()
         changed[3, 4, 5] += 1
         return [
-            memory_source(labelled(values), "segmentation"),
-            memory_source(labelled(changed), "image"),
+            memory_source(labelled_array(values), "segmentation"),
+            memory_source(labelled_array(changed), "image"),
             MemorySource(values, close, "image"),
             MemorySource(values, Grid(GRID.shape, GRID.resolution, (-7, 5, 4)), "image"),
         ]
@@ -56,7 +56,7 @@ class TestNumpy(SourceSuite):
 
 class TestDask(TestNumpy):
     def open(self, folder):
-        return memory_source(labelled(da.from_array(noise(GRID.shape), chunks=(8, 16, 16))), "image")
+        return memory_source(labelled_array(da.from_array(noise(GRID.shape), chunks=(8, 16, 16))), "image")
 
     def test_chunks_of_a_dask_array_are_its_blocks(self, source):
         assert source.levels[0].chunks == (8, 16, 16)
@@ -64,7 +64,7 @@ class TestDask(TestNumpy):
 
 class TestUint64(TestNumpy):
     def open(self, folder):
-        return memory_source(labelled(noise(GRID.shape, "uint64")), "segmentation")
+        return memory_source(labelled_array(noise(GRID.shape, "uint64")), "segmentation")
 
     def truth(self):
         return [noise(GRID.shape, "uint64")]
@@ -78,7 +78,7 @@ class TestUint64(TestNumpy):
 
 def test_big_endian_arrays_are_read_in_native_order():
     values = noise(GRID.shape, "uint16")
-    source = memory_source(labelled(values.astype(">u2")), "image")
+    source = memory_source(labelled_array(values.astype(">u2")), "image")
     found = source.read(0, GRID.box)
     assert found.dtype == source.dtype == np.dtype("uint16")
     assert found.dtype.isnative
@@ -87,7 +87,7 @@ def test_big_endian_arrays_are_read_in_native_order():
 
 def test_dims_may_be_in_any_order():
     values = noise(GRID.shape)
-    source = memory_source(labelled(values).transpose("x", "z", "y"), "image")
+    source = memory_source(labelled_array(values).transpose("x", "z", "y"), "image")
     np.testing.assert_array_equal(source.read(0, GRID.box), values)
 
 
@@ -97,7 +97,9 @@ def test_the_resolution_attribute_gives_the_grid_of_an_array_without_coordinates
 
 
 def test_attributes_other_than_those_of_the_grid_are_kept():
-    array = labelled(noise(GRID.shape), contrast_limits=(3, 200), mip=4, resolution=GRID.resolution, source="gs://em")
+    array = labelled_array(
+        noise(GRID.shape), contrast_limits=(3, 200), mip=4, resolution=GRID.resolution, source="gs://em"
+    )
     source = memory_source(array, "image")
     assert source.attrs == {"contrast_limits": (3, 200), "source": "gs://em"}
 
@@ -115,7 +117,7 @@ def test_dims_other_than_z_y_x_are_an_error():
 
 def test_a_dataset_in_place_of_a_layer_is_an_error():
     with pytest.raises(LayerError, match=r"obj\['image'\]"):
-        resolve_source(labelled(noise(GRID.shape)).to_dataset(name="image"), "image")
+        resolve_source(labelled_array(noise(GRID.shape)).to_dataset(name="image"), "image")
 
 
 @pytest.mark.parametrize("thing", [7, None, object(), ["a", "b"]])
@@ -126,40 +128,40 @@ def test_objects_that_are_not_addresses_are_errors(thing):
 
 class TestResolve:
     def test_the_layer_type_is_guessed_from_the_dtype(self):
-        small, wide, real = (labelled(noise(GRID.shape, t)) for t in ("uint8", "uint64", "float32"))
+        small, wide, real = (labelled_array(noise(GRID.shape, t)) for t in ("uint8", "uint64", "float32"))
         assert resolve_source(small, None).layer_type == "image"
         assert resolve_source(wide, None).layer_type == "segmentation"
         assert resolve_source(small, "segmentation").layer_type == "segmentation"
         assert resolve_source(real, None).layer_type == "image"
-        labels = labelled(noise(GRID.shape), layer_type="segmentation")
+        labels = labelled_array(noise(GRID.shape), layer_type="segmentation")
         assert resolve_source(labels, None).layer_type == "segmentation"
 
     @pytest.mark.parametrize("kind", ["int8", "int32", "int64"])
     def test_signed_ids_keep_their_dtype(self, kind):
-        source = resolve_source(labelled(noise(GRID.shape).astype(kind)), "segmentation")
+        source = resolve_source(labelled_array(noise(GRID.shape).astype(kind)), "segmentation")
         assert source.read(0, IndexBox((0, 0, 0), (1, 2, 3))).dtype == kind
 
     def test_floats_do_not_open_as_ids(self):
         with pytest.raises(LayerError, match="ids are integers.*open_image"):
-            resolve_source(labelled(noise(GRID.shape, "float32")), "segmentation")
+            resolve_source(labelled_array(noise(GRID.shape, "float32")), "segmentation")
 
     def test_a_boolean_mask_as_a_segmentation_is_an_error(self):
         with pytest.raises(LayerError, match=r"array\.astype\('uint8'\)"):
-            resolve_source(labelled(noise(GRID.shape) > 3), "segmentation")
+            resolve_source(labelled_array(noise(GRID.shape) > 3), "segmentation")
 
     def test_a_segmentation_does_not_open_as_an_image(self):
-        labels = labelled(noise(GRID.shape, "uint64"), layer_type="segmentation")
+        labels = labelled_array(noise(GRID.shape, "uint64"), layer_type="segmentation")
         with pytest.raises(LayerError, match="open_segmentation"):
             resolve_source(labels, "image")
 
     def test_a_source_is_returned_unchanged(self):
-        source = memory_source(labelled(noise(GRID.shape)), "image")
+        source = memory_source(labelled_array(noise(GRID.shape)), "image")
         assert resolve_source(source, "image") is source
         assert resolve_source(source, None) is source
         assert resolve_source(source, "segmentation").layer_type == "segmentation"
 
     def test_unknown_option_values_are_errors(self):
-        array = labelled(noise(GRID.shape))
+        array = labelled_array(noise(GRID.shape))
         with pytest.raises(OptionError, match="missing='ignore'"):
             resolve_source(array, "image", missing="ignore")
         with pytest.raises(OptionError, match="assume='edge'"):

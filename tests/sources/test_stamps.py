@@ -69,9 +69,9 @@ def rewrite(folder: Path, form: str, seed: int, *, seconds: float = 0) -> np.nda
     return values
 
 
-def opened(form: str, url: str):
+def open_form(form: str, url: str):
     if form.startswith("zarr"):
-        return omezarr.opened(url)
+        return omezarr.open_ome(url)
     return open_precomputed(parse_address(f"precomputed://{url}"))
 
 
@@ -87,9 +87,9 @@ def test_a_rewritten_volume_that_is_opened_again_shows_its_new_voxels(tmp_path, 
     before = rewrite(folder, form, 1)
     with serving(folder) as server:
         server.stamps = STAMPS[stamps]
-        np.testing.assert_array_equal(read_all(opened(form, server.url)), before)
+        np.testing.assert_array_equal(read_all(open_form(form, server.url)), before)
         after = rewrite(folder, form, 2, seconds=10)
-        np.testing.assert_array_equal(read_all(opened(form, server.url)), after)
+        np.testing.assert_array_equal(read_all(open_form(form, server.url)), after)
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -97,8 +97,8 @@ def test_an_unchanged_volume_that_is_opened_again_makes_no_request_for_chunks(tm
     rewrite(tmp_path / "volume", form, 1)
     with serving(tmp_path / "volume") as server:
         server.stamps = STAMPS["both"]
-        read_all(opened(form, server.url))
-        again = opened(form, server.url)
+        read_all(open_form(form, server.url))
+        again = open_form(form, server.url)
         server.requested.clear()
         read_all(again)
         # Opening does not wait for all requests for metadata, so some may still arrive.
@@ -110,12 +110,12 @@ def test_an_unchanged_volume_that_is_opened_again_makes_no_request_for_chunks(tm
 def test_chunks_of_a_server_without_stamps_are_requested_once_per_opening(tmp_path):
     rewrite(tmp_path / "volume", "precomputed", 1)
     with serving(tmp_path / "volume") as server:
-        source = opened("precomputed", server.url)
+        source = open_form("precomputed", server.url)
         first = read_all(source)
         server.requested.clear()
         np.testing.assert_array_equal(read_all(source), first)
         assert server.requested == []
-        read_all(opened("precomputed", server.url))
+        read_all(open_form("precomputed", server.url))
         assert len(server.requested) == 1 + 4
 
 
@@ -126,7 +126,7 @@ def test_tokens_and_equality_do_not_depend_on_the_stamp(tmp_path):
     for form in ("precomputed", "zarr3"):
         rewrite(tmp_path / form, form, 1)
         with serving(tmp_path / form) as server:
-            first, second = opened(form, server.url), opened(form, server.url)
+            first, second = open_form(form, server.url), open_form(form, server.url)
             assert first == second
             assert tokenize(first) == tokenize(second)
 

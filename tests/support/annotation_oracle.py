@@ -1,4 +1,4 @@
-"""A slow drawing of annotations: every pixel is sampled at 8 × 8 points, in nanometres of the volume."""
+"""A slow reference drawing of annotations, which samples every pixel at 8 × 8 points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINE = 8
 PAD = 4
 
 
-def draw_oracle(
+def draw_by_sampling(
     picture,
     table,
     *,
@@ -60,7 +60,7 @@ def draw_oracle(
 
 
 def _samples(one, number, row, column, spacing, offset, basis, marker, size, unit, width, depth):
-    """Return which sample points a mark covers, and its distance from the slice in nm; None if it is not drawn."""
+    """Return a mask of the sample points that a mark covers and its distance from the slice in nm, or None."""
     kind = one.attrs["annotation_type"]
     place = basis @ np.array([float(one[d]) for d in "xyz"]) / spacing - offset
     low, high = (
@@ -131,7 +131,7 @@ def _solid(one, kind, place, number, low, high, row, column, spacing, offset, ba
     at = np.clip(at, bottom, top)
     row, column = (
         np.pad(a, PAD * FINE, "reflect", reflect_type="odd") for a in (row, column)
-    )  # samples beyond the frame, for outlines at its edge
+    )  # samples beyond the frame, because outlines at its edge depend on them
     index = np.stack([np.full(row.shape, at), row, column], axis=-1)
     world = ((index + offset) * spacing) @ basis  # the axes are orthogonal
     scaled = (world - center) / half
@@ -160,9 +160,9 @@ def random_points(rgba, count=12, seed=3):
     return low + rng.uniform(0, 1, (count, 3)) * np.array(grid.shape[::-1]) * grid.resolution
 
 
-def assert_like_oracle(drawn, oracle):
-    """Compare with samples: equal where a pixel is wholly inside or outside, close at the edges."""
+def assert_close_to_sampled(drawn, oracle):
+    """Fail unless a drawing is close to the sampled one. Pixels that a mark covers in part may differ more."""
     difference = np.abs(drawn.values.astype(float) - oracle)
-    assert difference.max() < 85  # the corners of thin strokes
+    assert difference.max() < 85  # corners of thin strokes differ most
     assert np.percentile(difference, 99.5) < 45
     assert (difference > 1).mean() < 0.25

@@ -1,4 +1,4 @@
-"""Precomputed annotations written through neuroglancer's `AnnotationWriter`, and the truth about them."""
+"""Random annotations, written as precomputed ones by neuroglancer's `AnnotationWriter`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNIT = (4.04, 8, 40)
 TYPES = {"point": "point", "line": "line", "box": "axis_aligned_bounding_box", "ellipsoid": "ellipsoid"}
 LARGE = 2**64 - 1
 
-# All types of properties but uint32, which the writer pads against the specification if another one precedes it.
+# Each type of property except uint32: the writer's padding before it violates the specification.
 SPECS = [
     {"id": "score", "type": "float32"},
     {"id": "delta", "type": "int32"},
@@ -27,12 +27,14 @@ SPECS = [
 ]
 
 
-def some_annotations(kind: str, count: int = 60, seed: int = 1, extent: float = 100.0) -> list[dict]:
-    """Annotations as keyword arguments, with ids up to 2^64 - 1; positions (x, y, z) in units, some negative."""
+def random_annotations(kind: str, count: int = 60, seed: int = 1, extent: float = 100.0) -> list[dict]:
+    """Return random annotations as dicts. Ids reach 2^64 - 1. Positions (x, y, z) are in multiples of `UNIT`."""
     rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
-        place = np.round(rng.uniform(-extent / 2, extent / 2, 3) * 4) / 4  # exact as float32; some lie on borders
+        place = (
+            np.round(rng.uniform(-extent / 2, extent / 2, 3) * 4) / 4
+        )  # exact as float32; some lie on borders of cells
         second = place + np.round(rng.uniform(-extent / 8, extent / 8, 3) * 4) / 4
         if kind == "box":
             place, second = np.minimum(place, second), np.maximum(place, second)
@@ -59,7 +61,7 @@ def some_annotations(kind: str, count: int = 60, seed: int = 1, extent: float = 
 
 
 def writer_of(kind: str, annotations: list[dict], specs: list[dict] = SPECS) -> AnnotationWriter:
-    """An `AnnotationWriter` that has these annotations."""
+    """Return an `AnnotationWriter` to which the annotations were added."""
     space = CoordinateSpace(names=["x", "y", "z"], units=["nm"] * 3, scales=UNIT)
     writer = AnnotationWriter(space, TYPES[kind], ["pre", "post"], [AnnotationPropertySpec(**s) for s in specs])
     for entry in annotations:
@@ -76,7 +78,7 @@ def writer_of(kind: str, annotations: list[dict], specs: list[dict] = SPECS) -> 
 
 
 def bounds_of(kind: str, entry: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the smallest box around an annotation, in units."""
+    """Return the corners of the smallest box around an annotation, in multiples of `UNIT`."""
     place, second = entry["place"], entry["second"]
     if kind == "point":
         return place, place
@@ -86,7 +88,7 @@ def bounds_of(kind: str, entry: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_levels(folder: Path, kind: str, annotations: list[dict], sharding: dict | None = None) -> None:
-    """Write them with three levels of cells, (1, 1, 1), (2, 3, 1) and (4, 3, 2), unsharded or sharded."""
+    """Write annotations with a spatial index of 1 × 1 × 1, 2 × 3 × 1 and 4 × 3 × 2 cells, optionally sharded."""
     writer = writer_of(kind, annotations)
     writer.write(folder)
     info = json.loads((folder / "info").read_text())
@@ -116,13 +118,13 @@ def write_levels(folder: Path, kind: str, annotations: list[dict], sharding: dic
 
 
 def encode_list(members: list) -> bytes:
-    """The file of several annotations."""
+    """Return the contents of a file that holds several annotations."""
     ids = b"".join(struct.pack("<Q", m.id) for m in members)
     return struct.pack("<Q", len(members)) + b"".join(m.encoded for m in members) + ids
 
 
 def _shard(folder: Path, sharding: dict, shape: list[int] | None) -> None:
-    """Replace the files of a folder by shards, through CloudVolume's writer."""
+    """Replace the files of a folder by shards, which CloudVolume writes."""
     from cloudvolume.datasource.precomputed.common import compressed_morton_code
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, synthesize_shard_files
 

@@ -1,4 +1,4 @@
-"""Times, boxes and voxels of the CAVE deployment."""
+"""Timestamps and boxes in the tissue of the CAVE deployment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def utc(seconds: float) -> datetime:
 
 
 def voxels(lo, hi) -> ix.BBox:
-    """A box by indexes (x, y, z) into the tissue."""
+    """Return the box from one index (x, y, z) in the tissue to another."""
     corner = [[o + i for o, i in zip(OFFSET, c, strict=True)] for c in (lo, hi)]
     return ix.BBox(*corner, resolution=EM_SIZE)
 

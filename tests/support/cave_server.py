@@ -1,8 +1,9 @@
 """A CAVE deployment on 127.0.0.1: info service, chunked graph, materialization, storage and faults.
 
-It speaks the protocols to the real caveclient and cloud-volume. The graph is that of real tissue where it lies beside
-the checkout, with a history: roots made at `BEGIN`, two of them merged at `MERGE`, the result split at `SPLIT`, and
-whatever a test edits later. It is not PyChunkedGraph, but its answers equal recorded ones, unusual ones included.
+The real caveclient and cloud-volume can use it. The graph is that of FIB-25 if its file lies beside the checkout,
+otherwise of the sample volume. Its first roots are made at `BEGIN`, two of them are merged at `MERGE`, and the result
+is split at `SPLIT`; a test may edit it further. The server does not run PyChunkedGraph, but its responses equal
+recorded responses of real servers, including unusual ones.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import pandas as pd
 
 from tests.support.cave_tables import Tables
 
-# Fractions of a second reveal code that rounds.
+# Timestamps have fractions of a second, so that tests fail if code rounds them.
 BEGIN, MERGE, SPLIT = 1_700_000_000.125, 1_700_100_000.25, 1_700_200_000.5
 LAYERS = 4
 OFFSET = (640, 512, 320)
@@ -50,30 +51,30 @@ class Tissue:
 
     em: np.ndarray
     supervoxels: np.ndarray
-    """Ids as a graph makes them: layer 1, place, number."""
+    """Graph ids: layer 1, coordinates of the chunk, number within the chunk."""
     ids: np.ndarray
-    """All supervoxels, ascending."""
+    """All supervoxel ids in ascending order."""
     bodies: np.ndarray
-    """Number from 1 on of the body of each; 0 for those that nobody joined to anything."""
+    """Number of the body of each supervoxel, from 1; 0 for a supervoxel that belongs to no body."""
 
     @cached_property
     def places(self) -> np.ndarray:
-        """For each voxel, 1 + the index of its supervoxel in ``ids``; 0 where there is none."""
+        """1 + the index in ``ids`` of each voxel's supervoxel; 0 for background."""
         known = np.concatenate([[np.uint64(0)], self.ids])
         places = np.searchsorted(known, self.supervoxels)
         assert np.array_equal(known[places], self.supervoxels)
         return places.astype(np.int32)
 
     def spread(self, values: np.ndarray, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> np.ndarray:
-        """Return the voxels (z, y, x) with the value of their supervoxel, 0 where there is none."""
+        """Return voxels (z, y, x), each with the value of its supervoxel; background is 0."""
         return np.concatenate([[values.dtype.type(0)], values])[self.places[box]]
 
 
-def encoded(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return labels as graph ids, the graph ids in ascending order, and their original labels."""
+def encode_ids(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Replace labels by graph ids; return the voxels, the ids in ascending order, and the label of each id."""
     where, known = pd.factorize(labels.ravel(), sort=True)  # np.unique would sort all voxels, which takes seconds
     first = np.empty(len(known), np.intp)
-    first[where[::-1]] = np.arange(where.size)[::-1]  # the last value of an index stays
+    first[where[::-1]] = np.arange(where.size)[::-1]  # reversed, so that each label keeps the index of its first voxel
     z, y, x = (np.asarray(i, np.uint64) // np.uint64(chunk) for i in np.unravel_index(first, labels.shape))
     ids = (np.uint64(1) << np.uint64(56)) | (x << np.uint64(46)) | (y << np.uint64(36)) | (z << np.uint64(26))
     ids = ids | np.arange(1, len(known) + 1, dtype=np.uint64)
@@ -84,16 +85,16 @@ def encoded(labels: np.ndarray, chunk: int = 64) -> tuple[np.ndarray, np.ndarray
 
 
 def fib25_tissue(path: Path) -> Tissue:
-    """Real tissue: 21,317 supervoxels in 526 bodies."""
+    """Return the tissue of FIB-25: 21,317 supervoxels in 526 bodies."""
     data = np.load(path)
-    voxels, ids, old = encoded(data["supervoxels"].astype(np.uint64))
+    voxels, ids, old = encode_ids(data["supervoxels"].astype(np.uint64))
     table = dict(data["sv_to_body"].tolist())
     bodies = np.unique([table.get(int(sv), 0) for sv in old], return_inverse=True)
     return Tissue(data["em"], voxels, ids, bodies[1] + (bodies[0][0] != 0))
 
 
 def sample_tissue(sample: Any) -> Tissue:
-    """The sample volume, its cells cut into cubes."""
+    """Return a part of the sample volume, whose cells are cut into cubes as supervoxels."""
     import imageryxr as ix
 
     em = ix.open_image(sample.image)
@@ -104,7 +105,7 @@ def sample_tissue(sample: Any) -> Tissue:
     pieces = np.where(
         cells > 0, cells.astype(np.uint64) * np.uint64(4096) + (z * 256 + y * 16 + x).astype(np.uint64), 0
     )
-    voxels, ids, old = encoded(pieces)
+    voxels, ids, old = encode_ids(pieces)
     return Tissue(ds.image.values, voxels, ids, np.unique(old // np.uint64(4096), return_inverse=True)[1] + 1)
 
 
@@ -139,12 +140,12 @@ def write_layers(folder: Path, tissue: Tissue) -> dict[str, Any]:
 
 
 def tiles(tissue: Tissue) -> int:
-    """Number of whole chunks of 64 voxels along each axis."""
+    """Return the number of whole chunks of 64 voxels along x and y."""
     return min(tissue.em.shape[1:]) // 64
 
 
 def wide(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``info`` of a layer 1024 voxels wide and high that repeats these chunks."""
+    """Return the ``info`` of a layer, 1024 voxels wide and high, that repeats the chunks of another layer."""
     scale = info["scales"][0]
     return {**info, "scales": [{**scale, "size": [1024, 1024, scale["size"][2]]}]}
 
@@ -256,7 +257,7 @@ class Fault:
     """status, delay, drop, truncate, short, corrupt, missing, login, page or garbage."""
     status: int = 500
     times: int | None = None
-    """How often; None for always."""
+    """Number of requests that fail; None for all."""
     seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     done: int = 0
@@ -289,26 +290,26 @@ class CaveServer(ThreadingHTTPServer):
         self.graph, self.tables = self.first_graph.copy(), self.first_tables.copy()
         self.versions = dict(VERSIONS)
         self.parent_version: int | None = None
-        """Version of another datastack that the newest ones of this one are."""
+        """``parent_version`` in the metadata of each version: a version of another datastack."""
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
         self.busy = self.peak = 0
         self.before_roots: Any = None
-        """Called before each answer to a request for roots."""
+        """Function that is called before each response with roots."""
         self.tokens = {TOKEN: "ok", FORBIDDEN: "forbidden", NO_TERMS: "terms"}
         self.secret_data = False
         """Whether the storage also requires tokens."""
         self.date_shift = 0.0
-        """Seconds by which its clock is ahead."""
+        """Seconds by which the clock of the server is ahead."""
         self.without: set[str] = set()
-        """Endpoints that an older server has not."""
+        """Endpoints that the server lacks, as older servers do."""
         self.zips = False
-        """Whether a proxy compresses answers although the client did not request that."""
+        """Whether responses are compressed although the client did not request that, as by some proxies."""
 
     @property
     def url(self) -> str:
-        """Address without a trailing slash."""
+        """URL of the server, without a trailing slash."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -322,12 +323,12 @@ class CaveServer(ThreadingHTTPServer):
         return f"precomputed://{self.url}/data/em"
 
     def fault(self, pattern: str, kind: str, **options: Any) -> Fault:
-        """Add a fault."""
+        """Let requests whose ``METHOD path`` matches a pattern fail."""
         self.faults.append(Fault(pattern, kind, **options))
         return self.faults[-1]
 
     def reset(self) -> None:
-        """Clear faults and the log."""
+        """Clear faults and the log, and restore the first graph, tables and options."""
         self.faults.clear()
         self.log.clear()
         self.graph, self.tables = self.first_graph.copy(), self.first_tables.copy()
@@ -463,7 +464,7 @@ class Handler(BaseHTTPRequestHandler):
         return 404, {"message": "no such place"}, JSON
 
     def _refusal(self, requested: Request) -> tuple[int, Any, dict[str, str]] | None:
-        if requested.token is None:  # a server that checks tokens redirects a browser to its login
+        if requested.token is None:  # real servers redirect requests without a token to their login page
             return 302, b"", {"Location": f"{self.server.url}/auth/login"}
         known = self.server.tokens.get(requested.token)
         if known is None:
@@ -489,7 +490,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, body, {"x-goog-hash": f"crc32c=AAAAAA==,md5={b64encode(md5(body).digest()).decode()}"}
 
     def _wide(self, layer: str, rest: str) -> tuple[int, Any, dict[str, str]]:
-        # Repeats the first chunks of a layer, so that a layer 1024 voxels wide needs no further files.
+        # The first chunks of the layer are repeated, so that a layer 1024 voxels wide needs no further files.
         if rest == "info":
             return 200, wide(json.loads((self.server.folder / layer / "info").read_text())), JSON
         spans = [int(n) for n in re.findall(r"\d+", rest.rpartition("/")[2])]
@@ -593,7 +594,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.tables.answer(self.server, requested, place, int(number), self.server.versions)
 
     def live_rows(self, requested: Request, name: str) -> tuple[int, Any, dict[str, str]]:
-        return self.server.tables.live(self.server, json.loads(requested.body))
+        return self.server.tables.query_live(self.server, json.loads(requested.body))
 
     def _when(self, requested: Request) -> float:
         return float(requested.query.get("timestamp", time.time()))
@@ -623,7 +624,7 @@ ROUTES = [
 
 @contextmanager
 def serving_cave(folder: Path, tissue: Tissue, info: dict[str, Any]) -> Iterator[CaveServer]:
-    """Serve on 127.0.0.1."""
+    """Run a CAVE deployment on 127.0.0.1."""
     server = CaveServer(folder, tissue, info)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -635,7 +636,7 @@ def serving_cave(folder: Path, tissue: Tissue, info: dict[str, Any]) -> Iterator
 
 
 def stall_forever() -> tuple[Any, str]:
-    """Return a socket that accepts and never answers, and its address."""
+    """Return a socket that accepts connections and never responds, and its URL."""
     import socket
 
     listener = socket.create_server(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
 """Tables, views and queries of the CAVE deployment's materialization service.
 
-The answers follow the real service: rows in no order, at most `MOST` of them, positions cast to integers in units of
-``desired_resolution``, root ids as of the instant of the query, Arrow streams.
+The responses are Arrow streams like those of the real service: rows in random order, at most `MOST` rows, positions in
+units of ``desired_resolution``, and root ids at the timestamp of the query.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Tables:
-    """Synapses, cells, notes that refer to cells, and a view, on the supervoxels of some tissue."""
+    """Tables of synapses, of cells and of notes that refer to cells, and views, at supervoxels of a tissue."""
 
     def __init__(self, tissue: Any, offset: tuple[int, int, int]) -> None:
         rng = np.random.default_rng(3)
@@ -60,7 +60,7 @@ class Tables:
         self.frames["plain"] = frame(5, tag=list("abcde"))
 
     def copy(self) -> Tables:
-        """Return tables of the same content, whose changes do not change these."""
+        """Return an independent copy of the tables."""
         other = copy.copy(self)
         other.frames = {name: frame.copy() for name, frame in self.frames.items()}
         other.references, other.views = dict(self.references), dict(self.views)
@@ -79,7 +79,7 @@ class Tables:
         if place == "views":
             return 200, {view: {"description": ""} for view in self.views}, JSON
         if kind == "query":
-            return self.joined(server, json.loads(request.body), versions[version])
+            return self.query_join(server, json.loads(request.body), versions[version])
         if name not in (self.frames if kind == "table" else self.views):
             return 404, {"message": f"{name} not found"}, JSON
         if what == "metadata":
@@ -90,36 +90,38 @@ class Tables:
                 JSON,
             )
         if what == "query":
-            return self.simple(server, name, json.loads(request.body), versions[version])
+            return self.query_table(server, name, json.loads(request.body), versions[version])
         return 404, {"message": "no such place"}, JSON
 
     def at(self, server: Any, name: str, when: float) -> pd.DataFrame:
-        """The rows of a table or view with the roots of an instant."""
+        """Return the rows of a table or view with the root ids at a timestamp."""
         frame = self.frames[self.views.get(name, name)].copy()
         for column in [c for c in frame if c.endswith("root_id")]:
             supervoxels = frame[column.replace("root_id", "supervoxel_id")].to_numpy().astype(np.uint64)
             frame[column] = server.graph.roots(supervoxels, when).astype(np.int64)
         return frame.drop(columns="id") if name == "no_id_view" else frame
 
-    def simple(self, server: Any, name: str, data: dict, when: float) -> tuple[int, Any, dict]:
+    def query_table(self, server: Any, name: str, data: dict, when: float) -> tuple[int, Any, dict]:
         return self._finish(self._filter_rows(self.at(server, name, when), name, data), data, [name])
 
-    def joined(self, server: Any, data: dict, when: float) -> tuple[int, Any, dict]:
+    def query_join(self, server: Any, data: dict, when: float) -> tuple[int, Any, dict]:
         (first, left), (second, right) = data["tables"]
         a, b = (self._filter_rows(self.at(server, name, when), name, data) for name in (first, second))
-        b = b.rename(columns={c: _suffixed(c, a, data["suffix_map"][second]) for c in b})
+        b = b.rename(columns={c: _column_in_join(c, a, data["suffix_map"][second]) for c in b})
         return self._finish(
-            a.merge(b, left_on=left, right_on=_suffixed(right, a, data["suffix_map"][second])), data, [first, second]
+            a.merge(b, left_on=left, right_on=_column_in_join(right, a, data["suffix_map"][second])),
+            data,
+            [first, second],
         )
 
-    def live(self, server: Any, data: dict) -> tuple[int, Any, dict]:
+    def query_live(self, server: Any, data: dict) -> tuple[int, Any, dict]:
         """Answer a query at a timestamp."""
         when = pd.Timestamp(data["timestamp"]).timestamp()
         if not data.get("join_tables"):
-            return self.simple(server, data["table"], data, when)
+            return self.query_table(server, data["table"], data, when)
         ((first, left, second, right),) = data["join_tables"]
         data = {**data, "tables": [[first, left], [second, right]], "suffix_map": data["suffixes"]}
-        return self.joined(server, data, when)
+        return self.query_join(server, data, when)
 
     def _filter_rows(self, frame: pd.DataFrame, name: str, data: dict) -> pd.DataFrame:
         for key in ("filter_in_dict", "filter_less_dict", "filter_greater_equal_dict"):
@@ -156,8 +158,8 @@ class Tables:
         return 200, sink.getvalue().to_pybytes(), headers
 
 
-def _suffixed(column: str, other: pd.DataFrame, suffix: str) -> str:
-    """A column of a joined table, as the service names it."""
+def _column_in_join(column: str, other: pd.DataFrame, suffix: str) -> str:
+    """Return the name that the service gives to a column of the second of two joined tables."""
     if column[-2:] in ("_x", "_y", "_z") and "position" in column:
         return column[:-2] + suffix + column[-2:] if column in other else column
     return column + suffix if column in other else column

@@ -13,7 +13,7 @@ from imageryxr.cli import main
 
 
 def run(*args: object) -> CompletedProcess[str]:
-    """Run a command in this process, which saves the imports of a new process."""
+    """Run a command in this process, which is faster because the package is already imported."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     arguments = mock.patch.object(sys, "argv", ["imageryxr", *map(str, args)])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), arguments:
@@ -30,5 +30,5 @@ def run_process(*args: object) -> CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-# Box of the sample that figures show.
+# Options for the box of the sample volume that figures show.
 PLACE = ["--center", "4600,2560,130", "--size", "64,48,4", "--resolution", "8,8,40"]

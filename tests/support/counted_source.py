@@ -42,7 +42,7 @@ VALUES = ids()
 
 @dataclass(frozen=True)
 class Recorded:
-    """A source that counts the calls that read each of its chunks."""
+    """A source that counts how many calls read each of its chunks."""
 
     layer_type: str = "segmentation"
     name = "recorded://cells"
@@ -75,11 +75,11 @@ class Recorded:
         return ("recorded", self.layer_type)
 
 
-def opened(chunks=None, layer_type="segmentation"):
+def open_counted(chunks=None, layer_type="segmentation"):
     return lazy_array(LevelLeaf(Recorded(layer_type), 0), GRID, {"layer_type": layer_type}, layer_type, chunks)
 
 
-def held(layer_type="segmentation"):
+def array_in_memory(layer_type="segmentation"):
     values = VALUES if layer_type == "segmentation" else (VALUES % 251).astype(np.uint8)
     return xr.DataArray(
         values,

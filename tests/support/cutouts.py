@@ -14,14 +14,16 @@ SIZE = (16, 12, 3)
 
 
 def boxes(times=1):
-    """Return cutouts of an image and a segmentation that count their reads, around each centre ``times`` times."""
-    ds = xr.Dataset({"image": counted_source.opened(layer_type="image"), "segmentation": counted_source.opened()})
+    """Return cutouts of counted sources; each centre is repeated ``times`` times."""
+    ds = xr.Dataset(
+        {"image": counted_source.open_counted(layer_type="image"), "segmentation": counted_source.open_counted()}
+    )
     x, y, z = np.tile(CENTERS, (times, 1)).T
     columns = {"x": x, "y": y, "z": z, "id": np.tile(IDS, times), "kind": list("abcabc") * times}
     return ix.cutouts(ds, columns, SIZE)
 
 
 def pictures(times=1):
-    """Return overlays of these cutouts."""
+    """Return overlays of the cutouts of `boxes`."""
     ds = boxes(times)
     return ix.overlay(ds.image, ds.segmentation, alpha=0.5)

@@ -1,4 +1,4 @@
-"""Exports that are interrupted."""
+"""A program that exports a stack into a bucket and kills itself after some slices."""
 
 from __future__ import annotations
 

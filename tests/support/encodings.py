@@ -1,4 +1,4 @@
-"""Precomputed layers of every encoding."""
+"""Precomputed layers of every encoding, written without a library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE, CHUNK, OFFSET = (13, 11, 5), (8, 6, 3), (2, -3, 7)  # x, y, z
 
 
 def values(dtype: str, channels: int, *, smooth: bool = False, few: bool = False) -> np.ndarray:
-    """Return voxels (channel, z, y, x) that differ between channels."""
+    """Return voxels (channel, z, y, x): random ones, a smooth ramp, or blocks of few ids."""
     rng = np.random.default_rng(channels)
     shape = (channels, *SIZE[::-1])
     if smooth:
@@ -29,7 +29,7 @@ def values(dtype: str, channels: int, *, smooth: bool = False, few: bool = False
 
 
 def write(folder: Path, stored: np.ndarray, encoding: str, encode: Callable[[np.ndarray], bytes], **scale: object):
-    """Write a layer without any library; `encode` returns the bytes of a chunk (channel, z, y, x)."""
+    """Write a layer by hand; `encode` returns the bytes of a chunk (channel, z, y, x)."""
     key = "8_8_40"
     (folder / key).mkdir(parents=True)
     info = {

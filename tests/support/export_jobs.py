@@ -37,7 +37,7 @@ TARGETS = {
     "tiffs": ("tiffs/y{y:03d}.tif", {"square": False}),
     "tiff": ("one.tif", {}),
     "ometiff": ("one.ome.tif", {}),
-    "mp4": ("film.mp4", {"crf": 0}),  # lossless: x264 encodes the same frames differently now and then
+    "mp4": ("film.mp4", {"crf": 0}),  # lossless, because x264 does not always encode equal frames to equal bytes
     "webm": ("film.webm", {}),
 }
 
@@ -52,7 +52,7 @@ class Computed:
     layer_type: str = "image"
     seed: int = 0
     fail_above: int = 10**9
-    """Boxes that begin at such a z or above cannot be read."""
+    """Reading a box that starts at this z or a higher one fails."""
 
     name = "computed://ramp"
     attrs = {}  # noqa: RUF012
@@ -92,11 +92,11 @@ def array_of(source):
 
 
 def picture(seconds=0.0, seed=0, **kwargs):
-    """Return an overlay whose regions take a while."""
+    """Return an overlay, each read of which takes some seconds."""
     em = array_of(Computed(seconds=seconds, seed=seed, **kwargs))
     seg = array_of(Computed(layer_type="segmentation", **{k: v for k, v in kwargs.items() if k == "shape"}))
     drawn = ix.overlay(em, seg, alpha=0.4, outline=2)
-    del drawn.attrs["outline_axis"]  # tests slice it along all axes
+    del drawn.attrs["outline_axis"]  # tests slice the overlay along all axes
     return drawn
 
 
@@ -126,7 +126,7 @@ def cluster_of(workers, **options):
 
 @dataclass(frozen=True, eq=False)
 class DecodedVideo:
-    """The frames of a video; equal to those of another encoding of the same pictures."""
+    """The frames of a video. Two videos are equal if their frames differ by little more than compression changes."""
 
     frames: np.ndarray
 
@@ -161,10 +161,10 @@ def digest(folder):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# kills: the process that runs this imports everything once, and forks the exports that are killed
+# killed exports: the process that runs these functions imports everything once and forks each export
 
 
-def forked(act):
+def fork(act):
     """Run a function in a child process and return its pid."""
     pid = os.fork()
     if pid:
@@ -179,44 +179,44 @@ def forked(act):
     os._exit(0)
 
 
-def ended_well(pid):
+def has_succeeded(pid):
     _, status = os.waitpid(pid, 0)
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
 
 
-def killed(pid):
+def was_killed(pid):
     _, status = os.waitpid(pid, 0)
     return os.WIFSIGNALED(status)
 
 
 def kill_at_random(kind, folder, times, seed):
-    """Kill exports at random times, some of them twice, and check that each continued result equals an undisturbed one."""
+    """Kill exports at random times, some of them twice; fail unless each resumed result equals an undisturbed one."""
     rng = random.Random(seed)
-    # The first run compiles the kernels; with that time in `takes`, most exports would end before they are killed.
-    assert ended_well(forked(lambda: run(kind, f"{folder}/compiled", seconds=0.02, region=1 << 12)))
+    # The first run compiles the kernels. If `takes` included that time, most exports would end before they are killed.
+    assert has_succeeded(fork(lambda: run(kind, f"{folder}/compiled", seconds=0.02, region=1 << 12)))
     began = time.monotonic()
-    assert ended_well(forked(lambda: run(kind, f"{folder}/whole", seconds=0.02, region=1 << 12)))
+    assert has_succeeded(fork(lambda: run(kind, f"{folder}/whole", seconds=0.02, region=1 << 12)))
     takes = time.monotonic() - began
     truth = digest(f"{folder}/whole")
     kills = 0
     for attempt in range(times):
         at = f"{folder}/{attempt}"
         for _ in range(1 + attempt % 2):
-            pid = forked(lambda at=at: run(kind, at, seconds=0.02, region=1 << 12))
+            pid = fork(lambda at=at: run(kind, at, seconds=0.02, region=1 << 12))
             time.sleep(rng.uniform(0, takes))
             os.kill(pid, signal.SIGKILL)
-            kills += killed(pid)
-        assert ended_well(forked(lambda at=at: run(kind, at, region=1 << 12)))
-        assert digest(at) == truth, f"{kind} differs after attempt {attempt}"
+            kills += was_killed(pid)
+        assert has_succeeded(fork(lambda at=at: run(kind, at, region=1 << 12)))
+        assert digest(at) == truth, f"{kind} differs after it was killed and resumed (attempt {attempt})"
         shutil.rmtree(at)
-    assert kills > times // 4, f"only {kills} of {times} were killed in time"
+    assert kills > times // 4, f"only {kills} of {times} exports were killed before they ended"
 
 
 CALLS = ("rename", "replace", "unlink", "write", "fsync", "rmdir", "mkdir", "open")
 
 
 def die_at_call(number):
-    """Make this process kill itself before its n-th call that changes a disk."""
+    """Let this process kill itself at the call that follows `number` calls of functions that change a disk."""
     left = [number]
 
     def dying_call(name):
@@ -235,39 +235,41 @@ def die_at_call(number):
 
 
 def kill_at_every_call(kind, folder, step):
-    """Kill an export that replaces another before each of its calls; either the old or the new result must remain."""
-    assert ended_well(forked(lambda: run(kind, f"{folder}/old", seed=1, region=1 << 14)))
-    assert ended_well(forked(lambda: run(kind, f"{folder}/new", region=1 << 14)))
+    """Kill an export that replaces another one at each call that changes the disk; check the files."""
+    assert has_succeeded(fork(lambda: run(kind, f"{folder}/old", seed=1, region=1 << 14)))
+    assert has_succeeded(fork(lambda: run(kind, f"{folder}/new", region=1 << 14)))
     old, new = digest(f"{folder}/old"), digest(f"{folder}/new")
     assert old != new
     number, mixed = 0, 0
     while True:
         at = f"{folder}/{number}"
-        assert ended_well(forked(lambda at=at: run(kind, at, seed=1, region=1 << 14)))
+        assert has_succeeded(fork(lambda at=at: run(kind, at, seed=1, region=1 << 14)))
 
-        def dying(at=at, number=number):
+        def export_and_die(at=at, number=number):
             die_at_call(number)
             run(kind, at, overwrite=True, workers=1, region=1 << 14)
 
-        if not killed(forked(dying)):
+        if not was_killed(fork(export_and_die)):
             assert number > 20
             assert digest(at) == new
-            print(f"{number} calls, {mixed} in between")
+            print(f"{number} calls; after {mixed} of the kills, files of both results were there")
             return
         found = digest(at)
         if found not in (old, new):
-            # each file must be the old or the new one: the kill came between renames
-            assert all(found[name] in (old.get(name), new.get(name)) for name in found), f"strange at call {number}"
+            # a kill between two renames leaves files of both results, but never any other file
+            assert all(found[name] in (old.get(name), new.get(name)) for name in found), (
+                f"a file is neither old nor new after a kill at call {number}"
+            )
             mixed += 1
-        assert ended_well(forked(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))
+        assert has_succeeded(fork(lambda at=at, again=found != new: run(kind, at, overwrite=again, region=1 << 14)))
         assert digest(at) == new, f"{kind} differs after a kill at call {number}"
         number += step
 
 
 def level_memory(folder, cases):
-    """Print, for each case, the peak memory of computing a level, the planned memory, and the bytes of its voxels."""
+    """Print for each case the peak memory of deriving a level, the planned memory, and the bytes of its voxels."""
     for number, (options, ids) in enumerate(cases):
-        assert ended_well(forked(lambda at=f"{folder}/{number}", o=options, i=ids: _measure_level(at, o, i)))
+        assert has_succeeded(fork(lambda at=f"{folder}/{number}", o=options, i=ids: _measure_level(at, o, i)))
 
 
 def _measure_level(folder, options, ids):

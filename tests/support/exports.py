@@ -1,4 +1,4 @@
-"""Two different exports."""
+"""Two different arrays, whose exports differ."""
 
 from __future__ import annotations
 

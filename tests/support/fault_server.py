@@ -1,6 +1,6 @@
-"""A file server on 127.0.0.1 whose responses fail in every way that networks and servers do, as a seed determines.
+"""A file server on 127.0.0.1 whose responses fail as those of real networks and servers do; a seed selects the faults.
 
-It runs in a process of its own, and passes requests for files that it does not have to another server.
+It runs in a separate process, and forwards requests for files that it does not have to another server.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class _Connection(HttpConnection):
         elif kind == "moved":
             self._send(307, {"Location": f"/moved{path}"}, b"")
         else:
-            self._send(*_damaged(kind, rng, request_headers, answer))
+            self._send(*_damage(kind, rng, request_headers, answer))
 
 
-def _damaged(kind: str, rng: random.Random, request_headers: dict[str, str], answer: Answer) -> Answer:
+def _damage(kind: str, rng: random.Random, request_headers: dict[str, str], answer: Answer) -> Answer:
     status, headers, body = answer
     if kind == "html":
         return 200, {"Content-Type": "text/html"}, PAGE
@@ -119,12 +119,14 @@ class _Server:
         return json.dumps(self.log).encode() if name == "/__log__" else None
 
     def fault(self, path: str, part: str) -> tuple[str, random.Random]:
-        """Return the fault of a request, which does not depend on the order of different requests."""
+        """Return the fault of a request, which depends only on the seed, the path, the range and their repetitions."""
         key = f"{path} {part}"
         self.seen[key] = self.seen.get(key, 0) + 1
         rng = random.Random(f"{self.seed} {key.replace(str(self.port), '')} {self.seen[key]}")
         kind = rng.choice(KINDS) if rng.random() < self.rate and path != "/login.html" else ""
-        if kind.startswith("stall") and (not self.stalls or rng.random() < 0.7):  # each takes the client's timeout
+        if kind.startswith("stall") and (
+            not self.stalls or rng.random() < 0.7
+        ):  # few stalls, because each of them takes the whole timeout of the client
             kind = "late"
         if kind:
             self.log.append((path, kind))
@@ -192,7 +194,7 @@ class FaultServer(ServerProcess):
         super().__init__(root, upstream)
 
     def begin(self, seed: object, rate: float, *, checksums: bool = False, stalls: bool = True) -> None:
-        """Determine the faults of the requests that follow."""
+        """Set the seed and the rate of the faults of all following requests, and clear the log."""
         self._request(f"__begin__?seed={seed}&rate={rate}&checksums={int(checksums)}&stalls={int(stalls)}")
 
     def log(self) -> list[tuple[str, str]]:

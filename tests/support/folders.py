@@ -1,4 +1,4 @@
-"""Temporary folders of a process of the tests."""
+"""Temporary folders of a test process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import tempfile
 
 
 def temporary_folder(kind: str) -> str:
-    """Return a new folder, which this process removes when it ends."""
+    """Return a new folder that is removed when this process ends."""
     folder = tempfile.mkdtemp(prefix=f"imageryxr-{kind}-")
     owner = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # a forked process runs the exit functions of its parent
+        if os.getpid() == owner:  # a forked child also runs this function, and must not remove the folder of its parent
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)

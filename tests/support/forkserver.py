@@ -1,7 +1,7 @@
-"""Python processes that begin with the package imported and its kernels loaded.
+"""Python processes that start with the package imported and its kernels loaded.
 
-A new interpreter needs about three seconds for both. A server process that has done so once per session forks the
-processes of tests instead. It runs no thread, so forking it is safe.
+A new interpreter needs about three seconds to import and load them. Therefore one server process per session does so,
+and the processes of tests are forks of it. The server has a single thread, so it can be forked safely.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in the process of the tests
+# client: the process that runs the tests
 
 
 class Forked:
-    """A forked process, with the part of the interface of `subprocess.Popen` that tests use; streams are text."""
+    """A forked process with those methods of `subprocess.Popen` that tests use. Streams are text."""
 
     def __init__(self, args: list[str], env: dict[str, str], stdout: int | None, stderr: int | None, session: bool):
         our_ends, their_ends = zip(
@@ -99,7 +99,7 @@ class Forked:
 
 
 def _stream(given: object, number: int) -> tuple[int | None, int]:
-    """Return the end of a stream that this process reads, or None, and the end that the forked process writes."""
+    """Return the file descriptors of a stream: the one that this process reads, or None, and the one for the fork."""
     if given == subprocess.PIPE:
         return os.pipe()
     if given == subprocess.DEVNULL:
@@ -124,11 +124,11 @@ def _server() -> socket.socket:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in the server
+# server
 
 
 def _serve(requests: socket.socket) -> list[str]:
-    """Fork a process for each request. Return the request, in the forked process only."""
+    """Fork a process for each request. Return only in the forked processes, with the arguments of the request."""
     running: dict[int, tuple[int, int]] = {}
     with selectors.DefaultSelector() as waiting:
         waiting.register(requests, selectors.EVENT_READ)
@@ -163,7 +163,7 @@ def _report_end(watch: int, pid: int, status: int) -> None:
 
 
 def _become(request: dict, fds: list[int], foreign: list[int]) -> None:
-    """Set the streams, environment and session that a request names."""
+    """Replace the streams, environment and session of this process by those of a request."""
     os.dup2(fds[0], 1)
     os.dup2(fds[1], 2)
     for end in {*fds, *foreign}:
@@ -198,7 +198,7 @@ def main() -> None:
 
 
 def _end(code: int) -> None:
-    """Exit as an interpreter does, but without freeing memory, which takes a second."""
+    """Exit as an interpreter does, but without freeing memory, which would take a second."""
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A web server that sends whatever bytes a test wants, at whatever pace."""
+"""A web server whose responses are any bytes, sent at any speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class HostileServer:
     Parameters
     ----------
     answer : callable
-        Called with the connection and the head of the request as text. If it returns False or None, the connection is closed.
+        Function of the socket and the head of the request. The connection is closed if it returns False or None.
     """
 
     def __init__(self, answer: Callable[[socket.socket, str], object], family: int = socket.AF_INET) -> None:

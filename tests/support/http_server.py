@@ -1,4 +1,4 @@
-"""The HTTP loop that file servers on 127.0.0.1 share: connections, byte ranges, and a server in a process of its own."""
+"""HTTP connections, byte ranges, and servers in a separate process: what all file servers of the tests share."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class HttpConnection(asyncio.Protocol, ABC):
 
 
 def byte_range(header: str, size: int) -> tuple[int, int]:
-    """Return the part of a file that a Range header requests; it is empty if the file has no such part."""
+    """Return start and stop of the bytes that a Range header requests; start ≥ stop if the file has no such bytes."""
     first, _, last = header.removeprefix("bytes=").partition("-")
     start = int(first) if first else max(0, size - int(last))
     return start, min(size, int(last) + 1) if first and last else size
 
 
 async def serve(connect: Callable[[], asyncio.Protocol], on_start: Callable[[int], Any] = lambda port: None) -> None:
-    """Accept connections for ever, on a free port that is printed."""
+    """Print a free port, and accept connections on it until the process is stopped."""
     listening = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0, backlog=4096)
     port = listening.sockets[0].getsockname()[1]
     on_start(port)

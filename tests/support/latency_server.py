@@ -1,6 +1,7 @@
-"""A file server on 127.0.0.1 that answers like a distant bucket: every response is late, and the bandwidth is shared.
+"""A file server on 127.0.0.1 that behaves like a distant bucket: latency per response, and a shared bandwidth.
 
-It runs in a process of its own, so that it does not compete with the client for the interpreter. It counts requests.
+The server runs in a separate process, so that it does not compete with the client for the interpreter. It counts
+requests.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PIECE = 1 << 18
 
 
 class _Files(asyncio.Protocol):
-    """One connection of a client. It has no task, because the server shares the cores with the clients it measures."""
+    """One connection of a client. It uses callbacks, not tasks, to leave the processor to the measured clients."""
 
     def __init__(self, server: _Server) -> None:
         self.server, self.loop = server, asyncio.get_running_loop()
@@ -68,7 +69,7 @@ class _Files(asyncio.Protocol):
         while self.waiting and not (self.is_paused or self.is_sending):
             piece = self.waiting.popleft()
             seconds = self.server.seconds_until_sent(len(piece))
-            if seconds > 2e-3:  # shorter timers are not exact
+            if seconds > 2e-3:  # shorter timers are inaccurate
                 self.is_sending = True
                 self.loop.call_later(seconds, self._send_late, piece)
             else:

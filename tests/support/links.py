@@ -45,5 +45,5 @@ def on_sample(state, sample):
     return json.loads(text.replace('"SEGMENTATION"', json.dumps(sample.segmentation)))
 
 
-def opened(state, sample, **options):
+def open_on_sample(state, sample, **options):
     return ix.open_neuroglancer(on_sample(state, sample), allow_local=True, **options)

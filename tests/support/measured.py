@@ -1,4 +1,4 @@
-"""Slow and obvious measurements of small arrays, and segmentations to measure, for the tests of `measure`."""
+"""Segmentations for the tests of `measure`, and slow reference measurements of small arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESOLUTION, OFFSET = (4.04, 8, 40), (-7, 3, -2)
 
 @st.composite
 def label_arrays(draw, dtype=np.uint64):
-    """Draw labels (z, y, x) of few ids near the limits of uint64, in blobs and in noise."""
+    """Draw labels (z, y, x) of few ids, some near the limit of uint64, in blobs with random noise."""
     shape = draw(st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 11)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     coarse = rng.integers(0, len(IDS), [-(-n // 3) for n in shape])
@@ -28,18 +28,18 @@ chunkings = st.none() | st.fixed_dictionaries({d: st.integers(1, 11) for d in "z
 
 
 def as_segmentation(labels, chunks=None, resolution=RESOLUTION, offset=OFFSET):
-    """Return labels as a labelled array in memory, or as one of dask blocks."""
+    """Return labels as a labelled array in memory, or of dask blocks if ``chunks`` is given."""
     seg = volume(labels, resolution, offset, layer_type="segmentation")
     return seg if chunks is None else seg.chunk(chunks)
 
 
 def corners_nm(indexes, resolution=RESOLUTION, offset=OFFSET):
-    """Return places (z, y, x) in voxels as positions (x, y, z) in nm."""
+    """Convert indexes (z, y, x) to positions (x, y, z) in nm."""
     return [(o + i) * r for o, i, r in zip(offset, indexes[::-1], resolution, strict=True)]
 
 
 def count_faces(labels):
-    """Return, per pair of ids, the faces that they share: (axis, z, y, x) of the face's centre in voxels."""
+    """Return the shared faces of each pair of ids as (axis, z, y, x), with the centre of the face in voxels."""
     found = defaultdict(list)
     for axis in range(3):
         for low in np.ndindex(*(n - (a == axis) for a, n in enumerate(labels.shape))):

@@ -1,4 +1,4 @@
-"""The seeds of the mutated inputs that fuzz tests try: ten thousand of each kind, in parts that run on several cores."""
+"""Seeds of fuzz tests: ten thousand mutated inputs of each kind, in parts that can run on several cores."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def level(path: str, scale, translation=None) -> dict:
 def write_ome(
     folder: Path, arrays, multiscale: dict, *, version: str = "0.5", more: dict | None = None, **kwargs
 ) -> None:
-    """Write arrays with zarr-python, and their NGFF metadata by hand."""
+    """Write arrays with zarr-python and the given NGFF metadata as attributes of their group."""
     form = 3 if version == "0.5" else 2
     group = zarr.open_group(str(folder), mode="w", zarr_format=form)
     for entry, values in zip(multiscale["datasets"], arrays, strict=True):
@@ -45,7 +45,7 @@ def write_ome(
         group.attrs.update(ome)
 
 
-def opened(place, **options):
+def open_ome(place, **options):
     return open_omezarr(parse_address(f"zarr://{place}"), **options)
 
 

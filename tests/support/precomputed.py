@@ -48,7 +48,7 @@ def write_layer(
     return info
 
 
-def opened(folder: Path, **options):
+def open_layer(folder: Path, **options):
     return open_precomputed(parse_address(f"precomputed://{folder}"), **options)
 
 
@@ -62,7 +62,7 @@ class Layers(SourceSuite):
         write_layer(folder, self.truth(), self.grids(), kind=self.KIND, encoding=self.ENCODING)
 
     def open(self, folder):
-        return opened(folder)
+        return open_layer(folder)
 
     def grids(self):
         return list(self.GRIDS)
@@ -77,4 +77,4 @@ class Layers(SourceSuite):
     def others(self, folder):
         copy = folder.parent / f"{folder.name}-copy"
         shutil.copytree(folder, copy, dirs_exist_ok=True)
-        return [opened(folder, missing="fill"), opened(folder, missing="warn"), self.open(copy)]
+        return [open_layer(folder, missing="fill"), open_layer(folder, missing="warn"), self.open(copy)]

@@ -1,4 +1,4 @@
-"""Imported by the process that forks the workers of dask clusters: all modules of a worker, and the kernels."""
+"""Import all modules of a worker and load the kernels, in the process that forks the workers of dask clusters."""
 
 from __future__ import annotations
 

@@ -24,18 +24,18 @@ METHOD = "distributed.worker.multiprocessing-method"
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """Let the worker processes of dask clusters be forks, which start at once, of a process that has imported the package.
+    """Fork the worker processes of dask clusters from a process that has imported the package, so that they start fast.
 
-    Without this, they are new interpreters, as for users.
+    Without this context, workers are new interpreters, as for users.
     """
     if sys.platform != "linux":
         yield
         return
     from distributed.utils import get_mp_context
 
-    # the process that forks has the environment of the time when it started
+    # forks inherit the environment that the forking process had when it started, so the current one is passed
     with dask.config.set({METHOD: "forkserver", "distributed.nanny.environ": dict(os.environ)}):
-        get_mp_context()  # sets dask's own preload modules once, which the next line replaces
+        get_mp_context()  # sets the preload modules of dask, which the next line replaces
         multiprocessing.set_forkserver_preload(["tests.support.preload"])
         with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT)):
             forkserver.ensure_running()
@@ -43,12 +43,12 @@ def forked_workers() -> Iterator[None]:
 
 
 def spawned_workers() -> dask.config.set:
-    """Let the worker processes of dask clusters be new interpreters, as for users."""
+    """Start the worker processes of dask clusters as new interpreters, as for users."""
     return dask.config.set({METHOD: "spawn"})
 
 
 def python(*args, stdout=None, stderr=None, session=False):
-    """Start a process: an interpreter for a module (-m); for a program (-c) or script on Linux, a fork of a warm process."""
+    """Start a Python process: on Linux a fork of the fork server, unless a module is run (-m); else an interpreter."""
     env, command = {**os.environ, "PYTHONPATH": str(ROOT)}, [str(arg) for arg in args]
     if sys.platform == "linux" and command[0] != "-m":
         return Forked(command, env, stdout, stderr, session)
@@ -64,7 +64,7 @@ def python(*args, stdout=None, stderr=None, session=False):
 
 
 def run_python(*args, timeout=300) -> subprocess.CompletedProcess[str]:
-    """Run a program or script in a process of its own, as `python` does; return its exit code and output."""
+    """Run a program or script in a process that `python` starts; return its exit code and output."""
     process = python(*args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, err = process.communicate(timeout=timeout)
@@ -74,7 +74,7 @@ def run_python(*args, timeout=300) -> subprocess.CompletedProcess[str]:
 
 
 def succeeds_in_fork(function: Callable[[], object]) -> bool:
-    """Return whether a function returns within some seconds in a forked child of this process."""
+    """Return whether a function returns within 20 s in a forked child of this process."""
     pid = os.fork()
     if not pid:
         status = 1

@@ -1,4 +1,4 @@
-"""A web server, optionally with TLS, that records every request with its headers under any host name."""
+"""A web server, optionally with TLS, that records all requests, whatever host name they have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imageryxr.sources.fetch import attempt
 
 @dataclass(frozen=True)
 class Recorded:
-    """A request."""
+    """A recorded request."""
 
     method: str
     host: str
@@ -29,11 +29,11 @@ class Recorded:
     cookie: str | None
     body: bytes
     text: str
-    """All of the request's head."""
+    """The request line and all headers."""
 
 
 class Recorder(ThreadingHTTPServer):
-    """Responds with the entry of `files` for a path, otherwise with the result of `answer`, otherwise with 404."""
+    """Respond with the first that exists: a redirect in `moved`, a result of `answer`, an entry in `files`, and 404."""
 
     daemon_threads = True
     request_queue_size = 128  # connections beyond the queue are retried after a second
@@ -42,9 +42,9 @@ class Recorder(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[Recorded] = []
         self.files: dict[str, Any] = {}
-        """Bodies, or objects to send as JSON, by path."""
+        """Bodies by path; objects other than bytes are sent as JSON."""
         self.moved: dict[str, str] = {}
-        """Locations by path."""
+        """Targets of redirects by path."""
         self.answer: Callable[[Recorded], tuple[int, bytes, dict[str, str]] | None] = lambda request: None
         self.scheme = "http"
         if tls is not None:
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def recording(tls: tuple[Path, Path] | None = None) -> Iterator[Recorder]:
-    """Serve on 127.0.0.1."""
+    """Run a recording server on 127.0.0.1."""
     server = Recorder(tls)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -123,13 +123,13 @@ def recording(tls: tuple[Path, Path] | None = None) -> Iterator[Recorder]:
 
 @contextmanager
 def own_connections(monkeypatch: Any) -> Iterator[None]:
-    """Use new connections in a context, such as those that trust another certificate, and close them at its end."""
+    """Use new connections within the context, which for example trust another certificate; close them at its end."""
     state = attempt._ProcessState()
     monkeypatch.setattr(attempt, "_state", state)
     try:
         yield
     finally:
-        # Requests that were stopped, but not joined, return their connections later.
+        # Stopped requests that still run return their connections later.
         state.connections.put = lambda key, connection: connection.sock.close()  # type: ignore[method-assign]
         state.connections.close()
 
@@ -146,7 +146,7 @@ def resolve_here(monkeypatch: Any, names: str = r".*\.(example|com|org)") -> Non
 
 
 def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
-    """Write a certificate of a new authority for some host names, and its key."""
+    """Write a self-signed certificate for some host names and its key; return both paths."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, for the tests that export into buckets."""
+"""An S3 server (moto) on this machine and its buckets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NUMBERS = itertools.count()
 
 @contextmanager
 def serving_s3():
-    """Return the address of a server."""
+    """Run an S3 server and yield its URL."""
     module = pytest.importorskip("moto.server", reason="moto, which provides the S3 server, is not installed")
     server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line per request takes a third of its time
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # logging a line takes a third of the time of a request
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
@@ -26,7 +26,7 @@ def serving_s3():
 
 
 def fresh_bucket(server, monkeypatch):
-    """Return a new bucket of a server; this process and its children have its keys."""
+    """Create a bucket on a server, whose credentials are put into the environment of this process."""
     boto3 = pytest.importorskip("boto3")
     for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": SECRET, "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

@@ -1,4 +1,4 @@
-"""Chunks of compressed_segmentation, and a slow decoder that checks each read."""
+"""Chunks of compressed_segmentation, and a slow reference decoder that checks each read for bounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def encode_chunk(shape, dtype, block, most, seed=0):
-    """Return random ids (x, y, z, channel), of which one half are equal, and the chunk that CloudVolume encodes."""
+    """Return ids (x, y, z, channel), half of them random and half 7, and the chunk that CloudVolume encodes."""
     from cloudvolume import chunks
 
     values = np.random.default_rng(seed).integers(1, most, shape).astype(dtype)
@@ -15,7 +15,7 @@ def encode_chunk(shape, dtype, block, most, seed=0):
     return values, chunks.encode(values, "compressed_segmentation", block_size=block)
 
 
-#: Shape of the chunk, data type, shape of a block, and largest id.
+# Shape of the chunk, data type, shape of a block, and upper limit of ids.
 CASES = [
     ((9, 8, 5, 1), "uint64", (8, 8, 8), 3),
     ((9, 8, 5, 1), "uint32", (8, 8, 8), 200),
@@ -57,7 +57,7 @@ def decode_with_checks(data: bytes, shape, dtype, block) -> np.ndarray:
 
 
 def random_chunk(shape, dtype, block, rng) -> bytes:
-    """Return a valid chunk with all numbers of bits, and with tables of ids that are shared or begin at odd words."""
+    """Return a valid chunk with indexes of every width, whose tables of ids may be shared or start at odd words."""
     grid = [-(-n // b) for n, b in zip(shape, block, strict=False)]
     channels = [_random_channel(int(np.prod(grid)), int(np.prod(block)), np.dtype(dtype), rng) for _ in range(shape[3])]
     begins = shape[3] + np.cumsum([0, *(words.size for words in channels[:-1])])
@@ -79,7 +79,7 @@ def _random_channel(blocks, voxels, dtype, rng) -> np.ndarray:
             ids = rng.integers(0, np.iinfo(dtype).max, count, dtype, endpoint=True)
             tables.append((add(ids.astype(dtype.newbyteorder("<")).view("<u4")), count))
         table, count = tables[rng.integers(len(tables))]
-        values = int(rng.integers(0, 1 << 32))  # not used without bits
+        values = int(rng.integers(0, 1 << 32))  # a random offset of indexes, which blocks of 0 bits do not use
         if bits:
             indexes = rng.integers(0, min(count, 1 << bits), voxels, np.uint64)
             padded = np.append(indexes, np.zeros(-voxels % (32 // bits), np.uint64)).reshape(-1, 32 // bits)

@@ -23,7 +23,7 @@ def spec(hashing="identity", data="gzip", index="gzip", preshift=1, minishards=2
 
 
 def write(folder, values, sharding, encoding="raw", skip=()):
-    """Write a level with CloudVolume's shard writer; return its name of each chunk."""
+    """Write a level with CloudVolume's shard writer; return the contents of the files by name."""
     from cloudvolume import chunks
     from cloudvolume.datasource.precomputed.common import compressed_morton_code
     from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, synthesize_shard_files

@@ -1,4 +1,4 @@
-"""Stacks of slices that count how often each slice is drawn."""
+"""A stack of slices in one region, and a count of the slices that are drawn."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import imageryxr as ix
 from imageryxr.sources.base import report_missing_chunks
 from tests.support.export_jobs import Computed, array_of
 
-# chunks thicker than the stack, so that it is one region
+# The chunks are thicker than the stack, so that the stack is exported as one region.
 THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
 
 
 class Holed(Computed):
-    """A source with a missing chunk in every read."""
+    """A source that reports a missing chunk at every read."""
 
     missing = "fill"
 
@@ -20,7 +20,7 @@ class Holed(Computed):
         return super().read(mip, box)
 
 
-def drawn():
+def draw_stack():
     em, seg = Holed(**THICK), Computed(layer_type="segmentation", **THICK)
     picture = ix.overlay(array_of(em), array_of(seg), outline=2)
     del picture.attrs["outline_axis"]
@@ -28,12 +28,12 @@ def drawn():
 
 
 def export(target, **kwargs):
-    return ix.export(drawn(), target, square=False, **kwargs)
+    return ix.export(draw_stack(), target, square=False, **kwargs)
 
 
-def counting(page, pages):
-    def counted(self, plane):
+def count_pages(page, pages):
+    def count_page(self, plane):
         pages.append(plane.shape)
         return page(self, plane)
 
-    return counted
+    return count_page

@@ -1,4 +1,4 @@
-"""A SLURM of one machine: its own daemons, ports and files, gone when the test ends."""
+"""A SLURM cluster of one machine, with its own daemons, ports and files, which is removed when the test ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAEMONS = ("slurmctld", "slurmd")
 MISSING = next((name for name in (*DAEMONS, "sbatch") if shutil.which(name) is None), None)
 
 # The daemons run as the user of the tests, without munge and control groups. The node has more cores than most machines,
-# because a job of the documentation would wait for ever if it had fewer than the job requests.
+# because jobs in the documentation would wait for ever on a node with fewer cores than they request.
 CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -68,7 +68,7 @@ def running_jobs() -> list[str]:
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Path]:
-    """Run the daemons and yield the file that ``SLURM_CONF`` must name."""
+    """Run the daemons and yield the configuration file, which ``SLURM_CONF`` must name."""
     host = socket.gethostname().split(".")[0]
     for name in DAEMONS:
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A suite of tests for every kind of source, as a base class; and a web server for files."""
+"""A base class with tests that every kind of source must pass, and a web server for files."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from imageryxr.sources.base import Source
 
 
 def noise(shape: tuple[int, int, int], dtype: str = "uint8", seed: int = 0) -> np.ndarray:
-    """Return voxels that are all different and not 0."""
+    """Return random voxels, none of which is 0."""
     values = np.random.default_rng(seed).integers(1, 2**8 if dtype == "uint8" else 2**16, shape, dtype="uint64")
     if dtype == "uint64":
         values = np.uint64(2**64 - 1) - values
     return values.astype(dtype)
 
 
-def padded(truth: np.ndarray, box: IndexBox) -> np.ndarray:
-    """Return the voxels of a box of an array, 0 outside: an oracle that uses no code of the package."""
+def read_padded(truth: np.ndarray, box: IndexBox) -> np.ndarray:
+    """Return the voxels of a box of an array, with 0 outside of the array, without code of the package."""
     axes = [np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True)]
     inside = [(i >= 0) & (i < n) for i, n in zip(axes, truth.shape, strict=True)]
     values = truth[np.ix_(*(np.clip(i, 0, n - 1) for i, n in zip(axes, truth.shape, strict=True)))]
@@ -42,7 +42,7 @@ def padded(truth: np.ndarray, box: IndexBox) -> np.ndarray:
 
 
 def boxes_of(shape: tuple[int, ...], count: int = 12) -> list[IndexBox]:
-    """Return boxes inside, partly outside and wholly outside, of one voxel, and of the whole array."""
+    """Return boxes inside, partly outside and wholly outside of an array, of one voxel, and of the whole array."""
     z, y, x = shape
     found = [
         IndexBox.of_shape(shape),
@@ -67,7 +67,7 @@ class SourceSuite(ABC):
     """The tests that all sources share."""
 
     small = True
-    """Whether a pickle must be small: all but arrays in memory."""
+    """Whether a pickle of the source must be small; False for arrays in memory."""
 
     @abstractmethod
     def write(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ class SourceSuite(ABC):
 
     @abstractmethod
     def open(self, folder: Path) -> Source:
-        """Open the layer that `write` stored; a new source at each call."""
+        """Open the layer that `write` stored, as a new source at each call."""
 
     @abstractmethod
     def truth(self) -> list[np.ndarray]:
@@ -91,7 +91,7 @@ class SourceSuite(ABC):
 
     @abstractmethod
     def others(self, folder: Path) -> list[Source]:
-        """Return sources that differ from that of `open` in one property each."""
+        """Return sources, each of which differs in one property from the source that `open` returns."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -105,13 +105,13 @@ class SourceSuite(ABC):
     def source(cls, folder: Path) -> Source:
         return cls().open(folder)
 
-    def test_an_opened_source_has_the_protocol_of_sources(self, source):
+    def test_an_open_source_implements_the_source_protocol(self, source):
         assert isinstance(source, Source)
         assert source.layer_type in ("image", "segmentation")
         assert "://" in source.name
         assert source.dtype.isnative
 
-    def test_levels_lie_where_they_were_written(self, source):
+    def test_levels_have_the_written_grids(self, source):
         assert [level.mip for level in source.levels] == list(range(len(self.grids())))
         for level, grid, truth in zip(source.levels, self.grids(), self.truth(), strict=True):
             assert level.grid == grid
@@ -129,7 +129,7 @@ class SourceSuite(ABC):
         assert (source.dtype, source.attrs) == (self.truth()[0].dtype, source.attrs)
         source.check(0)
 
-    def test_any_box_has_the_stored_voxels_and_is_0_outside(self, source):
+    def test_any_box_equals_the_stored_voxels_and_is_0_outside(self, source):
         for mip, truth in enumerate(self.truth()):
             for box in boxes_of(truth.shape):
                 found = source.read(mip, box)
@@ -137,7 +137,7 @@ class SourceSuite(ABC):
                 assert (found.dtype, found.shape) == (truth.dtype, box.shape)
                 assert found.dtype.isnative
                 assert found.flags.c_contiguous
-                np.testing.assert_array_equal(found, padded(truth, box), err_msg=f"mip {mip}, {box}")
+                np.testing.assert_array_equal(found, read_padded(truth, box), err_msg=f"mip {mip}, {box}")
 
     def test_threads_share_a_source(self, folder):
         source, truth = self.open(folder), self.truth()
@@ -145,9 +145,9 @@ class SourceSuite(ABC):
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda job: source.read(*job), jobs))
         for (mip, box), values in zip(jobs, found, strict=True):
-            np.testing.assert_array_equal(values, padded(truth[mip], box))
+            np.testing.assert_array_equal(values, read_padded(truth[mip], box))
 
-    def test_a_pickled_source_reads_the_same(self, folder):
+    def test_an_unpickled_source_is_equal_and_reads_equal_voxels(self, folder):
         source = self.open(folder)
         for use in (False, True):
             if use:
@@ -159,9 +159,9 @@ class SourceSuite(ABC):
             assert hash(again) == hash(source)
             assert tokenize(again) == tokenize(source)
         box = IndexBox((-1, 0, 0), (3, 5, 6))
-        np.testing.assert_array_equal(again.read(0, box), padded(self.truth()[0], box))
+        np.testing.assert_array_equal(again.read(0, box), read_padded(self.truth()[0], box))
 
-    def test_sources_are_equal_exactly_if_their_tokens_are(self, folder):
+    def test_sources_are_equal_if_and_only_if_their_tokens_are_equal(self, folder):
         first, again = self.open(folder), self.open(folder)
         assert first == again
         assert tokenize(first) == tokenize(again)
@@ -169,16 +169,16 @@ class SourceSuite(ABC):
         assert len({tokenize(s) for s in everyone}) == len(everyone)
         assert all(a != b for i, a in enumerate(everyone) for b in everyone[:i])
 
-    def test_another_process_reads_a_pickled_source(self, folder):
+    def test_another_process_reads_an_unpickled_source(self, folder):
         box = IndexBox((-1, 2, 3), (9, 15, 12))
         token, found = other_process().submit(read_elsewhere, pickle.dumps(self.open(folder)), box).result(timeout=60)
         assert token == tokenize(self.open(folder))
-        np.testing.assert_array_equal(found, padded(self.truth()[0], box))
+        np.testing.assert_array_equal(found, read_padded(self.truth()[0], box))
 
 
 @lru_cache(maxsize=1)
 def other_process() -> ProcessPoolExecutor:
-    """A spawned process."""
+    """Return a pool of one spawned process."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -189,11 +189,11 @@ def read_elsewhere(blob: bytes, box: IndexBox) -> tuple[str, np.ndarray]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# the web
+# a web server
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves a folder as object stores do, with exact lengths, ranges, ``NAME.gz`` as gzipped ``NAME``, and faults."""
+    """Serve a folder as object stores do, with lengths, ranges, ``NAME.gz`` as ``NAME``, and optional faults."""
 
     daemon_threads = True
     request_queue_size = 128  # connections beyond the queue are retried after a second
@@ -202,23 +202,23 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.faults: dict[str, int | list[int]] = {}
-        """Status by a part of the path, or those of the next answers; 0 hangs up in the middle of the body."""
+        """Status by a part of the path, or a list for the next responses; 0 closes the connection amid the body."""
         self.requested: list[str] = []
-        """Paths of requests, in order."""
+        """Paths of the received requests, in order."""
         self.moved: dict[str, str] = {}
-        """Where requests are sent on to, by a part of the path."""
+        """Targets of redirects by a part of the path."""
         self.needs: str | None = None
-        """An Authorization header without which everything is 401."""
+        """Required Authorization header; other requests receive 401."""
         self.stamps: tuple[str, ...] = ()
-        """Headers of files, ETag and Last-Modified, that state their version."""
+        """Headers that are sent to state the version of a file: ETag and Last-Modified."""
 
     @property
     def url(self) -> str:
-        """Address without a trailing slash."""
+        """URL of the server, without a trailing slash."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def status(self, path: str) -> int:
-        """Return the status of the next response; 200 without a fault."""
+        """Return the status of the next response for a path: 200 without a fault."""
         fault = next((f for part, f in self.faults.items() if part in path), 200)
         if isinstance(fault, list):
             return fault.pop(0) if fault else 200
@@ -295,6 +295,6 @@ def serving(folder: Path) -> Iterator[FileServer]:
 
 
 def dead_url() -> str:
-    """Return an address at which nothing listens."""
+    """Return a URL of a port on which no server listens."""
     with serving(Path()) as server:
         return server.url

@@ -1,4 +1,4 @@
-"""How Neuroglancer composes layers."""
+"""The colours in which Neuroglancer draws segments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def viewer_rule(labels, look):
-    """Colour labels one by one as Neuroglancer's shader does, with the colours of the neuroglancer package."""
+    """Return the RGBA colour of each label, computed one by one as in Neuroglancer's shader."""
     from neuroglancer.segment_colors import hex_string_from_segment_id
 
     out = np.zeros((*labels.shape, 4), np.uint8)

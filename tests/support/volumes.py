@@ -1,4 +1,4 @@
-"""Volumes that tests of many verbs share."""
+"""An image and segmentations in memory that the tests of many functions share."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ FINE = ix.regrid(SEG, IMAGE)
 
 
 def as_source(da):
-    """Return an array as if it was opened lazily from a source."""
+    """Return a lazy array whose source is an array in memory."""
     source = memory_source(da, da.attrs["layer_type"])
     return lazy_array(LevelLeaf(source, 0), source.grid, da.attrs, da.attrs["layer_type"])

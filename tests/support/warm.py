@@ -1,4 +1,4 @@
-"""What a process imports before it forks the processes of tests, so that each of them starts at once."""
+"""Imports of a process that forks the processes of tests, so that the forks start fast."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def load() -> None:
 
     box_reader(picture())(IndexBox.of_shape((2, 8, 8)))
     assert threading.active_count() == 1
-    gc.freeze()  # a collection in a forked process would copy all pages
+    gc.freeze()  # garbage collection in a forked process would otherwise copy all memory pages

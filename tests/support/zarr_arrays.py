@@ -1,4 +1,4 @@
-"""Zarr arrays of many codecs that zarr-python writes, and reads of them with the engine."""
+"""Zarr arrays of many codecs, written by zarr-python and read with the engine of the package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ARRAYS = {
 
 def write(folder: Path, **options) -> zarr.Array:
     array = zarr.create_array(folder, shape=SHAPE, chunks=CHUNK, **{"dtype": "uint16", **options})
-    array[:8, :, :20] = noise(SHAPE, "uint16")[:8, :, :20]  # some chunks are missing
+    array[:8, :, :20] = noise(SHAPE, "uint16")[:8, :, :20]  # the other chunks are missing
     return array
 
 
@@ -63,6 +63,6 @@ class Counted(LocalFolder):
 
 
 def read_slices(store, path: str, metadata: str, where: tuple[slice, ...]):
-    """Return a box of an array with the axes z, y and x, and its missing objects."""
+    """Read a box of an array with the axes z, y and x; return its voxels and its missing objects."""
     box = IndexBox(tuple(s.start for s in where), tuple(s.stop for s in where))
     return chunks.read_box(store, path, metadata, ("z", "y", "x"), box, ix.Connection())

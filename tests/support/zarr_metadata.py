@@ -1,4 +1,4 @@
-"""Zarr arrays whose metadata tests write by hand."""
+"""Metadata of Zarr images as dicts that tests can change, and files written from them."""
 
 from __future__ import annotations
 

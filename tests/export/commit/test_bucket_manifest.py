@@ -19,7 +19,7 @@ from tests.support.dying import DYING
 from tests.support.export_jobs import Computed, array_of, digest, picture
 from tests.support.exports import A, B
 from tests.support.processes import python
-from tests.support.slices import THICK, counting, drawn
+from tests.support.slices import THICK, count_pages, draw_stack
 from tests.support.slow import slow_except
 
 Z, Y = "s{z:03d}.tif", "s{y:03d}.tif"
@@ -47,13 +47,13 @@ def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, repl
         assert process.wait() == -signal.SIGKILL
     whole = [name for name in bucket.names() if name.endswith(".png") and replacing == ("-work-" in name)]
     assert len(whole) == 10
-    plan = ix.plan_export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
+    plan = ix.plan_export(draw_stack(), bucket.url("other/z{z:03d}.png"), square=False)
     pages: list[tuple[int, ...]] = []
-    monkeypatch.setattr(type(plan.target), "page", counting(type(plan.target).page, pages))
-    report = ix.export(drawn(), url, **options)
+    monkeypatch.setattr(type(plan.target), "page", count_pages(type(plan.target).page, pages))
+    report = ix.export(draw_stack(), url, **options)
     assert report.complete
     assert len(pages) == 70 - 10
-    local = ix.export(drawn(), tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
+    local = ix.export(draw_stack(), tmp_path / "disk" / "s" / "z{z:03d}.png", square=False)
     assert report.holes == local.holes == ("computed://ramp, mip 0, box 0-64",)
     bucket.fetch(tmp_path / "bucket")
     assert digest(tmp_path / "bucket") == digest(tmp_path / "disk")

@@ -13,7 +13,7 @@ import imageryxr as ix
 from imageryxr.export.store.local import WAITING
 from tests.support.export_jobs import Computed, array_of, digest
 from tests.support.processes import python
-from tests.support.slices import THICK, counting, drawn, export
+from tests.support.slices import THICK, count_pages, draw_stack, export
 
 TARGETS = {"png": "s/z{z:03d}.png", "tiffs": "s/z{z:03d}.tif", "along y": "s/y{y}.png", "tiff": "one.tif"}
 
@@ -55,7 +55,7 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     # limits the number of slices that are drawn at a time
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     place, other = (str(tmp_path / name / TARGETS[kind]) for name in "ab")
-    plan = ix.plan_export(drawn(), place, square=False)
+    plan = ix.plan_export(draw_stack(), place, square=False)
     count = len(plan.target.keys(0, plan.regions[0]))
     assert len(plan.regions) == 1
     assert plan.slab_settings.slices <= 2
@@ -71,7 +71,7 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     )
     pages = []
     target = type(plan.target)
-    monkeypatch.setattr(target, "page", counting(target.page, pages))
+    monkeypatch.setattr(target, "page", count_pages(target.page, pages))
     report = export(place, workers=threads)
     assert report.complete
     assert len(pages) == count - len(kept)
@@ -97,7 +97,7 @@ def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, worker_
     code = (
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
-        "from tests.support.slices import drawn, export\n"
+        "from tests.support.slices import draw_stack, export\n"
         "sys.modules['imageryxr.export.plan.slab_regions'].BRICK_VOXELS = 1\n"
         "storage = sys.modules['imageryxr.export.store.local']\n"
         "storage.SETTLED_SECONDS, write = 0.1, storage._write\n"

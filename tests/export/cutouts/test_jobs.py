@@ -211,7 +211,7 @@ def serving_page(text):
 def test_a_browser_sorts_the_page_exactly_and_loads_pictures_when_they_are_scrolled_into_view(tmp_path):
     table = {"x": np.full(120, 60), "y": np.full(120, 90), "z": np.full(120, 320)}
     ids = np.uint64(2**64 - 1) - np.random.default_rng(0).permutation(120).astype(np.uint64)
-    cut = ix.cutouts(counted_source.held("image"), {**table, "id": ids}, (64, 64))
+    cut = ix.cutouts(counted_source.array_in_memory("image"), {**table, "id": ids}, (64, 64))
     ix.export(ix.to_rgba(cut), tmp_path / "gallery.html")
     text = (tmp_path / "gallery.html").read_text().replace("</body>", PROBE + "</body>")
     with serving_page(text) as (address, sent):
@@ -250,7 +250,7 @@ def test_a_montage_shows_the_central_slice_of_each_cutout_labelled_by_a_column()
     assert sheet.size == (4 * 16 + 3 * 2, 2 * 12 + 2)
     np.testing.assert_array_equal(np.asarray(sheet)[:12, :16], pictures().values[0, 1, ..., :3])
     table = {"x": CENTERS[:, 0], "y": CENTERS[:, 1], "z": CENTERS[:, 2], "id": IDS % 10}
-    large = ix.to_rgba(ix.cutouts(counted_source.held("image"), table, (40, 40)))
+    large = ix.to_rgba(ix.cutouts(counted_source.array_in_memory("image"), table, (40, 40)))
     assert ix.montage(large, columns=3, labels="id", label_size=10).size == (140, 90)
     with pytest.raises(OptionError, match="is not a column of the tiles; give"):
         ix.montage(pictures(), labels="colour")

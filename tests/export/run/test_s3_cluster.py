@@ -21,7 +21,7 @@ from imageryxr.export.store.bucket import Bucket
 from tests.support.dying import DYING
 from tests.support.export_jobs import cluster_of, picture
 from tests.support.processes import python
-from tests.support.slices import drawn
+from tests.support.slices import draw_stack
 
 OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 
@@ -107,8 +107,8 @@ def test_workers_continue_slices_that_another_pattern_replaced(bucket, forked_wo
     process = python("-c", DYING, url, 6)
     assert process.wait() == -signal.SIGKILL
     ix.export(picture(seed=1), bucket.url("s/z{z:03}.png"), overwrite=True)
-    assert ix.export(drawn(), url, square=False, overwrite=True, client="processes", workers=2).complete
-    ix.export(drawn(), bucket.url("other/z{z:03d}.png"), square=False)
+    assert ix.export(draw_stack(), url, square=False, overwrite=True, client="processes", workers=2).complete
+    ix.export(draw_stack(), bucket.url("other/z{z:03d}.png"), square=False)
     names = [f"z{i:03d}.png" for i in range(70)]
     assert [bucket.read(f"s/{name}") for name in names] == [bucket.read(f"other/{name}") for name in names]
 

@@ -82,7 +82,7 @@ def check_error(error, cave):
 # reading
 
 
-def opened(cave, fault, connection=None):
+def open_layers(cave, fault, connection=None):
     connection = connection or connection_for(fault)
     seg = ix.open_segmentation(cave.table, timestamp=utc(NOW), token=TOKEN, bbox=BOX, connection=connection)
     return ix.open_image(cave.image, bbox=BOX, connection=connection), seg
@@ -143,7 +143,7 @@ def cases():
 def truths(cave_everywhere, tmp_path_factory):
     """Return the result of each verb without faults; roots are computed with numpy."""
     cave_everywhere.reset()
-    em, seg = opened(cave_everywhere, "")
+    em, seg = open_layers(cave_everywhere, "")
     np.testing.assert_array_equal(seg.values, cave_everywhere.truth(NOW, PART))
     np.testing.assert_array_equal(em.values, cave_everywhere.tissue.em[PART])
     _known[:] = [int(i) for i in np.unique(seg.values) if i][:3]
@@ -163,7 +163,7 @@ def test_a_fault_while_reading_is_an_imagery_error_and_a_later_read_succeeds(
     cave, truths, tmp_path, place, fault, verb
 ):
     # a fault without an answer lasts until the timeout, so only one verb retries it
-    em, seg = opened(cave, fault, ONCE if fault == "delay" and verb != "values" else None)
+    em, seg = open_layers(cave, fault, ONCE if fault == "delay" and verb != "values" else None)
     cave.fault(PLACES[place], **FAULTS[fault])
     error = result_or_error(lambda: (READS | SEGMENTATION_READS)[verb](em, seg, tmp_path))
     check_error(error, cave)
@@ -178,7 +178,7 @@ def test_a_fault_while_reading_is_an_imagery_error_and_a_later_read_succeeds(
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("fault", PASSING)
 def test_transient_errors_are_retried(cave, truths, place, fault):
-    em, seg = opened(cave, fault)
+    em, seg = open_layers(cave, fault)
     once = cave.fault(PLACES[place], **FAULTS[fault], times=2)
     assert are_equal(run_with_timeout(lambda: READS["values"](em, seg, None)), truths["values"])
     assert once.done == 2
@@ -186,7 +186,7 @@ def test_transient_errors_are_retried(cave, truths, place, fault):
 
 @pytest.mark.parametrize(("fault", "count"), [("500", 3), ("429", 3), ("401", 1), ("403", 1), ("missing", 1)])
 def test_retries_are_limited(cave, fault, count):
-    _, seg = opened(cave, fault)
+    _, seg = open_layers(cave, fault)
     cave.fault("roots_binary", **FAULTS[fault])
     cave.log.clear()
     with pytest.raises(ix.ImageryError):
@@ -292,7 +292,7 @@ class TestWrongRoots:
         ],
     )
     def test_invalid_roots_are_errors(self, cave, monkeypatch, change, message):
-        _, seg = opened(cave, "")
+        _, seg = open_layers(cave, "")
         true = cave.graph.roots
         monkeypatch.setattr(cave.graph, "roots", lambda ids, when: change(true(ids, when), ids))
         with pytest.raises(ix.errors.ChunkReadError, match=message) as caught:
@@ -302,7 +302,7 @@ class TestWrongRoots:
         np.testing.assert_array_equal(seg.values, cave.truth(NOW, PART))
 
     def test_roots_of_another_graph_are_an_error(self, cave, monkeypatch):
-        _, seg = opened(cave, "")
+        _, seg = open_layers(cave, "")
         monkeypatch.setattr(cave.graph, "ids", cave.graph.ids + np.uint64(1))
         with pytest.raises(ix.errors.ChunkReadError, match="belong to another table"):
             seg.compute()
@@ -317,7 +317,7 @@ def test_responses_compressed_by_a_proxy_are_decompressed(cave):
 
 
 def test_faults_write_nothing_to_stdout_or_stderr(cave, capfd):
-    em, seg = opened(cave, "")
+    em, seg = open_layers(cave, "")
     for place in ("image", "supervoxels"):
         for fault in ("short", "corrupt", "garbage", "missing"):
             cave.faults.clear()
@@ -328,7 +328,7 @@ def test_faults_write_nothing_to_stdout_or_stderr(cave, capfd):
 
 
 def test_no_thread_remains_after_a_fault(cave):
-    em, _ = opened(cave, "")
+    em, _ = open_layers(cave, "")
     cave.fault(PLACES["image"], "status")
     with pytest.raises(ix.errors.ChunkReadError):
         em.compute()

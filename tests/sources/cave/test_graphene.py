@@ -36,7 +36,7 @@ from tests.support.cave_server import (
     tiles,
 )
 from tests.support.slow import slow_except
-from tests.support.source_suite import SourceSuite, padded
+from tests.support.source_suite import SourceSuite, read_padded
 
 
 def segmentation(cave, when: float = NOW, **options):
@@ -693,6 +693,6 @@ class TestSource(SourceSuite):
         source = pickle.loads(pickle.dumps(self.open(folder)))
         self.SERVER.log.clear()
         box = IndexBox((1, 2, 3), (20, 30, 40))
-        np.testing.assert_array_equal(source.read(0, box), padded(self.truth()[0], box))
+        np.testing.assert_array_equal(source.read(0, box), read_padded(self.truth()[0], box))
         assert self.SERVER.count("info|provenance|oldest") == 0
         assert self.SERVER.count("/data/ws/10_10_10") == len(self.SERVER.log) - self.SERVER.count("roots_binary")

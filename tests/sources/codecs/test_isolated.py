@@ -18,7 +18,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError
 from imageryxr.sources.codecs import chunk_decoder, isolated, stream_lengths
 from imageryxr.sources.precomputed import source
-from tests.support.precomputed import opened, write_layer
+from tests.support.precomputed import open_layer, write_layer
 from tests.support.source_suite import serving
 
 pytestmark = pytest.mark.slow  # most of these tests start processes or servers
@@ -45,14 +45,14 @@ def voxels(dtype: str, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndar
     return np.asfortranarray(ids[cells][..., None])
 
 
-def encoded(encoding: str, values: np.ndarray) -> bytes:
+def encode(encoding: str, values: np.ndarray) -> bytes:
     pytest.importorskip(source.CODECS[encoding][0])
     from cloudvolume import chunks
 
     return bytes(chunks.encode(values, encoding, block_size=(8, 8, 8)))
 
 
-def decoded(stored: bytes, encoding: str, values: np.ndarray) -> np.ndarray:
+def decode(stored: bytes, encoding: str, values: np.ndarray) -> np.ndarray:
     return chunk_decoder.decode_chunk(stored, encoding, values.shape, values.dtype)
 
 
@@ -62,9 +62,9 @@ def test_decoded_voxels_equal_those_of_cloudvolume(encoding, dtype, shape):
     from cloudvolume import chunks
 
     values = voxels(dtype, shape)
-    stored = encoded(encoding, values)
+    stored = encode(encoding, values)
     theirs = chunks.decode(stored, encoding, shape=shape, dtype=values.dtype, block_size=(8, 8, 8))
-    ours = decoded(stored, encoding, values)
+    ours = decode(stored, encoding, values)
     assert ours.dtype == theirs.dtype
     np.testing.assert_array_equal(ours, theirs)
     if encoding in ("compresso", "crackle", "fpzip"):
@@ -93,8 +93,8 @@ def test_intact_compresso_of_every_form_has_the_length_that_its_header_implies(d
 def test_a_truncated_chunk_never_decodes_to_wrong_voxels(encoding, dtype):
     """A truncated chunk is an error. Truncated fpzip may still decode: its decoder ignores some of the last bytes."""
     values = voxels(dtype, (9, 6, 5, 1))
-    stored = encoded(encoding, values)
-    whole = decoded(stored, encoding, values)
+    stored = encode(encoding, values)
+    whole = decode(stored, encoding, values)
     # Each truncated fpzip stream crashes the decoder, and restarting it is slow, so fewer lengths are tried.
     step = 97 if encoding in ("fpzip", "kempressed") else 1 if len(stored) < 400 else 7
     lengths = sorted(
@@ -103,7 +103,7 @@ def test_a_truncated_chunk_never_decodes_to_wrong_voxels(encoding, dtype):
     survived = 0
     for length in lengths:
         try:
-            found = decoded(stored[:length], encoding, values)
+            found = decode(stored[:length], encoding, values)
         except chunk_decoder.DamagedChunkError:
             continue
         survived += 1
@@ -118,7 +118,7 @@ def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch
     """Corruptions are flipped bits, and replaced, removed and inserted bytes."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 20.0)
     values = voxels(dtype, (9, 6, 5, 1))
-    stored = encoded(encoding, values)
+    stored = encode(encoding, values)
     rng = np.random.default_rng(5)
     detected = 0
     for turn in range(40 if encoding in ("fpzip", "kempressed") else 120):
@@ -132,11 +132,11 @@ def test_a_corrupted_chunk_does_not_end_the_process(encoding, dtype, monkeypatch
             else:
                 damaged[place : place + int(rng.integers(9))] = rng.bytes(int(rng.integers(9)))
         try:
-            assert decoded(bytes(damaged), encoding, values).size == values.size
+            assert decode(bytes(damaged), encoding, values).size == values.size
         except chunk_decoder.DamagedChunkError:
             detected += 1
     assert detected
-    np.testing.assert_array_equal(decoded(stored, encoding, values), decoded(stored, encoding, values))
+    np.testing.assert_array_equal(decode(stored, encoding, values), decode(stored, encoding, values))
 
 
 @pytest.mark.parametrize("pins", [False, True])
@@ -148,7 +148,7 @@ def test_crackle_of_every_format_is_decoded(dtype, order, pins):
     for shape in [(9, 6, 5), (33, 31, 8), (1, 1, 1), (64, 64, 3)]:
         values = voxels("uint8" if dtype == "uint8" else "uint64", (*shape, 1)).astype(dtype)
         stored = bytes(crackle.compress(values[..., 0], allow_pins=pins, markov_model_order=order))
-        np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
+        np.testing.assert_array_equal(decode(stored, "crackle", values), values)
         for cut in (1, 2, 3, 4, 9):
             assert stream_lengths.stream_problem(stored[:-cut], "crackle", values.shape)
 
@@ -161,10 +161,10 @@ def test_crackle_of_version_0_is_decoded():
     new = bytes(crackle.compress(values[..., 0]))
     index = 29 + 4 * slices
     old = new[:4] + b"\0" + new[5:24] + new[29:index] + new[index + 4 : len(new) - 4 * (slices + 1)]
-    np.testing.assert_array_equal(decoded(old, "crackle", values), values)
+    np.testing.assert_array_equal(decode(old, "crackle", values), values)
     for cut in (1, 4, 40):
         with pytest.raises(chunk_decoder.DamagedChunkError, match="bytes, but its header states"):
-            decoded(old[:-cut], "crackle", values)
+            decode(old[:-cut], "crackle", values)
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_crackle_with_a_flipped_bit_never_decodes_to_wrong_voxels(dtype, pins):
         damaged = bytearray(stored)
         damaged[place // 8] ^= 1 << place % 8
         try:
-            np.testing.assert_array_equal(decoded(bytes(damaged), "crackle", values), values)
+            np.testing.assert_array_equal(decode(bytes(damaged), "crackle", values), values)
         except chunk_decoder.DamagedChunkError:
             detected += 1
     assert detected > 0.9 * len(places)
@@ -198,7 +198,7 @@ def test_a_header_that_states_another_shape_is_damage(encoding, monkeypatch):
         chunk_decoder, "decode_in_process", lambda *a: pytest.fail("the damaged chunk reached the decoder")
     )
     values = voxels("float32", (9, 6, 5, 1))
-    stored = encoded(encoding, values)
+    stored = encode(encoding, values)
     for shape in ((10, 6, 5, 1), (9, 6, 1, 1), (9, 6, 5, 2)):
         with pytest.raises(chunk_decoder.DamagedChunkError, match=r"its header states \(.* voxels instead of \("):
             chunk_decoder.decode_chunk(stored, encoding, shape, values.dtype)
@@ -207,7 +207,7 @@ def test_a_header_that_states_another_shape_is_damage(encoding, monkeypatch):
         damaged = bytearray(stored)
         damaged[begin + 8] ^= 1
         with pytest.raises(chunk_decoder.DamagedChunkError, match="the header of one of its"):
-            decoded(bytes(damaged), encoding, values)
+            decode(bytes(damaged), encoding, values)
 
 
 @pytest.mark.parametrize("options", [{}, {"tolerance": 0.1}, {"rate": 8}, {"correlated_dims": [True, True, False, False]}, {"correlated_dims": [False] * 4}])  # fmt: skip
@@ -245,21 +245,21 @@ def test_the_shape_in_an_fpzip_header_is_checked(dtype):
 
 def test_a_killed_decoder_is_replaced():
     values = voxels("uint64")
-    stored = encoded("crackle", values)
-    decoded(stored, "crackle", values)
+    stored = encode("crackle", values)
+    decode(stored, "crackle", values)
     assert isolated._POOL.idle
     for decoder in isolated._POOL.idle:
         decoder.process.kill()
         decoder.process.wait()
     for _ in range(3):
-        np.testing.assert_array_equal(decoded(stored, "crackle", values), values)
+        np.testing.assert_array_equal(decode(stored, "crackle", values), values)
 
 
 def test_a_decoder_that_exceeds_the_timeout_is_killed(monkeypatch):
     """With a timeout of 0 s every chunk takes too long, which is reported as damage."""
     monkeypatch.setattr(isolated, "TIMEOUT_SECONDS", 0.0)
     with pytest.raises(isolated.StreamError, match=r"crashed \(signal 9\)"):
-        isolated.decode_in_process(encoded("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
+        isolated.decode_in_process(encode("fpzip", voxels("float32", (128, 128, 64, 1))), "fpzip", 4 << 20)
 
 
 def layer(folder: Path, encoding: str, dtype: str) -> np.ndarray:
@@ -270,7 +270,7 @@ def layer(folder: Path, encoding: str, dtype: str) -> np.ndarray:
 
 
 def read(folder: Path) -> np.ndarray:
-    return opened(folder).read(0, GRID.box)
+    return open_layer(folder).read(0, GRID.box)
 
 
 def test_chunks_are_decoded_in_threads_and_processes(tmp_path):
@@ -288,21 +288,21 @@ def test_chunks_are_decoded_in_threads_and_processes(tmp_path):
 FORKED = """
 import os, sys
 from imageryxr.sources.codecs import isolated
-from tests.sources.codecs.test_isolated import encoded, decoded, voxels
+from tests.sources.codecs.test_isolated import encode, decode, voxels
 values = voxels("uint64")
-stored = encoded("crackle", values)
-assert (decoded(stored, "crackle", values) == values).all()
+stored = encode("crackle", values)
+assert (decode(stored, "crackle", values) == values).all()
 child = os.fork()
 if not child:
     try:
         assert not isolated._POOL.idle
-        good = all((decoded(stored, "crackle", values) == values).all() for _ in range(3))
+        good = all((decode(stored, "crackle", values) == values).all() for _ in range(3))
         isolated._POOL.close()
         os._exit(0 if good else 1)
     finally:
         os._exit(2)
 for _ in range(20):
-    assert (decoded(stored, "crackle", values) == values).all()
+    assert (decode(stored, "crackle", values) == values).all()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), isolated._POOL.idle[0].process.pid)
 """
 
@@ -361,7 +361,7 @@ def test_a_decoder_that_cannot_start_is_not_a_damaged_chunk(tmp_path, monkeypatc
     monkeypatch.setattr(isolated, "_POOL", isolated._Pool())
     monkeypatch.setattr(isolated.sys, "executable", str(tmp_path / "nothing"))
     with serving(tmp_path) as server, pytest.raises(ChunkReadError) as caught:
-        opened(server.url if served else tmp_path).read(0, GRID.box)
+        open_layer(server.url if served else tmp_path).read(0, GRID.box)
     assert "the decoder process cannot be started (No such file" in str(caught.value)
     assert "damaged" not in str(caught.value)
     monkeypatch.undo()

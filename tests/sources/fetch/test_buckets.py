@@ -57,7 +57,7 @@ def upload(bucket, folder: Path, prefix: str) -> None:
         bucket.client.put_object(Bucket=bucket.name, Key=key, Body=path.read_bytes(), **more)
 
 
-def opened(url: str, **options):
+def open_layer(url: str, **options):
     return open_precomputed(parse_address(f"precomputed://{url}"), **options)
 
 
@@ -70,9 +70,9 @@ def test_a_private_precomputed_bucket_is_read_with_compressed_missing_and_sharde
     ids = noise(shards.GRID.shape, "uint64")
     shards.write(tmp_path / "cells", ids, shards.spec())
     upload(bucket, tmp_path, "x")
-    source = opened(bucket.url("x/em"))
+    source = open_layer(bucket.url("x/em"))
     np.testing.assert_array_equal(source.read(0, WHOLE), values)
-    sharded = opened(bucket.url("x/cells"))
+    sharded = open_layer(bucket.url("x/cells"))
     np.testing.assert_array_equal(sharded.read(0, IndexBox.of_shape(ids.shape)), ids)
     assert fetch_info(parse_address(bucket.url("x/absent"))) is None
     bucket.client.delete_object(Bucket=bucket.name, Key=bucket.names()[-2])
@@ -88,7 +88,7 @@ def test_a_rewritten_layer_in_a_bucket_shows_its_new_voxels_when_it_is_opened_ag
         # The metadata must differ: equal ones have equal ETags, and Last-Modified has a resolution of a second.
         info = tmp_path / str(seed) / "info"
         bucket.client.put_object(Bucket=bucket.name, Key="em/info", Body=info.read_bytes() + b" " * seed)
-        np.testing.assert_array_equal(opened(bucket.url("em")).read(0, WHOLE), noise(GRID.shape, seed=seed))
+        np.testing.assert_array_equal(open_layer(bucket.url("em")).read(0, WHOLE), noise(GRID.shape, seed=seed))
 
 
 def test_skeletons_in_a_private_bucket_are_read(bucket, tmp_path):
@@ -106,7 +106,7 @@ def test_a_public_bucket_of_an_s3_compatible_server_is_read_without_credentials(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     bucket.open_to_all()
-    np.testing.assert_array_equal(opened(bucket.url("em")).read(0, WHOLE), noise(GRID.shape))
+    np.testing.assert_array_equal(open_layer(bucket.url("em")).read(0, WHOLE), noise(GRID.shape))
 
 
 def record_s3(server, monkeypatch, **variables):
@@ -209,9 +209,9 @@ def test_a_private_google_bucket_receives_a_token_that_permits_reading_only(stor
     omezarr.one_level(tmp_path / "zarr")
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         storage.files[f"/bucket/{path.relative_to(tmp_path).as_posix()}"] = path.read_bytes()
-    source = opened("gs://bucket/em")
+    source = open_layer("gs://bucket/em")
     np.testing.assert_array_equal(source.read(0, WHOLE), noise(GRID.shape))
-    zarr = omezarr.opened("gs://bucket/zarr")
+    zarr = omezarr.open_ome("gs://bucket/zarr")
     np.testing.assert_array_equal(zarr.read(0, IndexBox.of_shape(omezarr.SHAPE)), noise(omezarr.SHAPE))
     assert {r.authorization for r in storage.requests} == {"Bearer t0ken"}
     assert len(account.requests) == 1
@@ -234,7 +234,7 @@ def test_a_redirect_from_google_carries_no_token(storage, account):
     with recording() as other:
         storage.moved["/bucket/em/info"] = f"{other.url()}/bucket/em/info"
         with pytest.raises(ix.ImageryError):
-            opened("gs://bucket/em")
+            open_layer("gs://bucket/em")
         assert {r.authorization for r in storage.requests} == {"Bearer t0ken"}
         assert not other.secrets
 
@@ -243,7 +243,7 @@ def test_rejected_credentials_of_google_are_an_error_without_secrets(storage, ac
     account.files.clear()
     account.answer = lambda request: (400, b'{"error": "invalid_grant", "error_description": "gone"}', {})
     with pytest.raises(ix.errors.AuthError, match=r"key\.json were rejected") as caught:
-        opened("gs://bucket/em")
+        open_layer("gs://bucket/em")
     assert "PRIVATE" not in str(caught.value)
 
 
@@ -251,18 +251,18 @@ def test_a_damaged_key_file_is_an_error(storage, tmp_path, monkeypatch):
     (tmp_path / "key.json").write_text("{}")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     with pytest.raises(ix.errors.AuthError, match=r"key\.json"):
-        opened("gs://bucket/em")
+        open_layer("gs://bucket/em")
 
 
 def test_a_public_google_bucket_is_read_without_credentials(storage):
     with pytest.raises(ix.errors.SourceNotFoundError):
-        opened("gs://bucket/em")
+        open_layer("gs://bucket/em")
     assert [r.authorization for r in storage.requests] == [None]
 
 
 def test_requester_pays_on_google_requires_the_name_of_a_project(storage):
     with pytest.raises(ix.errors.OptionError, match="does not name the project"):
-        opened("gs://bucket/em", connection=ix.Connection(requester_pays=True))
+        open_layer("gs://bucket/em", connection=ix.Connection(requester_pays=True))
 
 
 @pytest.mark.parametrize("value", [None, 1, "a\nb", "ä"])

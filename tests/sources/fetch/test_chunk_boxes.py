@@ -22,7 +22,7 @@ from imageryxr.sources.fetch.memory_cache import MemoryCache, Stored
 from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support import omezarr, precomputed, shards
-from tests.support.source_suite import boxes_of, noise, padded, serving
+from tests.support.source_suite import boxes_of, noise, read_padded, serving
 
 GRID = Grid((19, 35, 37), (8, 8, 40), (-21, 5, 3))  # chunks of 8 × 16 × 16 voxels, cut off at the end
 
@@ -33,10 +33,10 @@ def write_precomputed(folder: Path, encoding: str, dtype: str, *, channels: int 
     kind = "segmentation" if "seg" in encoding else "image"
     precomputed.write_layer(folder, [stored], [GRID], kind=kind, encoding=encoding)
     return (
-        precomputed.opened(folder, channel=1).read(0, GRID.box)
+        precomputed.open_layer(folder, channel=1).read(0, GRID.box)
         if channels
         else (
-            precomputed.opened(folder).read(0, GRID.box)  # the voxels after a lossy compression
+            precomputed.open_layer(folder).read(0, GRID.box)  # the voxels after a lossy compression
         )
     )
 
@@ -74,7 +74,7 @@ FORMS = {
 }
 
 
-def opened(form: str, url: str, **options):
+def open_form(form: str, url: str, **options):
     if form.startswith("zarr"):
         return open_omezarr(parse_address(f"zarr://{url}"), **({"channel": 1} if "channels" in form else {}), **options)
     return open_precomputed(
@@ -123,9 +123,9 @@ def count_chunk_requests(requested: list[str]) -> Counter:
 @pytest.mark.fast_forms(4)
 def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     form, server, truth = volume
-    source = opened(form, server.url)
+    source = open_form(form, server.url)
     for box in slices_of(truth.shape):
-        np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+        np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
     counted = count_chunk_requests(server.requested)
     assert "shard" in form or set(counted.values()) == {1}
     server.requested.clear()
@@ -133,7 +133,7 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
     boxes = [*slices_of(truth.shape)[::-1], *boxes_of(truth.shape, 30), IndexBox.of_shape(truth.shape)]
     for box in boxes * 2:
         found = source.read(0, box)
-        np.testing.assert_array_equal(found, padded(truth, box))
+        np.testing.assert_array_equal(found, read_padded(truth, box))
         assert found.flags.writeable
         found[...] = 0  # the caller may change the array: the cache does not contain it
     assert all(number == 1 for path, number in count_chunk_requests(server.requested).items() if "shard" not in form)
@@ -143,7 +143,7 @@ def test_slices_and_boxes_that_are_read_again_equal_the_stored_voxels(volume):
 @pytest.mark.fast_forms(3)
 def test_a_cached_box_is_read_without_looking_up_its_chunks(volume, monkeypatch):
     form, server, truth = volume
-    source = opened(form, server.url)
+    source = open_form(form, server.url)
     first, second = slices_of(truth.shape)[:2]
     if "whole slices" not in form:
         source.read(0, first)
@@ -152,7 +152,7 @@ def test_a_cached_box_is_read_without_looking_up_its_chunks(volume, monkeypatch)
     monkeypatch.setattr(MemoryCache, "get_decoded", None)
     server.requested.clear()
     before = ix.sources.fetch.traffic.traffic()
-    np.testing.assert_array_equal(source.read(0, second), padded(truth, second))
+    np.testing.assert_array_equal(source.read(0, second), read_padded(truth, second))
     assert server.requested == []
     assert ix.sources.fetch.traffic.traffic().since(before).in_memory > 0
 
@@ -162,11 +162,11 @@ def test_a_cached_box_is_read_without_looking_up_its_chunks(volume, monkeypatch)
 @pytest.mark.usefixtures("small_cache")
 def test_a_cache_that_drops_chunks_between_slices_returns_the_stored_voxels(volume, limit):
     form, server, truth = volume
-    source = opened(form, server.url, connection=ix.Connection(memory_cache=limit))
+    source = open_form(form, server.url, connection=ix.Connection(memory_cache=limit))
     near = IndexBox((1, 3, 2), (12, 20, 30))  # overlaps four chunks of most volumes
     boxes = [near.with_axis(0, z, z + 1) for z in range(1, 12, 2)] + boxes_of(truth.shape, 3)
     for box in [*boxes, *boxes[::-1], *(box for box in boxes[:2] for _ in range(3))]:
-        np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+        np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
         check_bound(memory_cache.cache, limit)
 
 
@@ -198,7 +198,7 @@ def owner_of(values) -> tuple[int, int]:
 @pytest.mark.usefixtures("small_cache")
 def test_two_threads_that_scroll_at_once_read_the_stored_voxels(volume, limit):
     form, server, truth = volume
-    source = opened(form, server.url, connection=ix.Connection(memory_cache=limit))
+    source = open_form(form, server.url, connection=ix.Connection(memory_cache=limit))
     up = [IndexBox((z, 3, 2), (z + 1, 20, 30)) for z in range(1, 12, 2)] * 3
     start = threading.Barrier(2)
 
@@ -209,7 +209,7 @@ def test_two_threads_that_scroll_at_once_read_the_stored_voxels(volume, limit):
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(scroll, [up, up[::-1]]):
             for box, values in found:
-                np.testing.assert_array_equal(values, padded(truth, box))
+                np.testing.assert_array_equal(values, read_padded(truth, box))
     check_bound(memory_cache.cache, limit)
 
 
@@ -218,9 +218,9 @@ def test_a_cached_chunk_does_not_keep_a_response_with_several_chunks_in_memory(t
     sizes = {"chunks": (4, 8, 8), "shards": (20, 40, 40), "compressors": None}
     truth = write_zarr(tmp_path, **sizes)
     with serving(tmp_path) as server:
-        source = opened("zarr3", server.url)
+        source = open_form("zarr3", server.url)
         for box in (*slices_of(truth.shape)[:1], *boxes_of(truth.shape, 3)):
-            np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+            np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
             check_bound(memory_cache.cache, source.connection.cache_bytes)
         count = len(memory_cache.cache._encoded._values)
         assert memory_cache.cache.size == count * 4 * 8 * 8 * truth.itemsize
@@ -235,10 +235,10 @@ def test_scales_that_share_a_folder_are_not_confused(tmp_path):
     info["scales"].append({**first, **other})
     (tmp_path / "info").write_text(json.dumps(info))
     with serving(tmp_path) as server:
-        source, box = opened("raw", server.url), IndexBox((0, 1, 2), (3, 30, 16))
+        source, box = open_form("raw", server.url), IndexBox((0, 1, 2), (3, 30, 16))
         for _ in range(2):
-            np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
-            np.testing.assert_array_equal(source.read(1, box), padded(truth[..., 16:], box))
+            np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
+            np.testing.assert_array_equal(source.read(1, box), read_padded(truth[..., 16:], box))
 
 
 @pytest.mark.fast_forms(3)
@@ -246,11 +246,11 @@ def test_a_connection_without_a_cache_does_not_use_cached_boxes(volume):
     form, server, truth = volume
     box = IndexBox((0, 0, 0), (2, 20, 20))
     for _ in range(2):
-        opened(form, server.url).read(0, box)
-    without = opened(form, server.url, connection=ix.Connection(memory_cache=0))
+        open_form(form, server.url).read(0, box)
+    without = open_form(form, server.url, connection=ix.Connection(memory_cache=0))
     for _ in range(2):
         server.requested.clear()
-        np.testing.assert_array_equal(without.read(0, box), padded(truth, box))
+        np.testing.assert_array_equal(without.read(0, box), read_padded(truth, box))
         assert count_chunk_requests(server.requested)
 
 
@@ -263,12 +263,12 @@ def test_a_missing_chunk_is_requested_again_by_the_next_read(tmp_path, missing):
     chunk.unlink()
     holed[:8, 16:32, 16:32] = 0
     with serving(tmp_path) as server:
-        source = opened("raw", server.url, missing=missing)
+        source = open_form("raw", server.url, missing=missing)
         for box in slices_of(truth.shape)[:4]:
-            np.testing.assert_array_equal(source.read(0, box), padded(holed, box))
+            np.testing.assert_array_equal(source.read(0, box), read_padded(holed, box))
         chunk.write_bytes(body)
         for box in slices_of(truth.shape):
-            np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+            np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
 
 
 def test_chunks_that_a_shard_leaves_out_are_the_fill_value(tmp_path):
@@ -278,14 +278,14 @@ def test_chunks_that_a_shard_leaves_out_are_the_fill_value(tmp_path):
     sizes = {"chunks": (4, 8, 8), "shards": (8, 16, 16), "fill_value": 9}
     omezarr.write_ome(tmp_path, [truth], image, **sizes)
     with serving(tmp_path) as server:
-        source = opened("zarr3", server.url)
+        source = open_form("zarr3", server.url)
         inside = [IndexBox((z, 2, 1), (z + 1, 16, 15)) for z in range(8)]
         for _ in range(2):
             for box in inside:
-                np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+                np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
         assert len(count_chunk_requests(server.requested)) == 1
         for box in slices_of(truth.shape):  # other shards do not exist
-            np.testing.assert_array_equal(source.read(0, box), padded(truth, box))
+            np.testing.assert_array_equal(source.read(0, box), read_padded(truth, box))
 
 
 @pytest.mark.parametrize("form", ["raw", "segmentation", "zarr3"])
@@ -293,7 +293,7 @@ def test_a_source_that_is_opened_after_objects_were_replaced_reads_the_new_ones(
     before = FORMS[form](tmp_path)
     with serving(tmp_path) as server:
         server.stamps = ("ETag",)
-        source, boxes = opened(form, server.url), slices_of(before.shape)
+        source, boxes = open_form(form, server.url), slices_of(before.shape)
         for box in boxes:
             source.read(0, box)
         chunks = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json",))
@@ -306,13 +306,13 @@ def test_a_source_that_is_opened_after_objects_were_replaced_reads_the_new_ones(
         for name in ("info", "zarr.json"):
             for path in tmp_path.rglob(name):
                 path.write_bytes(path.read_bytes())
-        after = opened(form, server.url)
+        after = open_form(form, server.url)
         found = [after.read(0, box) for box in boxes]
-        expected = [opened(form, str(tmp_path)).read(0, box) for box in boxes]
+        expected = [open_form(form, str(tmp_path)).read(0, box) for box in boxes]
         np.testing.assert_array_equal(found, expected)
-        assert not np.array_equal(found, [padded(before, box) for box in boxes])
+        assert not np.array_equal(found, [read_padded(before, box) for box in boxes])
         for box in boxes:  # an open source shows the state at its opening
-            np.testing.assert_array_equal(source.read(0, box), padded(before, box))
+            np.testing.assert_array_equal(source.read(0, box), read_padded(before, box))
 
 
 def _is_whole(path: Path, form: str) -> bool:
@@ -324,11 +324,11 @@ def _is_whole(path: Path, form: str) -> bool:
 def test_a_callback_receives_all_voxels_of_a_box_that_is_read_again(tmp_path):
     truth = FORMS["segmentation"](tmp_path)
     with serving(tmp_path) as server:
-        source = opened("segmentation", server.url)
+        source = open_form("segmentation", server.url)
         for box in slices_of(truth.shape)[:3] * 2:
             parts = []
             found = source.read_inside(0, box, lambda part, parts=parts: parts.append(part.copy()))
-            np.testing.assert_array_equal(found, padded(truth, box))
+            np.testing.assert_array_equal(found, read_padded(truth, box))
             assert sum(part.size for part in parts) == found.size
             assert set(np.unique(np.concatenate([p.ravel() for p in parts]))) == set(np.unique(found))
 
@@ -337,7 +337,7 @@ def test_a_callback_receives_all_voxels_of_a_box_that_is_read_again(tmp_path):
 # the cache
 
 
-def filled(limit: int, count: int, *, decoded: bool = True) -> MemoryCache:
+def filled_cache(limit: int, count: int, *, decoded: bool = True) -> MemoryCache:
     """Return a cache of chunks of 10 bytes, with their decoded voxels as copies or as views of those bytes."""
     cache = MemoryCache()
     for key in range(count):
@@ -353,7 +353,7 @@ def pairs(*keys: int) -> list[tuple[int, str]]:
 
 
 def test_a_cached_box_lists_its_chunks_in_the_given_order():
-    cache = filled(1000, 4)
+    cache = filled_cache(1000, 4)
     cache.put_box("box", [*pairs(3, 1), None], np.zeros(10, "u1"))
     assert [chunk[0] for chunk in cache.get_box("box").chunks] == [3, 1, 0]
     assert cache.get_box("other") is None
@@ -366,7 +366,7 @@ def test_a_cached_box_lists_its_chunks_in_the_given_order():
 @pytest.mark.parametrize("decoded", [True, False])
 def test_a_box_with_a_dropped_chunk_is_dropped(decoded):
     limit = 80 if decoded else 60
-    cache = filled(limit, 4, decoded=decoded)
+    cache = filled_cache(limit, 4, decoded=decoded)
     cache.put_box("box", pairs(0, 1))
     cache.put_box("same", pairs(0, 1))
     cache.put_box("other", pairs(2, 3))
@@ -385,7 +385,7 @@ def test_a_box_with_a_dropped_chunk_is_dropped(decoded):
 
 
 def test_the_chunks_of_a_used_box_are_the_most_recently_used():
-    cache = filled(50, 5, decoded=False)
+    cache = filled_cache(50, 5, decoded=False)
     cache.put_box("box", pairs(0, 2))
     for key in (1, 0, 3, 2, 4):
         cache.get(key)
@@ -397,7 +397,7 @@ def test_the_chunks_of_a_used_box_are_the_most_recently_used():
 
 
 def test_storing_a_chunk_again_drops_its_boxes():
-    cache = filled(1000, 2)
+    cache = filled_cache(1000, 2)
     cache.put_box("box", pairs(0, 1))
     cache.put(0, Stored(bytes(10)), 1000)
     assert cache.get_box("box") is None
@@ -405,7 +405,7 @@ def test_storing_a_chunk_again_drops_its_boxes():
 
 def test_the_number_of_chunks_in_boxes_is_bounded(monkeypatch):
     monkeypatch.setattr(memory_cache, "_LISTED", 10)
-    cache = filled(1000, 4)
+    cache = filled_cache(1000, 4)
     for name in range(8):
         cache.put_box(name, pairs(0, 1, 2, 3))
         cache.get_box(0)

@@ -186,7 +186,7 @@ def open_points(served: Served, cache: Path) -> xr.Dataset:
 
 @pytest.mark.parametrize("sharding", [None, ANNOTATION_SHARDS])
 def test_annotations_are_cached(served, tmp_path, sharding):
-    annotations.write_levels(served.folder, "point", annotations.some_annotations("point"), sharding)
+    annotations.write_levels(served.folder, "point", annotations.random_annotations("point"), sharding)
     first = open_points(served, tmp_path / "cache")
     bodies, unchanged = served.counts()
     assert bodies > 0
@@ -199,7 +199,7 @@ def test_annotations_are_cached(served, tmp_path, sharding):
 
 
 def test_annotations_that_cannot_be_decoded_are_not_cached(served, tmp_path):
-    annotations.write_levels(served.folder, "point", annotations.some_annotations("point", 5))
+    annotations.write_levels(served.folder, "point", annotations.random_annotations("point", 5))
     for file in served.folder.glob("spatial*/*"):
         file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ix.errors.ChunkReadError, match="is damaged"):

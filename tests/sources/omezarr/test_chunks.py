@@ -15,7 +15,7 @@ from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.precomputed import write_layer
-from tests.support.source_suite import boxes_of, noise, padded, serving
+from tests.support.source_suite import boxes_of, noise, read_padded, serving
 from tests.support.zarr_arrays import ARRAYS, SHAPE, metadata_of, read_slices, write
 
 
@@ -45,7 +45,9 @@ def test_axes_in_any_order_are_read_as_z_y_x(tmp_path, axes):
         picks = {"time": 2 if "t" in axes else None, "channel": 3 if "c" in axes else None}
         source = open_omezarr(parse_address(f"zarr://{server.url}"), **picks)
         for box in boxes_of((9 if "z" in axes else 1, 21, 17), 6) * 2:  # the second pass reads from the memory cache
-            np.testing.assert_array_equal(source.read(0, box), padded(truth[None] if truth.ndim < 3 else truth, box))
+            np.testing.assert_array_equal(
+                source.read(0, box), read_padded(truth[None] if truth.ndim < 3 else truth, box)
+            )
 
 
 def write_image(folder: Path, shape, **options) -> None:

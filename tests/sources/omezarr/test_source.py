@@ -35,9 +35,9 @@ from imageryxr.sources.fetch import client as web
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.omezarr.open import open_omezarr
 from imageryxr.sources.resolve import resolve_source
-from tests.support.omezarr import SHAPE, axes_of, level, one_level, opened, write_ome
+from tests.support.omezarr import SHAPE, axes_of, level, one_level, open_ome, write_ome
 from tests.support.slow import slow_except
-from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, padded, serving
+from tests.support.source_suite import SourceSuite, boxes_of, dead_url, noise, read_padded, serving
 
 
 class Images(SourceSuite):
@@ -58,7 +58,7 @@ class Images(SourceSuite):
         write_ome(folder, self.truth(), multiscale, version=self.VERSION, **self.KWARGS)
 
     def open(self, folder):
-        return opened(folder)
+        return open_ome(folder)
 
     def grids(self):
         return list(self.GRIDS)
@@ -76,10 +76,10 @@ class Images(SourceSuite):
         copy = folder.parent / f"{folder.name}-copy"
         shutil.copytree(folder, copy, dirs_exist_ok=True)
         return [
-            opened(folder, missing="fill"),
-            opened(folder, missing="warn"),
-            opened(folder, assume="corner"),
-            opened(copy),
+            open_ome(folder, missing="fill"),
+            open_ome(folder, missing="warn"),
+            open_ome(folder, assume="corner"),
+            open_ome(copy),
         ]
 
 
@@ -121,11 +121,11 @@ class TestOverHttp(Images):
             yield path
 
     def open(self, folder):
-        return opened(self.SERVER.url) if folder == self.SERVER.folder else opened(folder)
+        return open_ome(self.SERVER.url) if folder == self.SERVER.folder else open_ome(folder)
 
     def test_reading_an_open_source_requests_chunks_only(self, folder):
         # With so few concurrent requests, opening requests no arrays that the group does not list.
-        source = opened(self.SERVER.url, connection=Connection(concurrency=2))
+        source = open_ome(self.SERVER.url, connection=Connection(concurrency=2))
         self.SERVER.requested.clear()
         source.read(0, IndexBox((0, 0, 0), (8, 16, 17)))
         assert set(self.SERVER.requested) == {"/0/c/0/0/0", "/0/c/0/0/1"}
@@ -140,26 +140,26 @@ class TestOverHttp(Images):
 )  # fmt: skip
 def test_assume_selects_the_point_of_a_voxel_that_a_translation_states(tmp_path, assume, first, offset):
     one_level(tmp_path, (40, 8, 8), (400, 2004, 801))
-    grid = opened(tmp_path, assume=assume).levels[0].grid
+    grid = open_ome(tmp_path, assume=assume).levels[0].grid
     assert grid.voxel_offset == offset
     assert tuple(a.centers()[0] for a in grid.axes[::-1]) == first
 
 
 def test_a_missing_translation_is_0(tmp_path):
     one_level(tmp_path)
-    assert opened(tmp_path).levels[0].grid.voxel_offset == (-0.5, -0.5, -0.5)
-    assert opened(tmp_path, assume="corner").levels[0].grid.voxel_offset == (0, 0, 0)
+    assert open_ome(tmp_path).levels[0].grid.voxel_offset == (-0.5, -0.5, -0.5)
+    assert open_ome(tmp_path, assume="corner").levels[0].grid.voxel_offset == (0, 0, 0)
 
 
 def test_an_unknown_assume_is_an_error(tmp_path):
     with pytest.raises(OptionError, match="assume='edge' must be 'center' or 'corner'"):
-        opened(tmp_path, assume="edge")
+        open_ome(tmp_path, assume="edge")
 
 
 def test_multiscale_transformations_apply_after_those_of_datasets(tmp_path):
     whole = [{"type": "scale", "scale": [1, 2, 2]}, {"type": "translation", "translation": [0, 8, 16]}]
     one_level(tmp_path, (40, 4, 4), (20, 2, 2), whole=whole)
-    grid = opened(tmp_path, assume="corner").levels[0].grid
+    grid = open_ome(tmp_path, assume="corner").levels[0].grid
     assert grid.resolution == (8, 8, 40)
     assert grid.voxel_offset == (2.5, 1.5, 0.5)  # (2·2 + 16) / 8, (2·2 + 8) / 8, 20 / 40
 
@@ -179,7 +179,7 @@ def test_multiscale_transformations_apply_after_those_of_datasets(tmp_path):
 )
 def test_units_are_converted_to_nm(tmp_path, unit, scale, resolution):
     one_level(tmp_path, scale, [s * 5.5 for s in scale], unit)
-    grid = opened(tmp_path).levels[0].grid
+    grid = open_ome(tmp_path).levels[0].grid
     assert grid.resolution == resolution
     assert grid.voxel_offset == (5, 5, 5)
 
@@ -187,13 +187,13 @@ def test_units_are_converted_to_nm(tmp_path, unit, scale, resolution):
 def test_an_unknown_unit_is_an_error(tmp_path):
     one_level(tmp_path, unit="parsecond")
     with pytest.raises(SourceError, match="'parsecond' along z: .*not a known unit of length.*nanometer"):
-        opened(tmp_path)
+        open_ome(tmp_path)
 
 
 def test_missing_units_are_nm_with_a_warning(tmp_path):
     one_level(tmp_path, unit=None)
     with pytest.warns(ImageryWarning, match="states no unit for z, y, x; nanometres are assumed"):
-        assert opened(tmp_path).levels[0].grid.resolution == (8, 8, 40)
+        assert open_ome(tmp_path).levels[0].grid.resolution == (8, 8, 40)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_axes_may_be_in_any_order(tmp_path, order, version):
     write_ome(tmp_path, [values], multiscale, version=version, chunks=tuple(min(n, 7) for n in values.shape))
     for time in range(2 if "t" in order else 1):
         for channel in range(3 if "c" in order else 1):
-            source = opened(tmp_path, channel=channel, time=time)
+            source = open_ome(tmp_path, channel=channel, time=time)
             assert source.levels[0].grid.resolution == (8, 10, 40 if "z" in order else 8)
             plane = values[tuple({"t": time, "c": channel}.get(a, slice(None)) for a in order)]
             left = [a for a in order if a in "zyx"]
@@ -221,28 +221,28 @@ def test_axes_may_be_in_any_order(tmp_path, order, version):
             for box in boxes_of(truth.shape):
                 found = source.read(0, box)
                 assert found.flags.c_contiguous
-                np.testing.assert_array_equal(found, padded(truth, box))
+                np.testing.assert_array_equal(found, read_padded(truth, box))
 
 
 def test_several_channels_and_times_must_be_chosen(tmp_path):
     values = np.zeros((2, 3, 4, 8, 8), "uint8")
     write_ome(tmp_path, [values], {"axes": axes_of("tczyx"), "datasets": [level("0", (1, 1, 40, 8, 8))]})
     with pytest.raises(ChoiceError, match="3 channels; choose one with channel=0 to channel=2") as caught:
-        opened(tmp_path, time=0)
+        open_ome(tmp_path, time=0)
     for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
         assert (error.what, error.count, str(error)) == ("channel", 3, str(caught.value))
     with pytest.raises(ChoiceError, match="2 times; choose one with time=0 to time=1") as caught:
-        opened(tmp_path, channel=0)
+        open_ome(tmp_path, channel=0)
     assert (caught.value.what, caught.value.count) == ("time", 2)
     with pytest.raises(SourceError, match="no channel=3: its channels are 0 to 2"):
-        opened(tmp_path, channel=3, time=0)
-    assert opened(tmp_path, channel=0, time=0) != opened(tmp_path, channel=0, time=1)
+        open_ome(tmp_path, channel=3, time=0)
+    assert open_ome(tmp_path, channel=0, time=0) != open_ome(tmp_path, channel=0, time=1)
 
 
 def test_spatial_axes_with_other_names_are_z_y_x_in_order(tmp_path):
     axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in ("depth", "row", "column")]
     one_level(tmp_path, (40, 9, 8), axes=axes)
-    assert opened(tmp_path).levels[0].grid.resolution == (8, 9, 40)
+    assert open_ome(tmp_path).levels[0].grid.resolution == (8, 9, 40)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_unsupported_axes_are_an_error(tmp_path, axes):
     document["attributes"]["ome"]["multiscales"][0]["axes"] = axes
     (tmp_path / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(SourceError, match="has the axes .*supported are y and x"):
-        opened(tmp_path)
+        open_ome(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -274,9 +274,9 @@ def test_contrast_limits_are_those_of_the_selected_channel(tmp_path):
     values = np.zeros((3, 4, 8, 8), "uint8")
     multiscale = {"axes": axes_of("czyx"), "datasets": [level("0", (1, 40, 8, 8))]}
     write_ome(tmp_path, [values], multiscale, more={"omero": {"channels": windows}})
-    assert opened(tmp_path, channel=0).attrs == {"contrast_limits": (3.0, 200.0)}
-    assert opened(tmp_path, channel=1).attrs == {"contrast_limits": (7.0, 90.0)}
-    assert opened(tmp_path, channel=2).attrs == {}
+    assert open_ome(tmp_path, channel=0).attrs == {"contrast_limits": (3.0, 200.0)}
+    assert open_ome(tmp_path, channel=1).attrs == {"contrast_limits": (7.0, 90.0)}
+    assert open_ome(tmp_path, channel=2).attrs == {}
 
 
 def write_image_with_labels(folder: Path, version: str, ids: np.ndarray) -> None:
@@ -312,7 +312,7 @@ def test_the_first_of_several_multiscales_is_opened(tmp_path):
     document = json.loads((tmp_path / "zarr.json").read_text())
     document["attributes"]["ome"]["multiscales"].append({"axes": [], "datasets": []})
     (tmp_path / "zarr.json").write_text(json.dumps(document))
-    assert len(opened(tmp_path).levels) == 1
+    assert len(open_ome(tmp_path).levels) == 1
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
@@ -321,28 +321,28 @@ def test_every_dtype_is_read(tmp_path, version):
     for dtype in ("bool", ">u2", "<i4", "float32", "int64"):
         values = (noise(SHAPE, "uint16") % 2).astype(dtype)
         write_ome(tmp_path / dtype, [values], dict(multiscale), version=version)
-        found = opened(tmp_path / dtype).read(0, IndexBox.of_shape(SHAPE))
+        found = open_ome(tmp_path / dtype).read(0, IndexBox.of_shape(SHAPE))
         assert found.dtype == (np.uint8 if dtype == "bool" else values.dtype.newbyteorder("="))
-        assert opened(tmp_path / dtype).dtype == found.dtype
+        assert open_ome(tmp_path / dtype).dtype == found.dtype
         np.testing.assert_array_equal(found, values)
     with pytest.raises(LayerError, match="float32, but ids are integers"):
         resolve_source(tmp_path / "float32", "segmentation")
     write_ome(tmp_path / "complex", [np.zeros(SHAPE, "complex64")], dict(multiscale), version=version)
     with pytest.raises(SourceError, match="supported are integers, floats and booleans"):
-        opened(tmp_path / "complex")
+        open_ome(tmp_path / "complex")
 
 
 def test_levels_of_different_dtypes_keep_their_dtypes(tmp_path):
     values = [noise((4, 8, 8)), noise((4, 4, 4), "uint16").astype("float32")]
     datasets = [level("0", (40, 8, 8)), level("1", (40, 16, 16))]
     write_ome(tmp_path, values, {"axes": axes_of("zyx"), "datasets": datasets})
-    source = opened(tmp_path)
+    source = open_ome(tmp_path)
     assert (source.dtype, [lv.dtype for lv in source.levels]) == (np.dtype("uint8"), [None, "float32"])
     for mip, stored in enumerate(values):
         for box in boxes_of(stored.shape):
             found = source.read(mip, box)
             assert found.dtype == stored.dtype
-            np.testing.assert_array_equal(found, padded(stored, box))
+            np.testing.assert_array_equal(found, read_padded(stored, box))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -368,7 +368,7 @@ class TestMissing:
         values = write_holed(tmp_path, **options)
         box = IndexBox.of_shape(values.shape)
         with pytest.raises(MissingChunkError) as caught:
-            opened(tmp_path, missing="raise").read(0, box)
+            open_ome(tmp_path, missing="raise").read(0, box)
         message = str(caught.value)
         assert f"{tmp_path}, mip 0 (8 × 8 × 40 nm), box (0, 0, 0) to (48, 48, 16)" in message
         assert "does not have 1 of the chunks it needs: (16, 16, 0) to (32, 32, 8) in voxels" in message
@@ -376,22 +376,24 @@ class TestMissing:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for part in boxes_of(values.shape, 4):
-                np.testing.assert_array_equal(opened(tmp_path, missing="fill").read(0, part), padded(values, part))
-                np.testing.assert_array_equal(opened(tmp_path).read(0, part), padded(values, part))
+                np.testing.assert_array_equal(
+                    open_ome(tmp_path, missing="fill").read(0, part), read_padded(values, part)
+                )
+                np.testing.assert_array_equal(open_ome(tmp_path).read(0, part), read_padded(values, part))
             beside = IndexBox((8, 0, 0), (16, 48, 48))
-            np.testing.assert_array_equal(opened(tmp_path, missing="raise").read(0, beside), values[beside.slices()])
+            np.testing.assert_array_equal(open_ome(tmp_path, missing="raise").read(0, beside), values[beside.slices()])
         with pytest.warns(MissingChunkWarning, match=r"mip 0: 1 missing chunk is .*: \(16, 16, 0\) to \(32, 32, 8\)"):
-            np.testing.assert_array_equal(opened(tmp_path, missing="warn").read(0, box), values)
+            np.testing.assert_array_equal(open_ome(tmp_path, missing="warn").read(0, box), values)
 
     def test_stored_background_is_not_a_missing_chunk(self, tmp_path):
         values = write_holed(tmp_path, config={"write_empty_chunks": True})
-        source = opened(tmp_path, missing="raise")
+        source = open_ome(tmp_path, missing="raise")
         np.testing.assert_array_equal(source.read(0, IndexBox.of_shape(values.shape)), values)
 
     def test_a_chunk_left_out_of_a_shard_is_not_a_missing_chunk(self, tmp_path):
         values = write_holed(tmp_path, chunks=(4, 8, 8), shards=(8, 32, 32))
         np.testing.assert_array_equal(
-            opened(tmp_path, missing="raise").read(0, IndexBox.of_shape(values.shape)), values
+            open_ome(tmp_path, missing="raise").read(0, IndexBox.of_shape(values.shape)), values
         )
 
     def test_missing_chunks_of_other_channels_are_ignored(self, tmp_path):
@@ -400,11 +402,11 @@ class TestMissing:
             tmp_path, [values], {"axes": axes_of("czyx"), "datasets": [level("0", (1, 40, 8, 8))]}, chunks=(1, 4, 8, 8)
         )
         box = IndexBox((0, 0, 0), (4, 16, 16))
-        np.testing.assert_array_equal(opened(tmp_path, channel=1).read(0, box), values[1])
+        np.testing.assert_array_equal(open_ome(tmp_path, channel=1).read(0, box), values[1])
         with pytest.raises(
             MissingChunkError, match=r"4 of the chunks it needs: .*\(0, 8, 0\) to \(8, 16, 4\).*and 1 more"
         ):
-            opened(tmp_path, channel=0, assume="corner", missing="raise").read(0, box)
+            open_ome(tmp_path, channel=0, assume="corner", missing="raise").read(0, box)
 
     @pytest.mark.parametrize("missing", [None, "raise", "fill"])
     @pytest.mark.parametrize("size", [0, 40])
@@ -414,24 +416,24 @@ class TestMissing:
         file = tmp_path / "0" / "c" / "1" / "2" / "2"
         file.write_bytes(file.read_bytes()[:size])
         with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
-            opened(tmp_path, missing=missing).read(0, IndexBox((8, 32, 32), (16, 48, 48)))
+            open_ome(tmp_path, missing=missing).read(0, IndexBox((8, 32, 32), (16, 48, 48)))
         assert not isinstance(caught.value, MissingChunkError)
         assert str(tmp_path) in str(caught.value)
-        np.testing.assert_array_equal(opened(tmp_path).read(0, IndexBox((0, 0, 0), (8, 16, 48))), values[:8, :16])
+        np.testing.assert_array_equal(open_ome(tmp_path).read(0, IndexBox((0, 0, 0), (8, 16, 48))), values[:8, :16])
 
 
 class TestNoImage:
     def test_a_missing_volume_is_an_error(self, tmp_path):
         with pytest.raises(SourceNotFoundError, match="there is no folder"):
-            opened(tmp_path / "absent")
+            open_ome(tmp_path / "absent")
         with pytest.raises(SourceNotFoundError, match=r"neither .*/zarr.json \(Zarr v3\) nor .*/.zattrs \(Zarr v2\)"):
-            opened(tmp_path)
+            open_ome(tmp_path)
 
     @pytest.mark.parametrize("form", [2, 3])
     def test_a_bare_array_is_an_error_with_advice(self, tmp_path, form):
         one_level(tmp_path, version="0.5" if form == 3 else "0.4")
         with pytest.raises(SourceError, match="bare Zarr array.*its parent group") as caught:
-            opened(tmp_path / "s0")
+            open_ome(tmp_path / "s0")
         assert f"zarr://file://{tmp_path})" in str(caught.value)
         assert "imageryxr.Grid" in str(caught.value)
 
@@ -439,7 +441,7 @@ class TestNoImage:
     def test_a_group_without_metadata_is_an_error_with_advice(self, tmp_path, form):
         zarr.open_group(str(tmp_path), mode="w", zarr_format=form)
         with pytest.raises(SourceError, match=r"no 'multiscales'.*dask\.array\.from_zarr"):
-            opened(tmp_path)
+            open_ome(tmp_path)
 
     @pytest.mark.parametrize(
         ("attributes", "message"),
@@ -451,13 +453,13 @@ class TestNoImage:
     def test_a_group_of_images_lists_them(self, tmp_path, attributes, message):
         zarr.open_group(str(tmp_path), mode="w", zarr_format=2).attrs.update(attributes)
         with pytest.raises(SourceError, match=message):
-            opened(tmp_path)
+            open_ome(tmp_path)
 
     @pytest.mark.parametrize("text", ["<html>", "[1]"])
     def test_invalid_json_is_an_error(self, tmp_path, text):
         (tmp_path / "zarr.json").write_text(text)
         with pytest.raises(SourceError, match=r"zarr\.json (is not JSON|contains a list)"):
-            opened(tmp_path)
+            open_ome(tmp_path)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -483,7 +485,7 @@ class TestNoImage:
         document["attributes"]["ome"]["multiscales"][0].update(change)
         (tmp_path / "zarr.json").write_text(json.dumps(document))
         with pytest.raises(SourceError, match=message):
-            opened(tmp_path)
+            open_ome(tmp_path)
 
     def test_unsupported_protocols_are_errors(self):
         with pytest.raises(SourceError, match="read from file, http, https, s3, gs, not from mem://"):
@@ -499,7 +501,7 @@ class TestNoImage:
         else:
             document["compressor"] = {"id": "jetzt"}
         file.write_text(json.dumps(document))
-        source = opened(tmp_path)
+        source = open_ome(tmp_path)
         assert source.levels[0].encoding == "jetzt"
         for use in (lambda: source.check(0), lambda: source.read(0, IndexBox((0, 0, 0), (1, 1, 1)))):
             with pytest.raises(CodecError, match="codec 'jetzt', which is not registered here; import the package"):
@@ -545,12 +547,12 @@ class TestHttp:
         ):
             server.faults = {"/": status}
             with pytest.raises(error, match=server.url) as caught:
-                opened(server.url)
+                open_ome(server.url)
             assert "Debug source" not in str(caught.value)
 
     def test_failing_chunk_requests_are_errors(self, served):
         server, _ = served
-        source = opened(server.url, missing="raise")
+        source = open_ome(server.url, missing="raise")
         for status, error in (
             (404, MissingChunkError),
             (403, MissingChunkError),
@@ -568,19 +570,19 @@ class TestHttp:
         server, values = served
         server.faults = {"/0/c/0/1/1": status}
         values[:8, 16:32, 16:32] = 0
-        np.testing.assert_array_equal(opened(server.url, missing=missing).read(0, BOX), values)
+        np.testing.assert_array_equal(open_ome(server.url, missing=missing).read(0, BOX), values)
 
     @pytest.mark.parametrize(("status", "error"), [(403, MissingChunkError), (401, AuthError), (500, ChunkReadError)])
     def test_a_denied_or_failed_chunk_request_is_an_error_by_default(self, served, status, error):
         server, _ = served
         server.faults = {"/0/c/0/1/1": status}
         with pytest.raises(error, match=server.url):
-            opened(server.url).read(0, BOX)
+            open_ome(server.url).read(0, BOX)
 
     @pytest.mark.parametrize("missing", ["fill", None])
     def test_lost_permissions_are_an_error_and_not_filled(self, served, missing):
         server, _ = served
-        source = opened(server.url, missing=missing)
+        source = open_ome(server.url, missing=missing)
         server.faults = {"/": 403}
         with pytest.raises(AuthError, match="access to .* was denied"):
             source.read(0, BOX)
@@ -588,7 +590,7 @@ class TestHttp:
     def test_transient_errors_are_retried(self, served):
         server, values = served
         server.faults = {"/0/c/0/1/1": [503, 500]}
-        np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
+        np.testing.assert_array_equal(open_ome(server.url).read(0, BOX), values)
         assert server.requested.count("/0/c/0/1/1") == 3
 
     @pytest.mark.slow
@@ -596,20 +598,20 @@ class TestHttp:
         server, values = served
         server.faults = {"/0/c/0/1/1": 0}
         with pytest.raises(ChunkReadError, match="mip 0"):
-            opened(server.url, missing="fill").read(0, BOX)
+            open_ome(server.url, missing="fill").read(0, BOX)
         server.faults = {"/0/c/0/1/1": [0]}
-        np.testing.assert_array_equal(opened(server.url).read(0, BOX), values)
+        np.testing.assert_array_equal(open_ome(server.url).read(0, BOX), values)
 
     def test_a_refused_connection_is_an_error(self, no_waits):
         url = dead_url()
         with pytest.raises(ChunkReadError, match=f"could not read the metadata of zarr://{url}"):
-            opened(url)
+            open_ome(url)
 
     def test_a_token_is_sent_but_never_shown(self, served):
         server, values = served
         server.needs = "Bearer verysecret"
         with pytest.raises(AuthError, match="check the token"):
-            opened(server.url)
+            open_ome(server.url)
         options = {"token": "verysecret", "connection": Connection(memory_cache=0)}
         source = resolve_source(f"zarr://{server.url}", "image", **options)
         np.testing.assert_array_equal(source.read(0, BOX), values)
@@ -647,7 +649,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_reads_local_files(tmp_path):
     one_level(tmp_path)
-    source = opened(tmp_path)
+    source = open_ome(tmp_path)
     box = IndexBox.of_shape(SHAPE)
     source.read(0, box)
     with warnings.catch_warnings():
@@ -677,10 +679,10 @@ def test_an_s3_bucket_is_read(tmp_path, monkeypatch):
         client.create_bucket(Bucket="bucket")
         for file in (p for p in tmp_path.rglob("*") if p.is_file()):
             client.upload_file(str(file), "bucket", f"em.ome.zarr/{file.relative_to(tmp_path)}")
-        source = opened("s3://bucket/em.ome.zarr")
+        source = open_ome("s3://bucket/em.ome.zarr")
         np.testing.assert_array_equal(source.read(0, IndexBox.of_shape(SHAPE)), noise(SHAPE))
         with pytest.raises(SourceNotFoundError):
-            opened("s3://bucket/absent")
+            open_ome("s3://bucket/absent")
     finally:
         server.stop()
 
@@ -736,12 +738,12 @@ class TestDamage:
         values, file = write_packed(tmp_path, version, codec, shards)
         whole, half = IndexBox.of_shape(values.shape), IndexBox((0, 0, 0), (3, 5, 6))
         for box in (whole, half):
-            np.testing.assert_array_equal(opened(tmp_path).read(0, box), values[box.slices()])
+            np.testing.assert_array_equal(open_ome(tmp_path).read(0, box), values[box.slices()])
         file.write_bytes(file.read_bytes()[:left])
         capfd.readouterr()
         for box in (whole, half):
             with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
-                opened(tmp_path, missing=missing).read(0, box)
+                open_ome(tmp_path, missing=missing).read(0, box)
             assert not isinstance(caught.value, MissingChunkError)
         assert capfd.readouterr().out == ""
 
@@ -749,7 +751,7 @@ class TestDamage:
         values, file = write_packed(tmp_path, version, codec, shards)
         file.write_bytes(PAGE)
         with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
-            opened(tmp_path, missing="fill").read(0, IndexBox.of_shape(values.shape))
+            open_ome(tmp_path, missing="fill").read(0, IndexBox.of_shape(values.shape))
         assert not isinstance(caught.value, MissingChunkError)
 
 
@@ -757,7 +759,7 @@ def test_html_of_the_length_of_a_raw_chunk_is_an_error(tmp_path):
     values, file = write_packed(tmp_path, "0.5", "raw", False)
     file.write_bytes(PAGE.ljust(values.size))
     with pytest.raises(ChunkReadError, match="it is HTML, such as a login page"):
-        opened(tmp_path).read(0, IndexBox.of_shape(values.shape))
+        open_ome(tmp_path).read(0, IndexBox.of_shape(values.shape))
 
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("-inf"), float("nan"), 1e400])
@@ -769,4 +771,4 @@ def test_an_invalid_translation_is_an_error(tmp_path, wrong, assume):
     steps[1]["translation"][2] = wrong
     (tmp_path / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(SourceError, match="are not valid|translation"):
-        opened(tmp_path, assume=assume)
+        open_ome(tmp_path, assume=assume)

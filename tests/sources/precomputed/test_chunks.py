@@ -13,7 +13,7 @@ from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError, MissingChunkError, MissingChunkWarning
 from imageryxr.sources.precomputed import chunks
 from imageryxr.sources.precomputed.chunks import read_box, read_raw
-from tests.support.precomputed import Layers, opened, write_layer
+from tests.support.precomputed import Layers, open_layer, write_layer
 from tests.support.source_suite import boxes_of, noise
 
 GRID = Grid((19, 35, 37), (4.04, 4.04, 40), (-21, 5, 3))
@@ -63,7 +63,7 @@ def test_every_box_equals_the_written_voxels_and_those_of_cloudvolume(layer, mon
     theirs = CloudVolume(f"precomputed://file://{folder}", progress=False, bounded=False)
     offset = np.array(GRID.voxel_offset, int)
     for channel, truth in enumerate(values):
-        source = opened(folder, channel=channel)
+        source = open_layer(folder, channel=channel)
         for box in [*boxes_of(GRID.shape), WHOLE, IndexBox((3, 3, 3), (4, 4, 4)), IndexBox((18, 34, 36), GRID.shape)]:
             inside = box.clip(WHOLE)
             if not inside.voxels:
@@ -77,14 +77,14 @@ def test_every_box_equals_the_written_voxels_and_those_of_cloudvolume(layer, mon
             np.testing.assert_array_equal(found, peer[..., channel].T)
             np.testing.assert_array_equal(found, read_box(source, 0, inside))
     monkeypatch.setattr(chunks, "read_box", None)
-    np.testing.assert_array_equal(opened(folder, channel=0).read(0, WHOLE), values[0])
+    np.testing.assert_array_equal(open_layer(folder, channel=0).read(0, WHOLE), values[0])
 
 
 def test_compressed_chunk_files_are_read_by_the_engine(layer, chunk):
     values, folder = layer
     chunk.with_name(chunk.name + ".gz").write_bytes(gzip.compress(chunk.read_bytes()))
     chunk.unlink()
-    source = opened(folder, channel=0)
+    source = open_layer(folder, channel=0)
     assert read_raw(source, 0, WHOLE) is None
     np.testing.assert_array_equal(source.read(0, WHOLE), values[0])
 
@@ -95,7 +95,7 @@ def test_the_error_names_the_damaged_chunk_file(layer, chunk, harm):
     data = chunk.read_bytes()
     page = b"<!DOCTYPE html>".ljust(len(data))
     chunk.write_bytes({"short": data[:-1], "long": data + b"1", "empty": b"", "page": page}[harm])
-    source = opened(folder, channel=0)
+    source = open_layer(folder, channel=0)
     assert read_raw(source, 0, WHOLE) is None
     with pytest.raises(ChunkReadError, match=r"-21--5_5-21_3-11.* is (damaged|empty)"):
         source.read(0, WHOLE)
@@ -106,13 +106,13 @@ def test_the_error_names_the_damaged_chunk_file(layer, chunk, harm):
 def test_a_missing_chunk_follows_the_policy(layer, chunk):
     values, folder = layer
     chunk.unlink()
-    assert read_raw(opened(folder, channel=0), 0, WHOLE) is None
+    assert read_raw(open_layer(folder, channel=0), 0, WHOLE) is None
     with pytest.raises(MissingChunkError, match="has no chunk"):
-        opened(folder, channel=0).read(0, WHOLE)
+        open_layer(folder, channel=0).read(0, WHOLE)
     truth = values[0].copy()
     truth[:8, :16, :16] = 0
     with pytest.warns(MissingChunkWarning, match="1 missing chunk"):
-        found = opened(folder, channel=0, missing="warn").read(0, WHOLE)
+        found = open_layer(folder, channel=0, missing="warn").read(0, WHOLE)
     np.testing.assert_array_equal(found, truth)
 
 
@@ -123,9 +123,9 @@ def test_a_folder_instead_of_a_chunk_is_an_error(layer, chunk):
     _, folder = layer
     chunk.unlink()
     chunk.mkdir()
-    assert read_raw(opened(folder, channel=0), 0, WHOLE) is None
+    assert read_raw(open_layer(folder, channel=0), 0, WHOLE) is None
     with pytest.raises(ChunkReadError):
-        opened(folder, channel=0).read(0, WHOLE)
+        open_layer(folder, channel=0).read(0, WHOLE)
 
 
 @pytest.mark.parametrize("encoding", ["png", "compressed_segmentation"])
@@ -134,6 +134,6 @@ def test_encoded_chunks_are_read_by_the_engine(tmp_path, encoding):
     values = noise(GRID.shape, dtype, 0)
     kind = "segmentation" if "seg" in encoding else "image"
     write_layer(tmp_path, [values], [GRID], kind=kind, encoding=encoding, compress=False)
-    source = opened(tmp_path)
+    source = open_layer(tmp_path)
     assert read_raw(source, 0, WHOLE) is None
     np.testing.assert_array_equal(source.read(0, WHOLE), values)

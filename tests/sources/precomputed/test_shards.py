@@ -11,7 +11,7 @@ from imageryxr.sources.address import parse_address
 from imageryxr.sources.fetch import client, index_cache
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support.shards import GRID, spec, write
-from tests.support.source_suite import SourceSuite, boxes_of, noise, padded, serving
+from tests.support.source_suite import SourceSuite, boxes_of, noise, read_padded, serving
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def anew(monkeypatch):
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
 
 
-def opened(url, **options):
+def open_layer(url, **options):
     return open_precomputed(parse_address(f"precomputed://{url}"), **options)
 
 
@@ -35,7 +35,7 @@ class TestSharded(SourceSuite):
             yield path
 
     def open(self, folder):
-        return opened(self.SERVER.url)
+        return open_layer(self.SERVER.url)
 
     def grids(self):
         return [GRID]
@@ -50,10 +50,10 @@ class TestSharded(SourceSuite):
         return source
 
     def others(self, folder):
-        return [opened(self.SERVER.url, missing="fill")]
+        return [open_layer(self.SERVER.url, missing="fill")]
 
     def test_a_second_read_requests_chunks_only(self, folder):
-        source = opened(self.SERVER.url, connection=ix.Connection(memory_cache=0))
+        source = open_layer(self.SERVER.url, connection=ix.Connection(memory_cache=0))
         source.read(0, GRID.box)
         first = len(self.SERVER.requested)
         self.SERVER.requested.clear()
@@ -75,10 +75,10 @@ def test_every_shard_layout_is_read(tmp_path, hashing, data, sizes):
     values = noise(GRID.shape, "uint32")
     write(tmp_path, values, spec(hashing, data, "raw" if data == "raw" else "gzip", preshift, minishards, bits))
     with serving(tmp_path) as server:
-        source = opened(server.url)
+        source = open_layer(server.url)
         for box in boxes_of(GRID.shape, 5):
-            np.testing.assert_array_equal(source.read(0, box), padded(values, box))
-    local = opened(tmp_path)  # the same shards, without a server
+            np.testing.assert_array_equal(source.read(0, box), read_padded(values, box))
+    local = open_layer(tmp_path)  # the same shards, without a server
     np.testing.assert_array_equal(local.read(0, GRID.box), values)
 
 
@@ -99,15 +99,15 @@ class TestHoles:
         with pytest.raises(
             ix.errors.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"
         ):
-            opened(server.url).read(0, GRID.box)
+            open_layer(server.url).read(0, GRID.box)
         beside = IndexBox((0, 0, 0), (8, 30, 60))
-        np.testing.assert_array_equal(opened(server.url).read(0, beside), values[beside.slices()])
+        np.testing.assert_array_equal(open_layer(server.url).read(0, beside), values[beside.slices()])
 
     def test_missing_chunks_are_filled_or_warned_about(self, holed):
         server, values = holed
-        np.testing.assert_array_equal(opened(server.url, missing="fill").read(0, GRID.box), values)
+        np.testing.assert_array_equal(open_layer(server.url, missing="fill").read(0, GRID.box), values)
         with pytest.warns(ix.errors.MissingChunkWarning, match="2 missing chunks"):
-            np.testing.assert_array_equal(opened(server.url, missing="warn").read(0, GRID.box), values)
+            np.testing.assert_array_equal(open_layer(server.url, missing="warn").read(0, GRID.box), values)
 
     def test_the_chunks_of_a_missing_shard_are_missing(self, tmp_path):
         values = noise(GRID.shape, "uint32")
@@ -115,8 +115,8 @@ class TestHoles:
         next((tmp_path / "8_8_40").iterdir()).unlink()
         with serving(tmp_path) as server:
             with pytest.raises(ix.errors.MissingChunkError):
-                opened(server.url).read(0, GRID.box)
-            found = opened(server.url, missing="fill").read(0, GRID.box)
+                open_layer(server.url).read(0, GRID.box)
+            found = open_layer(server.url, missing="fill").read(0, GRID.box)
         assert 0 < (found == 0).sum() < found.size
         np.testing.assert_array_equal(found[found > 0], values[found > 0])
 
@@ -135,7 +135,7 @@ class TestFaults:
     )
     def test_failing_requests_are_errors(self, served, status, error):
         server, _ = served
-        source = opened(server.url, connection=ix.Connection(retries=1, backoff=0))
+        source = open_layer(server.url, connection=ix.Connection(retries=1, backoff=0))
         server.faults = {".shard": status}
         with pytest.raises(error, match=server.url):
             source.read(0, GRID.box)
@@ -143,7 +143,7 @@ class TestFaults:
     def test_transient_errors_are_retried(self, served):
         server, values = served
         server.faults = {".shard": [503, 0, 200, 500, 200, 0]}
-        np.testing.assert_array_equal(opened(server.url).read(0, GRID.box), values)
+        np.testing.assert_array_equal(open_layer(server.url).read(0, GRID.box), values)
 
     @pytest.mark.parametrize("keep", [10, 70, 400, 0.5, 0.99])
     def test_a_truncated_shard_is_an_error(self, served, keep):
@@ -152,7 +152,7 @@ class TestFaults:
             body = path.read_bytes()
             path.write_bytes(body[: int(keep * len(body)) if keep < 1 else keep])
         with pytest.raises(ix.errors.ChunkReadError, match="mip 0") as caught:
-            opened(server.url, missing="fill", connection=ix.Connection(retries=0)).read(0, GRID.box)
+            open_layer(server.url, missing="fill", connection=ix.Connection(retries=0)).read(0, GRID.box)
         assert not isinstance(caught.value, ix.errors.MissingChunkError)
 
     def test_a_damaged_shard_is_an_error(self, served):
@@ -162,4 +162,4 @@ class TestFaults:
             body[64:] ^= 0x5A
             path.write_bytes(body.tobytes())
         with pytest.raises(ix.errors.ChunkReadError, match="mip 0"):
-            opened(server.url, missing="fill").read(0, GRID.box)
+            open_layer(server.url, missing="fill").read(0, GRID.box)

@@ -29,8 +29,8 @@ from imageryxr.sources.fetch import attempt, client
 from imageryxr.sources.precomputed import source as precomputed
 from imageryxr.sources.precomputed.source import open_precomputed
 from imageryxr.sources.resolve import resolve_source
-from tests.support.precomputed import Layers, opened, scale, write_layer
-from tests.support.source_suite import boxes_of, dead_url, noise, padded, serving
+from tests.support.precomputed import Layers, open_layer, scale, write_layer
+from tests.support.source_suite import boxes_of, dead_url, noise, read_padded, serving
 
 
 class TestRaw(Layers):
@@ -74,7 +74,7 @@ class TestOverHttp(Layers):
 
     def open(self, folder):
         found = open_precomputed(parse_address(f"precomputed://{self.SERVER.url}"))
-        return found if folder == self.SERVER.folder else opened(folder)
+        return found if folder == self.SERVER.folder else open_layer(folder)
 
     def test_a_box_requests_only_its_chunks(self, folder):
         source = self.open(folder)
@@ -108,8 +108,8 @@ def test_jpeg_is_close_to_the_written_values(tmp_path):
     z, y, x = np.indices(grid.shape)
     smooth = (60 + 2 * x + y + 4 * z).astype("uint8")
     write_layer(tmp_path, [smooth], [grid], encoding="jpeg")
-    found = opened(tmp_path).read(0, grid.box)
-    assert opened(tmp_path).levels[0].encoding == "jpeg"
+    found = open_layer(tmp_path).read(0, grid.box)
+    assert open_layer(tmp_path).levels[0].encoding == "jpeg"
     assert np.abs(found.astype(int) - smooth).max() <= 8
 
 
@@ -118,7 +118,7 @@ def test_segmentations_of_uint32_are_read(tmp_path, encoding):
     grid = Grid((9, 17, 18), (8, 8, 40), (1, 2, 3))
     ids = noise(grid.shape, "uint32")
     write_layer(tmp_path, [ids], [grid], kind="segmentation", encoding=encoding)
-    np.testing.assert_array_equal(opened(tmp_path).read(0, grid.box), ids)
+    np.testing.assert_array_equal(open_layer(tmp_path).read(0, grid.box), ids)
 
 
 def test_the_selected_channel_is_read(tmp_path):
@@ -126,13 +126,13 @@ def test_the_selected_channel_is_read(tmp_path):
     values = np.stack([noise(grid.shape, seed=s) for s in range(3)])
     write_layer(tmp_path, [values], [grid])
     with pytest.raises(ChoiceError, match="3 channels; choose one with channel=0 to channel=2"):
-        opened(tmp_path)
+        open_layer(tmp_path)
     for channel in range(3):
-        np.testing.assert_array_equal(opened(tmp_path, channel=channel).read(0, grid.box), values[channel])
-    assert opened(tmp_path, channel=1) != opened(tmp_path, channel=2)
+        np.testing.assert_array_equal(open_layer(tmp_path, channel=channel).read(0, grid.box), values[channel])
+    assert open_layer(tmp_path, channel=1) != open_layer(tmp_path, channel=2)
     for wrong in (3, -1, "red", True):
         with pytest.raises(SourceError, match="its channels are 0 to 2"):
-            opened(tmp_path, channel=wrong)
+            open_layer(tmp_path, channel=wrong)
 
 
 def test_a_scale_whose_key_is_a_placeholder_is_a_level_without_voxels(tmp_path, capsys):
@@ -141,7 +141,7 @@ def test_a_scale_whose_key_is_a_placeholder_is_a_level_without_voxels(tmp_path, 
     info["scales"][0]["key"] = "placeholder_0"
     (tmp_path / "info").write_text(json.dumps(info))
     capsys.readouterr()
-    source = opened(tmp_path)
+    source = open_layer(tmp_path)
     assert [level.placeholder for level in source.levels] == [True, False]
     assert default_level(source).mip == 1
     np.testing.assert_array_equal(source.read(1, grids[1].box), noise(grids[1].shape))
@@ -174,7 +174,7 @@ class TestMissing:
     def test_missing_chunks_are_an_error_by_default(self, layer):
         folder, grid, values = layer
         chunk_file(folder).unlink()
-        source = opened(folder)
+        source = open_layer(folder)
         with pytest.raises(MissingChunkError, match=WHERE) as caught:
             source.read(0, grid.box)
         assert "0-16_32-48_5-13" in str(caught.value)
@@ -188,11 +188,11 @@ class TestMissing:
         folder, grid, values = layer
         chunk_file(folder).unlink()
         values[HOLE] = 0
-        source = opened(folder, missing="fill")
+        source = open_layer(folder, missing="fill")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for box in boxes_of(grid.shape):
-                np.testing.assert_array_equal(source.read(0, box), padded(values, box))
+                np.testing.assert_array_equal(source.read(0, box), read_padded(values, box))
 
     def test_missing_warn_names_the_boxes(self, layer):
         folder, grid, values = layer
@@ -202,7 +202,7 @@ class TestMissing:
         values[:8, 16:32], values[8:, :16, :16] = 0, 0
         where = r"4 missing chunks .*: \(-16, 32, 5\) to \(0, 48, 13\) in voxels of 8 × 8 × 40 nm; .*and 1 more"
         with pytest.warns(MissingChunkWarning, match=where):
-            found = opened(folder, missing="warn").read(0, grid.box)
+            found = open_layer(folder, missing="warn").read(0, grid.box)
         np.testing.assert_array_equal(found, values)
 
     @pytest.mark.parametrize("missing", ["raise", "fill", "warn"])
@@ -210,7 +210,7 @@ class TestMissing:
         folder, grid, _ = layer
         chunk_file(folder).write_bytes(b"")
         with pytest.raises(ChunkReadError, match=r"empty \(0 bytes\)") as caught:
-            opened(folder, missing=missing).read(0, grid.box)
+            open_layer(folder, missing=missing).read(0, grid.box)
         assert not isinstance(caught.value, MissingChunkError)
         assert "box (0, 32, 5) to (16, 48, 13)" in str(caught.value)
 
@@ -219,7 +219,7 @@ class TestMissing:
         folder, grid, _ = layer
         chunk_file(folder).write_bytes(chunk_file(folder).read_bytes()[:1000])
         with pytest.raises(ChunkReadError, match=WHERE) as caught:
-            opened(folder, missing=missing).read(0, grid.box)
+            open_layer(folder, missing=missing).read(0, grid.box)
         assert not isinstance(caught.value, MissingChunkError)
         assert str(folder) in str(caught.value)
         assert "\x1b" not in str(caught.value)
@@ -233,7 +233,7 @@ class TestMissing:
         file.write_bytes(file.read_bytes()[:100])
         capfd.readouterr()
         with pytest.raises(ChunkReadError, match="mip 0"):
-            opened(tmp_path, missing=missing).read(0, grid.box)
+            open_layer(tmp_path, missing=missing).read(0, grid.box)
         assert capfd.readouterr().out == ""
 
 
@@ -246,7 +246,7 @@ class TestInfo:
         for looked_for in ("/info", "/zarr.json", "/.zattrs"):
             assert f"{tmp_path}{looked_for}" in str(caught.value)
         with pytest.raises(SourceNotFoundError, match="/info does not exist.*zarr://"):
-            opened(tmp_path)
+            open_layer(tmp_path)
         assert issubclass(SourceNotFoundError, FileNotFoundError)
 
     @pytest.mark.parametrize("text", ["<html>log in</html>", "", "{"])
@@ -343,7 +343,7 @@ def test_a_codec_that_is_not_installed_is_an_error(tmp_path, monkeypatch, encodi
         "type": "image", "data_type": {**KINDS, "kempressed": "float32"}.get(encoding, "uint8"), "num_channels": 1,
         "scales": [scale(Grid((5, 5, 5), (4, 4, 40), (0, 0, 0)), encoding)],
     }))  # fmt: skip
-    source = opened(tmp_path)
+    source = open_layer(tmp_path)
     monkeypatch.setattr(precomputed, "find_spec", lambda module: None)
     with pytest.raises(CodecError, match=f"'{encoding}'.*pip install {precomputed.CODECS[encoding][1]}"):
         source.check(0)
@@ -506,9 +506,9 @@ def write_encoded(folder: Path, encoding: str, sharded: bool) -> list[Path]:
 class TestDamage:
     def test_undamaged_chunks_are_read(self, tmp_path, encoding, sharded):
         write_encoded(tmp_path, encoding, sharded)
-        found = opened(tmp_path).read(0, GRID.box)
+        found = open_layer(tmp_path).read(0, GRID.box)
         np.testing.assert_allclose(found, cells(KINDS[encoding]), atol=40 if encoding == "jpeg" else 1e-3)
-        one = opened(tmp_path).read(0, IndexBox((3, 20, 9), (4, 21, 10)))
+        one = open_layer(tmp_path).read(0, IndexBox((3, 20, 9), (4, 21, 10)))
         np.testing.assert_array_equal(one, found[3:4, 20:21, 9:10])
 
     @pytest.mark.fast_forms(40)
@@ -522,7 +522,7 @@ class TestDamage:
         capfd.readouterr()
         for box in (GRID.box, IndexBox((7, 14, 14), (8, 15, 15))):
             with pytest.raises(ChunkReadError, match="mip 0") as caught:
-                opened(tmp_path, missing=missing).read(0, box)
+                open_layer(tmp_path, missing=missing).read(0, box)
             assert not isinstance(caught.value, MissingChunkError)
             assert str(tmp_path) in str(caught.value)
         assert capfd.readouterr().out == ""
@@ -533,7 +533,7 @@ def test_a_truncated_segmentation_chunk_returns_no_wrong_ids(tmp_path, cut):
     for file in write_encoded(tmp_path, "compressed_segmentation", False):
         file.write_bytes(file.read_bytes()[:-cut])
         with pytest.raises(ChunkReadError, match=r"the stored chunk .*is damaged: .*end"):
-            opened(tmp_path).read(0, GRID.box)
+            open_layer(tmp_path).read(0, GRID.box)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png"])
@@ -544,7 +544,7 @@ def test_a_picture_of_another_size_is_damage(tmp_path, encoding, size):
     file = write_encoded(tmp_path, encoding, False)[0]
     file.write_bytes(chunks.encode(np.full((*size, 1), 100, "uint8", order="F"), encoding))
     with pytest.raises(ChunkReadError, match="is damaged"):
-        opened(tmp_path, missing="fill").read(0, GRID.box)
+        open_layer(tmp_path, missing="fill").read(0, GRID.box)
 
 
 def test_a_picture_of_another_shape_with_as_many_pixels_is_read(tmp_path):
@@ -555,14 +555,14 @@ def test_a_picture_of_another_shape_with_as_many_pixels_is_read(tmp_path):
     for file in (tmp_path / "8_8_40").iterdir():
         part = np.asarray(Image.open(file))
         Image.fromarray(part.reshape(64, -1)).save(file, format="png")
-    np.testing.assert_array_equal(opened(tmp_path).read(0, GRID.box), cells("uint8"))
+    np.testing.assert_array_equal(open_layer(tmp_path).read(0, GRID.box), cells("uint8"))
 
 
 def test_cloudvolume_still_fills_an_empty_chunk_after_a_read(tmp_path):
     from cloudvolume import CloudVolume
 
     write_encoded(tmp_path, "raw", False)[0].write_bytes(b"")
-    opened(tmp_path).read(0, IndexBox((0, 16, 16), (8, 32, 32)))
+    open_layer(tmp_path).read(0, IndexBox((0, 16, 16), (8, 32, 32)))
     theirs = CloudVolume(f"precomputed://file://{tmp_path}", fill_missing=True, progress=False)
     assert not np.asarray(theirs[0:16, 0:16, 0:8]).any()
 
@@ -572,7 +572,7 @@ def test_a_single_voxel_has_all_channels(tmp_path):
     values = np.stack([noise(grid.shape, seed=s) for s in range(3)])
     write_layer(tmp_path, [values], [grid])
     for channel in range(3):
-        found = opened(tmp_path, channel=channel).read(0, IndexBox((3, 4, 5), (4, 5, 6)))
+        found = open_layer(tmp_path, channel=channel).read(0, IndexBox((3, 4, 5), (4, 5, 6)))
         np.testing.assert_array_equal(found, values[channel, 3:4, 4:5, 5:6])
 
 
@@ -593,7 +593,7 @@ class TestOptionalMembers:
     @pytest.mark.parametrize(("dtype", "kind"), [("uint8", "image"), ("uint64", "segmentation"), ("float32", "image")])
     def test_optional_members_have_defaults(self, tmp_path, dtype, kind):
         values = self.write(tmp_path, dtype)
-        source = opened(tmp_path)
+        source = open_layer(tmp_path)
         assert source.layer_type == kind
         assert source.levels[0].encoding == "raw"
         assert source.levels[0].grid.voxel_offset == (0, 0, 0)
@@ -602,7 +602,7 @@ class TestOptionalMembers:
     def test_integral_floats_are_integers(self, tmp_path):
         change = {"voxel_offset": [0.0, 0.0, 0.0], "size": [16.0, 16.0, 8.0], "chunk_sizes": [[16.0, 16.0, 8.0]]}
         values = self.write(tmp_path, "uint8", change, num_channels=1.0)
-        np.testing.assert_array_equal(opened(tmp_path).read(0, IndexBox.of_shape(values.shape)), values)
+        np.testing.assert_array_equal(open_layer(tmp_path).read(0, IndexBox.of_shape(values.shape)), values)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -618,13 +618,13 @@ class TestOptionalMembers:
     def test_invalid_values_of_members_are_errors(self, tmp_path, change, message):
         self.write(tmp_path, "uint64", change)
         with pytest.raises(SourceError, match=message):
-            opened(tmp_path)
+            open_layer(tmp_path)
 
     def test_an_unknown_encoding_is_an_error(self, tmp_path):
         self.write(tmp_path, "uint8", {"encoding": "zupfgeige"})
         for use in (lambda s: s.check(0),):
             with pytest.raises(CodecError, match="stored as 'zupfgeige' at mip 0, but supported are raw, jpeg"):
-                use(opened(tmp_path))
+                use(open_layer(tmp_path))
 
 
 @pytest.mark.parametrize("compress", [None, "", "gzip", "br"])
