@@ -26,7 +26,7 @@ from tests.support.volumes import FINE, IDS, IMAGE, SEG
 BLOCKS = {"z": 2, "y": 13, "x": 20}
 
 
-def counted(array, log):
+def counted_array(array, log):
     """Return an array backed by a source that counts how often each voxel is read."""
     source = Counting(*_parts(array))
     COUNTS[source.label] = log
@@ -61,7 +61,7 @@ _lock = threading.Lock()
 def layers():
     """Return an image and a segmentation on one grid, in equal blocks, and the number of reads of each voxel."""
     log = {"image": np.zeros(IMAGE.shape, int), "segmentation": np.zeros(FINE.shape, int)}
-    return counted(IMAGE, log["image"]), counted(FINE, log["segmentation"]), log
+    return counted_array(IMAGE, log["image"]), counted_array(FINE, log["segmentation"]), log
 
 
 def expected_reads(log, width):
@@ -127,7 +127,7 @@ def test_arrays_derived_from_pictures_read_once(layers):
 
 def test_regridded_layers_share_reads():
     log = {"image": np.zeros(IMAGE.shape, int), "segmentation": np.zeros(SEG.shape, int)}
-    image, seg = counted(IMAGE, log["image"]), counted(SEG, log["segmentation"])
+    image, seg = counted_array(IMAGE, log["image"]), counted_array(SEG, log["segmentation"])
     ds = ix.align(image, seg)
     fill, lines = dask.compute(ix.overlay(ds.image, ds.segmentation), ix.outline(ds.segmentation, width=3))
     alone = np.zeros(SEG.shape, int)
@@ -212,7 +212,7 @@ def test_results_do_not_share_memory():
     np.testing.assert_array_equal(c, IMAGE)
 
 
-def bumped(block):
+def add_one_in_place(block):
     block += 1
     return block
 
@@ -225,11 +225,11 @@ def test_an_in_place_function_does_not_change_other_arrays(layers, scheduler, op
     image, seg, _ = layers
     kept = ix.select_ids(seg, IDS[1:])  # selects all ids, so no value changes
     arrays = [
-        image.data.map_blocks(bumped, dtype="u1"),
+        image.data.map_blocks(add_one_in_place, dtype="u1"),
         ix.to_rgba(image).data,
         ix.overlay(image, seg, outline=2).data,
-        seg.data.map_blocks(bumped, dtype="u8"),
-        kept.data.map_blocks(bumped, dtype="u8"),
+        seg.data.map_blocks(add_one_in_place, dtype="u8"),
+        kept.data.map_blocks(add_one_in_place, dtype="u8"),
     ]
     truth = [
         IMAGE.values + np.uint8(1),

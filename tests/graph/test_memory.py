@@ -57,7 +57,7 @@ for slices in sys.argv[2:]:
 """
 
 
-def grown(kind, short, long):
+def memory_growth(kind, short, long):
     """Return by how much a short and a long stack increase the peak of a process, each in a fork of the same process."""
     command = [sys.executable, "-c", CODE, kind, str(short), str(long)]
     return map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
@@ -86,7 +86,7 @@ BYTES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BYTES)
 def test_memory_of_a_stack_is_that_of_the_blocks_in_flight(kind):
-    short, long = grown(kind, 32, 128)
+    short, long = memory_growth(kind, 32, 128)
     bound = 2 * BYTES[kind]
     assert long <= 1.25 * bound
     assert long <= 1.2 * short + 20e6

@@ -37,12 +37,12 @@ export(sys.argv[1])
 """
 
 
-def killed(target, slices):
+def export_and_kill(target, slices):
     """Run an export in a process that kills itself when the given number of slices is complete."""
     assert python("-c", DYING, target, slices).wait() == -signal.SIGKILL
 
 
-def at_work(folder, part):
+def work_files(folder, part):
     """Return the files in the work folder and their inode numbers."""
     (work,) = Path(folder).rglob("*-work-*")
     return {p.name: p.stat().st_ino for p in (work / part).rglob("*") if p.is_file()}
@@ -59,14 +59,14 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     count = len(plan.target.keys(0, plan.regions[0]))
     assert len(plan.regions) == 1
     assert plan.slab_settings.slices <= 2
-    killed(place, 6)
-    first = at_work(tmp_path, "data")
-    killed(place, 4)
-    kept = at_work(tmp_path, "data")
+    export_and_kill(place, 6)
+    first = work_files(tmp_path, "data")
+    export_and_kill(place, 4)
+    kept = work_files(tmp_path, "data")
     assert len(first) == 6
     assert first.items() < kept.items()
     assert len(kept) == 10
-    assert len(at_work(tmp_path, "new")) == min(WAITING + 1, count - 10), (
+    assert len(work_files(tmp_path, "new")) == min(WAITING + 1, count - 10), (
         "incomplete files of the first run are removed"
     )
     pages = []
@@ -116,10 +116,10 @@ def test_an_interrupt_keeps_finished_slices(tmp_path, monkeypatch, kind, worker_
     process = python(tmp_path / "job.py", place, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output, errors = process.communicate()
     assert "slices that were finished are kept: run the same call again to continue" in output, errors
-    kept = at_work(tmp_path, "data")
+    kept = work_files(tmp_path, "data")
     assert 5 <= len(kept) < 70
     if "client" not in worker_options:  # killed worker processes leave incomplete files
-        assert at_work(tmp_path, "new") == {}
+        assert work_files(tmp_path, "new") == {}
     assert export(place).complete
     assert export(str(tmp_path / "other" / TARGETS[kind])).complete
     if kind != "tiff":

@@ -38,7 +38,7 @@ def export(array, target, **kwargs):
     return ix.export(array, target, workers=1, square=False, compression=None, **kwargs)
 
 
-def stopped(target, seed=0, **kwargs):
+def leave_unfinished(target, seed=0, **kwargs):
     """Run an export that fails, so that it remains unfinished."""
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7, seed=seed), target, workers=1, retries=0, **kwargs)
@@ -83,7 +83,7 @@ def test_exports_without_common_files_remain_complete(tmp_path):
 def test_replacing_files_of_another_export_needs_overwrite(tmp_path):
     # the unfinished export's overwrite=True permits replacing the earlier files, not those of the other export
     ix.export(A, tmp_path / "z{z}.png")
-    stopped(tmp_path / "z{z}.png", overwrite=True)
+    leave_unfinished(tmp_path / "z{z}.png", overwrite=True)
     work = list(tmp_path.rglob("*-work-*/data/*"))
     ix.export(B, tmp_path / "z{y}.png", overwrite=True, square=False)
     assert work
@@ -104,7 +104,7 @@ def test_files_of_a_replaced_stack_that_another_export_wrote_are_kept(tmp_path):
 
 @pytest.mark.slow
 def test_an_export_is_refused_while_another_writes_files_of_the_same_names(tmp_path):
-    process = writing(tmp_path, "png")
+    process = start_slow_export(tmp_path, "png")
     with pytest.raises(
         ix.errors.TargetError, match=rf"same names as another export.*\(process {process.pid}, which holds"
     ):
@@ -149,7 +149,7 @@ def test_different_patterns_have_different_manifest_names(tmp_path):
 
 
 def test_patterns_that_differ_in_punctuation_have_different_manifest_names(tmp_path):
-    stopped(tmp_path / "a b{z}.png")
+    leave_unfinished(tmp_path / "a b{z}.png")
     assert ix.export(picture(seed=3), tmp_path / "a+b{z}.png").complete
     assert ix.export(picture(), tmp_path / "a b{z}.png").skipped > 0
     for pattern, seed in (("a b{z}.png", 0), ("a+b{z}.png", 3)):
@@ -312,7 +312,7 @@ def test_a_folder_in_place_of_a_manifest_is_an_error(tmp_path, end, overwrite):
 # a running export
 
 
-def writing(folder, kind):
+def start_slow_export(folder, kind):
     """Start a slow export in another process, and return the process."""
     code = f"from tests.support.export_jobs import run; run({kind!r}, {str(folder)!r}, seconds=1.0)"
     process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -323,7 +323,7 @@ def writing(folder, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [{}, {"resume": False}, {"overwrite": True}], ids=str)
 def test_a_running_export_is_reported_before_other_problems(tmp_path, kwargs):
-    process = writing(tmp_path, "omezarr")
+    process = start_slow_export(tmp_path, "omezarr")
     try:
         with pytest.raises(ix.errors.TargetError) as caught:
             run("omezarr", tmp_path, seed=1, **kwargs)
@@ -341,7 +341,7 @@ def test_a_running_export_is_reported_before_other_problems(tmp_path, kwargs):
 
 @pytest.mark.slow
 def test_a_killed_export_does_not_count_as_running(tmp_path):
-    process = writing(tmp_path, "omezarr")
+    process = start_slow_export(tmp_path, "omezarr")
     process.kill()
     process.wait()
     with pytest.raises(ix.errors.TargetExistsError, match=r"unfinished work of another export .*overwrite=True"):

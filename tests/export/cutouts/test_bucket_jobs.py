@@ -35,7 +35,7 @@ def bucket(server, monkeypatch):
     return fresh_bucket(server, monkeypatch)
 
 
-def opened(url):
+def open_group(url):
     return xr.open_zarr(zarr.storage.ObjectStore(bucket_store(url)), consolidated=False)
 
 
@@ -45,7 +45,7 @@ def test_a_zarr_in_a_bucket_has_one_object_per_cutout_and_is_skipped_when_comple
     target = bucket.url("some/boxes.zarr")
     report = ix.export(ds, target)
     assert (report.regions, report.skipped) == (12, 0)
-    xr.testing.assert_equal(opened(target).compute(), ds.compute())
+    xr.testing.assert_equal(open_group(target).compute(), ds.compute())
     assert "some/boxes.zarr/image/c/5/0/0/0" in bucket.names()
     assert not [name for name in bucket.names() if ".imageryxr" in name]
     again = ix.export(ds, target)
@@ -53,7 +53,7 @@ def test_a_zarr_in_a_bucket_has_one_object_per_cutout_and_is_skipped_when_comple
     with pytest.raises(TargetExistsError, match="overwrite=True"):
         ix.export(boxes().segmentation, target)
     ix.export(boxes().segmentation, target, overwrite=True)
-    assert list(opened(target).data_vars) == ["segmentation"]
+    assert list(open_group(target).data_vars) == ["segmentation"]
     assert not [name for name in bucket.names() if "/image/" in name]
 
 

@@ -51,7 +51,7 @@ def values_of(dtype):
     return (numbers % 250).astype(dtype)
 
 
-def labelled(values, kind):
+def labelled_array(values, kind):
     grid = ix.Grid(SHAPE, (8, 8, 8), (0, 0, 0))
     if kind.startswith("rgb"):
         coords = {**grid.coords(), "rgba": list(kind)}
@@ -103,7 +103,7 @@ def refusal(array, place, options):
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_dtype_is_kept_or_refused_at_once(tmp_path, name, dtype, kind):
     values = values_of(dtype)
-    array = labelled(values, kind)
+    array = labelled_array(values, kind)
     target, options = TARGETS[name]
     place = target.format(tmp_path) if "://" in target else tmp_path / target.format()
     refused = refusal(array, place, options)
@@ -284,7 +284,7 @@ def test_coarser_levels_of_channels_are_their_means(tmp_path, name, dtype, kind)
     values = values_of(dtype)
     target, options = TARGETS[name]
     place = target.format(tmp_path) if "://" in target else tmp_path / target.format()
-    report = ix.export(labelled(values, kind), place, **options)
+    report = ix.export(labelled_array(values, kind), place, **options)
     if name == "omezarr":
         found = zarr.open_array(f"{report.target}/1")[:]
         omero = zarr.open_group(report.target).attrs["ome"].get("omero")

@@ -52,7 +52,7 @@ class OneByte(Target):
         yield self.keys(stage, box)[0], bytes([values.max()])
 
 
-def planned(shape, folder, workers=2):
+def plan_of(shape, folder, workers=2):
     array = array_of(Flat(shape, chunks=(64, 256, 256)))
     target = OneByte(f"{folder}/out", f"{folder}/out", ArrayInfo(grid_of(array), 0, array.dtype, "image"))
     return make_plan(target, box_reader(array), find_workers(None, workers, "1 GB"), str(shape), {}, overwrite=False)
@@ -63,14 +63,14 @@ def peak_of(shape, folder):
     import resource
 
     run_plan(
-        planned((64, 256, 256), f"{folder}/warm"),
+        plan_of((64, 256, 256), f"{folder}/warm"),
         overwrite=False,
         resume=True,
         retries=0,
         on_error="raise",
         progress=False,
     )
-    plan = planned(shape, folder)
+    plan = plan_of(shape, folder)
     report: ExportReport = run_plan(plan, overwrite=False, resume=True, retries=0, on_error="raise", progress=False)
     return report.regions, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -106,7 +106,7 @@ def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
         Client(cluster) as client,
     ):
         for shape in ((64, 256 * 10, 256 * 10), (64 * 1000, 256 * 10, 256 * 10)):
-            plan = planned(shape, tmp_path / str(shape[0]), workers=1)
+            plan = plan_of(shape, tmp_path / str(shape[0]), workers=1)
             (tmp_path / str(shape[0])).mkdir()
             with plan.workspace.open_session(overwrite=False, resume=True):
                 workers = ClusterExecutor(Job(plan.target, plan.workspace.data, plan.read), client, None)
@@ -133,13 +133,13 @@ def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
 
 def test_a_new_format_needs_only_one_class(tmp_path):
     # the target of the tests above, which implements no manifests, retries or workers
-    plan = planned((128, 512, 256), tmp_path)
+    plan = plan_of((128, 512, 256), tmp_path)
     report = run_plan(plan, overwrite=False, resume=True, retries=0, on_error="raise", progress=False)
     assert report.regions == 4
     assert sorted(os.listdir(tmp_path / "out")) == ["0_0_0", "0_256_0", "64_0_0", "64_256_0"]
     with pytest.raises(ix.errors.TargetExistsError):
         run_plan(
-            planned((128, 512, 512), tmp_path),
+            plan_of((128, 512, 512), tmp_path),
             overwrite=False,
             resume=True,
             retries=0,

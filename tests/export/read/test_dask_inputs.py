@@ -28,26 +28,26 @@ LOCK = threading.Lock()
 REGIONS = sys.modules["imageryxr.export.plan.regions"]
 
 
-def counted(block, block_info=None):
+def count_call(block, block_info=None):
     if block_info:
         with LOCK:
             CALLS[tuple(block_info[0]["chunk-location"])] += 1
     return block + block.dtype.type(7)
 
 
-def own(shape=(24, 60, 50), chunks=(8, 20, 25), dtype="uint8", function=counted, name="mine", kind="image"):
+def users_array(shape=(24, 60, 50), chunks=(8, 20, 25), dtype="uint8", function=count_call, name="mine", kind="image"):
     """Return a labelled array whose blocks are counted when they are computed."""
     values = (np.arange(np.prod(shape)).reshape(shape) % 241).astype(dtype)
     blocks = da.from_array(values, chunks=chunks).map_blocks(function, dtype=dtype, name=f"{name}-{shape}-{chunks}")
-    return labelled(blocks, kind), values + values.dtype.type(7)
+    return labelled_array(blocks, kind), values + values.dtype.type(7)
 
 
-def labelled(blocks, kind="image"):
+def labelled_array(blocks, kind="image"):
     grid = ix.Grid(blocks.shape, (8, 8, 8), (1, 2, 3))
     return xr.DataArray(blocks, dims=("z", "y", "x"), coords=grid.coords(), attrs={"layer_type": kind})
 
 
-def written(target, path):
+def read_result(target, path):
     if "zarr" in target:
         return zarr.open_array(f"{path}/0")[:]
     if target.endswith("png"):
@@ -68,14 +68,14 @@ def written(target, path):
 @pytest.mark.parametrize("chunks", [(8, 20, 25), (7, 60, 13), ((5, 11, 8), (20, 40), (50,)), (24, 60, 50)])
 def test_each_block_is_computed_once(tmp_path, monkeypatch, target, chunks):
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
-    array, expected = own(chunks=chunks)
+    array, expected = users_array(chunks=chunks)
     options = {"chunks": (4, 20, 25)} if "zarr" in target else {}
     CALLS.clear()
     with no_compute():
         plan = ix.plan_export(array, tmp_path / target, workers=1, **options)
     assert not CALLS
     ix.export(array, tmp_path / target, workers=1, **options)
-    np.testing.assert_array_equal(written(target, tmp_path / target), expected)
+    np.testing.assert_array_equal(read_result(target, tmp_path / target), expected)
     blocks = np.prod(array.data.numblocks)
     assert len(CALLS) == blocks
     (planned,) = plan.computes
@@ -90,7 +90,7 @@ def test_each_block_is_computed_once(tmp_path, monkeypatch, target, chunks):
 
 
 def test_blocks_that_are_computed_many_times_warn(tmp_path):
-    array = labelled(
+    array = labelled_array(
         da.zeros((64, 4096, 4096), chunks=(32, 512, 512), dtype="uint8").map_blocks(lambda b: b, name="thick")
     )
     plan = ix.plan_export(array, tmp_path / "z{z}.png", memory="600 MB", workers=2)
@@ -107,8 +107,8 @@ def test_blocks_that_are_computed_many_times_warn(tmp_path):
 def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch):
     """Halos of outlines reach into neighbouring blocks, so that regions of the whole expression are drawn, not single blocks."""
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
-    em, _ = own()
-    seg, _ = own(dtype="uint64", name="ids", kind="segmentation")
+    em, _ = users_array()
+    seg, _ = users_array(dtype="uint64", name="ids", kind="segmentation")
     drawn = ix.overlay(em, seg // np.uint64(9), outline=3)
     expected = drawn.compute().values
     CALLS.clear()
@@ -127,7 +127,7 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
 @pytest.mark.parametrize("client", ["threads", "processes"])
 def test_shared_tasks_of_blocks_give_the_same_voxels(client):
     """The array has tasks that join neighbouring blocks, and blocks that two branches use."""
-    array, expected = own(function=_plus_seven)
+    array, expected = users_array(function=_plus_seven)
     smooth = array.rolling(z=3, min_periods=1, center=True).max().astype("uint8") // 2 + array // 3
     report = ix.export(smooth, "memory://", client=client, workers=2)
     np.testing.assert_array_equal(report.result.values, smooth.compute().values)
@@ -162,7 +162,7 @@ OTHER = {
 @pytest.mark.parametrize("how", MOVED)
 @pytest.mark.parametrize("make", ["picture", "own"])
 def test_a_cropped_expression_equals_the_expression_of_a_crop(tmp_path, how, make):
-    drawn = _drawn(make)
+    drawn = _draw(make)
     move, where = MOVED[how]
     part = move(drawn)
     read = box_reader(part)
@@ -178,11 +178,11 @@ def test_a_cropped_expression_equals_the_expression_of_a_crop(tmp_path, how, mak
     assert {r.source for r in planned} == ({"computed://ramp"} if make == "picture" else {"mine", "ids"})
 
 
-def _drawn(make):
+def _draw(make):
     if make == "picture":
         return picture()
-    em, _ = own(shape=(12, 48, 64), chunks=(4, 20, 64), function=_plus_seven)
-    seg, _ = own(
+    em, _ = users_array(shape=(12, 48, 64), chunks=(4, 20, 64), function=_plus_seven)
+    seg, _ = users_array(
         shape=(12, 48, 64), chunks=(4, 20, 64), dtype="uint64", function=_cells, name="ids", kind="segmentation"
     )
     return ix.overlay(em, seg, outline=2)
@@ -215,7 +215,7 @@ STEPS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS, make=st.sampled_from(["picture", "own"]))
 def test_exported_voxels_equal_those_that_dask_computes(steps, make):
-    part = _drawn(make)
+    part = _draw(make)
     for what, dim, a, n in steps:
         if what == "half":
             part = part // 2
@@ -267,14 +267,14 @@ def test_square_pixels_of_a_crop_equal_a_crop_of_square_pixels():
 def test_rechunked_arrays_are_read_in_their_original_blocks(tmp_path, monkeypatch, chunks, target):
     """A rechunked array is computed in its original blocks, and regions follow those."""
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
-    array, expected = own()
+    array, expected = users_array()
     thin = array.chunk(chunks)
     assert thin.data.chunks != array.data.chunks
     CALLS.clear()
     options = {"chunks": (4, 20, 25)} if "zarr" in target else {}
     plan = ix.plan_export(thin, tmp_path / target, workers=1, **options)
     ix.export(thin, tmp_path / target, workers=1, **options)
-    np.testing.assert_array_equal(written(target, tmp_path / target), expected)
+    np.testing.assert_array_equal(read_result(target, tmp_path / target), expected)
     (reads,) = plan.computes
     assert reads.source == "mine"
     assert (reads.chunks, reads.requests, CALLS.total()) == (18, 18, 18)
@@ -354,7 +354,7 @@ def test_lost_blocks_of_a_cluster_are_an_error_at_the_start(tmp_path):
 
 
 def test_persisted_blocks_are_not_computed_again(tmp_path):
-    plan = ix.plan_export(own(function=_plus_seven)[0].persist(), tmp_path / "o.zarr")
+    plan = ix.plan_export(users_array(function=_plus_seven)[0].persist(), tmp_path / "o.zarr")
     assert plan.computes == ()
     assert "compute:" not in repr(plan)
 
@@ -363,12 +363,12 @@ def test_persisted_blocks_are_not_computed_again(tmp_path):
 def test_arrays_in_memory_are_not_copied(tmp_path):
     """A region uses a part of a block of one gigabyte."""
     values = np.broadcast_to(np.uint8(3), (1024, 1024, 1024))
-    array = labelled(da.from_array(values, chunks=-1))
+    array = labelled_array(da.from_array(values, chunks=-1))
     for target in ("o.zarr", "z{z}.png"):
         plan = ix.plan_export(array, tmp_path / target, memory="600 MB", workers=2)
         plan.validate()
         assert plan.peak_memory < 600e6
-    made = labelled(da.zeros((1024, 1024, 1024), chunks=-1, dtype="uint8").map_blocks(lambda b: b, name="one"))
+    made = labelled_array(da.zeros((1024, 1024, 1024), chunks=-1, dtype="uint8").map_blocks(lambda b: b, name="one"))
     with pytest.raises(ix.errors.OptionError, match=r"needs .* GB of memory and has 600 MB"):
         ix.plan_export(made, tmp_path / "o.zarr", memory="600 MB", workers=2).validate()
 

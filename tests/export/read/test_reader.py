@@ -97,7 +97,7 @@ def test_idle_buffers_are_freed(small):
     assert buffers._held == []
 
 
-def swept(array, z):
+def read_sweep(array, z):
     """Read the sources of two slices at once; return the reader and their voxels, one array per window."""
     read = box_reader(array)
     box = IndexBox((z, 0, 0), (z + 2, *array.shape[1:]))
@@ -116,8 +116,8 @@ def test_remote_voxels_are_read_into_the_memory_of_earlier_regions(sample, small
     with LatencyServer(root, latency=0.0) as server:
         uncached = ix.Connection(memory_cache=0)  # boxes in the memory cache are not read
         remote = ix.open_segmentation(f"{scheme}://{server.url}/{name}", mip=mip, connection=uncached)
-        sources, (first,) = swept(remote, 0)
-        other, (second,) = swept(remote, 2)
+        sources, (first,) = read_sweep(remote, 0)
+        other, (second,) = read_sweep(remote, 2)
         assert not np.shares_memory(first, second), "the first region is not finished"
         np.testing.assert_array_equal(first, seg[0:2])
         np.testing.assert_array_equal(second, seg[2:4])
@@ -126,14 +126,14 @@ def test_remote_voxels_are_read_into_the_memory_of_earlier_regions(sample, small
         for thread in threading.enumerate():
             if thread.name == "imageryxr-web":  # the thread may refer to the voxels until it ends
                 thread.join()
-        third = swept(remote, 4)[1][0]
+        third = read_sweep(remote, 4)[1][0]
         assert third.ctypes.data == place
         assert len(BUFFERS._held) == 2
         np.testing.assert_array_equal(third, seg[4:6])
         np.testing.assert_array_equal(second, seg[2:4])
         computed = remote[0:2].compute().values
         del other, second, third
-        assert all(not np.shares_memory(computed, swept(remote, z)[1][0]) for z in (2, 4)), "not part of an export"
+        assert all(not np.shares_memory(computed, read_sweep(remote, z)[1][0]) for z in (2, 4)), "not part of an export"
 
 
 def test_an_export_leaves_encoded_chunks_in_the_cache_and_no_voxels(sample, tmp_path):

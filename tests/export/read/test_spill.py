@@ -66,7 +66,7 @@ def rereads():
     return max(sum(n) / len(n) for n in counts.values() if n)
 
 
-def drawn(shape=(20, 192, 224), chunks=(8, 64, 64), seg_chunks=None, outline=2, like=None, axis="z"):
+def draw_counted(shape=(20, 192, 224), chunks=(8, 64, 64), seg_chunks=None, outline=2, like=None, axis="z"):
     em = array_of(Counting(shape, chunks=chunks))
     seg = array_of(Counting(shape, chunks=seg_chunks or chunks, layer_type="segmentation"))
     if like is not None:
@@ -89,12 +89,12 @@ def planes(target, folder, axis):
 
 BOX = ix.BBox((10, 12, 12), (200, 180, 25), resolution=(8, 8, 40))
 CASES = {
-    "an overlay": (lambda axis: drawn(axis=axis), 1.0),
-    "no outline": (lambda axis: drawn(outline=None), 1.0),
-    "chunks of two depths": (lambda axis: drawn(seg_chunks=(4, 32, 32), axis=axis), 1.0),
-    "an offset": (lambda axis: drawn((30, 224, 224), axis=axis).imagery.crop(BOX), 1.0),
-    "half as fine": (lambda axis: drawn((40, 320, 384), like=(16, 16, 80), axis=axis), 1.0),
-    "finer": (lambda axis: drawn((24, 96, 112), (8, 32, 32), like=(8 / 3, 8 / 3, 40 / 3), axis=axis), 1.15),
+    "an overlay": (lambda axis: draw_counted(axis=axis), 1.0),
+    "no outline": (lambda axis: draw_counted(outline=None), 1.0),
+    "chunks of two depths": (lambda axis: draw_counted(seg_chunks=(4, 32, 32), axis=axis), 1.0),
+    "an offset": (lambda axis: draw_counted((30, 224, 224), axis=axis).imagery.crop(BOX), 1.0),
+    "half as fine": (lambda axis: draw_counted((40, 320, 384), like=(16, 16, 80), axis=axis), 1.0),
+    "finer": (lambda axis: draw_counted((24, 96, 112), (8, 32, 32), like=(8 / 3, 8 / 3, 40 / 3), axis=axis), 1.15),
 }
 ALONG = {"z{z:03d}.png": "z", "y{y:03d}.tif": "y", "x{x:03d}.png": "x", "one.tif": "z", "one.ome.tif": "z"}
 
@@ -120,7 +120,7 @@ def test_every_voxel_is_written_and_each_chunk_read_once(tmp_path, case, target)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_outlines_across_slices_read_a_halo(tmp_path):
-    array = drawn((20, 192, 448), chunks=(8, 64, 32))
+    array = draw_counted((20, 192, 448), chunks=(8, 64, 32))
     Counting.fetched.clear()
     plan = ix.plan_export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
@@ -136,7 +136,7 @@ def test_a_video_is_written_through_the_scratch_folder(tmp_path):
         with av.open(str(path)) as film:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]).astype(int)
 
-    array = drawn()
+    array = draw_counted()
     plan = ix.plan_export(array, tmp_path / "o.mp4")
     assert plan.scratch is not None
     Counting.fetched.clear()
@@ -156,7 +156,7 @@ def test_a_video_is_written_through_the_scratch_folder(tmp_path):
 def test_the_plan_contains_the_scratch_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", workers=2)
+    plan = ix.plan_export(draw_counted(), tmp_path / "z{z}.png", workers=2)
     # two regions in progress, each with the voxels (8 × 192 × 224) of an image (1 byte) and of a segmentation (8 bytes)
     takes = 2 * 8 * 192 * 224 * 9
     assert plan.scratch.bytes == takes
@@ -164,7 +164,7 @@ def test_the_plan_contains_the_scratch_folder(tmp_path, monkeypatch):
     assert f"up to 6.2 MB per worker in {tmp_path}" in plan._repr_html_()
     assert plan.to_dict()["scratch"] == {"folder": str(tmp_path), "bytes": takes}
     assert plan.peak_memory < PROCESS_BYTES + takes
-    none = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=False)
+    none = ix.plan_export(draw_counted(), tmp_path / "z{z}.png", scratch=False)
     assert none.scratch is none.to_dict()["scratch"] is None
     assert "scratch" not in repr(none)
     assert max(reads.rereads for reads in none.reads) > 2
@@ -173,7 +173,7 @@ def test_the_plan_contains_the_scratch_folder(tmp_path, monkeypatch):
 
 def test_the_scratch_folder_is_the_given_one_or_that_of_dask_or_of_the_system(tmp_path):
     def folder(**kwargs):
-        return ix.plan_export(drawn(), tmp_path / "z{z}.png", **kwargs).scratch.folder
+        return ix.plan_export(draw_counted(), tmp_path / "z{z}.png", **kwargs).scratch.folder
 
     with dask.config.set({"temporary-directory": str(tmp_path / "dask")}):
         assert folder() == str(tmp_path / "dask")
@@ -186,16 +186,16 @@ def test_the_scratch_folder_is_the_given_one_or_that_of_dask_or_of_the_system(tm
 
 
 def test_scratch_does_not_change_the_files(tmp_path):
-    ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png", scratch=tmp_path)
-    ix.export(drawn(), tmp_path / "b" / "z{z:02d}.png", scratch=False)
+    ix.export(draw_counted(), tmp_path / "a" / "z{z:02d}.png", scratch=tmp_path)
+    ix.export(draw_counted(), tmp_path / "b" / "z{z:02d}.png", scratch=False)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     # `scratch` does not change the identity of the call
-    assert ix.export(drawn(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
+    assert ix.export(draw_counted(), tmp_path / "a" / "z{z:02d}.png").tasks == 0
 
 
 def test_threads_share_regions(tmp_path, monkeypatch):
     # both regions in progress have scratch files
-    array = drawn((80, 192, 224))
+    array = draw_counted((80, 192, 224))
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=16)
     assert len(plan.regions) == 10
     assert plan.scratch.bytes == 2 * 8 * 192 * 224 * 9
@@ -217,7 +217,7 @@ class ScratchRecorder(Counting):
 
     def read(self, mip, box):
         with LOCK:
-            self.most[0] = max(self.most[0], sum(nameless("self", self.folder)))
+            self.most[0] = max(self.most[0], sum(sizes_of_unnamed_files("self", self.folder)))
         return super().read(mip, box)
 
 
@@ -276,12 +276,12 @@ def test_an_export_is_continued_with_another_memory_limit(tmp_path, memories, mo
 
 
 def test_an_absent_or_small_scratch_folder_is_refused(tmp_path, monkeypatch):
-    plan = ix.plan_export(drawn(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
+    plan = ix.plan_export(draw_counted(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
     with pytest.raises(
         ix.errors.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="
     ):
         plan.validate()
-    array = drawn((64, 400_000, 400_000), chunks=(64, 512, 512))
+    array = draw_counted((64, 400_000, 400_000), chunks=(64, 512, 512))
     plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
     with pytest.raises(ix.errors.OptionError, match=r"92\.2 TB in the scratch folder .* are free: give"):
         plan.validate()
@@ -311,7 +311,7 @@ class Spying(Computed):
                         file.write(f"{os.path.dirname(where)}\n")
 
 
-def spied(notes):
+def scratch_recorder(notes):
     return array_of(Spying((20, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", notes=str(notes)))
 
 
@@ -323,7 +323,7 @@ def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
     return ix.export(array, f"{folder}/z{{z:02d}}.png", scratch=scratch, workers=1)
 
 
-def nameless(pid, folder):
+def sizes_of_unnamed_files(pid, folder):
     """Return the sizes of a process's files without a name in a folder."""
     sizes = []
     for handle in os.listdir(f"/proc/{pid}/fd"):
@@ -345,7 +345,11 @@ def test_an_export_killed_while_reading_is_continued(tmp_path, done):
     )
     for _ in range(6000):
         lines = sum(len(log.read_bytes().splitlines()) for log in (tmp_path / "a").glob(".imageryxr/*.manifest.log"))
-        if lines > done and any(nameless(process.pid, scratch)) if done else any(nameless(process.pid, scratch)):
+        if (
+            lines > done and any(sizes_of_unnamed_files(process.pid, scratch))
+            if done
+            else any(sizes_of_unnamed_files(process.pid, scratch))
+        ):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -438,7 +442,7 @@ def test_an_export_stopped_within_a_region_is_continued(tmp_path):
     )
     process = python("-c", code, stderr=subprocess.PIPE)
     for _ in range(6000):
-        if any(nameless(process.pid, tmp_path)):
+        if any(sizes_of_unnamed_files(process.pid, tmp_path)):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -454,7 +458,7 @@ def test_an_export_stopped_within_a_region_is_continued(tmp_path):
 @pytest.mark.slow
 def test_on_a_cluster_each_worker_uses_its_own_folder(tmp_path):
     (tmp_path / "notes").mkdir()
-    array = spied(tmp_path / "notes")
+    array = scratch_recorder(tmp_path / "notes")
     with cluster_of(2, local_directory=tmp_path / "local") as client:
         plan = ix.plan_export(array, tmp_path / "a" / "z{z:02d}.tif", client=client)
         assert "per worker in its own local folder" in repr(plan)

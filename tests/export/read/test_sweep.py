@@ -24,7 +24,7 @@ from tests.support.export_jobs import Computed, array_of, digest, place
 SWEEP = sys.modules["imageryxr.export.read.sweep"]
 
 
-def swept(expr, sweep, **options):
+def sweep_slabs(expr, sweep, **options):
     """Yield each slab of a sweep and its source voxels."""
     with SweepReader(expr, sweep, **options) as sources:
         for number, slab in enumerate(sweep.slabs):
@@ -81,7 +81,7 @@ def small(monkeypatch):
     BUFFERS.clear()
 
 
-def drawn_of(shape, em_chunks, seg_chunks, outline=2, kind=OnDisk):
+def draw_layers(shape, em_chunks, seg_chunks, outline=2, kind=OnDisk):
     em = array_of(kind(shape, chunks=em_chunks))
     seg = array_of(kind(shape, chunks=seg_chunks, layer_type="segmentation"))
     drawn = ix.overlay(em, seg, alpha=0.4, outline=outline)
@@ -101,7 +101,7 @@ chunks = st.tuples(st.integers(1, 9), st.integers(1, 33), st.integers(1, 33))
 def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, granule, outline, voxels, kind, data):
     start = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = IndexBox(tuple(start), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
-    read = box_reader(drawn_of(shape, chunk, other, outline or None, kind))
+    read = box_reader(draw_layers(shape, chunk, other, outline or None, kind))
     expr = read.volume.expr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SWEEP, "KEPT_BYTES", 1)
@@ -114,7 +114,7 @@ def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, gran
         OnDisk.fetched.clear()
         found = np.empty((*box.shape, 4), np.uint8)
         taken = 0
-        for strip, held in swept(expr, sweep):
+        for strip, held in sweep_slabs(expr, sweep):
             hits[strip.slices(box)] += 1
             assert all((a - b) % g == 0 for a, b, g in zip(strip.start, box.start, granule, strict=True))
             found[strip.slices(box)] = evaluate(expr, strip, held)
@@ -130,14 +130,14 @@ def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, gran
 def test_a_region_is_cut_along_the_axis_that_saves_most_memory(small, axis):
     shape = [16, 48, 48]
     chunk = [shape[a] if a != axis else 8 for a in range(3)]
-    expr = box_reader(drawn_of(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
+    expr = box_reader(draw_layers(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
     sweep = volume_sweep(expr, IndexBox.of_shape(shape), (1, 1, 1))
     assert len(sweep.slabs) > 1
     assert {window.axis for window in sweep.windows} == {axis}
     needed = 9 * np.prod(shape)
     assert sweep.spared_bytes > needed // 3
     large = tuple(shape)
-    whole = box_reader(drawn_of(large, large, large)).volume.expr
+    whole = box_reader(draw_layers(large, large, large)).volume.expr
     assert volume_sweep(whole, IndexBox.of_shape(shape), (1, 1, 1)).spared_bytes == 0
 
 
@@ -151,11 +151,11 @@ def test_slices_are_drawn_from_chunks_that_are_read_once(
 ):
     start = [data.draw(st.integers(0, n - 1)) for n in shape]
     box = IndexBox(tuple(start), tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)))
-    expr = box_reader(drawn_of(shape, chunk, other, outline or None)).volume.expr
+    expr = box_reader(draw_layers(shape, chunk, other, outline or None)).volume.expr
     sweep = slice_sweep(SlabSettings(axis, slices, threads=threads, tile=1, spilled=spilled), expr, box)
     found = np.empty((*box.shape, 4), np.uint8)
     OnDisk.fetched.clear()
-    for slab, held in swept(expr, sweep, threads=threads, folder=str(tmp_path) if spilled else None):
+    for slab, held in sweep_slabs(expr, sweep, threads=threads, folder=str(tmp_path) if spilled else None):
         found[slab.slices(box)] = evaluate(expr, slab, held)
     assert max(OnDisk.fetched.values()) == 1
     np.testing.assert_array_equal(found, evaluate(expr, box))
@@ -165,7 +165,7 @@ def test_slices_are_drawn_from_chunks_that_are_read_once(
 @pytest.mark.parametrize("source", [OnDisk, Remote])
 @pytest.mark.parametrize("kind", ["omezarr", "sharded", "zarr2", "precomputed"])
 def test_exports_in_slabs_of_any_size_are_equal_and_complete(small, tmp_path, kind, source):
-    drawn = drawn_of((13, 75, 70), (4, 16, 16), (8, 8, 32), kind=source)
+    drawn = draw_layers((13, 75, 70), (4, 16, 16), (8, 8, 32), kind=source)
     written = []
     for voxels in (10**9, 3000, 1000):
         small.setattr(SWEEP, "SLAB_VOXELS", voxels)
@@ -193,13 +193,13 @@ def test_slabs_of_layers_of_different_levels_equal_the_whole_region(small, sampl
         assert len(sweep.slabs) > 1
         assert any(window.ends for window in sweep.windows)
         found = np.empty((*box.shape, 4), np.uint8)
-        for strip, held in swept(read.volume.expr, sweep):
+        for strip, held in sweep_slabs(read.volume.expr, sweep):
             found[strip.slices(box)] = evaluate(read.volume.expr, strip, held)
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
 
 
 def test_errors_of_a_source_do_not_name_the_target(small, tmp_path):
-    drawn = drawn_of((12, 64, 64), (4, 16, 16), (4, 16, 16), kind=Broken)
+    drawn = draw_layers((12, 64, 64), (4, 16, 16), (4, 16, 16), kind=Broken)
     with pytest.raises(OSError, match="what the source keeps") as caught:
         ix.export(drawn, tmp_path / "o.ome.zarr", chunks=(4, 16, 16), retries=0)
     assert "free some space or choose another target" not in str(caught.value)
@@ -240,14 +240,14 @@ def test_the_largest_buffer_is_allocated_first(small, monkeypatch):
     for granule in ((4, 16, 16), (12, 64, 64)):
         buffers.clear()
         box = IndexBox.of_shape((12, 64, 64))
-        for _ in swept(read.volume.expr, volume_sweep(read.volume.expr, box, granule)):
+        for _ in sweep_slabs(read.volume.expr, volume_sweep(read.volume.expr, box, granule)):
             pass
         sizes = [a.nbytes for a in buffers]
         assert len(sizes) == 2
         assert sizes == sorted(sizes, reverse=True)
 
 
-def failing(block, error):
+def raise_error(block, error):
     raise error()
 
 
@@ -266,7 +266,7 @@ def circular_error():
 @pytest.mark.parametrize("error", [disk_error, circular_error, lambda: KeyError("gone")])
 def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
     array = array_of(Computed()).chunk(dict.fromkeys("zyx", 16))
-    own = array.copy(data=array.data.map_blocks(failing, error, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
+    own = array.copy(data=array.data.map_blocks(raise_error, error, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
     with pytest.raises(type(error()), match=str(error())[-8:]) as caught:
         ix.export(own, tmp_path / "o.zarr", workers=1, retries=retries)
     assert f"try {retries + 1}" in caught.value.__notes__[0]
@@ -274,7 +274,7 @@ def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
 
 @pytest.mark.parametrize(("kind", "saved"), [(OnDisk, 300_000_000), (Remote, 200_000_000)])
 def test_the_plan_counts_the_memory_that_slabs_save(tmp_path, monkeypatch, kind, saved):
-    drawn = drawn_of((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind)
+    drawn = draw_layers((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind)
     in_slabs = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=1)
     monkeypatch.setattr(SWEEP, "MAX_SLABS", 1)
     at_once = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=1)

@@ -24,13 +24,13 @@ RESOLUTION = (8, 8, 40)
 SHAPE = (10, 30, 36)
 
 
-def own(values, chunks=(4, 11, 20), **attrs):
+def users_array(values, chunks=(4, 11, 20), **attrs):
     """Return values as a labelled array on a dask array that imageryxr did not build."""
     blocks = da.from_array(values, chunks=chunks).map_blocks(lambda b: b, name=f"mine-{values.dtype}-{chunks}")
     return volume(values, RESOLUTION, **attrs).copy(data=blocks)
 
 
-def exported(array, **kwargs):
+def export_values(array, **kwargs):
     return ix.export(array, "memory://", progress=False, **kwargs).result.transpose(*array.dims).values
 
 
@@ -48,9 +48,9 @@ def base(kind):
     values = np.random.default_rng(3).integers(1, 250, SHAPE).astype(np.uint8)
     ids = (np.indices(SHAPE)[1] // 7 * 8 + np.indices(SHAPE)[2] // 5 + 1).astype(np.uint64) * np.uint64(2**59 + 1)
     if kind == "own image":
-        return own(values)
+        return users_array(values)
     if kind == "own ids":
-        return own(ids, layer_type="segmentation")
+        return users_array(ids, layer_type="segmentation")
     layer_type = "segmentation" if "ids" in kind else "image"
     return as_dask(array_of(Computed(SHAPE, chunks=(4, 11, 20), layer_type=layer_type)))
 
@@ -104,7 +104,7 @@ def test_exports_of_chained_verbs_equal_compute(kind, chain):
     array = base(kind)
     for what in chain:
         array = step(array, *what)
-    np.testing.assert_array_equal(exported(array), array.compute().values)
+    np.testing.assert_array_equal(export_values(array), array.compute().values)
 
 
 INSIDE, WIDER = box((8, 8, 2), (30, 24, 8)), box((2, 0, 0), (30, 24, 8))
@@ -125,7 +125,7 @@ def test_verbs_on_a_crop_read_nothing_beyond_it(kind, chain):
     array = base(kind)
     moved = array.assign_coords(ix.Grid(SHAPE, RESOLUTION, (0, 0, 0)).coords()) if any(offset) else array
     made = CHAINS[chain](moved)
-    np.testing.assert_array_equal(exported(made), made.compute().values)
+    np.testing.assert_array_equal(export_values(made), made.compute().values)
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("own image", False), ("own image", True), ("sources", True)])
@@ -155,7 +155,7 @@ def test_pictures_of_verbs_are_read_with_their_halo(tmp_path, kind):
     drawn = ix.overlay(None, base(kind), outline=4)
     part = ix.crop(drawn, inner(drawn, (9, 9, 3), (16, 14, 5)))
     for array in (drawn, part, part.chunk(z=2)):
-        np.testing.assert_array_equal(exported(array), array.compute().values)
+        np.testing.assert_array_equal(export_values(array), array.compute().values)
         assert not isinstance(box_reader(array).volume.expr, DaskLeaf)
         plan = ix.plan_export(array, tmp_path / "o.zarr")
         planned = plan.computes if kind == "own ids" else plan.reads
@@ -216,7 +216,7 @@ WRONG = {
 }
 
 
-def made_by(function, dtype=np.uint8, parts=None):
+def array_of_function(function, dtype=np.uint8, parts=None):
     parts = da.from_array(VALUES, chunks=(4, 24, 32)) if parts is None else parts
     blocks = parts.map_blocks(function, dtype=dtype, meta=np.empty((0, 0, 0), dtype), chunks=parts.chunks)
     return volume(VALUES, RESOLUTION).copy(data=blocks)
@@ -227,7 +227,7 @@ def made_by(function, dtype=np.uint8, parts=None):
 def test_a_block_of_another_shape_or_dtype_is_named(tmp_path, function, target):
     place = target if "//" in target else tmp_path / target
     with pytest.raises(ix.errors.LayerError, match=WRONG[function]) as caught:
-        ix.export(made_by(function), place, progress=False)
+        ix.export(array_of_function(function), place, progress=False)
     assert caught.match(rf"^block \(\d, 0, 0\) of the dask array '{function.__name__.strip('_')}', at z=")
     assert any("try 1" in note for note in caught.value.__notes__ if "in task" in note)  # the region was not retried
 
@@ -235,22 +235,22 @@ def test_a_block_of_another_shape_or_dtype_is_named(tmp_path, function, target):
 @pytest.mark.parametrize("function", [_none, _thin, _thick, _real])
 def test_a_crop_of_a_wrong_block_is_an_error(function):
     with pytest.raises(ix.errors.LayerError, match=r"block \(\d, 0, 0\)"):
-        exported(ix.crop(made_by(function), box((3, 0, 4), (9, 24, 5))))
+        export_values(ix.crop(array_of_function(function), box((3, 0, 4), (9, 24, 5))))
 
 
 @pytest.mark.parametrize("function", [_none, _thin, _real])
 def test_wrong_blocks_below_a_verb_are_errors(function):
     """If dask operations follow a verb, dask runs the verb's tasks; wrong blocks must be refused there as well."""
-    finer = ix.regrid(made_by(function), (4, 4, 40), method="nearest")
-    for act in (exported, lambda a: exported(a // 2), lambda a: a.compute()):
+    finer = ix.regrid(array_of_function(function), (4, 4, 40), method="nearest")
+    for act in (export_values, lambda a: export_values(a // 2), lambda a: a.compute()):
         with pytest.raises(ix.errors.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z="):
             act(finer)
 
 
 @pytest.mark.parametrize(("given", "message"), [("u1", "u2"), ("u1", "f4"), ("f4", "f8"), ("?", "u1"), (">u2", "<u2")])
 def test_safe_dtype_conversions_of_blocks_are_allowed(given, message):
-    array = made_by(lambda b: (b % 2 if given == "?" else b).astype(given), np.dtype(message))
-    found = exported(array)
+    array = array_of_function(lambda b: (b % 2 if given == "?" else b).astype(given), np.dtype(message))
+    found = export_values(array)
     assert found.dtype == message
     np.testing.assert_array_equal(found, VALUES % 2 if given == "?" else VALUES)
 
@@ -273,18 +273,18 @@ class Short:
 def test_values_that_a_source_leaves_out_are_an_error(source, message):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))
     with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{message}"):
-        exported(array, workers=1)  # with two concurrent regions, the second may fail first
+        export_values(array, workers=1)  # with two concurrent regions, the second may fail first
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("function", [_none, _thin, _real])
 @pytest.mark.parametrize("client", ["cluster", None, "processes"])
 def test_wrong_persisted_blocks_of_a_cluster_are_errors(cluster, function, client):
-    array = made_by(function).persist()
+    array = array_of_function(function).persist()
     with pytest.raises(
         ix.errors.LayerError, match=f"of the dask array '{function.__name__.strip('_')}', at z=.* dtype uint8: "
     ):
-        exported(array, client=cluster if client == "cluster" else client, workers=1)
+        export_values(array, client=cluster if client == "cluster" else client, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -313,9 +313,9 @@ def cluster():
 )
 def test_empty_blocks_are_skipped(tmp_path, sizes, act):
     parts = da.from_array(VALUES, chunks=(sizes, (0, 24), 10))
-    array = act(made_by(lambda b: b, parts=parts))
+    array = act(array_of_function(lambda b: b, parts=parts))
     expected = array.compute().values
-    np.testing.assert_array_equal(exported(array), expected)
+    np.testing.assert_array_equal(export_values(array), expected)
     ix.export(array, tmp_path / "o.ome.zarr", chunks=(4, 8, 8))
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "o.ome.zarr" / "0")[:], expected)
 
@@ -338,7 +338,7 @@ TARGETS = {
 }
 
 
-def _written(target, folder, array, options):
+def _export_and_read(target, folder, array, options):
     if target == "memory://":
         return ix.export(array, target, **options).result.values
     if target == "precomputed://":
@@ -375,7 +375,7 @@ def test_byte_orders_do_not_change_the_files(tmp_path, target, dtype, kind):
             array = array.copy(data=da.from_array(data, chunks=(4, 24, 32)).map_blocks(lambda b: b))
         (tmp_path / str(number)).mkdir()
         try:
-            found.append(_written(target, tmp_path / str(number), array, TARGETS[target]))
+            found.append(_export_and_read(target, tmp_path / str(number), array, TARGETS[target]))
         except ix.ImageryError as error:
             found.append(str(error).replace(f"/{number}/", "/"))
     native, other = found

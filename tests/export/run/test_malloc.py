@@ -52,7 +52,7 @@ print(json.dumps(found))
 """
 
 
-def _found(first="", **given):
+def _run_program(first="", **given):
     kept = {k: v for k, v in os.environ.items() if k not in (TRIM_VARIABLE, *USER_VARIABLES)}
     command = [sys.executable, "-c", first + FAULTS]
     run = subprocess.run(command, env={**kept, **given}, capture_output=True, text=True)
@@ -62,7 +62,7 @@ def _found(first="", **given):
 
 @glibc
 def test_large_arrays_reuse_mapped_memory():
-    before, kept, returned, after = _found(**{TRIM_VARIABLE: "65536"})
+    before, kept, returned, after = _run_program(**{TRIM_VARIABLE: "65536"})
     assert before > 50, "with dask's setting, each array is mapped anew"
     assert kept < before / 10
     assert returned > 20 << 20, "kept memory is returned to the system"
@@ -72,7 +72,7 @@ def test_large_arrays_reuse_mapped_memory():
 @glibc
 @pytest.mark.parametrize("other", [{"MALLOC_MMAP_THRESHOLD_": "100000"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}])
 def test_a_malloc_threshold_of_the_user_is_kept(other):
-    before, kept, _, after = _found(**{TRIM_VARIABLE: "65536"}, **other)
+    before, kept, _, after = _run_program(**{TRIM_VARIABLE: "65536"}, **other)
     assert before > 50
     assert min(kept, after) > before / 2
 
@@ -80,13 +80,13 @@ def test_a_malloc_threshold_of_the_user_is_kept(other):
 @glibc
 @pytest.mark.parametrize("given", ["", "²", str(2**70)])
 def test_invalid_malloc_thresholds_are_ignored(given):
-    _found(**{TRIM_VARIABLE: given})
+    _run_program(**{TRIM_VARIABLE: given})
 
 
 @glibc
 def test_the_process_that_starts_a_cluster_keeps_its_malloc_settings():
     """dask sets the variable in ``os.environ`` of the process that started the cluster, whose malloc has not read it."""
-    _, kept, _, after = _found("import os; os.environ['MALLOC_TRIM_THRESHOLD_'] = '65536'")
+    _, kept, _, after = _run_program("import os; os.environ['MALLOC_TRIM_THRESHOLD_'] = '65536'")
     each = 50 * (1 << 20) // os.sysconf("SC_PAGESIZE")
     assert max(kept, after) < each / 10, "glibc raises its thresholds by itself"
 

@@ -53,7 +53,7 @@ def worker(bucket):
         yield client
 
 
-def stopped(client, *what):
+def suspend_worker_of_killed_export(client, *what):
     """Start an export whose worker suspends itself, kill the export, and return the process id of the worker."""
     url, overwrite = what
     pid = client.submit(os.getpid).result()
@@ -85,7 +85,7 @@ def test_a_worker_of_a_dead_export_writes_into_no_other_export(bucket, worker, r
     if replacing:
         ix.export(picture(seed=9), url, **OPTIONS)
     worker.run(_suspend_at_upload, "/c/", count)
-    pid = stopped(worker, url, replacing)
+    pid = suspend_worker_of_killed_export(worker, url, replacing)
     assert ix.export(other, url, overwrite=True, **OPTIONS).complete
     found, beside = bucket.contents(), bucket.names()
     os.kill(pid, signal.SIGCONT)

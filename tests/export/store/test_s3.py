@@ -32,7 +32,7 @@ FEW = {
 }
 
 
-def put(kind, bucket, **kwargs):
+def export_to(kind, bucket, **kwargs):
     target, options = TARGETS[kind]
     options = {**options, **FEW.get(kind, {})}
     address = f"precomputed://{bucket.url('pc')}" if kind == "precomputed" else bucket.url(target)
@@ -42,13 +42,13 @@ def put(kind, bucket, **kwargs):
 @pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("kind", slow_except(TARGETS, "omezarr", "png"))
 def test_objects_equal_the_files_of_a_local_export(bucket, tmp_path, kind):
-    report = put(kind, bucket)
+    report = export_to(kind, bucket)
     assert report.complete
     run(kind, tmp_path, **FEW.get(kind, {}))
     local = {name.removesuffix(".gz"): content for name, content in digest(tmp_path).items()}
     assert {name: file_digest(name, data) for name, data in bucket.contents().items()} == local
     assert not [k for k in bucket.names() if "-work-" in k]
-    again = put(kind, bucket)
+    again = export_to(kind, bucket)
     assert (again.tasks, again.skipped) == (0, report.tasks)
 
 
@@ -57,11 +57,11 @@ def test_other_libraries_read_the_result(bucket, tmp_path):
     from cloudvolume import CloudVolume
 
     truth = picture().values
-    put("omezarr", bucket)
+    export_to("omezarr", bucket)
     store = zarr.storage.ObjectStore(_store(bucket, "o.ome.zarr"), read_only=True)
     np.testing.assert_array_equal(np.moveaxis(zarr.open_group(store, mode="r")["0"][:], 0, -1), truth)
     assert ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}", channel=2).shape == truth.shape[:3]
-    put("precomputed", bucket)
+    export_to("precomputed", bucket)
     ix.export(picture(), f"precomputed://{bucket.url('packed')}", chunks=(4, 16, 16), gzip=True)
     bucket.open_to_all()
     for name, encoding in (("pc", None), ("packed", "gzip")):
@@ -75,8 +75,8 @@ def test_other_libraries_read_the_result(bucket, tmp_path):
         store["endpoint"] = os.environ["AWS_ENDPOINT_URL"]
         spec = {"driver": "neuroglancer_precomputed", "kvstore": store}
         np.testing.assert_array_equal(tensorstore.open(spec).result().read().result().transpose(2, 1, 0, 3), truth)
-    put("png", bucket)
-    put("tiff", bucket)
+    export_to("png", bucket)
+    export_to("tiff", bucket)
     bucket.fetch(tmp_path)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "stack" / "z003.png")), truth[3])
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "one.tif"), truth)
@@ -109,42 +109,42 @@ def test_a_replaced_result_is_read_anew(bucket):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_except(["omezarr", "precomputed", "png", "tiff"], "png"))
 def test_the_previous_result_stays_until_the_new_one_is_complete(bucket, kind):
-    put(kind, bucket)
+    export_to(kind, bucket)
     before = bucket.contents()
     other = picture(seed=1)
     with pytest.raises(ix.errors.TargetExistsError, match="of another export"):
-        put(kind, bucket, array=other)
+        export_to(kind, bucket, array=other)
     with pytest.raises(ix.errors.ChunkReadError):
-        put(kind, bucket, array=picture(seed=1, fail_above=7), overwrite=True, workers=1, retries=0)
+        export_to(kind, bucket, array=picture(seed=1, fail_above=7), overwrite=True, workers=1, retries=0)
     assert bucket.contents() == before
-    report = put(kind, bucket, array=other, overwrite=True)
+    report = export_to(kind, bucket, array=other, overwrite=True)
     assert report.skipped > 0
     after = bucket.contents()
     assert set(after) == set(before)
     assert after != before
     assert not [k for k in bucket.names() if "-work-" in k]
-    assert put(kind, bucket, array=other).tasks == 0
+    assert export_to(kind, bucket, array=other).tasks == 0
 
 
 def test_an_incomplete_result_cannot_be_opened(bucket):
     with pytest.raises(ix.errors.ChunkReadError):
-        put("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
+        export_to("omezarr", bucket, array=picture(fail_above=7), workers=1, retries=0)
     assert "o.ome.zarr/zarr.json" not in bucket.names()
     with pytest.raises(ix.errors.SourceNotFoundError):
         ix.open_image(f"zarr://{bucket.url('o.ome.zarr')}")
-    report = put("omezarr", bucket)
+    report = export_to("omezarr", bucket)
     assert report.skipped > 0
     assert "o.ome.zarr/zarr.json" in bucket.names()
 
 
 @pytest.mark.slow
 def test_truncated_and_lost_objects_are_written_again(bucket):
-    put("omezarr", bucket)
+    export_to("omezarr", bucket)
     before = bucket.contents()
     chunks = [k for k in before if "/c/" in k]
     bucket.client.delete_object(Bucket=bucket.name, Key=chunks[3])
     bucket.client.put_object(Bucket=bucket.name, Key=chunks[-1], Body=b"torn")
-    report = put("omezarr", bucket)
+    report = export_to("omezarr", bucket)
     assert report.tasks == 2
     assert bucket.contents() == before
 
@@ -160,7 +160,7 @@ def test_an_absent_bucket_is_an_error(bucket):
 
 def test_no_secret_is_written_to_the_bucket(bucket):
     plan = ix.plan_export(picture(), bucket.url("o.zarr"))
-    report = put("omezarr", bucket)
+    report = export_to("omezarr", bucket)
     assert SECRET not in repr(plan) + repr(report)
     for key in bucket.names():
         assert SECRET.encode() not in bucket.read(key)
@@ -170,7 +170,7 @@ def test_no_secret_is_written_to_the_bucket(bucket):
 # two exports at once
 
 
-def at_once(*calls):
+def run_at_once(*calls):
     from concurrent.futures import ThreadPoolExecutor
 
     def outcome(call):
@@ -189,16 +189,16 @@ def at_once(*calls):
 def test_one_of_two_exports_at_once_is_refused(bucket, impatient, seed, overwrite):
     """Two equal calls and two different calls never give a mixture or a missing file."""
     if overwrite:
-        put("omezarr", bucket, array=picture(seed=7))
+        export_to("omezarr", bucket, array=picture(seed=7))
     arrays = [picture(seconds=0.4), picture(seconds=0.4, seed=seed)]
-    found = at_once(*(lambda a=a: put("omezarr", bucket, array=a, overwrite=overwrite) for a in arrays))
+    found = run_at_once(*(lambda a=a: export_to("omezarr", bucket, array=a, overwrite=overwrite) for a in arrays))
     refused = [error for error in found if isinstance(error, ix.ImageryError)]
     assert len(refused) == 1, found
     assert isinstance(refused[0], ix.errors.TargetError | ix.errors.TargetExistsError)
     winner = arrays[1 - found.index(refused[0])]
     there = bucket.contents()
     assert not [name for name in bucket.names() if ".lock" in name]
-    put("omezarr", bucket, array=winner, resume=False, overwrite=True)
+    export_to("omezarr", bucket, array=winner, resume=False, overwrite=True)
     assert there == bucket.contents()
 
 
@@ -208,14 +208,14 @@ def test_a_second_export_is_not_undone_by_one_that_stops(bucket, impatient):
     stop = ix.errors.ChunkReadError("stopped")
 
     def first():
-        return put("omezarr", bucket, array=picture(seconds=3, seed=3, fail_above=0), retries=0)
+        return export_to("omezarr", bucket, array=picture(seconds=3, seed=3, fail_above=0), retries=0)
 
     def second():
         while not [name for name in bucket.names() if ".lock" in name]:
             time.sleep(0.02)
-        return put("omezarr", bucket, array=picture(seed=3))
+        return export_to("omezarr", bucket, array=picture(seed=3))
 
-    found = at_once(first, second)
+    found = run_at_once(first, second)
     assert isinstance(found[0], type(stop))
     assert isinstance(found[1], ix.errors.TargetError)
     assert bucket.names() == []
@@ -234,7 +234,7 @@ def test_the_lease_of_a_dead_process_on_another_machine_is_taken_over(bucket, im
     lock = bucket.url("o.ome.zarr").rpartition("/")[0]
     Place(lock).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
     began = time.monotonic()
-    assert put("omezarr", bucket).complete
+    assert export_to("omezarr", bucket).complete
     assert time.monotonic() - began > Lease.DEAD
     assert not [name for name in bucket.names() if ".lock" in name]
 
@@ -251,7 +251,7 @@ def test_the_lease_of_a_dead_process_on_this_machine_is_taken_over_at_once(bucke
     folder = bucket.url("o.ome.zarr").rpartition("/")[0]
     assert python("-c", code, folder).wait() == 0
     assert Place(folder).get("o.ome.zarr.manifest.lock")
-    assert put("omezarr", bucket).complete
+    assert export_to("omezarr", bucket).complete
 
 
 def test_a_process_without_the_lease_publishes_nothing(bucket, impatient):
@@ -265,7 +265,7 @@ def test_a_process_without_the_lease_publishes_nothing(bucket, impatient):
         holder = {"key": "theirs", "host": "another-machine", "pid": 1}
         Place(bucket.url("x").rpartition("/")[0]).put([("o.ome.zarr.manifest.lock", json.dumps(holder).encode())])
 
-    found = at_once(lambda: put("omezarr", bucket, array=picture(seconds=0.6)), take_lease)
+    found = run_at_once(lambda: export_to("omezarr", bucket, array=picture(seconds=0.6)), take_lease)
     assert isinstance(found[0], ix.errors.TargetError)
     assert "process 1 on another-machine took over" in str(found[0])
     assert "o.ome.zarr/zarr.json" not in bucket.names()
@@ -292,11 +292,11 @@ def test_a_killed_export_is_continued(bucket, kind, tmp_path, monkeypatch):
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills
-    put(kind, bucket)
+    export_to(kind, bucket)
     found = bucket.contents()
     for key in [k for k in bucket.names() if k.split("/")[0] == target.split("/")[0] or "manifest" in k]:
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
-    put(kind, bucket)
+    export_to(kind, bucket)
     assert found == bucket.contents()
 
 
