@@ -11,7 +11,7 @@ from tests.support.command_line import run
 
 
 @pytest.mark.slow
-def test_a_figure_with_legend_and_inset_at_its_printed_width(sample, tmp_path):
+def test_a_figure_has_the_requested_width_resolution_and_inset(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation, "--resolution", "8,8,40"]
     place = ["--center", "4600,2560,130", "--size", "300,240", "--scale", 2]
     done = run(
@@ -111,7 +111,7 @@ def test_the_help_lists_every_option_in_a_group(command):
 
 @pytest.mark.parametrize("colors", ["husl", "tab10", "stable"])
 @pytest.mark.parametrize("chosen", [False, True], ids=["all", "ids"])
-def test_a_palette_draws_the_same_as_in_python(sample, tmp_path, colors, chosen):
+def test_a_palette_draws_the_colours_that_it_draws_in_python(sample, tmp_path, colors, chosen):
     box = ix.BBox.around((4600, 2560, 130), (80, 60), resolution=(8, 8, 40))
     both = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     ids = ix.unique_ids(both.segmentation)[:3][::-1].tolist() if chosen else None

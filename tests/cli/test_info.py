@@ -1,4 +1,4 @@
-"""``imageryxr info``, with its arguments as a shell gives them: what is listed, which levels are marked, and exit codes."""
+"""``imageryxr info``: listed levels, notes about sparse and damaged levels, and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.command_line import run
 
 
 def write(folder: Path, scales: list[tuple[str, tuple[int, int, int], bytes | None]], encoding: str = "raw") -> Path:
-    """Write a layer; a scale is its key, its resolution, and the bytes of its only chunk (None: missing)."""
+    """Write a layer. A scale is a key, a resolution, and the bytes of its only chunk, or None if the chunk is missing."""
     info = {"type": "image", "data_type": "uint8", "num_channels": 1, "scales": []}
     for key, resolution, stored in scales:
         info["scales"].append(
@@ -33,7 +33,7 @@ def test_the_version_is_printed():
     assert (done.returncode, done.stdout.strip()) == (0, f"imageryxr {ix.__version__}")
 
 
-def test_a_whole_layer_has_no_notes(tmp_path):
+def test_a_complete_layer_is_listed_without_notes(tmp_path):
     done = run("info", write(tmp_path, [("a", (8, 8, 40), VOXELS), ("b", (16, 16, 40), VOXELS)]))
     assert done.returncode == 0, done.stderr
     assert "note:" not in done.stdout
@@ -65,7 +65,7 @@ def test_a_sparse_layer_exits_with_0(tmp_path):
     assert run("info", write(tmp_path, [("a", (8, 8, 40), None)])).returncode == 0
 
 
-def test_a_layer_that_cannot_be_opened_fails(tmp_path):
+def test_a_layer_that_cannot_be_read_exits_with_1(tmp_path):
     done = run("info", write(tmp_path, [("a", (8, 8, 40), VOXELS)], encoding="zupf"))
     assert done.returncode == 1
     assert "mip 0 is unreadable" in done.stdout

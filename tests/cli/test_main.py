@@ -1,4 +1,4 @@
-"""The commands: pictures, listings, exports, exit codes; a listing and the demo as a user's shell runs them."""
+"""The commands ``figure``, ``export``, ``info`` and ``demo``: their results, output and exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_info_prints_the_levels_of_a_source(sample):
 
 
 @pytest.mark.slow
-def test_figure_and_export_draw_the_same_as_python(sample, tmp_path):
+def test_a_figure_and_an_export_equal_those_of_python(sample, tmp_path):
     sources = ["--image", sample.image, "--segmentation", sample.segmentation]
     place = ["--center", "4600,2560,130", "--size", "200,100", "--resolution", "8,8,40"]
     outlined = [*sources, *place, "--outline", 2, "--alpha", 0.4, "--no-scale-bar"]
@@ -218,7 +218,7 @@ def test_messages_name_options_as_flags(sample, tmp_path, arguments, message):
 
 @pytest.mark.slow
 def test_the_demo_compiles_the_kernels_that_it_uses():
-    # the demo runs this in a process and ignores its failure
+    # the demo runs this code in another process and ignores errors there
     code = "from imageryxr.cli.demo import compile_kernels; compile_kernels()"
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -294,8 +294,8 @@ class TestCave:
         before = cave.count("datastack/full")
         done = run("figure", tmp_path / "a.png", *stack, *place, *table)
         assert done.returncode == 0, done.stderr
-        # The datastack is opened once, so that cells and rows are of one instant also without --timestamp; the table
-        # requests the datastack's info for itself.
+        # The datastack is opened once, so that cells and rows have the same timestamp. The second request for its info
+        # is that of the table.
         assert cave.count("datastack/full") == before + 2
         tree = ix.open_datastack(DATASTACK, server_address=cave.url, timestamp=when)
         ds = tree.imagery.align(bbox=tree.imagery.around((x, y, z), (400, 300)))
@@ -323,7 +323,9 @@ class TestCave:
 
 @pytest.mark.slow
 def test_the_demo_writes_its_products(sample, tmp_path):
-    shutil.copytree(sample.path, tmp_path / "out" / "sample")  # otherwise the demo generates the same sample
+    shutil.copytree(
+        sample.path, tmp_path / "out" / "sample"
+    )  # without this copy, the demo would generate an equal sample
     done = run_process("demo", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for name in ("overlay.png", "outline.png", "slices.png"):

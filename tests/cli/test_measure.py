@@ -42,7 +42,7 @@ def test_a_table_equals_measure_on_the_grid_of_the_segmentation(tmp_path, source
     pd.testing.assert_frame_equal(table, expected.imagery.to_dataframe(), check_dtype=False, check_index_type=False)
 
 
-def test_a_zarr_holds_the_requested_ids(tmp_path, sources, expected):
+def test_a_zarr_table_contains_only_the_requested_ids(tmp_path, sources, expected):
     ids = expected.segment.values[:2].tolist()
     done = run(*sources[2:], *PLACE, "--ids", ",".join(map(str, ids)), "--output", tmp_path / "c.zarr", "--json")
     assert done.returncode == 0, done.stderr
@@ -52,7 +52,7 @@ def test_a_zarr_holds_the_requested_ids(tmp_path, sources, expected):
         assert cells.voxels.values.tolist() == expected.voxels.values[:2].tolist()
 
 
-def test_a_complete_table_is_not_repeated(tmp_path, sources):
+def test_a_complete_table_is_not_measured_again(tmp_path, sources):
     target = tmp_path / "cells.csv"
     command = [*sources[2:], *PLACE, "--output", target]
     first = run(*command)
@@ -108,7 +108,7 @@ def test_two_measurements_to_one_target_at_once_are_refused(tmp_path, sources):
     assert not list(tmp_path.glob(".*lock"))
 
 
-def test_mistakes_are_one_line_in_the_words_of_the_command_line(tmp_path, sources):
+def test_an_error_is_one_line_that_names_flags(tmp_path, sources):
     (tmp_path / "cells.csv").write_text("")
     cases = [
         ([*sources, *PLACE, "--output", tmp_path / "cells.csv"], 1, "give --overwrite"),

@@ -28,7 +28,7 @@ from tests.conftest import volume
 from tests.support.command_line import PLACE
 
 COMMANDS = typer.main.get_command(main.app).commands
-# Python parameters without a flag; messages about them cannot result from the command line.
+# Python parameters without a flag. The command line cannot cause messages about them.
 NEVER_TYPED = {"stale", "token", "connection", "da", "link", "like"}
 NEVER_TYPED |= {"overlap", "image", "segmentation", "trusted_hosts", "chunks_", "options"}
 
@@ -41,7 +41,7 @@ def keywords():
 
 
 def messages():
-    """Yield every text of the package that contains spaces, with placeholders in place of the values of f-strings."""
+    """Yield the file and the text of each string with spaces in the package; values of f-strings are placeholders."""
     root = Path(ix.__file__).parent
     for file in root.rglob("*.py"):
         tree = ast.parse(file.read_text())
@@ -67,7 +67,7 @@ def python_in(text):
     return re.findall(rf"\b({'|'.join(sorted(keywords()))})=", text)
 
 
-# Modules whose texts are Python code, or messages of verbs that the command line does not call.
+# Modules whose texts are Python code, or messages of functions that the command line does not call.
 PYTHON_ONLY = {
     "jobs.py",
     "masks.py",
@@ -88,13 +88,13 @@ CODE = re.compile(r"\w+\([^()]*(\([^()]*\)[^()]*)*\)")
 
 
 @pytest.mark.slow
-def test_messages_mark_the_parameters_that_they_name():
-    """The command line can only name the flag of a parameter that is marked by `imageryxr.errors.param`."""
+def test_messages_name_parameters_only_with_errors_param():
+    """The command line replaces a parameter by its flag only if the message marks it with `imageryxr.errors.param`."""
     texts = [(name, text) for name, text in messages() if " " in text and "<" not in text and "``" not in text]
     plain = [(name, text) for name, text in texts if name not in PYTHON_ONLY and python_in(CODE.sub("", text))]
     assert [text for name, text in plain if name == "state_layers.py"] == [
         "layers=thing is not a list of layers"
-    ]  # a message about a JSON state
+    ]  # a message about a member of a JSON state, which is not a parameter
     wordings = "outline=Outline(2, side='in', merge=False)", "it may have expired; give timestamp= instead"
     assert not [text for name, text in plain if name not in ("state_layers.py", "source.py") and text not in wordings]
 
@@ -166,13 +166,13 @@ def test_options_of_the_command_line_have_the_defaults_of_python():
         (("a plain text with alpha=3",), "a plain text with alpha=3", "a plain text with alpha=3"),
     ],
 )
-def test_python_names_become_flags(parts, python, typed):
+def test_python_names_in_a_message_become_flags(parts, python, typed):
     error = pickle.loads(pickle.dumps(OptionError("so: ", Message(*parts))))
     assert str(error) == f"so: {python}"
     assert command_text(error) == f"so: {typed}"
 
 
-# arguments after `export TARGET` (IM and SEG are the sources), and words of the message
+# Arguments after `export TARGET`, in which IM and SEG stand for the sources, and words of the message.
 WRONG = {
     "no source": ([], ["--image SOURCE"]),
     "a box": (["--image", "IM", "--bbox", "1,2:3"], ["--bbox 1,2 is not 3 numbers x,y,z"]),

@@ -15,7 +15,7 @@ from tests.support.export_jobs import Computed, array_of
 
 @pytest.fixture
 def job(tmp_path, sample):
-    """Write a job file."""
+    """Return a function that writes a job file and returns its path."""
 
     def write(lines, target="o.ome.zarr"):
         path = tmp_path / "job.toml"
@@ -50,18 +50,18 @@ def test_a_wrong_type_in_a_job_file_is_printed_as_json(command, job, lines):
     "lines", ["outline = true", "workers = true", "levels = true", "retries = true", "compress-level = true",
               "memory = true", "scratch = true", "scratch = 3", "scratch = ['a']", "scratch = ''"],
 )  # fmt: skip
-def test_booleans_and_numbers_of_a_job_file_are_not_mixed_up(command, job, lines):
+def test_a_job_file_value_of_another_type_is_an_error(command, job, lines):
     code, out, err = command("export", "--config", job(lines), "--json")
     assert code == 2, err
     assert lines.split(" = ")[0] in json.loads(out)["message"]
 
 
-def test_scratch_false_in_a_job_file_means_none(command, job):
+def test_scratch_false_in_a_job_file_is_accepted(command, job):
     code, _, err = command("export", "--config", job("scratch = false"), "--dry-run")
     assert code == 0, err
 
 
-def test_the_command_line_removes_the_shards_of_a_job_file(command, job):
+def test_shards_none_on_the_command_line_overrides_the_job_file(command, job):
     path = job("chunks = [2, 64, 64]\nshards = [2, 64, 128]")
     assert json.loads(command("export", "--config", path, "--dry-run", "--json")[1])["shards"] == [2, 64, 128]
     code, out, err = command("export", "--config", path, "--dry-run", "--json", "--shards", "none")
@@ -88,7 +88,7 @@ def test_outline_options_without_outlines_are_refused(tmp_path, sample, command,
         code, _, err = command(verb, tmp_path / target, *sources, *typed)
         assert code == 2
         assert "also give --outline WIDTH" in err
-    # allowed in a job file, because the command line may add the width
+    # The option is allowed in a job file, because the command line may add the width of the outline.
     lines = "outline-side = 'in'\nmerge = false"
     assert command("export", "--config", job(lines), "--dry-run")[0] == 0
 

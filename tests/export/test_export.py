@@ -111,7 +111,7 @@ def test_the_previous_result_survives_a_failed_export(tmp_path, picture, name, m
 
     def failing(self, mip, box):
         calls.append(box)
-        raise ix.errors.ChunkReadError("the disk that it lies on is gone")
+        raise ix.errors.ChunkReadError("the disk of the source is gone")
 
     monkeypatch.setattr(memory.MemorySource, "read", failing)
     with pytest.raises(ix.errors.ChunkReadError):
@@ -163,7 +163,7 @@ def test_other_files_that_match_the_pattern_are_reported(tmp_path, picture):
         ix.ImageryWarning, match=r"1 file beside the 3 of this stack matches its pattern .*z007\.png; remove it"
     ):
         ix.export(picture, tmp_path / "z{z:03d}.png")
-    # nothing of the longer, replaced stack is left
+    # no slice of the longer stack, which was replaced, is left
     with pytest.warns(
         ix.ImageryWarning, match=r"1 file beside the 2 of this stack matches its pattern .*z007\.png; remove it"
     ):

@@ -65,7 +65,7 @@ def test_colours_leave_the_rest_transparent_as_imageryclient_does(tmp_path):
     assert tuple(pixel[:3]) == ix.palette(IDS, "husl")[IDS[0]]
 
 
-def test_one_mask_of_one_slice_needs_no_fields(tmp_path):
+def test_the_path_of_one_mask_of_one_slice_needs_no_fields(tmp_path):
     one = segmentation().isel(z=0) == IDS[0]
     (file,) = ix.save_masks(one, tmp_path / "mask.png")
     np.testing.assert_array_equal(np.asarray(Image.open(file)), one.values * 255)
@@ -116,12 +116,12 @@ def test_invalid_file_names_raise_before_anything_is_read(tmp_path):
         (lambda: [segmentation() == 1, segmentation((2, 5, 7)) == 1], OptionError, "masks of equal size"),
     ],
 )
-def test_an_array_that_is_no_mask_is_an_error_of_imageryxr(masks, error, message, tmp_path):
+def test_an_array_that_is_not_a_mask_is_an_imagery_error(masks, error, message, tmp_path):
     with pytest.raises(error, match=message):
         ix.save_masks(masks(), tmp_path / "{z}_{id}.png")
 
 
-def test_a_folder_that_cannot_be_created_is_an_error_of_imageryxr(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_imagery_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TargetError):
         ix.save_masks(ix.split_masks(segmentation(), IDS), tmp_path / "file" / "{z}_{id}.png")

@@ -16,7 +16,7 @@ from tests.support.command_line import run
 
 @pytest.fixture
 def opened(sample):
-    """Image and segmentation of a small box, as a user opens them."""
+    """Return the image and the segmentation of a small box, aligned, as a user opens them."""
     box = ix.BBox.around((4600, 2560, 130), (64, 48, 8), resolution=(8, 8, 40))
     return ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
 
@@ -72,7 +72,7 @@ def test_errors_in_a_job_file_name_its_keys(tmp_path):
     assert "as-json" not in done.stderr
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc here")
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 def test_an_unwritable_folder_is_named_as_given(opened):
     with pytest.raises(ix.errors.TargetError) as caught:
         ix.save_figure(Image.new("L", (600, 600)), "/proc/x.png")
@@ -85,7 +85,7 @@ def test_an_unwritable_folder_is_named_as_given(opened):
 
 
 @pytest.mark.parametrize("target", ["o.ome.zarr", "memory://"])
-def test_square_is_for_slices(tmp_path, opened, target):
+def test_square_for_a_volume_is_an_error(tmp_path, opened, target):
     place = target if "://" in target else tmp_path / target
     with pytest.raises(ix.errors.OptionError, match="square=True is for slices.*volume"):
         ix.plan_export(opened.image, place, square=True)
@@ -95,7 +95,7 @@ def test_pixels_that_are_not_square_warn_once(tmp_path, opened):
     with pytest.warns(ix.ImageryWarning, match=r"across y are 8 × 40 nm.*square=True") as caught:
         ix.plan_export(opened.image, tmp_path / "{y}.png")
     assert len(caught) == 1
-    for square in (True, False):  # the user chose it
+    for square in (True, False):  # an explicit `square` does not warn
         ix.plan_export(opened.image, tmp_path / "{y}.png", square=square)
     ix.plan_export(opened.image, tmp_path / "{z}.png")
 
@@ -113,7 +113,7 @@ def test_plan_and_report_contain_equal_counts(tmp_path, opened):
     assert f"{plan.tasks} tasks were done before" in repr(again)
 
 
-def test_a_plan_uses_the_words_of_its_target(tmp_path, opened):
+def test_a_plan_uses_the_terms_of_its_target(tmp_path, opened):
     message = repr(ix.plan_export(opened.image, tmp_path / "o.tif", axis="y", square=False, workers=1))
     assert "axis=y" in message
     assert "regions of up to" in message

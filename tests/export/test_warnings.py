@@ -69,13 +69,13 @@ def test_a_folder_that_no_export_wrote_is_not_replaced(tmp_path):
         ),
     ],
 )
-def test_values_that_are_no_volume_are_refused(tmp_path, given, message):
+def test_values_that_are_not_a_volume_are_errors(tmp_path, given, message):
     with pytest.raises(ix.errors.LayerError, match=message):
         ix.export(given, tmp_path / "o.zarr")
 
 
 @pytest.mark.parametrize("name", ["overwrite", "resume"])
-def test_flags_are_true_or_false(tmp_path, name):
+def test_a_boolean_option_with_another_value_is_an_error(tmp_path, name):
     with pytest.raises(ix.errors.OptionError, match=f"{name}='no' must be True or False"):
         ix.export(A, tmp_path / "o.zarr", **{name: "no"})
 
@@ -89,7 +89,7 @@ def test_advice_about_file_names_uses_the_fields_of_the_pattern(tmp_path):
         ix.export(A, tmp_path / "{z}.png", axis="y")
 
 
-def test_a_plan_names_its_axes(tmp_path):
+def test_a_plan_states_the_order_of_axes_of_each_shape(tmp_path):
     plan = ix.plan_export(A, tmp_path / "o.ome.zarr", chunks=(4, 32, 32), shards=(16, 64, 64))
     assert "chunks=[4, 32, 32] (z, y, x), shards=[16, 64, 64] (z, y, x)" in repr(plan)
     assert "64 × 48 × 12 (x, y, z)" in repr(plan)

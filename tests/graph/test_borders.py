@@ -49,7 +49,7 @@ class Watched:
 
 
 def forms(values, **attrs):
-    """Return one array as numpy, as a dask array, and lazily indexed from a source."""
+    """Return an array three times: of numpy, of dask, and lazily from a source."""
     held = volume(values, (8, 8, 40), (3, -4, 2), **attrs)
     opened = ix.open_image(Watched(values)).assign_attrs(**attrs)
     return {"numpy": held, "dask": held.chunk({"z": 2, "y": 5, "x": 9}), "source": opened}
@@ -78,7 +78,7 @@ def test_a_dropped_dim_stays_dropped_after_crop_and_regrid():
         lambda em: em.sel(x=slice(40, 120)),
     ],
 )
-def test_building_reads_nothing_and_computing_reads_what_is_shown(select):
+def test_building_reads_nothing_and_computing_reads_only_the_selection(select):
     source = Watched(GREY)
     em = select(ix.open_image(source))
     with no_compute():

@@ -1,4 +1,4 @@
-"""Arrays that are computed together read shared voxels once, and equal the arrays computed alone."""
+"""Arrays that are computed together read their common voxels once, and equal arrays that are computed separately."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def layers():
 
 
 def expected_reads(log, width):
-    """Return the expected reads of each voxel of the segmentation: by its own block, and by halos of others."""
+    """Return how often each voxel of the segmentation should be read: by its block, and in halos of other blocks."""
     halo = np.zeros(FINE.shape, int)
     for z in range(0, FINE.shape[0], BLOCKS["z"]):
         for y in range(0, FINE.shape[1], BLOCKS["y"]):
@@ -182,17 +182,17 @@ def test_shared_reads_are_released_block_by_block(layers, monkeypatch):
     alive, most = weakref.WeakSet(), [0]
     begin, read = SharedReads.__init__, SharedReads.read
 
-    def noticed(self, leaf):
+    def init_and_note(self, leaf):
         begin(self, leaf)
         alive.add(self)
 
-    def watched(self, box):
+    def read_and_count(self, box):
         values = read(self, box)
         most[0] = max(most[0], sum(bool(r._stored) for r in list(alive)))
         return values
 
-    monkeypatch.setattr(SharedReads, "__init__", noticed)
-    monkeypatch.setattr(SharedReads, "read", watched)
+    monkeypatch.setattr(SharedReads, "__init__", init_and_note)
+    monkeypatch.setattr(SharedReads, "read", read_and_count)
     arrays = [ix.overlay(image, seg, outline=2), ix.to_rgba(image), ix.overlay(image, seg)]
     assert arrays[0].data.npartitions == 24
     dask.compute(*arrays, num_workers=2, scheduler="threads")
@@ -256,10 +256,10 @@ def test_copy_if_shared_copies_only_shared_memory(layers):
 def test_a_failed_read_raises_for_all_arrays(layers, monkeypatch):
     image, seg, _ = layers
 
-    def broken(self, mip, box):
+    def raise_error(self, mip, box):
         raise ix.ImageryError("the disk is gone")
 
-    monkeypatch.setattr(Counting, "read", broken)
+    monkeypatch.setattr(Counting, "read", raise_error)
     with pytest.raises(ix.ImageryError, match="the disk is gone"):
         dask.compute(ix.overlay(image, seg), ix.to_rgba(image))
 

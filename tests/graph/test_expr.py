@@ -1,4 +1,4 @@
-"""Tests of what all expressions have in common: inputs, replacing them, and pickling."""
+"""Properties that all expressions share: their inputs, the replacement of inputs, and pickling."""
 
 import pickle
 
@@ -38,7 +38,7 @@ def test_replacing_no_input_returns_the_same_object():
     assert replace_leaves(union, lambda leaf: leaf) is union
 
 
-def test_a_leaf_is_replaced_in_every_field_and_once():
+def test_a_leaf_in_several_fields_is_replaced_by_one_call():
     leaves_read = []
 
     def swap(leaf):

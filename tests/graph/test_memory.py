@@ -58,7 +58,7 @@ for slices in sys.argv[2:]:
 
 
 def memory_growth(kind, short, long):
-    """Return by how much a short and a long stack increase the peak of a process, each in a fork of the same process."""
+    """Return the increases of peak memory by a short and by a long stack, each in a fork of the same process."""
     command = [sys.executable, "-c", CODE, kind, str(short), str(long)]
     return map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
@@ -67,7 +67,7 @@ def block_bytes(shape, *, halo, ids, image, layers=1):
     """Return the memory that one thread needs to draw one block.
 
     The ids of a block are read with their halo; the image and the picture have the size of the block; drawing outlines
-    needs about 16 bytes per pixel of a slice. Each layer has a picture of its own, and their composite is another.
+    needs about 16 bytes per pixel of a slice. There is one picture per layer, and one of their composite.
     """
     z, y, x = (n + 2 * h for n, h in zip(shape, halo, strict=True))
     pictures = layers if layers == 1 else layers + 1

@@ -1,4 +1,4 @@
-"""Opened arrays and dask: cheap tokens, small pickles, and ids of many blocks."""
+"""Tokens, pickles and dask graphs of lazy arrays are small and read nothing; ids are collected block by block."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize("how", MOVES)
-def test_a_token_reads_nothing_and_follows_the_content(how):
+def test_a_token_reads_nothing_and_depends_on_the_content(how):
     with no_compute():
         one, two = tokenize(MOVES[how](open_counted())), tokenize(MOVES[how](open_counted()))
         other = tokenize(MOVES[how](open_counted(None, "image")))
@@ -45,7 +45,7 @@ def test_a_token_reads_nothing_and_follows_the_content(how):
     assert not READS
 
 
-def test_tokens_of_other_arrays_follow_their_values():
+def test_tokens_of_arrays_in_memory_depend_on_their_values():
     assert tokenize(xr.Variable("x", [1, 2])) == tokenize(xr.Variable("x", [1, 2]))
     assert tokenize(xr.Variable("x", [1, 2])) != tokenize(xr.Variable("x", [1, 3]))
     changed = open_counted().load()

@@ -39,7 +39,7 @@ def slices(bucket, folder, count=12):
 def test_finished_slices_are_not_drawn_again(bucket, monkeypatch, tmp_path, replacing):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, options = bucket.url("s/z{z:03d}.png"), {"square": False, "overwrite": replacing}
-    if replacing:  # slices are then collected in a work folder
+    if replacing:  # an export that replaces another one first collects its slices in a work folder
         ix.export(array_of(Computed(**THICK, seed=5)), url)
     code = DYING.replace("export(sys.argv[1])", f"export(sys.argv[1], overwrite={replacing})")
     for count in (6, 4):
@@ -141,7 +141,7 @@ def test_an_export_is_refused_while_another_writes_files_of_the_same_names(bucke
 # ---------------------------------------------------------------------------------------------------------
 # suspended processes
 
-# Only twelve objects, because each is a request to the server of the tests.
+# The target has only twelve objects, because each takes a request to the slow S3 server of the tests.
 ZARR = {"chunks": (4, 24, 32), "levels": 1}
 
 
@@ -149,8 +149,8 @@ ZARR = {"chunks": (4, 24, 32), "levels": 1}
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 @pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
-def test_a_suspended_process_changes_nothing_after_another_took_over(bucket, target, replacing, other):
-    """The process is suspended without notice and continues later, as on a laptop that is closed."""
+def test_a_suspended_process_changes_nothing_after_another_process_took_over(bucket, target, replacing, other):
+    """The process is suspended at any moment and continues later, as on a laptop whose lid is closed."""
     options = ZARR if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
@@ -195,7 +195,7 @@ ix.export(picture(), target, workers=1, overwrite=replacing, **options)
 
 
 def suspended_export(*what):
-    """Return a process that has suspended itself just before it sends a given object."""
+    """Return an exporting process that has suspended itself just before it uploads the given object."""
     process = python("-c", SUSPENDED_EXPORT, repr(what), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         assert process.poll() is None, process.communicate()
@@ -229,7 +229,7 @@ def test_an_upload_of_a_suspended_process_replaces_nothing(bucket, target, repla
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
+def test_a_late_upload_does_not_count_as_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
     """No condition refuses the upload: one process is suspended during an upload, another starts and is killed."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
@@ -272,7 +272,7 @@ def test_a_late_upload_is_not_taken_as_a_slice_of_another_call(bucket, monkeypat
 @pytest.mark.parametrize("needle", [r"\.lock", r"\.manifest\.json"])
 @pytest.mark.parametrize("other", [False, True], ids=["the same call", "another call"])
 def test_a_late_lease_renewal_changes_nothing(bucket, needle, other):
-    options = {"chunks": (2, 16, 16), "levels": 1}  # enough objects for the lease to be renewed before the end
+    options = {"chunks": (2, 16, 16), "levels": 1}  # so many objects that the lease is renewed before the export ends
     process = suspended_export(bucket.url("o.zarr"), "put", needle, 2, False, options)
     with writing(
         bucket, "o.zarr", seconds=0.1, dead=1.0, seed=int(other), overwrite=other, goes_on=not other, **options
@@ -350,11 +350,11 @@ def test_slices_lost_after_a_kill_during_publishing_are_written_again(bucket, mo
     before = bucket.contents()
     site = sys.modules["imageryxr.export.commit.publish"].BucketSite
 
-    def stopped(self, header, keys):
+    def raise_interrupt(self, header, keys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(site, "publish", stopped)
+        patched.setattr(site, "publish", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             ix.export(picture(), bucket.url(target), overwrite=True)
     lost = [n for n in bucket.names() if "/data/" in n and not n.endswith("zarr.json")][-1]

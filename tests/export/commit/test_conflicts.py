@@ -71,7 +71,7 @@ def rewrite_as_other_version(folder, **values):
 
 
 @pytest.mark.parametrize("phase", ["writing", "finished"])
-def test_an_export_of_another_version_is_refused_and_replaced(longer, phase):
+def test_an_export_of_another_version_is_an_error_without_overwrite(longer, phase):
     rewrite_as_other_version(longer, phase=phase)
     with pytest.raises(ix.errors.ManifestError, match="this version can read .*give overwrite=True to start over"):
         ix.export(LONG, longer / "z{z:02d}.png")
@@ -82,7 +82,7 @@ def test_an_export_of_another_version_is_refused_and_replaced(longer, phase):
 def test_a_manifest_without_file_names_removes_no_files(longer):
     manifest = next(longer.rglob("*.manifest.json"))
     document = json.loads(manifest.read_text())
-    assert document.pop("names")["count"] == 9  # as written by earlier versions
+    assert document.pop("names")["count"] == 9  # manifests of earlier versions have no names
     assert document.pop("outdated") == []
     manifest.write_text(json.dumps(document))
     with pytest.warns(ix.ImageryWarning, match="6 files beside the 3"):
@@ -98,7 +98,7 @@ def test_old_files_are_removed_after_the_new_ones_are_complete(tmp_path, monkeyp
     assert report.failed
     assert report.regions, "without a finished region, the first export's manifest would be restored"
     assert files_in(tmp_path) == slice_names(*range(12))
-    # an export that replaces both removes the slices of both
+    # an export that replaces both exports removes the slices of both
     shorter(tmp_path, 2)
     assert files_in(tmp_path) == slice_names(0, 1)
 

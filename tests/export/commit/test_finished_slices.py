@@ -52,7 +52,7 @@ def work_files(folder, part):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, threads):
-    # limits the number of slices that are drawn at a time
+    # small bricks limit the number of slices that are drawn at a time
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     place, other = (str(tmp_path / name / TARGETS[kind]) for name in "ab")
     plan = ix.plan_export(draw_stack(), place, square=False)

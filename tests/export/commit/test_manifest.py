@@ -39,7 +39,7 @@ def export(array, target, **kwargs):
 
 
 def leave_unfinished(target, seed=0, **kwargs):
-    """Run an export that fails, so that it remains unfinished."""
+    """Run an export that fails, which leaves finished regions and a manifest."""
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture(fail_above=7, seed=seed), target, workers=1, retries=0, **kwargs)
 
@@ -63,7 +63,7 @@ def test_slices_replaced_by_another_pattern_are_written_again(tmp_path, other, a
         export(array, tmp_path / other)
 
 
-def test_a_file_and_a_stack_with_a_slice_of_its_name_are_kept_apart(tmp_path):
+def test_a_file_that_a_stack_replaced_is_not_complete_and_vice_versa(tmp_path):
     export(A[:1], tmp_path / "s003.tif")
     export(A, tmp_path / Z, overwrite=True)
     with pytest.raises(ix.errors.TargetExistsError, match="replaced files of this call"):
@@ -238,18 +238,18 @@ VALUES = [
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
-    """Return a function that copies a complete export into a folder; each kind is exported once."""
+    """Return a function that copies a complete export into a folder. Each kind is exported once per module."""
 
     @cache
-    def made(kind):
+    def export_once(kind):
         folder = tmp_path_factory.mktemp(kind)
         run(kind, folder)
         return folder
 
-    return lambda kind, folder: shutil.copytree(made(kind), folder, dirs_exist_ok=True)
+    return lambda kind, folder: shutil.copytree(export_once(kind), folder, dirs_exist_ok=True)
 
 
-# All targets read their manifest with the same function, so each content is given to one of them.
+# One function reads the manifests of all targets, so each invalid content is tried with one target only.
 KINDS = ("omezarr", "png", "precomputed", "tiff")
 
 
@@ -313,7 +313,7 @@ def test_a_folder_in_place_of_a_manifest_is_an_error(tmp_path, end, overwrite):
 
 
 def start_slow_export(folder, kind):
-    """Start a slow export in another process, and return the process."""
+    """Start a slow export in another process; return the process when its manifest exists."""
     code = f"from tests.support.export_jobs import run; run({kind!r}, {str(folder)!r}, seconds=1.0)"
     process = python("-c", code, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(folder, "*.manifest.json", lines=1)

@@ -53,14 +53,14 @@ def test_an_export_killed_at_random_is_continued(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("omezarr", 61), ("png", 7), ("ometiff", 7)])
 def test_an_export_killed_before_each_system_call_is_continued(tmp_path, kind, step):
-    # of the system calls that replace a previous result, every `step`-th is tried
+    # the export is killed at every `step`-th of the system calls that replace a previous result
     code = "from tests.support.export_jobs import kill_at_every_call"
     run_checked(f"{code}; kill_at_every_call({kind!r}, {str(tmp_path)!r}, {step})")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omezarr", "png"])
-def test_an_export_killed_once_is_continued(tmp_path, kind):
+def test_an_export_killed_after_its_first_region_is_continued(tmp_path, kind):
     code = f"from tests.support.export_jobs import run; run({kind!r}, {str(tmp_path / 'a')!r}, seconds=0.2)"
     process = python("-c", code)
     log = next(iter(_wait_for(tmp_path / "a", "*.manifest.log", lines=1)))
@@ -83,7 +83,7 @@ def test_an_export_killed_once_is_continued(tmp_path, kind):
 
 @pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("kind", TARGETS)
-def test_the_same_call_finds_a_complete_result(tmp_path, kind):
+def test_repeating_a_complete_export_writes_nothing(tmp_path, kind):
     first = run(kind, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "manifest" not in p.name}
     again = run(kind, tmp_path)
@@ -185,7 +185,7 @@ def test_resume_false_writes_everything_again(tmp_path):
     assert report.skipped == 0
 
 
-def test_files_of_other_programs_are_never_taken_as_results(tmp_path):
+def test_a_folder_of_another_program_is_an_error_and_is_kept(tmp_path):
     (tmp_path / "o.ome.zarr").mkdir()
     (tmp_path / "o.ome.zarr" / "mine").write_text("x")
     with pytest.raises(ix.errors.TargetExistsError):
@@ -222,7 +222,7 @@ def test_an_export_without_results_leaves_no_files(tmp_path):
 
 
 class Shaky(Computed):
-    """A source whose network fails for a while."""
+    """A source whose calls 2 to 8 fail with a network error."""
 
     calls: list = []  # noqa: RUF012
 
@@ -263,8 +263,8 @@ def test_a_missing_chunk_is_an_error_or_is_counted(tmp_path, sample):
 
 
 @pytest.mark.parametrize(("kind", "files"), [("omezarr", 50), ("png", 9), ("tiff", 9)])
-def test_an_export_continues_after_a_full_disk(tmp_path, kind, files, monkeypatch):
-    """The file system is full after a number of files, and has space again for the second call."""
+def test_an_export_continues_after_disk_full_errors(tmp_path, kind, files, monkeypatch):
+    """Writing fails after some files of the first call, and succeeds again during the second call."""
     fsync, left = os.fsync, [files]
 
     def full(handle):
@@ -289,7 +289,7 @@ def small_disk(folder, size):
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
     if done.returncode:
-        pytest.skip("no right to mount a file system here")
+        pytest.skip("this user may not mount a file system")
     try:
         yield
     finally:
@@ -297,7 +297,7 @@ def small_disk(folder, size):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("omezarr", "240k"), ("png", "40k")])
-def test_an_export_continues_after_a_really_full_disk(tmp_path, kind, size):
+def test_an_export_continues_after_its_file_system_was_full(tmp_path, kind, size):
     with small_disk(tmp_path / "a", size):
         with pytest.raises(ix.errors.TargetError, match="disk is full"):
             run(kind, tmp_path / "a", workers=1)  # two workers could fill the disk before either finishes a region
@@ -333,18 +333,18 @@ def test_one_of_two_exports_to_one_target_is_refused(tmp_path, kind):
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_a_folder_created_during_the_check_is_accepted(tmp_path, monkeypatch):
+def test_a_folder_that_another_process_creates_during_the_check_is_accepted(tmp_path, monkeypatch):
     plan = ix.plan_export(picture(), tmp_path / "new" / "o.zarr")
     isdir, requested = os.path.isdir, []
 
-    def late(path):
+    def isdir_during_creation(path):
         requested.append(path)
         if len(requested) == 1:
-            os.makedirs(tmp_path / "new")  # by another process, after the check
+            os.makedirs(tmp_path / "new")  # as another process does just after the check
             return False
         return isdir(path)
 
-    monkeypatch.setattr(os.path, "isdir", late)
+    monkeypatch.setattr(os.path, "isdir", isdir_during_creation)
     plan.validate()
     assert requested[0] == str(tmp_path / "new")
 
@@ -439,7 +439,7 @@ def test_the_progress_bar_appears_only_in_terminals(tmp_path, capsys):
     assert "z{z:03d}.png" in shown
 
 
-def test_errors_of_a_source_are_not_errors_of_the_target(tmp_path):
+def test_an_error_of_a_source_is_raised_unchanged(tmp_path):
     class Broken(Computed):
         def read(self, mip, box):
             raise PermissionError("not for you")

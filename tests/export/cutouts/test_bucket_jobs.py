@@ -41,7 +41,7 @@ def open_group(url):
 
 def test_a_zarr_in_a_bucket_has_one_object_per_cutout_and_is_skipped_when_complete(bucket):
     ds = boxes()
-    ds["image"] = ds.image * 0  # cutouts of background are objects as well
+    ds["image"] = ds.image * 0  # chunks of background are stored as well
     target = bucket.url("some/boxes.zarr")
     report = ix.export(ds, target)
     assert (report.regions, report.skipped) == (12, 0)

@@ -131,7 +131,7 @@ class _Page(HTMLParser):
             self.options.append(data)
 
 
-def test_a_page_contains_everything_and_escapes_the_table(tmp_path):
+def test_a_page_contains_all_pictures_and_escapes_the_table(tmp_path):
     array = pictures().assign_coords(note=("cutout", ["</script><b>", '"', "'", "&", "<", "plain"]))
     ix.export(array, tmp_path / "gallery.html")
     text = (tmp_path / "gallery.html").read_text()
@@ -144,7 +144,7 @@ def test_a_page_contains_everything_and_escapes_the_table(tmp_path):
     assert {"id", "kind", "cutout", "center_x"} <= set(page.options)
 
 
-def test_labels_that_are_no_column_are_an_error_before_any_picture_is_drawn(tmp_path):
+def test_a_label_that_is_not_a_column_is_an_error_before_any_picture_is_drawn(tmp_path):
     counted_source.READS.clear()
     with pytest.raises(OptionError, match="labels='knd' is not a column"):
         ix.export(pictures(), tmp_path / "gallery.html", labels="knd")
@@ -176,7 +176,7 @@ addEventListener("load", () => { setInterval(() => {
 
 @contextmanager
 def serving_page(text):
-    """Serve a page, and return its address and a queue of what its script sends."""
+    """Serve a page; yield its URL and a queue of the data that its script posts."""
     sent = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
@@ -272,7 +272,7 @@ def test_unsupported_targets_and_patterns_of_cutouts_are_errors(tmp_path, target
 
 
 @pytest.mark.parametrize("target", ["boxes.zarr", "g/{cutout}.png", "gallery.html"])
-def test_a_folder_that_cannot_be_written_is_an_error_of_imageryxr(target):
+def test_a_folder_that_cannot_be_written_is_an_imagery_error(target):
     array = boxes().segmentation if target.endswith("zarr") else pictures()
     with pytest.raises(TargetError, match="could not write /dev/null/"):
         ix.export(array, f"/dev/null/{target}")
@@ -302,7 +302,7 @@ def test_a_selection_without_cutouts_is_an_error(tmp_path, target):
         ix.export(pictures().isel(cutout=[]), tmp_path / target)
 
 
-def test_ids_and_datasets_are_refused_as_pictures(tmp_path):
+def test_a_segmentation_or_a_dataset_as_pictures_is_an_error(tmp_path):
     with pytest.raises(LayerError, match="draw it first with overlay"):
         ix.export(boxes().segmentation, tmp_path / "gallery.html")
     with pytest.raises(LayerError, match="a Dataset with the variables"):
@@ -327,9 +327,7 @@ def test_the_progress_bar_counts_the_cutouts_that_are_written(tmp_path, capsys):
 
 @pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("resume", [True, False])
-def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
-    tmp_path, stop_after, monkeypatch, resume
-):
+def test_an_interrupted_overwrite_has_removed_all_previous_pictures(tmp_path, stop_after, monkeypatch, resume):
     target = tmp_path / "gallery" / "{cutout}.png"
     ix.export(pictures(4).isel(y=slice(0, 4)), target)
     stop_after(9)
@@ -345,7 +343,7 @@ def test_an_interrupted_overwrite_of_pictures_keeps_none_of_the_previous_ones(
 
 
 def picture_without_some_ids():
-    """Return a picture of 24 cutouts, two of which lack their ids."""
+    """Return a picture of 24 cutouts, two of which do not contain their requested id."""
     ds = boxes(4)
     own = ds.segmentation.values[:, 1, 6, 8].copy()
     own[[3, 17]] = 2**64 - 2
@@ -361,7 +359,7 @@ def test_cutouts_without_their_ids_are_reported_once(tmp_path, client):
     assert not [name for name in os.environ if name.startswith("IMAGERYXR_CUTOUT_IDS")]
 
 
-def test_the_first_of_two_exports_may_end_before_the_second(tmp_path, monkeypatch):
+def test_two_concurrent_exports_each_report_their_missing_ids(tmp_path, monkeypatch):
     both, first_ended = threading.Barrier(2), threading.Event()
     original, writing = writers.PictureWriter.write, []
 

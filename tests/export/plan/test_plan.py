@@ -68,7 +68,7 @@ def test_bricks_consist_of_whole_granules_in_order(shape, granule, voxels):
 
 
 class Counting(Computed):
-    """A source that counts the chunks that are fetched of it."""
+    """A source that counts how often each of its chunks is fetched."""
 
     fetched = Counter()  # noqa: RUF012
 
@@ -154,7 +154,7 @@ def test_a_plan_lists_finished_regions(tmp_path, monkeypatch):
     plan = ix.plan_export(picture(), tmp_path / "z{z}.png")
     assert 0 < plan.done < plan.tasks
     assert f"{plan.done} of them done before" in repr(plan)
-    # a continued export keeps its regions
+    # a continued export keeps the regions of its first run
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 22)
     assert ix.plan_export(picture(), tmp_path / "z{z}.png", workers=7).regions == plan.regions
 
@@ -174,7 +174,7 @@ def test_peak_memory_is_close_to_the_plan(tmp_path, target):
     finally:
         tracemalloc.stop()
     planned = plan.peak_memory - PROCESS_BYTES
-    # this source needs larger temporary arrays than a file
+    # computing voxels takes larger temporary arrays than reading them from a file
     assert peak < 2.5 * planned
     assert planned < 4 * peak
 
@@ -249,7 +249,7 @@ def test_regions_fit_into_the_available_memory(tmp_path, memory):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# refusals
+# exports that are refused
 
 
 def huge(shape, **kwargs):
@@ -311,7 +311,7 @@ def test_the_memory_of_a_plan_does_not_grow_with_its_regions(tmp_path):
         tracemalloc.stop()
     assert len(plan.regions) > 1_000_000 / 16
     assert plan.tasks > 1_000_000 / 16
-    # a few bytes per region are allowed, to keep track of it
+    # the bookkeeping may take a few bytes per region
     assert peak < 20_000_000 + 32 * plan.tasks
     assert math.prod(plan.regions.counts) == len(plan.regions)
 

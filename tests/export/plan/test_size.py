@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Flat(Computed):
-    """A source whose voxels cost almost no time, but take memory."""
+    """A source whose voxels take memory but almost no time to compute."""
 
     def read(self, mip, box):
         return np.full(box.shape, 1 + box.start[0] % 250, np.uint8)
@@ -59,7 +59,7 @@ def plan_of(shape, folder, workers=2):
 
 
 def peak_of(shape, folder):
-    """Return the number of regions and the peak memory of this process, after a small export has warmed it up."""
+    """Return the number of regions of an export and the peak memory of this process, after a small first export."""
     import resource
 
     run_plan(
@@ -132,7 +132,7 @@ def test_the_load_of_the_scheduler_does_not_grow_with_the_regions(tmp_path):
 
 
 def test_a_new_format_needs_only_one_class(tmp_path):
-    # the target of the tests above, which implements no manifests, retries or workers
+    # the target of the tests above has no code for manifests, retries or workers
     plan = plan_of((128, 512, 256), tmp_path)
     report = run_plan(plan, overwrite=False, resume=True, retries=0, on_error="raise", progress=False)
     assert report.regions == 4

@@ -36,7 +36,7 @@ def count_call(block, block_info=None):
 
 
 def users_array(shape=(24, 60, 50), chunks=(8, 20, 25), dtype="uint8", function=count_call, name="mine", kind="image"):
-    """Return a labelled array whose blocks are counted when they are computed."""
+    """Return a labelled dask array whose function counts its calls per block, and the expected values."""
     values = (np.arange(np.prod(shape)).reshape(shape) % 241).astype(dtype)
     blocks = da.from_array(values, chunks=chunks).map_blocks(function, dtype=dtype, name=f"{name}-{shape}-{chunks}")
     return labelled_array(blocks, kind), values + values.dtype.type(7)
@@ -105,7 +105,7 @@ def test_blocks_that_are_computed_many_times_warn(tmp_path):
 
 
 def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch):
-    """Halos of outlines reach into neighbouring blocks, so that regions of the whole expression are drawn, not single blocks."""
+    """Outlines need voxels of neighbouring blocks, so regions are drawn from the whole expression, not block by block."""
     monkeypatch.setattr(REGIONS, "START_VOXELS", 1 << 10)
     em, _ = users_array()
     seg, _ = users_array(dtype="uint64", name="ids", kind="segmentation")
@@ -189,7 +189,7 @@ def _draw(make):
 
 
 def _cells(block):
-    # Cells of 8 voxels with background between them, so that lines around them are drawn.
+    # Cells of 8 voxels with background between them, so that outlines are drawn.
     return np.where(block % 16 < 8, 0, block // 16).astype(block.dtype)
 
 
@@ -248,7 +248,7 @@ def test_sources_of_other_dask_arrays_are_reported(tmp_path, how):
     np.testing.assert_array_equal(got.values, expected)
 
 
-def test_square_pixels_of_a_crop_equal_a_crop_of_square_pixels():
+def test_resampling_a_crop_to_square_pixels_equals_cropping_square_pixels():
     """Linear resampling at the border of a part uses voxels beyond it."""
     from imageryxr.ops.square_pixels import square_reader
 

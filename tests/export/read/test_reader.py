@@ -1,4 +1,4 @@
-"""Buffers that regions reuse, and reading in parts: the voxels are the same, and no memory is shared."""
+"""Buffers that regions reuse, and reading in parts, change no voxels; arrays that are in use share no memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ READER, SWEEP = (sys.modules[f"imageryxr.export.read.{name}"] for name in ("read
 
 @pytest.fixture
 def small(monkeypatch):
-    """Lower all limits, so that small arrays count as large."""
+    """Lower all limits, so that small arrays are treated as large ones."""
     monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
@@ -82,7 +82,7 @@ def test_threads_never_share_a_buffer(small):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_child_has_buffers_of_its_own(small):
     kept = BUFFERS.empty((5000,), np.dtype(np.uint8))
-    with BUFFERS._lock:  # held by the parent during the fork
+    with BUFFERS._lock:  # the parent holds the lock during the fork
         assert succeeds_in_fork(lambda: np.testing.assert_equal(len(BUFFERS._held), 0))
         assert succeeds_in_fork(lambda: BUFFERS.empty((5000,), np.dtype(np.uint8)))
     assert BUFFERS._held[0] is kept.base
@@ -98,7 +98,7 @@ def test_idle_buffers_are_freed(small):
 
 
 def read_sweep(array, z):
-    """Read the sources of two slices at once; return the reader and their voxels, one array per window."""
+    """Read the sources of two slices at once; return the reader and one array of voxels per source."""
     read = box_reader(array)
     box = IndexBox((z, 0, 0), (z + 2, *array.shape[1:]))
     sources = SweepReader(read.volume.expr, whole_sweep(read.volume.expr, box))
@@ -114,7 +114,7 @@ def test_remote_voxels_are_read_into_the_memory_of_earlier_regions(sample, small
     root, scheme = (tmp_path, "zarr") if kind == "zarr" else (sample.path, "precomputed")
     name, mip = ("ids.ome.zarr", 0) if kind == "zarr" else ("segmentation", 1)
     with LatencyServer(root, latency=0.0) as server:
-        uncached = ix.Connection(memory_cache=0)  # boxes in the memory cache are not read
+        uncached = ix.Connection(memory_cache=0)  # the reader does not fetch boxes that are in the memory cache
         remote = ix.open_segmentation(f"{scheme}://{server.url}/{name}", mip=mip, connection=uncached)
         sources, (first,) = read_sweep(remote, 0)
         other, (second,) = read_sweep(remote, 2)

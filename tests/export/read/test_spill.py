@@ -45,7 +45,7 @@ def _little_memory(monkeypatch, request):
 
 
 class Counting(Computed):
-    """A source that counts the chunks that are fetched of it."""
+    """A source that counts how often each of its chunks is fetched."""
 
     fetched = Counter()  # noqa: RUF012
 
@@ -61,7 +61,7 @@ class Counting(Computed):
 
 
 def rereads():
-    """Return how many times a chunk was fetched on average, for the source with the most repetitions."""
+    """Return how often chunks were fetched on average, for the source with the higher average."""
     counts = {kind: [n for (k, _), n in Counting.fetched.items() if k == kind] for kind in ("image", "segmentation")}
     return max(sum(n) / len(n) for n in counts.values() if n)
 
@@ -210,8 +210,8 @@ def test_threads_share_regions(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
-class ScratchRecorder(Counting):
-    """A source that records the size of the scratch files of its process while it reads."""
+class ScratchSizeRecorder(Counting):
+    """A source that records the largest size of the scratch files of its process during its reads."""
 
     most = [0]  # noqa: RUF012
 
@@ -227,10 +227,10 @@ def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch
     # region reads again.
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(ScratchRecorder, "folder", str(scratch), raising=False)
+    monkeypatch.setattr(ScratchSizeRecorder, "folder", str(scratch), raising=False)
     shape = (160, 192, 224)
-    seg = array_of(ScratchRecorder(shape, chunks=(8, 64, 64), layer_type="segmentation"))
-    em = array_of(ScratchRecorder(shape, chunks=(8, 64, 64)))
+    seg = array_of(ScratchSizeRecorder(shape, chunks=(8, 64, 64), layer_type="segmentation"))
+    em = array_of(ScratchSizeRecorder(shape, chunks=(8, 64, 64)))
     array = ix.overlay(ix.regrid(em, (16, 16, 80)), ix.regrid(seg, (16, 16, 80)), outline=2)
     assert array.shape[0] > 70
     plan = ix.plan_export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
@@ -239,11 +239,11 @@ def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch
     # two layers of chunks of each source per region in progress; a whole region has eight or more
     assert plan.scratch.bytes <= plan.slab_settings.at_once * 2 * 8 * 192 * 224 * 9
     Counting.fetched.clear()
-    ScratchRecorder.most[0] = 0
+    ScratchSizeRecorder.most[0] = 0
     ix.export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
     assert rereads() <= 1.15
     assert plan.requests == Counting.fetched.total()
-    assert 0 < ScratchRecorder.most[0] <= plan.scratch.bytes
+    assert 0 < ScratchSizeRecorder.most[0] <= plan.scratch.bytes
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
@@ -293,8 +293,8 @@ def test_an_absent_or_small_scratch_folder_is_refused(tmp_path, monkeypatch):
 
 
 @dataclass(frozen=True)
-class Spying(Computed):
-    """A source that records the folders of the scratch files of its process while it reads."""
+class ScratchFolderRecorder(Computed):
+    """A source that records, at each read, the folders of the scratch files of its process."""
 
     notes: str = ""
 
@@ -312,7 +312,9 @@ class Spying(Computed):
 
 
 def scratch_recorder(notes):
-    return array_of(Spying((20, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", notes=str(notes)))
+    return array_of(
+        ScratchFolderRecorder((20, 192, 224), chunks=(8, 64, 64), layer_type="segmentation", notes=str(notes))
+    )
 
 
 def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
@@ -324,7 +326,7 @@ def slow_export(folder, scratch, seconds, shape=(40, 192, 224)):
 
 
 def sizes_of_unnamed_files(pid, folder):
-    """Return the sizes of a process's files without a name in a folder."""
+    """Return the sizes of the open files of a process that were unlinked from a folder, such as scratch files."""
     sizes = []
     for handle in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{handle}"
@@ -404,11 +406,11 @@ class Flaky(Computed):
             breaks = not self.broken[0] and box.start[0] >= 16
             self.broken[0] |= breaks
         if breaks:
-            raise ConnectionResetError("the network is away")
+            raise ConnectionResetError("connection reset")
         return super().read(mip, box)
 
 
-def test_network_errors_of_a_source_are_not_blamed_on_the_target(tmp_path, monkeypatch):
+def test_network_errors_of_a_source_are_not_reported_as_errors_of_the_target(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.1,))
     array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
@@ -435,7 +437,7 @@ def test_missing_chunks_are_reported(tmp_path):
 
 @pytest.mark.slow
 def test_an_export_stopped_within_a_region_is_continued(tmp_path):
-    # the rest of the region would take minutes, and Ctrl-C must not wait for it
+    # finishing the region would take minutes, and Ctrl-C must not wait for that
     code = (
         "from tests.export.read.test_spill import slow_export; "
         f"slow_export({str(tmp_path / 'a')!r}, {str(tmp_path)!r}, 0.2, shape=(8, 2048, 2048))"

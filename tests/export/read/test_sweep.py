@@ -33,7 +33,7 @@ def sweep_slabs(expr, sweep, **options):
 
 
 class OnDisk(Computed):
-    """A source whose address is on a disk, and which records the chunks that are read."""
+    """A source with the address of a local file, which counts the reads of each chunk."""
 
     url = "file:///computed"
     fetched = Counter()  # noqa: RUF012
@@ -41,14 +41,14 @@ class OnDisk(Computed):
 
     def read(self, mip, box):
         if self.broken and box.start[1] >= 32:
-            raise OSError(28, "no space left for what the source keeps")
+            raise OSError(28, "no space left on the disk of the source")
         ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, self.chunks, strict=True)]
         self.fetched.update((self.layer_type, self.chunks, index) for index in product(*ranges))
         return super().read(mip, box)
 
 
 class Remote(OnDisk):
-    """A source like `OnDisk` on a server."""
+    """A source like `OnDisk` with the address of a server."""
 
     url = "https://computed"
 
@@ -69,7 +69,7 @@ class Broken(OnDisk):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Lower all limits, so that small arrays count as large and slabs are small."""
+    """Lower all limits, so that small arrays are treated as large ones and slabs are small."""
     OnDisk.fetched.clear()
     monkeypatch.setattr(sys.modules["imageryxr.export.read.reader"], "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 100)
@@ -205,8 +205,8 @@ def test_errors_of_a_source_do_not_name_the_target(small, tmp_path):
     assert "free some space or choose another target" not in str(caught.value)
 
 
-def test_voxels_that_stay_are_moved_without_a_second_array():
-    """Voxels that the next slab also needs move to the start of the buffer, where they may overlap their old place."""
+def test_kept_voxels_move_within_their_buffer_without_a_copy():
+    """Voxels that the next slab also needs move to the start of the buffer, which may overlap their previous position."""
     import tracemalloc
 
     shape = (96, 96, 96)
@@ -231,7 +231,7 @@ def test_voxels_that_stay_are_moved_without_a_second_array():
 
 
 def test_the_largest_buffer_is_allocated_first(small, monkeypatch):
-    """Otherwise a smaller array takes the buffer of a larger one, and the memory grows."""
+    """In another order, a small array could take a large buffer, and a large array would need a new one."""
     buffers = []
     empty = type(BUFFERS).empty
     monkeypatch.setattr(type(BUFFERS), "empty", lambda self, *a: (buffers.append(empty(self, *a)), buffers[-1])[1])

@@ -53,7 +53,7 @@ def truth(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_same_bytes_on_a_cluster_and_in_processes(tmp_path, cluster, truth):
+def test_exports_on_a_cluster_and_in_processes_have_equal_bytes(tmp_path, cluster, truth):
     report = ix.export(picture(), tmp_path / "a" / "o.zarr", client=cluster, **OPTIONS)
     assert report.complete
     assert digest(tmp_path / "a") == truth
@@ -117,7 +117,7 @@ def test_the_job_of_a_million_tasks_pickles_to_a_few_kilobytes():
 
 
 def _kill_workers_soon(pids, folder, done=3):
-    """Kill the workers with these pids when some tasks are done."""
+    """Start a thread that kills the workers `pids` returns when some tasks are done."""
 
     def kill():
         for _ in range(6000):
@@ -198,7 +198,7 @@ def test_an_unreachable_scheduler_is_an_error():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_closed_client_is_an_error_of_ours_at_every_step(tmp_path):
+def test_a_closed_client_is_an_imagery_error_at_every_step(tmp_path):
     from distributed import Client, LocalCluster
 
     from imageryxr.export.run.cluster import ClusterExecutor
@@ -263,7 +263,7 @@ def test_a_users_dask_graph_is_computed_region_by_region(tmp_path):
 
 
 def test_a_script_without_a_main_guard_is_an_error(tmp_path):
-    """Each worker process would run the script again; one error at once says how to change it."""
+    """Each worker process would run the script again. One error, without a retry, states how to change the script."""
     script = tmp_path / "script.py"
     script.write_text(
         "import imageryxr as ix\nfrom tests.support.export_jobs import picture\nprint('begun', flush=True)\n"
@@ -271,7 +271,7 @@ def test_a_script_without_a_main_guard_is_an_error(tmp_path):
     )
     done = run_python(script)
     assert done.returncode == 1
-    assert done.stdout.count("begun") <= 3, "no second try"
+    assert done.stdout.count("begun") <= 3, "the workers are started only once"
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.endswith("put the script's code under `if __name__ == '__main__':`")

@@ -50,7 +50,7 @@ def truth(tmp_path):
 
 
 class Failing:
-    """A disk on which some writes fail, and later ones succeed."""
+    """A replacement of `_begin_sync` that fails `times` times and then succeeds, as on a disk with transient errors."""
 
     def __init__(self, monkeypatch, number, times):
         self.left, self.number, self.begin = times, number, local._begin_sync
@@ -135,7 +135,7 @@ def test_the_error_names_the_worker_with_the_full_disk(tmp_path, two_workers, mo
 
 @pytest.fixture
 def homes(tmp_path, two_workers):
-    """Give the two workers different working folders, of which only that of the first has the folder ``scratch``."""
+    """Let the two workers have different working folders; only that of the first contains a folder ``scratch``."""
     (tmp_path / "one" / "scratch").mkdir(parents=True)
     (tmp_path / "two").mkdir()
     before = two_workers.run(os.getcwd)

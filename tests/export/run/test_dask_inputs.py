@@ -1,4 +1,4 @@
-"""Exports of the user's own dask arrays equal compute(): chains of verbs, wrong blocks, byte orders."""
+"""Exports of a user's dask arrays equal compute(): chains of functions, blocks of a wrong shape, and byte orders."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def _export_and_read(target, folder, array, options):
     return zarr.open_array(folder / target / "0")[:] if target.endswith("zarr") else tifffile.imread(folder / target)
 
 
-# Each dtype with each target; the arrays are numpy and dask arrays in turn.
+# Each dtype with each target; numpy and dask arrays alternate.
 BYTE_ORDERS = [
     (kind, target, dtype)
     for i, target in enumerate(TARGETS)

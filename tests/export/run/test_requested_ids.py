@@ -89,13 +89,13 @@ def test_ids_that_an_interrupted_run_found_count_as_present(tmp_path, monkeypatc
     target, options = tmp_path / "o.ome.zarr", {"chunks": (2, 16, 16), "levels": 1, "workers": 1}
     read = Computed.read
 
-    def failing(self, mip, box):
+    def read_or_fail(self, mip, box):
         if box.start[0] >= 8:
             raise ix.errors.ChunkReadError("a broken disk")
         return read(self, mip, box)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Computed, "read", failing)
+        patched.setattr(Computed, "read", read_or_fail)
         with pytest.raises(ix.errors.ChunkReadError, match="a broken disk"):
             ix.export(ARRAYS[array](), target, retries=0, **options)
     log = next(tmp_path.rglob("*.log"))

@@ -27,7 +27,7 @@ OPTIONS = {"chunks": (2, 16, 16), "levels": 1}
 
 
 def _suspend_at_upload(needle, count):
-    """Make a worker suspend itself just before it uploads the n-th object whose name contains a text."""
+    """Let a worker suspend itself just before it uploads the n-th object whose name contains `needle`."""
     import obstore
 
     real, seen = obstore.put, []
@@ -36,7 +36,7 @@ def _suspend_at_upload(needle, count):
         if needle in f"{store}{key}":
             seen.append(key)
             if len(seen) == count:
-                # A signal to the process may stop another thread first, and this thread would send the object meanwhile.
+                # The signal may stop another thread first, and this thread would upload the object meanwhile.
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return real(store, key, *args, **kwargs)
 

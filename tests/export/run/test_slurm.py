@@ -1,4 +1,4 @@
-"""The export of the page about clusters, in jobs of a SLURM that runs on this machine."""
+"""The export that the documentation of clusters shows runs in jobs of a SLURM cluster on this machine."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _environment(monkeypatch, tmp_path):
     with slurm_cluster(tmp_path / "slurm") as configuration:
         monkeypatch.setenv("SLURM_CONF", str(configuration))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))  # jobs inherit the environment
-        monkeypatch.chdir(tmp_path)  # jobs write their output beside it
+        monkeypatch.chdir(tmp_path)  # jobs write their output into the working folder
         yield
 
 
 def _export_as_documented(image, folder, jobs):
-    """Run the code of the page's section on SLURM with another image, target and number of jobs."""
+    """Run the code of the section on SLURM in the documentation, with another image, target and number of jobs."""
     section = PAGE.split("## SLURM")[1].split("\n## ")[0]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     assert TARGET in code

@@ -34,7 +34,7 @@ TRANSIENT = "<?xml version='1.0'?><Error><Code>RequestTimeout</Code><Message>Too
 
 
 class Proxy(ThreadingHTTPServer):
-    """A proxy that passes requests on to a server, and can break connections or ignore conditions."""
+    """A proxy that forwards requests to a server, and can break connections or ignore conditions."""
 
     daemon_threads = True
     request_queue_size = 128  # connections beyond the queue are retried after a second
@@ -114,7 +114,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
 
 
 class Watch:
-    """A watch that reports a lost lease at the n-th check."""
+    """A replacement of a lease that is lost at the n-th check."""
 
     def __init__(self, last):
         self.calls, self.last = 0, last
@@ -156,7 +156,7 @@ def test_an_object_is_replaced_only_by_the_lease_holder(proxy, bucket):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_an_object_created_before_the_upload_is_not_replaced(bucket, monkeypatch, there):
-    """The other writer may own the target; this process checks its lease before each attempt."""
+    """Another writer may have taken over the target, so this process checks its lease before each attempt."""
     watch = Watch(3)
     place = Bucket(bucket.url("x"), watch)
     if there:
@@ -194,7 +194,7 @@ def test_long_outages_end_the_export(proxy, bucket, monkeypatch):
     assert bucket.names() == []
 
 
-def test_uploads_are_not_repeated_without_the_lease(proxy, bucket):
+def test_uploads_are_not_retried_after_the_lease_is_lost(proxy, bucket):
     proxy.break_before = 2
     with pytest.raises(ix.errors.TargetError, match="another took over"):
         Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
@@ -293,7 +293,7 @@ def test_an_existing_result_is_kept_if_the_server_lacks_conditional_writes(proxy
 
 @pytest.mark.parametrize("when", ["break_before", "break_after"])
 @pytest.mark.parametrize("count", range(1, 6))
-def test_broken_connections_are_not_taken_for_missing_conditional_writes(proxy, bucket, when, count):
+def test_broken_connections_are_not_reported_as_missing_conditional_writes(proxy, bucket, when, count):
     setattr(proxy, when, count)
     Bucket(bucket.url("x")).check_conditional_writes("probe")
     assert bucket.names() == []
@@ -315,7 +315,7 @@ def test_one_of_several_exports_takes_a_free_lease(bucket, monkeypatch):
         begin, ended, held = threading.Barrier(3), threading.Barrier(3), []
 
         def late(lease, begin=begin):
-            begin.wait()  # all processes found no lease
+            begin.wait()  # at this point, all processes have found no lease
             return create(lease)
 
         def take(ended=ended, held=held):

@@ -1,4 +1,4 @@
-"""Exports into a bucket: a real S3 server on this machine."""
+"""Exports into a bucket of an S3 server (moto) on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.s3_server import SECRET
 from tests.support.slow import slow_except
 from tests.support.volumes import FINE
 
-# Few objects, because each request takes the server milliseconds.
+# The targets have few objects, because each request takes the server milliseconds.
 FEW = {
     "omezarr": {"chunks": (4, 16, 32)},
     "sharded": {"chunks": (4, 8, 16), "shards": (4, 16, 32)},
@@ -88,7 +88,7 @@ def _store(bucket, prefix):
     return S3Store(bucket.name, prefix=prefix, client_options={"allow_http": True})
 
 
-def test_ids_survive_the_bucket(bucket):
+def test_ids_exported_into_a_bucket_are_read_back(bucket):
     ix.export(FINE, f"precomputed://{bucket.url('ids')}", chunks=(4, 16, 16))
     bucket.open_to_all()
     store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
@@ -96,7 +96,7 @@ def test_ids_survive_the_bucket(bucket):
 
 
 @pytest.mark.slow
-def test_a_replaced_result_is_read_anew(bucket):
+def test_a_result_that_replaced_another_is_not_read_from_the_cache(bucket):
     """Chunks of the replaced result, with equal metadata, are in the memory cache of the process."""
     store = f"precomputed://{os.environ['AWS_ENDPOINT_URL']}/{bucket.name}/ids"
     other = FINE.copy(data=FINE.values + np.uint64(1))
@@ -158,7 +158,7 @@ def test_an_absent_bucket_is_an_error(bucket):
         ix.export(picture(), "ftp://host/o.zarr")
 
 
-def test_no_secret_is_written_to_the_bucket(bucket):
+def test_credentials_are_not_written_to_the_bucket(bucket):
     plan = ix.plan_export(picture(), bucket.url("o.zarr"))
     report = export_to("omezarr", bucket)
     assert SECRET not in repr(plan) + repr(report)

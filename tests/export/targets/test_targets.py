@@ -129,11 +129,11 @@ def test_a_pyramid_names_a_damaged_object(tmp_path, monkeypatch, compressor, dam
         kw = {"compressor": "lz4", "shards": (4, 32, 32)}
     get = Folder.get
 
-    def damaged(self, key):
+    def get_damaged(self, key):
         data = get(self, key)
         return damage(data) if key.endswith("0/0/0") else data
 
-    monkeypatch.setattr(Folder, "get", damaged)
+    monkeypatch.setattr(Folder, "get", get_damaged)
     target = tmp_path / "o.ome.zarr"
     with pytest.raises(ix.errors.TargetError, match=r"0/c/0/0/0 is damaged \(.*: remove it and run the same"):
         ix.export(FINE, target, chunks=(2, 16, 16), levels=2, **kw)
@@ -181,7 +181,7 @@ def test_a_level_takes_the_memory_that_was_planned(tmp_path):
     """A coarse voxel derives from up to eight finer ones; the finer voxels of a whole shard are never in memory."""
     layouts = [{"chunks": (16, 32, 32), "shards": (32, 512, 512)}, {"chunks": (32, 256, 256)}]
     cases = [(options, ids) for options in layouts for ids in (False, True)]
-    # in a new process, because threads of other tests would be counted
+    # in a new process, because memory of threads of other tests would be counted
     code = f"from tests.support.export_jobs import level_memory; level_memory({str(tmp_path)!r}, {cases!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for (options, ids), line in zip(cases, done.stdout.splitlines(), strict=True):
@@ -434,7 +434,7 @@ def test_a_video_is_encoded_once(tmp_path, monkeypatch):
 
 def test_videos_of_equal_slices_have_equal_frames(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        # lossless: x264 encodes the same frames differently now and then
+        # lossless, because x264 does not always encode equal frames to equal bytes
         ix.export(picture(seed=seed), tmp_path / name / "film.mp4", crf=0)
     first, same, other = (digest(tmp_path / name) for name in "abc")
     assert first == same != other
@@ -489,7 +489,7 @@ def test_masks_are_black_and_white_in_slices_and_counted_in_volumes(tmp_path):
 
 @pytest.mark.parametrize("target", ["{z}.png", "{z}.tif", "o.tif", "o.mp4", "o.ome.zarr", "memory://"])
 @pytest.mark.parametrize("order", [[2, 1, 0, 3], [1, 2, 3], [3]])
-def test_channels_in_another_order_are_not_taken_as_rgb(tmp_path, target, order):
+def test_channels_in_another_order_are_not_written_as_rgb(tmp_path, target, order):
     array = ARRAYS["rgba"].compute().isel(rgba=order)
     with pytest.raises(
         ix.errors.LayerError, match=rf"order r, g, b, a, but this array has {', '.join('rgba'[i] for i in order)}:"
@@ -569,7 +569,7 @@ def test_float_types_that_ome_tiff_lacks_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "int8"])
-def test_contrast_limits_are_not_invented(tmp_path, dtype):
+def test_contrast_limits_are_absent_if_the_array_has_none(tmp_path, dtype):
     em = volume(np.arange(64).reshape(1, 8, 8).repeat(2, 0).astype(dtype), layer_type="image")
     ix.export(em, tmp_path / "a.ome.zarr", progress=False)
     back = ix.open_image(tmp_path / "a.ome.zarr")
@@ -601,7 +601,7 @@ def test_a_target_that_appears_during_the_export_is_not_replaced(tmp_path, monke
 
 
 @pytest.mark.parametrize("target", [3, None, b"x.zarr"])
-def test_values_that_are_no_path_are_errors(target):
+def test_a_target_that_is_not_a_path_is_an_error(target):
     with pytest.raises(ix.errors.OptionError, match="is not a path or URL"):
         ix.export(IMAGE, target)
 
