@@ -153,7 +153,7 @@ NOT_WHOLE = [2.0, np.float64(2), Decimal(2), Fraction(2), 2.5, -(10**5000)]
 NOT_WORDS = ["", "nonsense", "Z", b"z", 0, 2.5, True, np.True_, math.nan, object(), ["z"], np.array(["z", "y"]), type]
 
 
-def refused(call, value):
+def check_refused(call, value):
     with pytest.raises(ImageryError) as caught:
         call(value)
     assert "\n" not in str(caught.value)
@@ -171,7 +171,7 @@ def test_an_option_accepts_numbers_of_every_kind_only(option):
     for kind in (int, float, Decimal, Fraction, np.float16, np.float32, np.uint8, np.int64, np.longdouble, np.array):
         call(kind(valid))
     for value in NOT_NUMBERS:
-        refused(call, value)
+        check_refused(call, value)
 
 
 @pytest.mark.parametrize("option", WHOLE)
@@ -180,7 +180,7 @@ def test_an_option_accepts_whole_numbers_of_every_kind_only(option):
     for kind in (int, np.uint8, np.int64, np.array):
         call(kind(valid))
     for value in [*NOT_NUMBERS, *NOT_WHOLE, -1]:
-        refused(call, value)
+        check_refused(call, value)
 
 
 @pytest.mark.parametrize("option", FLAGS)
@@ -189,7 +189,7 @@ def test_a_flag_accepts_true_and_false_only(option):
     for value in (True, False, np.True_, np.False_):
         call(value)
     for value in ("yes", "", 0, 1, 2.5, math.nan, object(), [], np.array([True])):
-        refused(call, value)
+        check_refused(call, value)
 
 
 @pytest.mark.parametrize("option", CHOICES)
@@ -198,7 +198,7 @@ def test_an_option_accepts_its_choices_only(option):
     call(valid)
     call(np.str_(valid))
     for value in NOT_WORDS:
-        refused(call, value)
+        check_refused(call, value)
 
 
 def test_texts_may_be_a_string_a_list_or_a_set():
@@ -210,7 +210,7 @@ def test_texts_may_be_a_string_a_list_or_a_set():
 @pytest.mark.parametrize("option", TEXTS)
 def test_an_option_of_texts_accepts_nothing_else(option):
     for value in (True, 0, math.nan, b"a", [1], ["a", None], {"a": 1}, np.array(1), np.arange(2), object(), type):
-        refused(TEXTS[option], value)
+        check_refused(TEXTS[option], value)
 
 
 @pytest.mark.parametrize("option", BYTES)

@@ -15,7 +15,7 @@ def edges_of(size: int, start: int, stop: int) -> list[int]:
     return list(range(start // size * size, stop + size, size))[: -(-stop // size) - start // size + 1]
 
 
-def cut(whole: np.ndarray, edges, arrange) -> list[np.ndarray]:
+def cut_into_chunks(whole: np.ndarray, edges, arrange) -> list[np.ndarray]:
     """Return chunks in C order, in several layouts of memory."""
     found = []
     for at in np.ndindex(*(len(along) - 1 for along in edges)):
@@ -39,7 +39,7 @@ def test_parts_of_chunks_assemble_any_box(data):
     whole = np.arange(np.prod([*lead, *padded])).astype(dtype).reshape(*lead, *padded)
     pick = tuple(data.draw(st.integers(0, n - 1)) for n in lead)
     order = data.draw(st.permutations(range(3)))
-    chunks = [c[pick].transpose(order) for c in cut(whole, edges, data.draw(st.integers(0, 3)))]
+    chunks = [c[pick].transpose(order) for c in cut_into_chunks(whole, edges, data.draw(st.integers(0, 3)))]
     numbers = np.arange(len(chunks)).reshape([len(along) - 1 for along in edges]).transpose(order)
     edges, start, stop = ([v[axis] for axis in order] for v in (edges, start, stop))
     if data.draw(st.booleans()):  # chunks of which only the first voxels are needed

@@ -16,7 +16,7 @@ from tests.support.counted_source import READS, array_in_memory, open_counted
 from tests.support.measured import RESOLUTION, as_segmentation, chunkings, label_arrays
 
 
-def merged(labels):
+def merge_and_split(labels):
     """Return labels with other borders: some ids are merged, and some are split along x."""
     other = labels.copy()
     other[labels == 7] = 1
@@ -26,7 +26,7 @@ def merged(labels):
 
 @given(labels=label_arrays(), chunks=chunkings, other_chunks=chunkings, background=st.booleans())
 def test_overlaps_equal_a_count_of_voxels_for_every_chunking(labels, chunks, other_chunks, background):
-    other = merged(labels)
+    other = merge_and_split(labels)
     found = ix.overlaps(as_segmentation(labels, chunks), as_segmentation(other, other_chunks), background=background)
     shown = np.full(labels.shape, True) if background else (labels != 0) & (other != 0)
     expected = Counter(zip(labels[shown].tolist(), other[shown].tolist(), strict=True))
@@ -37,7 +37,7 @@ def test_overlaps_equal_a_count_of_voxels_for_every_chunking(labels, chunks, oth
 
 @given(labels=label_arrays(), background=st.booleans())
 def test_split_and_merge_equal_the_variation_of_information_of_skimage(labels, background):
-    other = merged(labels)
+    other = merge_and_split(labels)
     found = ix.overlaps(as_segmentation(labels), as_segmentation(other), background=background)
     shown = np.full(labels.shape, True) if background else (labels != 0) & (other != 0)
     if not shown.any():

@@ -24,20 +24,20 @@ NOTES = {"type": "annotation", "name": "notes", "source": "local://annotations",
 CELLS = {"type": "segmentation", "name": "cells", "source": "SEGMENTATION", "segments": ["12", "!7"]}
 
 
-def opened(sample, *layers, camera=None, **options):
+def open_layers(sample, *layers, camera=None, **options):
     layers = [{"type": "image", "name": "em", "source": sample.image}, *layers]
     state = {"dimensions": DIMENSIONS, "position": [4600.5, 2560.5, 130.5], "layers": layers, **(camera or {})}
     state = json.loads(json.dumps(state).replace("SEGMENTATION", sample.segmentation))
     return ix.open_neuroglancer(state, allow_local=True, **options)
 
 
-def written(tree) -> dict:
+def layers_of_link(tree) -> dict:
     """The layers of the link of a tree, by name."""
     return {layer["name"]: layer for layer in load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]}
 
 
 def test_local_points_lie_at_their_position_times_the_resolution(sample):
-    notes = opened(sample, NOTES)["notes"].to_dataset()
+    notes = open_layers(sample, NOTES)["notes"].to_dataset()
     assert notes.attrs["annotation_type"] == "point"
     np.testing.assert_array_equal(notes.x, [4600.5 * 8, 4610.25 * 8])
     np.testing.assert_array_equal(notes.z, [130.5 * 40, 131 * 40])
@@ -56,19 +56,19 @@ def test_the_types_of_a_layer_are_children_and_polylines_are_lines(sample):
         {"type": "ellipsoid", "center": [1, 2, 3], "radii": [4, 5, 6], "id": "e"},
         {"type": "polyline", "points": [[0, 0, 0], [1, 0, 0], [1, 1, 0]], "id": "p"},
     ]
-    tree = opened(sample, {**NOTES, "annotations": [*POINTS, *more]})
+    tree = open_layers(sample, {**NOTES, "annotations": [*POINTS, *more]})
     assert set(tree["notes"].children) == {"point", "line", "box", "ellipsoid"}
     lines = tree["notes/line"].to_dataset()
     assert lines.x_end.values.tolist() == [32, 8, 8]
     assert lines.link_id.values.tolist() == ["l", "p", "p"]
     assert tree["notes/ellipsoid"].z_radius.values.tolist() == [240]
-    assert written(tree)["notes"]["annotations"] == [*POINTS, *more]
+    assert layers_of_link(tree)["notes"]["annotations"] == [*POINTS, *more]
 
 
 def test_coordinates_are_in_units_of_the_sources_dimensions_in_their_order(sample):
     dims = {"z": [1e-8, "m"], "y": [4e-9, "m"], "x": [4e-3, "um"]}
     source = {"url": "local://annotations", "transform": {"outputDimensions": dims}}
-    notes = opened(sample, {**NOTES, "source": source})["notes"]
+    notes = open_layers(sample, {**NOTES, "source": source})["notes"]
     assert [float(notes[a][0]) for a in "xyz"] == [130.5 * 4, 2560.5 * 4, 4600.5 * 10]
 
 
@@ -80,7 +80,7 @@ def test_properties_have_their_values_labels_and_colours(sample):
     ]
     points = [{**POINTS[0], "props": [0.5, 1, "#ff0000"]}, {**POINTS[1], "props": [0.25, 0]}]
     shader = "void main() {\n  setColor(prop_tint()); // as measured\n}"
-    notes = opened(sample, {**NOTES, "annotations": points, "annotationProperties": properties, "shader": shader})[
+    notes = open_layers(sample, {**NOTES, "annotations": points, "annotationProperties": properties, "shader": shader})[
         "notes"
     ]
     assert notes.score.values.tolist() == [0.5, 0.25]
@@ -108,24 +108,24 @@ def test_properties_have_their_values_labels_and_colours(sample):
     ],
 )
 def test_constant_colours_are_those_of_the_viewer(sample, more, color):
-    assert opened(sample, {**NOTES, **more})["notes"].attrs["color"] == color
+    assert open_layers(sample, {**NOTES, **more})["notes"].attrs["color"] == color
 
 
 def test_a_shader_that_computes_colours_warns(sample):
     shader = "void main() { setColor(colormapJet(prop_score())); }"
     with pytest.warns(LinkWarning, match="its shader computes colours"):
-        assert opened(sample, {**NOTES, "shader": shader})["notes"].attrs["color"] == "#ffff00"
+        assert open_layers(sample, {**NOTES, "shader": shader})["notes"].attrs["color"] == "#ffff00"
 
 
 @pytest.mark.parametrize("linked", ["cells", {"segments": "cells"}])
 @pytest.mark.parametrize("wanted", [True, ["segments"]])
 def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_segments(sample, linked, wanted):
     layer = {**NOTES, "linkedSegmentationLayer": linked, "filterBySegmentation": wanted}
-    tree = opened(sample, CELLS, layer)
+    tree = open_layers(sample, CELLS, layer)
     assert tree["notes"].link_id.values.tolist() == ["b2"]
     gone = {"segments": "gone"} if isinstance(linked, dict) else "gone"
     with pytest.warns(LinkWarning, match="all annotations are shown"):
-        assert opened(sample, CELLS, {**layer, "linkedSegmentationLayer": gone})["notes"].sizes["annotation"] == 2
+        assert open_layers(sample, CELLS, {**layer, "linkedSegmentationLayer": gone})["notes"].sizes["annotation"] == 2
 
 
 def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path):
@@ -133,7 +133,7 @@ def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path)
     write_levels(tmp_path / "a", "line", entries)
     address = f"precomputed://file://{tmp_path}/a"
     layer = {"type": "annotation", "name": "lines", "source": address, "annotationColor": "#00ffff"}
-    lines = opened(sample, layer)["lines"].to_dataset()
+    lines = open_layers(sample, layer)["lines"].to_dataset()
     whole = ix.open_annotations(address)
     assert lines.drop_attrs().identical(whole.drop_attrs())
     assert lines.attrs["color"] == "#00ffff"
@@ -143,12 +143,12 @@ def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path)
         "url": address,
         "transform": {"outputDimensions": dims, "matrix": [[1, 0, 0, 10], [0, 1, 0, 0], [0, 0, 1, 0]]},
     }
-    again = opened(sample, {**layer, "source": moved})["lines"]
+    again = open_layers(sample, {**layer, "source": moved})["lines"]
     np.testing.assert_allclose(again.x, whole.x + 10 * 2 * UNIT[0])
     np.testing.assert_allclose(again.z_end, whole.z_end)
     cells = {**CELLS, "segments": ["3"]}
     filtered = {**layer, "linkedSegmentationLayer": {"post": "cells"}, "filterBySegmentation": ["post"]}
-    some = opened(sample, cells, filtered)["lines"]
+    some = open_layers(sample, cells, filtered)["lines"]
     assert set(some.id.values.tolist()) == {e["id"] for e in entries if 3 in e["post"]}
 
 
@@ -166,12 +166,12 @@ def test_layers_are_written_back_without_removed_annotations(sample):
         "shader": "void main() { setColor(defaultColor()); }",
         "tab": "annotations",
     }
-    tree = opened(sample, extra)
-    assert written(tree)["notes"] == extra
+    tree = open_layers(sample, extra)
+    assert layers_of_link(tree)["notes"] == extra
     tree["notes"] = tree["notes"].to_dataset().isel(annotation=[1])
-    assert written(tree)["notes"] == {**extra, "annotations": POINTS[1:]}
+    assert layers_of_link(tree)["notes"] == {**extra, "annotations": POINTS[1:]}
     tree["mine"] = ix.as_annotations([[36804, 20484, 5220]]).assign_attrs(color="#ff00ff")
-    mine = written(tree)["mine"]
+    mine = layers_of_link(tree)["mine"]
     assert mine["annotations"] == [{"type": "point", "id": "0", "point": [4600.5, 2560.5, 130.5]}]
     assert mine["annotationColor"] == "#ff00ff"
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
@@ -179,13 +179,13 @@ def test_layers_are_written_back_without_removed_annotations(sample):
 
 
 def test_only_the_layers_named_are_opened(sample):
-    assert set(opened(sample, NOTES, layers=["notes", "em"]).children) == {"notes", "em"}
-    assert set(opened(sample, NOTES, layers=["em"]).children) == {"em"}
-    assert set(written(opened(sample, NOTES, layers=["em"]))) == {"notes", "em"}
+    assert set(open_layers(sample, NOTES, layers=["notes", "em"]).children) == {"notes", "em"}
+    assert set(open_layers(sample, NOTES, layers=["em"]).children) == {"em"}
+    assert set(layers_of_link(open_layers(sample, NOTES, layers=["em"]))) == {"notes", "em"}
     with pytest.raises(LinkError, match="'notes' of the link: .*annotations"):
-        opened(sample, {**NOTES, "annotations": [{"type": "blob"}]}, layers=["notes"])
+        open_layers(sample, {**NOTES, "annotations": [{"type": "blob"}]}, layers=["notes"])
     with pytest.raises(OptionError, match="'em', 'notes'"):
-        opened(sample, NOTES, layers=["nots"])
+        open_layers(sample, NOTES, layers=["nots"])
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,16 @@ def test_only_the_layers_named_are_opened(sample):
 def test_an_invalid_layer_is_skipped_with_a_reason_and_written_back(sample, change):
     layer = {**NOTES, **change}
     with pytest.warns(LinkWarning, match="'notes' of the link is left out"):
-        tree = opened(sample, layer)
+        tree = open_layers(sample, layer)
     assert list(tree.children) == ["em"]
-    assert written(tree)["notes"] == layer
+    assert layers_of_link(tree)["notes"] == layer
 
 
 def test_colours_by_segment_properties_warn(sample):
     cells = {**CELLS, "segmentPropertyColors": {"property": "cell_type"}}
     with pytest.warns(LinkWarning, match="segmentPropertyColors"):
-        tree = opened(sample, cells)
-    assert written(tree)["cells"]["segmentPropertyColors"] == {"property": "cell_type"}
+        tree = open_layers(sample, cells)
+    assert layers_of_link(tree)["cells"]["segmentPropertyColors"] == {"property": "cell_type"}
 
 
 ODD = [None, True, -1, 2**64, 1e308, float("nan"), "", "x" * 999, "\ud800", [], {}, [[]], [None], [1, 2, 3, 4], {"x": 1}, {"url": None}, "local://x", "precomputed://"]  # fmt: skip
@@ -231,7 +231,7 @@ def test_a_layer_with_odd_entries_opens_or_is_skipped(sample, key):
         layer = {**NOTES, "shader": shader, "filterBySegmentation": True, "linkedSegmentationLayer": "em", key: odd}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LinkWarning)
-            assert "em" in opened(sample, layer).children
+            assert "em" in open_layers(sample, layer).children
 
 
 @pytest.mark.fast_forms(3)
@@ -246,7 +246,7 @@ def test_a_layer_with_odd_annotations_opens_or_is_skipped(sample, key):
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LinkWarning)
-            assert "em" in opened(sample, layer).children
+            assert "em" in open_layers(sample, layer).children
 
 
 def test_overlay_of_a_view_draws_the_annotations_of_visible_layers(sample):
@@ -258,10 +258,10 @@ def test_overlay_of_a_view_draws_the_annotations_of_visible_layers(sample):
     shader = "void main() { setColor(prop_tint()); }"
     tinted = {**NOTES, "name": "tinted", "annotationProperties": properties, "annotations": points, "shader": shader}
     off = {**NOTES, "name": "off", "visible": False, "annotations": [{"point": [4590.5, 2550.5, 130.5]}]}
-    tree = opened(sample, {**NOTES, "annotations": [{"point": [4580.5, 2550.5, 130.5]}]}, tinted, off)
+    tree = open_layers(sample, {**NOTES, "annotations": [{"point": [4580.5, 2550.5, 130.5]}]}, tinted, off)
     with no_compute():
         picture = tree.imagery.view(size=(64, 64)).imagery.overlay()
-    plain = opened(sample).imagery.view(size=(64, 64)).imagery.overlay().values[0]
+    plain = open_layers(sample).imagery.view(size=(64, 64)).imagery.overlay().values[0]
     drawn = picture.values[0]
 
     def pixel(x, y):
@@ -288,14 +288,14 @@ def test_overlay_of_a_plane_draws_the_annotations_in_the_plane(sample, camera):
     places = [[4600.5, 2560.5, 130.5], [4605.5, 2560.5, 131.5], [4700.5, 2560.5, 130.5], [4600.5, 2800.5, 130.5]]
     places += [[4600.5 + 7 * i, 2560.5 + 3 * j, 130.5 + j] for i in range(-3, 4) for j in range(-3, 4)]
     off = {**NOTES, "name": "off", "visible": False}
-    tree = opened(sample, {**NOTES, "annotations": [{"point": place} for place in places]}, off, camera=camera)
+    tree = open_layers(sample, {**NOTES, "annotations": [{"point": place} for place in places]}, off, camera=camera)
     with no_compute():
         picture = tree.imagery.plane((60, 50)).imagery.overlay()
-    plain = opened(sample, camera=camera).imagery.plane((60, 50)).imagery.overlay()
+    plain = open_layers(sample, camera=camera).imagery.plane((60, 50)).imagery.overlay()
     truth = ix.annotate(plain, ix.as_annotations(places, resolution=(8, 8, 40)), color="yellow")
     np.testing.assert_array_equal(picture.values, truth.values)
     assert picture.values[0, 25, 30].tolist() == [255, 255, 0, 255]
-    assert "annotation_layers" not in opened(sample, off, camera=camera).imagery.plane((60, 50)).attrs
+    assert "annotation_layers" not in open_layers(sample, off, camera=camera).imagery.plane((60, 50)).attrs
 
 
 def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, t
     whole = ix.open_annotations(address)
     center = [(s + 20) * unit / r for s, unit, r in zip(shift, UNIT, (8, 8, 40), strict=True)]
     with pytest.warns(LinkWarning, match=r"'points' of the link has 31 cells .*at most 20 are read.*open_annotations"):
-        tree = opened(sample, layer, camera={"position": center})
+        tree = open_layers(sample, layer, camera={"position": center})
     part = tree["points"].to_dataset()
     lo, hi = np.reshape(part.attrs["annotation_region"], (2, 3))
     moved = np.stack([whole[axis] * 2 + shift[i] * UNIT[i] for i, axis in enumerate("xyz")], axis=1)
@@ -320,11 +320,11 @@ def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, t
     assert (lo < np.multiply(center, (8, 8, 40))).all()
     assert (hi > np.multiply(center, (8, 8, 40))).all()
     with pytest.warns(LinkWarning, match="'points' of the link is left out: it has 31 cells"):
-        assert "points" not in opened(sample, layer, camera={"position": None}).children
+        assert "points" not in open_layers(sample, layer, camera={"position": None}).children
 
 
 def test_a_view_beyond_the_annotations_that_were_read_warns(sample):
-    tree = opened(sample, NOTES)
+    tree = open_layers(sample, NOTES)
     box = [4500 * 8, 2450 * 8, 120 * 40, 4700 * 8, 2700 * 8, 140 * 40]
     tree["notes"].attrs["annotation_region"] = box
     tree.imagery.view(size=(64, 64))

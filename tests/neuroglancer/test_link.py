@@ -543,7 +543,7 @@ def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turne
 # --- writing a link ----------------------------------------------------------------------------------------------------------
 
 
-def facts(state: LinkState):
+def comparable_parts(state: LinkState):
     """Return the parsed layers and camera of a link, for comparison."""
     layers = {
         (x.name, x.kind, x.source, x.transform, x.visible, x.look, x.contrast, x.opacity)
@@ -579,7 +579,7 @@ def test_a_link_of_an_opened_link_shows_the_same(sample, turned):
     for obj in (tree, tree.imagery.view(size=(101, 64, 2)), tree.imagery.view(size=(64, 64))):
         link = ix.neuroglancer_link(obj, site="https://spelunker.cave-explorer.org", allow_local=True)
         assert link.startswith("https://spelunker.cave-explorer.org/#!%7B")
-        assert facts(parse_state(load_state(link))) == facts(parse_state(state))
+        assert comparable_parts(parse_state(load_state(link))) == comparable_parts(parse_state(state))
         assert neuroglancer.parse_url(link).layers["cells"].layer.visible_segments == {2**64 - 1, 12}
     names = [layer["name"] for layer in load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]]
     assert names == ["em", "cells", "notes"]
@@ -760,7 +760,7 @@ ODD = [
 ]
 
 
-def mutated(state, rng):
+def mutate(state, rng):
     """Return a state in which some entries are replaced by unusual values."""
     state = copy.deepcopy(state)
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
@@ -806,7 +806,7 @@ def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
         "matrix": [[1, 0, 0, 1], [0, 1, 0, 2], [0, 0, 1, 3]],
     }
     for _ in range(7000):
-        assert survives(mutated(rng.choice(states), rng))
+        assert survives(mutate(rng.choice(states), rng))
     texts = [json.dumps(s) for s in states] + [FORMS[f](NEW) for f in ("link", "url-safe")]
     for _ in range(3000):
         text = list(rng.choice(texts))

@@ -109,7 +109,7 @@ def own_token(server):
     file.unlink()
 
 
-def sent(server, path):
+def headers_of_requests(server, path):
     return [headers for seen, headers in server.seen if seen == path]
 
 
@@ -137,7 +137,7 @@ def test_a_state_that_requires_a_token_raises_without_one(server):
 def test_requests_to_untrusted_hosts_have_no_token(server, token):
     text = fetch._download(f"{server.url}/public/a.json", None, Access(), 10**6)[0]
     assert json.loads(text) == server.states["public"]
-    (headers,) = sent(server, "/public/a.json")
+    (headers,) = headers_of_requests(server, "/public/a.json")
     assert TOKEN not in str(headers)
     assert "Authorization" not in headers
     assert "Cookie" not in headers

@@ -34,7 +34,7 @@ def cells(sample):
     return {"type": "segmentation", "name": "cells", "source": sample.segmentation}
 
 
-def opened(*layers, group=None, **state):
+def open_state(*layers, group=None, **state):
     """Return the tree of a state; a warning is an error."""
     whole = {"dimensions": DIMS, "position": PLACE, **state, "layers": list(layers)}
     with warnings.catch_warnings():
@@ -42,7 +42,7 @@ def opened(*layers, group=None, **state):
         return ix.open_neuroglancer(whole, group=group, allow_local=True)
 
 
-def back(tree):
+def state_of_link(tree):
     """Return the state of a tree's link, after checking that Neuroglancer's Python package can read it."""
     state = load_state(ix.neuroglancer_link(tree, allow_local=True))
     again = neuroglancer.ViewerState(state)
@@ -53,7 +53,7 @@ def back(tree):
 # --- which segments are visible ------------------------------------------------------------------------------------------
 
 
-def drawn(tree):
+def drawn_and_all_ids(tree):
     """Return the ids that are coloured in a view of the only layer, and all ids in it."""
     ds = tree.imagery.view(size=(64, 48))
     alpha = ds.imagery.overlay().values[..., 3]
@@ -62,16 +62,16 @@ def drawn(tree):
 
 
 def test_a_selection_of_only_the_background_draws_no_segment(cells):
-    tree = opened({**cells, "segments": ["0"]})
-    assert drawn(tree)[0] == set()
-    assert back(tree)["layers"][0]["segments"] == ["0"]
+    tree = open_state({**cells, "segments": ["0"]})
+    assert drawn_and_all_ids(tree)[0] == set()
+    assert state_of_link(tree)["layers"][0]["segments"] == ["0"]
 
 
 def test_the_background_in_a_selection_changes_nothing(cells):
-    _, there = drawn(opened(cells))
+    _, there = drawn_and_all_ids(open_state(cells))
     one = min(there)
-    assert drawn(opened({**cells, "segments": ["0", str(one)]}))[0] == {one}
-    assert opened({**cells, "segments": ["0", str(one)]})["cells/segmentation"].attrs["selected_ids"] == [one]
+    assert drawn_and_all_ids(open_state({**cells, "segments": ["0", str(one)]}))[0] == {one}
+    assert open_state({**cells, "segments": ["0", str(one)]})["cells/segmentation"].attrs["selected_ids"] == [one]
 
 
 @pytest.mark.fast_forms(5)
@@ -96,15 +96,15 @@ def test_the_background_in_a_selection_changes_nothing(cells):
     ],
 )  # fmt: skip
 def test_the_viewer_decides_which_segments_are_visible(cells, message, rule):
-    _, there = drawn(opened(cells))
+    _, there = drawn_and_all_ids(open_state(cells))
     one, two = sorted(there)[:2]
     text = json.dumps(message).replace("ONE", str(one)).replace("TWO", str(two))
-    tree = opened({**cells, **json.loads(text)})
-    found, has = drawn(tree)
+    tree = open_state({**cells, **json.loads(text)})
+    found, has = drawn_and_all_ids(tree)
     wanted = {"all": has, "none": set(), "one": {one}, "joined": {one}}[rule]
     assert found == wanted
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
-    assert drawn(again)[0] == wanted
+    assert drawn_and_all_ids(again)[0] == wanted
 
 
 def test_segment_settings_that_are_not_drawn_are_reported(cells):
@@ -113,7 +113,7 @@ def test_segment_settings_that_are_not_drawn_are_reported(cells):
     layer = {**cells, "baseSegmentColoring": True, "equivalences": [["1", "2"]]}
     with pytest.warns(ix.errors.LinkWarning, match="baseSegmentColoring"):
         ix.open_neuroglancer({"layers": [layer]}, allow_local=True)
-    opened({**cells, "hideSegmentZero": False, "segments": ["5"], "baseSegmentColoring": True})
+    open_state({**cells, "hideSegmentZero": False, "segments": ["5"], "baseSegmentColoring": True})
 
 
 # --- layers that share a selection ---------------------------------------------------------------------------------------
@@ -188,25 +188,25 @@ def test_the_equivalences_of_a_group_are_those_of_all_its_layers():
 
 
 def test_a_selection_comes_from_a_root_that_cannot_be_opened(cells):
-    _, there = drawn(opened(cells))
+    _, there = drawn_and_all_ids(open_state(cells))
     one = min(there)
     root = {"type": "segmentation", "name": "root", "source": "dvid://https://server/uuid/seg", "segments": [str(one)]}
     linked = {**cells, "linkedSegmentationGroup": "root"}
     with pytest.warns(ix.errors.LinkWarning, match="'root' of the link is left out"):
         tree = ix.open_neuroglancer({"dimensions": DIMS, "position": PLACE, "layers": [root, linked]}, allow_local=True)
     assert tree["cells/segmentation"].attrs["selected_ids"] == [one]
-    assert drawn(tree)[0] == {one}
-    state = back(tree)
+    assert drawn_and_all_ids(tree)[0] == {one}
+    state = state_of_link(tree)
     assert state["layers"][0] == root
     assert state["layers"][1]["linkedSegmentationGroup"] == "root"
 
 
 def test_links_of_layers_are_written_back_while_they_are_correct(cells):
     a, b = {**cells, "segments": ["5"]}, {**cells, "name": "b", "linkedSegmentationGroup": "cells", "segments": ["7"]}
-    tree = opened(a, b)
-    assert back(tree)["layers"][1]["linkedSegmentationGroup"] == "cells"
+    tree = open_state(a, b)
+    assert state_of_link(tree)["layers"][1]["linkedSegmentationGroup"] == "cells"
     tree["b/segmentation"].attrs["selected_ids"] = [7]
-    state = back(tree)
+    state = state_of_link(tree)
     assert "linkedSegmentationGroup" not in state["layers"][1]
     assert [layer.look.selected_ids for layer in parse_state(state).layers] == [(5, 7), (7,)]
     ds = tree.imagery.view(size=(8, 8))
@@ -244,7 +244,7 @@ def test_layouts_name_the_display_dimensions(image, state, screen, layout, turne
     if state.get("displayDimensions", DIMS) in FLAT and (turned or layout != "xy"):
         pytest.skip("a screen of two dimensions has one section")
     state = {**state, "layout": layout, **({"crossSectionOrientation": turned} if turned else {})}
-    tree = opened(image, **state)
+    tree = open_state(image, **state)
     panel = {"xy": [0, 0, 0, 1], "xz": [0.5**0.5, 0, 0, 0.5**0.5], "yz-3d": [0, 0.5**0.5, 0, 0.5**0.5]}[layout]
     rows = (Rotation.from_quat(turned or [0, 0, 0, 1]) * Rotation.from_quat(panel)).as_matrix().T
     truth = np.zeros((3, 3))
@@ -252,14 +252,14 @@ def test_layouts_name_the_display_dimensions(image, state, screen, layout, turne
         truth[:, "xyz".index(name)] = rows[:, i]
     np.testing.assert_allclose(plane_axes(tree), truth, atol=1e-12)
     for obj in (tree, tree.imagery.view(size=(8, 8)) if np.allclose(truth, np.eye(3)) else tree):
-        written = back(obj) if obj is tree else load_state(ix.neuroglancer_link(obj, allow_local=True))
+        written = state_of_link(obj) if obj is tree else load_state(ix.neuroglancer_link(obj, allow_local=True))
         assert written.get("displayDimensions") == state.get("displayDimensions")
         assert list(written["dimensions"]) == list(state.get("dimensions", DIMS))
         np.testing.assert_allclose(written["position"], state.get("position", PLACE))
 
 
 def test_a_view_reports_other_display_dimensions(image):
-    tree = opened(image, displayDimensions=["x", "z", "y"])
+    tree = open_state(image, displayDimensions=["x", "z", "y"])
     with pytest.warns(ix.errors.LinkWarning, match=r"x, z, y.*imagery\.plane"):
         ds = tree.imagery.view(size=(16, 12))
     assert load_state(ix.neuroglancer_link(ds, allow_local=True))["displayDimensions"] == ["x", "z", "y"]
@@ -283,7 +283,7 @@ def test_display_dimensions_that_are_not_drawn_are_reported_and_written_back(ima
             state["layers"] = [{**image, "source": {"url": image["source"], "transform": moved}}]
         with pytest.warns(ix.errors.LinkWarning, match=message):
             tree = ix.open_neuroglancer(state, allow_local=True)
-        written = back(tree)
+        written = state_of_link(tree)
         assert {k: written[k] for k in (*members, "position")} == {**members, "position": state["position"]}
 
 
@@ -306,7 +306,7 @@ def test_the_error_about_hidden_layers_says_how_to_draw_them(image, cells):
 # --- layer groups --------------------------------------------------------------------------------------------------------
 
 
-def unlinked(value):
+def unlinked_value(value):
     return {"link": "unlinked", "value": value}
 
 
@@ -315,10 +315,10 @@ def test_a_layer_group_has_its_own_position(image, cells):
         "type": "viewer",
         "layers": ["cells"],
         "layout": "xz",
-        "position": unlinked([4500.5, 2500.5, 120.5]),
+        "position": unlinked_value([4500.5, 2500.5, 120.5]),
         "crossSectionScale": {"link": "relative", "value": 3},
-        "crossSectionOrientation": unlinked([0, 0, 0.6, 0.8]),
-        "displayDimensions": unlinked(["x", "z", "y"]),
+        "crossSectionOrientation": unlinked_value([0, 0, 0.6, 0.8]),
+        "displayDimensions": unlinked_value(["x", "z", "y"]),
     }
     whole = {"type": "viewer", "layers": ["cells", "em"], "position": {"link": "linked", "value": [1, 2, 3]}, "flex": 2}
     layout = {
@@ -332,14 +332,14 @@ def test_a_layer_group_has_its_own_position(image, cells):
         first = ix.open_neuroglancer(state, allow_local=True)
     assert list(first.children) == ["cells", "em"]  # in the order of the group
     assert (first.attrs["position"], first.attrs["nm_per_pixel"], first.attrs["layout"]) == (PLACE, 16, "xy")
-    second = opened(image, cells, layout=layout, crossSectionScale=2, group=1)
+    second = open_state(image, cells, layout=layout, crossSectionScale=2, group=1)
     assert second.attrs["position"] == [4500.5, 2500.5, 120.5]
     assert (second.attrs["nm_per_pixel"], second.attrs["layout"]) == (24, "xz")
     assert second.attrs["display_dimensions"] == ["x", "z", "y"]
     np.testing.assert_allclose(second.attrs["orientation"], [0, 0, 0.6, 0.8])
     assert list(second.imagery.plane((8, 6)).data_vars) == ["cells"]
     for tree in (first, second):
-        written = back(tree)
+        written = state_of_link(tree)
         kept = {"type": "column", "children": [own]}
         assert written["layout"] == {"type": "row", "children": [whole, kept]}
         assert (written["position"], written["crossSectionScale"]) == (PLACE, 2)
@@ -354,25 +354,29 @@ def test_a_layer_group_has_its_own_position(image, cells):
 @pytest.mark.parametrize("layout", ["xz", {"type": "xz", "orthographicProjection": True}, None])
 def test_a_single_viewer_has_no_groups(image, layout):
     state = {} if layout is None else {"layout": layout}
-    tree = opened(image, **state)
-    assert back(tree)["layout"] == (layout or "xy")
-    assert opened(image, **state, group=0).identical(tree)  # the single viewer counts as group 0
+    tree = open_state(image, **state)
+    assert state_of_link(tree)["layout"] == (layout or "xy")
+    assert open_state(image, **state, group=0).identical(tree)  # the single viewer counts as group 0
     with pytest.raises(ix.errors.OptionError, match="no layer groups: omit group"):
-        opened(image, **state, group=1)
+        open_state(image, **state, group=1)
 
 
 def test_a_group_follows_the_whole_link_except_for_its_own_settings(image):
     viewer = {"type": "viewer", "layers": ["em"], "layout": {"type": "yz", "crossSections": {}}, "position": {}}
-    tree = opened(image, layout=viewer, crossSectionOrientation=[0, 0, 1, 0])
+    tree = open_state(image, layout=viewer, crossSectionOrientation=[0, 0, 1, 0])
     assert (tree.attrs["position"], tree.attrs["layout"], tree.attrs["orientation"]) == (PLACE, "yz", [0, 0, 1, 0])
-    assert back(tree)["layout"] == viewer
-    older = {**viewer, "position": unlinked({"voxelCoordinates": [1, 2, 3]}), "crossSectionZoom": unlinked(40)}
-    tree = opened(image, layout=older)
+    assert state_of_link(tree)["layout"] == viewer
+    older = {
+        **viewer,
+        "position": unlinked_value({"voxelCoordinates": [1, 2, 3]}),
+        "crossSectionZoom": unlinked_value(40),
+    }
+    tree = open_state(image, layout=older)
     assert (tree.attrs["position"], tree.attrs["nm_per_pixel"]) == ([1, 2, 3], 40)
 
 
 def test_changes_of_a_tree_are_written_to_its_group(image, cells):
-    viewer = {"type": "viewer", "layers": ["em"], "layout": "xy", "position": unlinked([1.5, 2.5, 3.5])}
+    viewer = {"type": "viewer", "layers": ["em"], "layout": "xy", "position": unlinked_value([1.5, 2.5, 3.5])}
     other = {"type": "viewer", "layers": ["cells"], "layout": "3d"}
     layout = {"type": "row", "children": [viewer, other]}
     with pytest.warns(ix.errors.LinkWarning, match="2 groups"):
@@ -380,9 +384,9 @@ def test_changes_of_a_tree_are_written_to_its_group(image, cells):
             {"dimensions": DIMS, "position": PLACE, "layers": [image, cells], "layout": layout}, allow_local=True
         )
     tree.attrs |= {"position": [7.5, 8.5, 9.5], "layout": "yz", "nm_per_pixel": 32.0, "orientation": [0, 0, 1, 0]}
-    written = back(tree)
-    changed = {"layout": "yz", "position": unlinked([7.5, 8.5, 9.5]), "crossSectionScale": unlinked(4)}
-    changed["crossSectionOrientation"] = unlinked([0, 0, 1, 0])
+    written = state_of_link(tree)
+    changed = {"layout": "yz", "position": unlinked_value([7.5, 8.5, 9.5]), "crossSectionScale": unlinked_value(4)}
+    changed["crossSectionOrientation"] = unlinked_value([0, 0, 1, 0])
     assert written["layout"]["children"] == [{**viewer, **changed}, other]
     assert written["position"] == PLACE
     tree.attrs["layout"] = "sideways"
@@ -391,9 +395,9 @@ def test_changes_of_a_tree_are_written_to_its_group(image, cells):
 
 
 def test_a_view_of_a_group_is_a_link_to_a_single_viewer(image, cells):
-    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked(PLACE)}
+    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked_value(PLACE)}
     layout = {"type": "column", "children": [viewer, {"type": "viewer", "layers": ["cells"]}]}
-    tree = opened(image, cells, position=[1, 2, 3], layout=layout, group=0, showSlices=False)
+    tree = open_state(image, cells, position=[1, 2, 3], layout=layout, group=0, showSlices=False)
     written = load_state(ix.neuroglancer_link(tree.imagery.view(size=(16, 12)), allow_local=True))
     assert (written["layout"], written["position"], written["showSlices"]) == ("xy", PLACE, False)
     assert [layer["name"] for layer in written["layers"]] == ["em"]
@@ -403,7 +407,7 @@ def test_a_view_of_a_group_is_a_link_to_a_single_viewer(image, cells):
 # --- transforms ----------------------------------------------------------------------------------------------------------
 
 
-def left_out(layer, reason):
+def check_left_out(layer, reason):
     with pytest.warns(ix.errors.LinkWarning, match=f"'em' of the link is left out: {reason}"):
         tree = ix.open_neuroglancer({"dimensions": DIMS, "position": PLACE, "layers": [layer]}, allow_local=True)
     assert json.loads(tree.attrs["unsupported_layers"])[0]["name"] == "em"
@@ -423,7 +427,7 @@ OLDER = [
 @pytest.mark.parametrize(("transform", "scale", "shift"), OLDER)
 def test_older_transforms_move_and_scale_in_nm(image, transform, scale, shift):
     plain = ix.open_image(image["source"])
-    tree = opened({**image, "transform": transform})
+    tree = open_state({**image, "transform": transform})
     em = tree["em/image"]
     for axis, factor, add in zip("xyz", scale, shift, strict=True):
         np.testing.assert_allclose(em[axis].values, plain[axis].values * factor + add)
@@ -433,7 +437,7 @@ def test_older_transforms_move_and_scale_in_nm(image, transform, scale, shift):
 
 def test_older_transforms_are_ignored_if_the_source_is_an_object(image):
     layer = {**image, "source": {"url": image["source"]}, "transform": {"translation": [80, 0, 0]}}
-    assert ix.grid_of(opened(layer)["em/image"]) == ix.grid_of(ix.open_image(image["source"]))
+    assert ix.grid_of(open_state(layer)["em/image"]) == ix.grid_of(ix.open_image(image["source"]))
     with pytest.warns(ix.errors.LinkWarning, match="no outputDimensions"):
         ix.open_neuroglancer(
             {"layers": [{**image, "source": {"url": image["source"], "transform": {"scale": [2, 2, 2]}}}]},
@@ -442,27 +446,29 @@ def test_older_transforms_are_ignored_if_the_source_is_an_object(image):
 
 
 def test_rotated_and_mirrored_layers_are_skipped(image):
-    left_out({**image, "transform": {"rotation": [0, 0, 0.6, 0.8]}}, "its transform rotates")
-    left_out({**image, "transform": {"scale": [-1, 1, 1]}}, "its transform rotates")
-    left_out({**image, "transform": [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}, "its transform rotates")
+    check_left_out({**image, "transform": {"rotation": [0, 0, 0.6, 0.8]}}, "its transform rotates")
+    check_left_out({**image, "transform": {"scale": [-1, 1, 1]}}, "its transform rotates")
+    check_left_out({**image, "transform": [1, 0.1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}, "its transform rotates")
     turned = {"outputDimensions": DIMS, "matrix": [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]}
-    left_out({**image, "source": {"url": image["source"], "transform": turned}}, "its transform rotates")
+    check_left_out({**image, "source": {"url": image["source"], "transform": turned}}, "its transform rotates")
     renamed = {"outputDimensions": {"x": DIMS["x"], "y": DIMS["y"], "depth": DIMS["z"]}}
-    left_out(
+    check_left_out(
         {**image, "source": {"url": image["source"], "transform": renamed}},
         "its transform maps no axis of the data to",
     )
     with pytest.raises(ix.errors.LinkError, match="rotation"):
-        opened({**image, "transform": {"rotation": [0, 0, 0, 0]}})
+        open_state({**image, "transform": {"rotation": [0, 0, 0, 0]}})
     with pytest.raises(ix.errors.LinkError, match="sourceRank"):
-        opened({**image, "source": {"url": image["source"], "transform": {"outputDimensions": DIMS, "sourceRank": 4}}})
+        open_state(
+            {**image, "source": {"url": image["source"], "transform": {"outputDimensions": DIMS, "sourceRank": 4}}}
+        )
 
 
 def test_exchanged_axes_of_a_layer_are_drawn_as_in_the_viewer(image):
     """The matrix of the transform moves the stored axis y along x, with a factor and a translation."""
     rows = [[0, 2, 0, 10], [0, 0, 1, 0], [0.5, 0, 0, -3]]
     there = {"outputDimensions": DIMS, "matrix": rows}
-    tree = opened({**image, "source": {"url": image["source"], "transform": there}})
+    tree = open_state({**image, "source": {"url": image["source"], "transform": there}})
     em, stored = tree["em/image"], ix.open_image(image["source"])
     (rx, ry, rz), shape = ix.grid_of(stored).resolution, stored.shape
     assert em.shape == (shape[2], shape[0], shape[1])
@@ -480,7 +486,7 @@ def test_exchanged_axes_of_a_layer_are_drawn_as_in_the_viewer(image):
 
 def test_a_layer_with_exchanged_axes_cannot_be_exported_onto_itself(image):
     there = {"outputDimensions": {k: DIMS[k] for k in "zyx"}}
-    em = opened({**image, "source": {"url": image["source"], "transform": there}})["em/image"]
+    em = open_state({**image, "source": {"url": image["source"], "transform": there}})["em/image"]
     part = em.isel(z=slice(0, 2), y=slice(0, 8), x=slice(0, 8))
     with pytest.raises(ix.ImageryError, match="source|reads"):
         ix.export(part, image["source"], overwrite=True)
@@ -489,7 +495,7 @@ def test_a_layer_with_exchanged_axes_cannot_be_exported_onto_itself(image):
 def test_input_dimensions_name_the_axes_of_a_source(image):
     order = {k: DIMS[k] for k in "zyx"}
     moved = {"inputDimensions": order, "outputDimensions": order, "matrix": [[2, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 5]]}
-    em = opened({**image, "source": {"url": image["source"], "transform": moved}})["em/image"]
+    em = open_state({**image, "source": {"url": image["source"], "transform": moved}})["em/image"]
     plain = ix.open_image(image["source"])
     np.testing.assert_allclose(em.z.values, 2 * plain.z.values + 40)
     np.testing.assert_allclose(em.x.values, plain.x.values + 40)
@@ -514,24 +520,24 @@ def test_output_dimensions_name_the_axes_of_a_zarr_by_position(tmp_path):
     stored = ix.open_image(url)
     for names in itertools.permutations("xyz"):  # the stored axes z, y, x are shown along these
         there = {"outputDimensions": {name: DIMS[name] for name in names}}
-        em = opened({**layer, "source": {"url": url, "transform": there}})["em/image"]
+        em = open_state({**layer, "source": {"url": url, "transform": there}})["em/image"]
         expected = stored.rename(dict(zip("zyx", names, strict=True))).transpose("z", "y", "x")
         np.testing.assert_array_equal(em.values, expected.values)
         for axis in "xyz":
             np.testing.assert_array_equal(em[axis].values, expected[axis].values)
-    em = opened({**layer, "source": url, "transform": {"translation": [8, 0, 0]}})["em/image"]
+    em = open_state({**layer, "source": url, "transform": {"translation": [8, 0, 0]}})["em/image"]
     assert em.shape == (32, 16, 8)
     np.testing.assert_array_equal(em.x.values, stored.z.values + 8)
     order = {k: DIMS[k] for k in "zyx"}
     moved = {"outputDimensions": order, "matrix": [[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 5]]}
-    em = opened({**layer, "source": {"url": url, "transform": moved}})["em/image"]
+    em = open_state({**layer, "source": {"url": url, "transform": moved}})["em/image"]
     assert em.shape == (8, 16, 32)
     assert (em.z.values[0], em.x.values[0]) == (20 + 80 - 20, 4 + 40 - 4)
     named = {
         "inputDimensions": {"x": DIMS["x"], "z": DIMS["z"], "y": DIMS["y"]},
         "outputDimensions": {"x": DIMS["x"], "z": DIMS["z"], "y": DIMS["y"]},
     }
-    assert opened({**layer, "source": {"url": url, "transform": named}})["em/image"].shape == (8, 16, 32)
+    assert open_state({**layer, "source": {"url": url, "transform": named}})["em/image"].shape == (8, 16, 32)
 
 
 # --- channels and times --------------------------------------------------------------------------------------------------
@@ -562,7 +568,7 @@ FILM = {"dimensions": {**DIMS, "t": [1, "s"]}, "position": [4.5, 4.5, 1, 3], "di
     ],
 )  # fmt: skip
 def test_the_channel_and_the_time_of_a_link_are_opened(film, layer, state, value):
-    tree = opened({"type": "image", "name": "em", "source": film, **layer}, **{**FILM, **state})
+    tree = open_state({"type": "image", "name": "em", "source": film, **layer}, **{**FILM, **state})
     assert np.unique(tree["em/image"].values).tolist() == [value]
     again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
     assert np.unique(again["em/image"].values).tolist() == [value]
@@ -583,9 +589,9 @@ def test_the_channel_that_a_shader_shows_is_opened(film, control, shader, value)
     layer = {"type": "image", "name": "em", "source": {"url": film, "transform": {"outputDimensions": names}}}
     layer |= {"shader": shader} if shader else {}
     layer |= {"shaderControls": {"normalized": {"channel": control}}} if control else {}
-    tree = opened(layer, **FILM)
+    tree = open_state(layer, **FILM)
     assert np.unique(tree["em/image"].values).tolist() == [value]
-    written = back(tree)["layers"][0]
+    written = state_of_link(tree)["layers"][0]
     assert written.get("shaderControls") == layer.get("shaderControls")
 
 
@@ -601,11 +607,11 @@ def test_times_are_in_the_units_of_the_source(tmp_path):
     steps.append({"type": "translation", "translation": [10000, 0, 0, 0]})
     (tmp_path / "a.zarr" / ".zattrs").write_text(json.dumps(meta))
     layer = {"type": "image", "name": "em", "source": url}
-    tree = opened(layer, **{**FILM, "position": [4.5, 4.5, 1, 11.6]})
+    tree = open_state(layer, **{**FILM, "position": [4.5, 4.5, 1, 11.6]})
     assert np.unique(tree["em/image"].values).tolist() == [3]
     moved = {"outputDimensions": {"t": [1, "s"], **{k: DIMS[k] for k in "zyx"}}, "matrix": np.eye(4, 5).tolist()}
     moved["matrix"][0][4] = -10
-    tree = opened({**layer, "source": {"url": url, "transform": moved}}, **{**FILM, "position": [4.5, 4.5, 1, 1]})
+    tree = open_state({**layer, "source": {"url": url, "transform": moved}}, **{**FILM, "position": [4.5, 4.5, 1, 1]})
     assert np.unique(tree["em/image"].values).tolist() == [2]
 
 
@@ -654,10 +660,10 @@ def test_unknown_entries_are_written_back_unchanged(image, cells):
         written = load_state(ix.neuroglancer_link(obj, allow_local=True))
         assert {k: written.get(k) for k in more} == more
         assert {k: written["layers"][0].get(k) for k in em} == em
-    found = back(tree)["layers"][1]
+    found = state_of_link(tree)["layers"][1]
     assert {k: found.get(k) for k in seg} == seg
     tree["em/image"].attrs["contrast_limits"] = (20, 30)
-    controls = back(tree)["layers"][0]["shaderControls"]
+    controls = state_of_link(tree)["layers"][0]["shaderControls"]
     assert controls == {"tint": "#ff0000", "normalized": {"range": [20, 30], "window": [0, 255]}}
 
 
@@ -666,7 +672,7 @@ def test_a_custom_shader_of_16_bit_data_is_written_back(tmp_path):
     layer = {"type": "image", "name": "em", "source": url, "shader": "void main() { emitRGB(vec3(0, 1, 0)); }"}
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         tree = ix.open_neuroglancer({"layers": [layer]}, allow_local=True)
-    assert back(tree)["layers"][0]["shader"] == layer["shader"]
+    assert state_of_link(tree)["layers"][0]["shader"] == layer["shader"]
 
 
 def test_an_older_state_becomes_a_newer_one(image):
@@ -680,7 +686,7 @@ def test_an_older_state_becomes_a_newer_one(image):
         "perspectiveZoom": 100,
         "showSlices": False,
     }
-    written = back(ix.open_neuroglancer(older, allow_local=True))
+    written = state_of_link(ix.open_neuroglancer(older, allow_local=True))
     assert written["dimensions"] == DIMS
     assert (written["position"], written["crossSectionScale"]) == (PLACE, 2)
     assert written["crossSectionOrientation"] == [0, 0, 1, 0]
@@ -690,12 +696,12 @@ def test_an_older_state_becomes_a_newer_one(image):
 
 def test_a_position_in_a_group_counts_along_all_dimensions(film):
     layer = {"type": "image", "name": "em", "source": film, "localPosition": [0]}
-    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked([2.5, 3.5, 1.5, 4])}
-    tree = opened(layer, **FILM, layout=viewer)
+    viewer = {"type": "viewer", "layers": ["em"], "position": unlinked_value([2.5, 3.5, 1.5, 4])}
+    tree = open_state(layer, **FILM, layout=viewer)
     assert np.unique(tree["em/image"].values).tolist() == [40]
-    assert back(tree)["layout"] == viewer
+    assert state_of_link(tree)["layout"] == viewer
     tree.attrs |= {"position": [3.5, 4.5, 0.5], "display_dimensions": ["x", "z", "y"]}
-    changed = {"position": unlinked([3.5, 4.5, 0.5, 4]), "displayDimensions": unlinked(["x", "z", "y"])}
-    written = back(tree)
+    changed = {"position": unlinked_value([3.5, 4.5, 0.5, 4]), "displayDimensions": unlinked_value(["x", "z", "y"])}
+    written = state_of_link(tree)
     assert written["layout"] == {**viewer, **changed}
     assert written["position"] == FILM["position"]

@@ -16,23 +16,23 @@ PLACES = np.array([[10.5, 20, 3], [0, -4, 7.25]])
 TRIPLES = PLACES.tolist()
 
 
-def split(prefix="", ends=("x", "y", "z")):
+def position_columns(prefix="", ends=("x", "y", "z")):
     return {f"{prefix}{axis}": PLACES[:, i] for i, axis in enumerate(ends)}
 
 
 TABLES = {
     "array": (PLACES, {}),
     "list of rows": (TRIPLES, {}),
-    "dict": (split(), {}),
-    "frame": (pd.DataFrame(split()), {}),
-    "other names": (pd.DataFrame(split(ends="abc")), {"position": ("a", "b", "c")}),
+    "dict": (position_columns(), {}),
+    "frame": (pd.DataFrame(position_columns()), {}),
+    "other names": (pd.DataFrame(position_columns(ends="abc")), {"position": ("a", "b", "c")}),
     "triples": (pd.DataFrame({"pre_pt_position": TRIPLES}), {"position": "pre_pt_position"}),
     "arrays": (pd.DataFrame({"pre_pt_position": list(PLACES)}), {"position": "pre_pt_position"}),
-    "split": (pd.DataFrame(split("pre_pt_position_")), {"position": "pre_pt_position"}),
+    "split": (pd.DataFrame(position_columns("pre_pt_position_")), {"position": "pre_pt_position"}),
     "only triples": (pd.DataFrame({"pt_position": TRIPLES}), {}),
-    "only split": (pd.DataFrame(split("pt_")), {}),
+    "only split": (pd.DataFrame(position_columns("pt_")), {}),
     "records": (np.array([tuple(row) for row in TRIPLES], dtype=[(axis, "f8") for axis in "xyz"]), {}),
-    "nullable": (pd.DataFrame(split()).convert_dtypes(), {}),
+    "nullable": (pd.DataFrame(position_columns()).convert_dtypes(), {}),
 }
 
 
@@ -62,7 +62,7 @@ def test_positions_times_resolution_are_nanometres(name):
     ],
 )
 def test_ids_are_exact_uint64_however_the_table_stores_them(ids):
-    points = ix.as_annotations(pd.DataFrame({**split(), "id": ids, "pt_root_id": ids, "segment": ids}))
+    points = ix.as_annotations(pd.DataFrame({**position_columns(), "id": ids, "pt_root_id": ids, "segment": ids}))
     for name in ("id", "pt_root_id", "segment"):
         assert points[name].dtype == np.uint64
         assert points[name].values.tolist() == [BIG, 5]
@@ -73,21 +73,21 @@ def test_ids_are_exact_uint64_however_the_table_stores_them(ids):
     "ids", [pd.array([BIG, None], dtype="UInt64"), [BIG, None], [str(BIG), None], np.array([BIG, np.nan], object)]
 )
 def test_a_missing_id_is_0_and_the_others_stay_exact(ids):
-    points = ix.as_annotations({**split(), "pt_root_id": ids})
+    points = ix.as_annotations({**position_columns(), "pt_root_id": ids})
     assert points.pt_root_id.dtype == np.uint64
     assert points.pt_root_id.values.tolist() == [BIG, 0]
 
 
 def test_ids_that_are_floats_are_read_if_exact_and_raise_if_digits_are_lost():
-    assert ix.as_annotations({**split(), "pt_root_id": [7.0, np.nan]}).pt_root_id.values.tolist() == [7, 0]
+    assert ix.as_annotations({**position_columns(), "pt_root_id": [7.0, np.nan]}).pt_root_id.values.tolist() == [7, 0]
     with pytest.raises(LayerError, match="'UInt64'"):
-        ix.as_annotations({**split(), "pt_root_id": [864691135617152361.0, np.nan]})
+        ix.as_annotations({**position_columns(), "pt_root_id": [864691135617152361.0, np.nan]})
 
 
 def test_properties_keep_their_values_and_missing_values_stay_missing():
     frame = pd.DataFrame(
         {
-            **split(),
+            **position_columns(),
             "kind": ["soma", None],
             "note": pd.Series([None, "ü"], dtype="string"),
             "count": pd.array([3, None], dtype="Int64"),
@@ -127,7 +127,7 @@ def test_a_column_whose_name_is_taken_is_renamed():
 
 
 def test_ends_make_lines_or_boxes_and_radii_ellipsoids():
-    table = {**split(), **split("end_"), "radius": [2, 3]}
+    table = {**position_columns(), **position_columns("end_"), "radius": [2, 3]}
     lines = ix.as_annotations(table, end="end", resolution=(4, 4, 40))
     assert lines.attrs["annotation_type"] == "line"
     np.testing.assert_array_equal(lines.z_end, PLACES[:, 2] * 40)
@@ -151,26 +151,26 @@ def test_an_empty_table_has_no_annotations(table):
 
 
 ERRORS = {
-    "missing position": ({**split(), "x": [1, np.nan]}, {}, BoxError, "row 1"),
+    "missing position": ({**position_columns(), "x": [1, np.nan]}, {}, BoxError, "row 1"),
     "missing triple": ({"pt_position": [[1, 2, 3], None]}, {}, BoxError, "dropna"),
     "unknown column": (pd.DataFrame({"pre_pt_position": TRIPLES}), {"position": "pre_pt_postion"}, OptionError, "did you mean 'pre_pt_position'"),
-    "unknown columns": (pd.DataFrame(split("soma_")), {"position": ("soma_x", "soma_y", "soma_zz")}, OptionError, "did you mean 'soma_z'"),
+    "unknown columns": (pd.DataFrame(position_columns("soma_")), {"position": ("soma_x", "soma_y", "soma_zz")}, OptionError, "did you mean 'soma_z'"),
     "several positions": (pd.DataFrame({"pre_pt_position": TRIPLES, "post_pt_position": TRIPLES}), {}, OptionError, "position='pre_pt_position' or 'post_pt_position'"),
     "lengths": ({"x": [1, 2], "y": [1, 2], "z": [1]}, {}, OptionError, "'z' has 1"),
-    "property's length": ({**split(), "n": [1]}, {}, OptionError, "'n' has 1 values"),
-    "negative radius": ({**split(), "r": [1, -1]}, {"radius": "r"}, BoxError, "negative"),
+    "property's length": ({**position_columns(), "n": [1]}, {}, OptionError, "'n' has 1 values"),
+    "negative radius": ({**position_columns(), "r": [1, -1]}, {"radius": "r"}, BoxError, "negative"),
     "strings": ({"x": ["a", "b"], "y": [1, 2], "z": [1, 2]}, {}, BoxError, "'x'"),
     "two columns": (np.zeros((4, 2)), {}, BoxError, "(n, 3)"),
     "no triples": ({"p": [1, 2]}, {"position": "p"}, BoxError, "does not hold triples"),
-    "both": (split(), {"end": ("x", "y", "z"), "radius": 1}, OptionError, "either|both"),
-    "box without end": (split(), {"annotation_type": "box"}, OptionError, "need ends"),
-    "unknown type": (split(), {"annotation_type": "cube"}, OptionError, "'ellipsoid'"),
+    "both": (position_columns(), {"end": ("x", "y", "z"), "radius": 1}, OptionError, "either|both"),
+    "box without end": (position_columns(), {"annotation_type": "box"}, OptionError, "need ends"),
+    "unknown type": (position_columns(), {"annotation_type": "cube"}, OptionError, "'ellipsoid'"),
     "single values": ({"x": 1, "y": 2, "z": 3}, {}, OptionError, "'x' is the single value 1; give a list"),
     "rows of different lengths": ([[1, 2, 3], [1, 2]], {}, BoxError, "[1, 2], which is not (x, y, z)"),
     "ends of different lengths": (PLACES, {"end": [[1, 2, 3], [1, 2]]}, BoxError, "[1, 2], which is not (x, y, z)"),
     "no columns": ({}, {}, OptionError, "the table has no columns"),
     "no columns of a frame": (pd.DataFrame(), {}, OptionError, "the table has no columns"),
-    "one number as resolution": (split(), {"resolution": 4}, BoxError, "(4, 4, 4)"),
+    "one number as resolution": (position_columns(), {"resolution": 4}, BoxError, "(4, 4, 4)"),
 }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_errors_name_the_value_and_the_remedy(name):
 
 
 def test_the_resolution_that_caveclient_records_is_compared():
-    frame = pd.DataFrame(split())
+    frame = pd.DataFrame(position_columns())
     frame.attrs["dataframe_resolution"] = [4, 4, 40]
     with pytest.warns(ImageryWarning, match=r"resolution=\(4, 4, 40\)"):
         ix.as_annotations(frame)
@@ -194,7 +194,7 @@ def test_the_resolution_that_caveclient_records_is_compared():
 def test_annotations_survive_netcdf(tmp_path):
     frame = pd.DataFrame(
         {
-            **split(),
+            **position_columns(),
             "id": [BIG, 1],
             "kind": ["a", None],
             "score": [1.5, np.nan],
@@ -231,30 +231,30 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_numbers_that_cannot_be_ids_raise_in_columns_of_ids(name):
     with pytest.raises(LayerError, match="'root_id' is a column of ids"):
-        ix.as_annotations({**split(), "root_id": IMPOSSIBLE[name]})
-    ix.as_annotations({**split(), "size": IMPOSSIBLE[name]})
+        ix.as_annotations({**position_columns(), "root_id": IMPOSSIBLE[name]})
+    ix.as_annotations({**position_columns(), "size": IMPOSSIBLE[name]})
 
 
 @pytest.mark.parametrize("missing", ["", " ", None, np.nan])
 def test_an_empty_text_is_a_missing_id(missing):
-    points = ix.as_annotations({**split(), "root_id": [str(2**64 - 1), missing]})
+    points = ix.as_annotations({**position_columns(), "root_id": [str(2**64 - 1), missing]})
     assert points.root_id.dtype == np.uint64
     assert points.root_id.values.tolist() == [2**64 - 1, 0]
 
 
 def test_a_column_of_ids_keeps_text_that_is_not_digits():
-    assert ix.as_annotations({**split(), "object_id": ["a1", "7"]}).object_id.values.tolist() == ["a1", "7"]
+    assert ix.as_annotations({**position_columns(), "object_id": ["a1", "7"]}).object_id.values.tolist() == ["a1", "7"]
 
 
 @pytest.mark.parametrize("ids", [[None, 3], ["", "3"], [np.nan, 3.0], pd.array([None, 3], dtype="UInt64")])
 def test_an_annotation_without_an_id_raises(ids):
     with pytest.raises(OptionError, match="row 0"):
-        ix.as_annotations({**split(), "id": ids})
+        ix.as_annotations({**position_columns(), "id": ids})
 
 
 def test_repeated_ids_of_annotations_warn():
     with pytest.warns(ImageryWarning, match="such as 3"):
-        points = ix.as_annotations({**split(), "id": [3, 3]})
+        points = ix.as_annotations({**position_columns(), "id": [3, 3]})
     assert points.id.values.tolist() == [3, 3]
 
 

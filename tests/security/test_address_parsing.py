@@ -26,7 +26,7 @@ PIECES = ["://", "|", ":", "#", "?", "@", "%", "%2f", "%00", "\\", "\0", "\n", "
           "#dimension_separator=/", "é", "１", "。", "\ud800", "\u202e", "𝟙", "'", '"', "<", "{", "~", "~root", "-1", "65536", "0x7f.1", "x" * 300, "xn--", ".", "*", "$", "&amp;"]  # fmt: skip
 
 
-def mutated(rng: random.Random) -> str:
+def mutate(rng: random.Random) -> str:
     text = rng.choice(SEEDS)
     for _ in range(rng.randint(1, 5)):
         at = rng.randint(0, len(text))
@@ -45,7 +45,7 @@ def mutated(rng: random.Random) -> str:
     return text
 
 
-def parsed(text: str) -> tuple[Address | None, str]:
+def parse_or_message(text: str) -> tuple[Address | None, str]:
     """Return a parsed address and its public form, or the message of the error."""
     try:
         address = parse_address(text)
@@ -57,8 +57,8 @@ def parsed(text: str) -> tuple[Address | None, str]:
 def test_mutated_addresses_are_parsed_or_our_errors():
     rng, good = random.Random(1), 0
     for _ in range(10_000):
-        text = mutated(rng)
-        address, shown = parsed(text)
+        text = mutate(rng)
+        address, shown = parse_or_message(text)
         assert len(shown) < 3000
         assert "://me:hunter2@" not in text or "hunter2" not in shown, text
         if address is None:
@@ -86,7 +86,7 @@ def test_opening_mutated_addresses_gives_errors_of_ours(tmp_path, monkeypatch):
     rng, connection = random.Random(2), ix.Connection(retries=0, timeout=1)
     local = ["", "precomputed://", "zarr://", "zarr3://", "graphene://", "file://", "zarr://file://"]
     for number in range(10_000):
-        text = mutated(rng)
+        text = mutate(rng)
         text = rng.choice(local) + text.rpartition("://")[2] if number % 3 else text
         try:
             parse = parse_address(text)

@@ -79,7 +79,7 @@ def names(monkeypatch):
     return table
 
 
-def ask(url, connection=CLOSED):
+def request(url, connection=CLOSED):
     return client.send_interruptible_request("GET", url, connection)
 
 
@@ -114,7 +114,7 @@ FORMS = [
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_no_form_of_this_machine_is_reached(local, form, scheme):
     with pytest.raises(ix.ImageryError):
-        ask(f"{scheme}://{form}:{local.port}/info")
+        request(f"{scheme}://{form}:{local.port}/info")
     assert local.connections == 0
 
 
@@ -122,7 +122,7 @@ def test_no_form_of_this_machine_is_reached(local, form, scheme):
 def test_hosts_that_parsers_read_differently_are_refused(local, form):
     for connection in (CLOSED, OPEN):
         with pytest.raises(ix.ImageryError):
-            ask(form.format(local.port), connection)
+            request(form.format(local.port), connection)
     assert local.connections == 0
 
 
@@ -132,7 +132,7 @@ def test_hosts_that_parsers_read_differently_are_refused(local, form):
 def test_a_public_name_of_a_private_address_is_refused(local, names, addresses):
     names["public.example"] = [addresses]
     with pytest.raises(ix.errors.ServerError, match="host public.example is this machine or in its network") as caught:
-        ask(f"http://public.example:{local.port}/secret/path")
+        request(f"http://public.example:{local.port}/secret/path")
     assert local.connections == 0
     assert "allow_local=True" in str(caught.value)
 
@@ -148,11 +148,11 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, m
 
     monkeypatch.setattr("imageryxr.sources.fetch.sockets._begin_connection", refuse)
     with pytest.raises(ix.errors.ServerError, match="refused"):
-        ask(f"http://rebinding.example:{local.port}/")
+        request(f"http://rebinding.example:{local.port}/")
     assert dialled == [("8.8.8.8", local.port)]
     assert names["resolved"].count("rebinding.example") == 1
     with pytest.raises(ix.errors.ServerError, match="this machine"):
-        ask(f"http://rebinding.example:{local.port}/")
+        request(f"http://rebinding.example:{local.port}/")
     assert len(dialled) == 1
 
 
@@ -160,7 +160,7 @@ def test_a_resolver_that_answers_with_a_name_is_not_resolved_again(local, monkey
     fake = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("localhost", local.port))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: fake)
     with pytest.raises(ix.errors.ServerError, match="this machine"):
-        ask("http://public.example/")
+        request("http://public.example/")
     assert local.connections == 0
 
 
@@ -190,19 +190,19 @@ def test_a_redirect_to_this_machine_is_not_followed(local, public, names, status
     names["public2.example"] = [["127.0.0.1"]]
     public.use(lambda sock, head: reply(sock, status=f"{status} Moved", Location=f"http://{form}:{local.port}/x"))
     with pytest.raises(ix.ImageryError):
-        ask(public.name + "/info")
+        request(public.name + "/info")
     assert (local.connections, len(public.requests)) == (0, 1)
     if form == "127.0.0.1":
         with pytest.raises(ix.errors.ServerError, match="this machine"):  # also for an address that the user typed
-            ask(public.name + "/info", OPEN)
+            request(public.name + "/info", OPEN)
         assert local.connections == 0
-        assert ask(public.name + "/info", ALLOWED).body == b"{}"
+        assert request(public.name + "/info", ALLOWED).body == b"{}"
 
 
 def test_connections_of_policies_are_not_shared(local):
-    assert ask(local.url, OPEN).status == 200
+    assert request(local.url, OPEN).status == 200
     with pytest.raises(ix.errors.ServerError, match="this machine"):
-        ask(local.url)
+        request(local.url)
     assert local.connections == 1
 
 
@@ -289,10 +289,10 @@ def test_a_proxy_does_not_lead_to_this_machine(local, names, monkeypatch):
         "public.example",
     ):
         with pytest.raises(ix.errors.ServerError, match="this machine"):
-            ask(f"http://{host}/info")
+            request(f"http://{host}/info")
     assert local.connections == 0
     # A name that only the proxy can resolve is sent to the proxy.
-    assert ask("http://imageryxr.invalid/info").status == 200
+    assert request("http://imageryxr.invalid/info").status == 200
     assert local.requests[0].startswith("GET http://imageryxr.invalid/info HTTP/1.1")
 
 
@@ -301,7 +301,7 @@ def test_https_goes_through_a_tunnel_of_the_proxy(local, monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     local.answer = lambda sock, head: reply(sock, status="407 Proxy Authentication Required")
     with pytest.raises(ix.errors.ServerError, match="HTTP 407") as caught:
-        ask("https://imageryxr.invalid/info")
+        request("https://imageryxr.invalid/info")
     assert local.requests[0].startswith("CONNECT imageryxr.invalid:443 HTTP/1.1")
     assert "Proxy-Authorization: Basic bWU6c2UgY3JldA==" in local.requests[0]
     assert "cret" not in str(caught.value)
@@ -312,7 +312,7 @@ def test_messages_show_no_secret_of_an_address(local):
     for connection in (CLOSED, OPEN):
         local.answer = lambda sock, head: reply(sock, status="500 Oops")
         with pytest.raises(ix.errors.ServerError) as caught:
-            ask(url, connection)
+            request(url, connection)
         assert "secret" not in str(caught.value)
         assert "secret" not in repr(caught.value.__cause__) + repr(caught.value.__context__)
 
@@ -325,7 +325,7 @@ def test_no_log_shows_a_query_or_a_secret(local, caplog):
     )
     again = ix.Connection(timeout=5, retries=1, backoff=0)
     with caplog.at_level("DEBUG"), pytest.raises(ix.errors.ServerError):
-        ask(f"http://me:secret1@127.0.0.1:{local.port}/x?key=secret2", again)
+        request(f"http://me:secret1@127.0.0.1:{local.port}/x?key=secret2", again)
     shown = [record.getMessage() + repr(record.args) + repr(record.__dict__) for record in caplog.records]
     assert shown
     assert not any("secret" in line for line in shown)
@@ -358,4 +358,4 @@ def test_a_bucket_of_a_link_is_not_read_from_a_server_of_this_machine(local, nam
 
 def test_a_redirect_within_the_users_own_network_is_followed(local):
     with HostileServer(lambda sock, head: reply(sock, status="302 Found", Location=f"{local.url}/x")) as other:
-        assert ask(other.url + "/info", OPEN).body == b"{}"
+        assert request(other.url + "/info", OPEN).body == b"{}"

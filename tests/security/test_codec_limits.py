@@ -35,14 +35,14 @@ OLD = {"gzip": numcodecs.GZip(), "zlib": numcodecs.Zlib(), "bz2": numcodecs.BZ2(
 NEW = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec()}
 
 
-def opened(path):
+def open_array(path):
     """Return an array opened like the arrays of an OME-Zarr."""
     name, version = ("zarr.json", 3) if (path / "zarr.json").is_file() else (".zarray", 2)
     layout = layout_of(str(path), json.loads((path / name).read_text()), version)
     return open_local_array(f"file://{path}", "", layout.document)[0]
 
 
-def stored(path, compressors, version=3, **options):
+def write_array(path, compressors, version=3, **options):
     array = zarr.create_array(
         path, shape=DATA.shape, dtype=DATA.dtype, compressors=compressors, zarr_format=version, **options
     )
@@ -50,7 +50,7 @@ def stored(path, compressors, version=3, **options):
     return path
 
 
-def zeros(make, size=128 * MB):
+def compressed_zeros(make, size=128 * MB):
     """Return compressed zeros."""
     packer = make()
     piece = bytes(4 * MB)
@@ -67,54 +67,54 @@ MAKERS = {
 
 @pytest.mark.parametrize("kind", OLD)
 def test_chunks_of_version_2_decode_to_what_was_written(tmp_path, kind):
-    path = stored(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=(8, 16, 8))
-    np.testing.assert_array_equal(opened(path)[...], DATA)
+    path = write_array(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=(8, 16, 8))
+    np.testing.assert_array_equal(open_array(path)[...], DATA)
 
 
 @pytest.mark.parametrize("shards", [None, (16, 16, 16)])
 @pytest.mark.parametrize("kind", NEW)
 def test_chunks_of_version_3_decode_to_what_was_written(tmp_path, kind, shards):
-    path = stored(tmp_path / "a.zarr", [NEW[kind]], chunks=(8, 16, 8), shards=shards)
-    np.testing.assert_array_equal(opened(path)[...], DATA)
+    path = write_array(tmp_path / "a.zarr", [NEW[kind]], chunks=(8, 16, 8), shards=shards)
+    np.testing.assert_array_equal(open_array(path)[...], DATA)
 
 
 def test_codecs_in_a_row_decode_to_what_was_written(tmp_path):
-    path = stored(tmp_path / "a.zarr", [BloscCodec(), ZstdCodec(), GzipCodec()], chunks=(8, 16, 8))
-    np.testing.assert_array_equal(opened(path)[...], DATA)
+    path = write_array(tmp_path / "a.zarr", [BloscCodec(), ZstdCodec(), GzipCodec()], chunks=(8, 16, 8))
+    np.testing.assert_array_equal(open_array(path)[...], DATA)
 
 
 @pytest.mark.parametrize("kind", slow_except(MAKERS, "gzip"))
 def test_a_bomb_in_a_chunk_ends_at_the_limit(tmp_path, kind):
-    path = stored(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=DATA.shape)
-    (path / "0.0.0").write_bytes(zeros(MAKERS[kind]))
+    path = write_array(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=DATA.shape)
+    (path / "0.0.0").write_bytes(compressed_zeros(MAKERS[kind]))
     with pytest.raises(ValueError, match="than the limit of 1,114,112 bytes"):
-        opened(path)[...]
+        open_array(path)[...]
 
 
 def test_a_bomb_within_another_codec_ends_at_the_limit(tmp_path):
-    path = stored(tmp_path / "a.zarr", [ZstdCodec(), GzipCodec()], chunks=DATA.shape)
+    path = write_array(tmp_path / "a.zarr", [ZstdCodec(), GzipCodec()], chunks=DATA.shape)
     inner = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 * MB))
     (path / "c" / "0" / "0" / "0").write_bytes(gzip.compress(inner))
     with pytest.raises(ValueError, match="zstd to more than"):
-        opened(path)[...]
+        open_array(path)[...]
 
 
 @pytest.mark.parametrize("codec", [BloscCodec(), ZstdCodec()])
 def test_a_header_within_another_codec_allocates_no_more_than_the_limit(tmp_path, codec):
-    path = stored(tmp_path / "a.zarr", [codec, GzipCodec()], chunks=DATA.shape)
+    path = write_array(tmp_path / "a.zarr", [codec, GzipCodec()], chunks=DATA.shape)
     frame = numcodecs.Blosc() if isinstance(codec, BloscCodec) else numcodecs.Zstd()
     (path / "c" / "0" / "0" / "0").write_bytes(gzip.compress(frame.encode(bytes(64 * MB))))
     with pytest.raises(ValueError, match="header states 67,108,864 bytes"):
-        opened(path)[...]
+        open_array(path)[...]
 
 
 def test_streams_that_are_cut_short_are_errors(tmp_path):
     for kind in ("gzip", "zlib", "bz2", "lzma"):
-        path = stored(tmp_path / f"{kind}.zarr", [OLD[kind]], 2, chunks=DATA.shape)
+        path = write_array(tmp_path / f"{kind}.zarr", [OLD[kind]], 2, chunks=DATA.shape)
         chunk = path / "0.0.0"
         chunk.write_bytes(chunk.read_bytes()[:-20])
         with pytest.raises(ValueError, match="truncated|damaged"):
-            opened(path)[...]
+            open_array(path)[...]
 
 
 def test_each_compressor_of_a_shard_has_a_limit():
@@ -142,13 +142,13 @@ def test_each_compressor_of_a_shard_has_a_limit():
 
 
 def test_a_dictionary_of_lzma_beyond_the_limit_is_refused(tmp_path):
-    path = stored(tmp_path / "a.zarr", [numcodecs.LZMA()], 2, chunks=DATA.shape)
+    path = write_array(tmp_path / "a.zarr", [numcodecs.LZMA()], 2, chunks=DATA.shape)
     document = json.loads((path / ".zarray").read_text())
     filters = [{"id": int(lzma.FILTER_LZMA2), "dict_size": 1_500_000_000}]
     document["compressor"] = {"id": "lzma", "format": int(lzma.FORMAT_RAW), "filters": filters}
     (path / ".zarray").write_text(json.dumps(document))
     with pytest.raises(ValueError, match="dictionary"):
-        opened(path)[...]
+        open_array(path)[...]
 
 
 def test_the_largest_chunk_of_a_server_is_bounded():
@@ -164,13 +164,13 @@ def test_the_largest_chunk_of_a_server_is_bounded():
 
 @pytest.mark.slow
 def test_a_bomb_takes_no_memory(tmp_path):
-    path = stored(tmp_path / "a.zarr", [OLD["gzip"]], 2, chunks=DATA.shape)
-    (path / "0.0.0").write_bytes(zeros(MAKERS["gzip"]))
+    path = write_array(tmp_path / "a.zarr", [OLD["gzip"]], 2, chunks=DATA.shape)
+    (path / "0.0.0").write_bytes(compressed_zeros(MAKERS["gzip"]))
     code = f"""
 import resource
 from pathlib import Path
-from tests.security.test_codec_limits import opened
-array = opened(Path({str(path)!r}))
+from tests.security.test_codec_limits import open_array
+array = open_array(Path({str(path)!r}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     array[...]

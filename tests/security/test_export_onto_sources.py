@@ -49,7 +49,7 @@ def data(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "data"))
 
 
-def refused(array: xr.DataArray, target: str | os.PathLike[str], folder: Path, **options: object) -> str:
+def check_refused(array: xr.DataArray, target: str | os.PathLike[str], folder: Path, **options: object) -> str:
     """Export with and without overwriting; check that both fail without a change, and return the message."""
     before = contents(folder)
     for overwrite in (True, False):
@@ -85,7 +85,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("mip", [0, 1])
 def test_no_spelling_of_a_source_is_written_to(data, target, mip):
     em = ix.open_image(f"precomputed://file://{data}/em", mip=mip)
-    refused(em, target.format(data=data), data)
+    check_refused(em, target.format(data=data), data)
 
 
 def test_relative_paths_homes_and_path_objects_are_the_same_place(data, monkeypatch):
@@ -93,7 +93,7 @@ def test_relative_paths_homes_and_path_objects_are_the_same_place(data, monkeypa
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv("HOME", str(data))
     for target in ("precomputed://data/em", "precomputed://~/em", "precomputed://./data/../data/em"):
-        refused(em, target, data)
+        check_refused(em, target, data)
     zarred = ix.open_image(f"{data}/em.ome.zarr")
     for target in (
         "~/em.ome.zarr",
@@ -101,7 +101,7 @@ def test_relative_paths_homes_and_path_objects_are_the_same_place(data, monkeypa
         "file://" + str(data / "em.ome.zarr"),
         "zarr://~/em.ome.zarr/",
     ):
-        refused(zarred, target, data)
+        check_refused(zarred, target, data)
 
 
 def test_links_are_followed_on_both_sides(data, tmp_path):
@@ -109,11 +109,11 @@ def test_links_are_followed_on_both_sides(data, tmp_path):
     (tmp_path / "em-link").symlink_to(data / "em")
     direct = ix.open_image(f"precomputed://file://{data}/em")
     linked = ix.open_image(f"precomputed://file://{tmp_path}/link/em")
-    refused(direct, f"precomputed://{tmp_path}/link/em", data)
-    refused(direct, f"precomputed://{tmp_path}/em-link", data)
-    refused(direct, f"{tmp_path}/em-link/z{{z}}.png", data)
-    refused(linked, f"precomputed://{data}/em", data)
-    refused(linked, f"precomputed://{tmp_path}/em-link/inside", data)
+    check_refused(direct, f"precomputed://{tmp_path}/link/em", data)
+    check_refused(direct, f"precomputed://{tmp_path}/em-link", data)
+    check_refused(direct, f"{tmp_path}/em-link/z{{z}}.png", data)
+    check_refused(linked, f"precomputed://{data}/em", data)
+    check_refused(linked, f"precomputed://{tmp_path}/em-link/inside", data)
 
 
 def test_two_names_of_one_folder_are_one_place(data, monkeypatch):
@@ -136,14 +136,14 @@ def test_every_layer_of_a_picture_is_a_source(data):
     seg = ix.open_segmentation(f"precomputed://file://{data}/seg")
     picture = ix.overlay(em, seg, outline=1).isel(z=slice(0, 4))
     for name in ("em", "seg"):
-        assert name in refused(picture, f"precomputed://{data}/{name}", data)
+        assert name in check_refused(picture, f"precomputed://{data}/{name}", data)
 
 
 def test_groups_of_a_zarr_overlap_with_it(data):
     ix.export(volume(IDS, layer_type="segmentation"), f"{data}/parts/labels/cells.ome.zarr", levels=1)
     cells = ix.open_segmentation(f"{data}/parts/labels/cells.ome.zarr")
-    refused(cells, f"precomputed://{data}/parts/labels", data)
-    refused(cells, f"{data}/parts/labels/cells.ome.zarr/labels/more.zarr", data)
+    check_refused(cells, f"precomputed://{data}/parts/labels", data)
+    check_refused(cells, f"{data}/parts/labels/cells.ome.zarr/labels/more.zarr", data)
     beside = ix.export(cells, f"{data}/parts/labels/cells2.ome.zarr", levels=1)
     assert not beside.failed
 
@@ -161,11 +161,11 @@ def test_a_stack_that_would_fill_a_source_is_refused(data):
     (data / "0").mkdir()
     (data / "em").rename(data / "0" / "em")
     em = ix.open_image(f"precomputed://file://{data}/0/em")
-    refused(em, f"{data}/{{z}}/em/a.png", data)
+    check_refused(em, f"{data}/{{z}}/em/a.png", data)
     assert ix.export(em, f"{data}/{{z}}/a.png").regions
 
 
-def labelled(values: object) -> xr.DataArray:
+def labelled_array(values: object) -> xr.DataArray:
     coords = ix.Grid(GREY.shape, (8, 8, 40), (0, 0, 0)).coords()
     return xr.DataArray(values, dims=("z", "y", "x"), coords=coords)
 
@@ -176,20 +176,20 @@ def test_dask_arrays_from_files_are_sources(data):
     raw[:] = GREY
     raw.flush()
     target = str(data / "own.zarr")
-    refused(labelled(da.from_zarr(target)), target, data)
-    refused(labelled(da.from_array(zarr.open_array(target, mode="r"), chunks=16)) + 1, target, data)
-    refused(labelled(raw), str(data / "own.tif"), data)
-    refused(labelled(np.asarray(raw)), str(data / "own.tif"), data)
+    check_refused(labelled_array(da.from_zarr(target)), target, data)
+    check_refused(labelled_array(da.from_array(zarr.open_array(target, mode="r"), chunks=16)) + 1, target, data)
+    check_refused(labelled_array(raw), str(data / "own.tif"), data)
+    check_refused(labelled_array(np.asarray(raw)), str(data / "own.tif"), data)
 
 
 def test_files_opened_by_xarray_are_sources(data):
-    labelled(GREY).to_dataset(name="em").to_zarr(data / "x.zarr")
+    labelled_array(GREY).to_dataset(name="em").to_zarr(data / "x.zarr")
     for chunks in ({}, {"z": 2}, None):
         opened = xr.open_zarr(data / "x.zarr", chunks=chunks).em
         for array in (opened, opened.isel(z=slice(1, 4)), opened.chunk({"z": 1}).isel(x=slice(2, 9)) + np.uint8(1)):
-            refused(array, str(data / "x.zarr"), data)
+            check_refused(array, str(data / "x.zarr"), data)
     ours = xr.open_dataset(f"precomputed://file://{data}/em", engine="imageryxr", chunks={})
-    refused(next(iter(ours.data_vars.values())), f"precomputed://{data}/em", data)
+    check_refused(next(iter(ours.data_vars.values())), f"precomputed://{data}/em", data)
 
 
 def test_files_that_tasks_read_are_sources(data):
@@ -201,12 +201,12 @@ def test_files_that_tasks_read_are_sources(data):
         tifffile.imwrite(stack / f"z{z}.tif", plane)
     names = sorted(stack.glob("*.tif"))
     planes = [da.from_delayed(delayed(tifffile.imread)(str(n)), (32, 32), np.uint8) for n in names]
-    refused(labelled(da.stack(planes)), f"{stack}/z{{z}}.tif", data)
+    check_refused(labelled_array(da.stack(planes)), f"{stack}/z{{z}}.tif", data)
     blocks = da.map_blocks(
         lambda block_info=None: tifffile.imread(names[block_info[None]["chunk-location"][0]])[None],
         chunks=((1,) * 8, (32,), (32,)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8),
     )  # fmt: skip
-    refused(labelled(blocks), f"{stack}/z{{z}}.tif", data)
+    check_refused(labelled_array(blocks), f"{stack}/z{{z}}.tif", data)
 
 
 def test_hard_links_are_the_same_file(data):
@@ -215,10 +215,10 @@ def test_hard_links_are_the_same_file(data):
     raw.flush()
     os.link(data / "own.bin", data / "z3.png")
     (data / "out.tif").symlink_to(data / "own.bin")
-    refused(labelled(raw), f"{data}/z{{z}}.png", data)
-    refused(labelled(raw), f"{data}/out.tif", data)
+    check_refused(labelled_array(raw), f"{data}/z{{z}}.png", data)
+    check_refused(labelled_array(raw), f"{data}/out.tif", data)
     (data / "y3.png").symlink_to(data / "own.bin")
-    refused(labelled(raw), f"{data}/y{{y}}.png", data, square=False)
+    check_refused(labelled_array(raw), f"{data}/y{{y}}.png", data, square=False)
 
 
 def test_arrays_in_memory_have_no_source(data):

@@ -29,21 +29,6 @@ def link(source, kind="segmentation"):
     return {"layers": [{"type": kind, "name": "s", "source": source}]}
 
 
-def opened(source, kind, **options):
-    """Open a source with each public function; return the errors."""
-    errors = []
-    for way in (
-        lambda: ix.open_segmentation(source, connection=HASTY, **options),
-        lambda: ix.open_image(source, connection=HASTY, **options),
-        lambda: ix.open_multiscale(source, connection=HASTY, **options),
-        lambda: ix.open_neuroglancer(link(source, kind), allow_local=True),
-    ):
-        with pytest.raises(ix.ImageryError) as caught:
-            way()
-        errors.append(str(caught.value))
-    return errors
-
-
 @pytest.mark.fast_forms(5)
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.LinkWarning")
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -60,7 +60,7 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(deeper for key, value in inner for deeper in places(value, (*path, key)))]
 
 
-def mutated(seed: int) -> Any:
+def mutated_info(seed: int) -> Any:
     """Return an ``info`` with one to three mutations."""
     rng = random.Random(seed)
     document: Any = plain_info()
@@ -117,7 +117,7 @@ def fuzz(folder: Path, seeds: range) -> dict[str, int]:
     write(folder, plain_info())
     counts: dict[str, int] = {}
     for seed in seeds:
-        document = mutated(seed)
+        document = mutated_info(seed)
         try:
             found = try_info(folder, document)
         except Exception as error:

@@ -142,7 +142,7 @@ def script(folder: Path, address: str, target: str, options: str = "", array: st
 
 
 @contextmanager
-def running(job: Path, folder: Path, *, fresh: bool = False) -> Iterator[Process]:
+def run_script(job: Path, folder: Path, *, fresh: bool = False) -> Iterator[Process]:
     """Run a script, forked or by a fresh interpreter, and end it and its children at the end of the block."""
     with (folder / "output.txt").open("w") as output:
         options: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
@@ -174,7 +174,9 @@ def seconds_to_end(process: Process, number: int, *, group: bool = False) -> flo
     return seconds
 
 
-def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = signal.SIGINT, **job: str) -> float:
+def interrupt_export(
+    layers: Path, folder: Path, way: str = "silence", number: int = signal.SIGINT, **job: str
+) -> float:
     """Interrupt an export whose server does not complete its answers; return the seconds until it ended."""
     kind = job.pop("kind", "em")
     group, fresh = bool(job.pop("group", "")), bool(job.pop("fresh", ""))
@@ -184,7 +186,7 @@ def interrupted(layers: Path, folder: Path, way: str = "silence", number: int = 
     address = f"{scheme}://http://127.0.0.1:{server.server_port}/{kind}"
     try:
         written = script(folder, address, job.pop("target", "out.zarr"), **job)
-        with running(written, folder, fresh=fresh) as process:
+        with run_script(written, folder, fresh=fresh) as process:
             assert server.requested.wait(60), (folder / "output.txt").read_text()
             time.sleep(0.3)
             assert process.poll() is None, (folder / "output.txt").read_text()
@@ -206,13 +208,13 @@ WAYS = ["silence", "half", "drip", "connect", "later", "drop"]
     "way", [way if way == "silence" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )
 def test_an_interrupt_ends_an_export_whatever_the_server_does(layers, tmp_path, way):
-    assert interrupted(layers, tmp_path, way) < SECONDS
+    assert interrupt_export(layers, tmp_path, way) < SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["z{z}.png", "out.tif", "memory://"])
 def test_an_interrupt_ends_an_export_to_any_target(layers, tmp_path, target):
-    assert interrupted(layers, tmp_path, target=target, fresh="yes") < SECONDS
+    assert interrupt_export(layers, tmp_path, target=target, fresh="yes") < SECONDS
 
 
 @pytest.mark.slow
@@ -221,13 +223,13 @@ def test_an_interrupt_ends_an_export_to_any_target(layers, tmp_path, target):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("group", ["", "yes"])
 def test_an_interrupt_ends_threads_and_processes(layers, tmp_path, kind, options, number, group):
-    assert interrupted(layers, tmp_path, number=number, kind=kind, options=options, group=group) < SECONDS
+    assert interrupt_export(layers, tmp_path, number=number, kind=kind, options=options, group=group) < SECONDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("array", ["em * 2", "em.chunk() * 2", "ix.to_rgba(em)"])
 def test_an_interrupt_ends_a_dask_computation(layers, tmp_path, array):
-    assert interrupted(layers, tmp_path, array=array) < SECONDS
+    assert interrupt_export(layers, tmp_path, array=array) < SECONDS
 
 
 CLUSTER = """
@@ -256,7 +258,7 @@ def test_an_interrupt_frees_the_workers_of_a_cluster(layers, tmp_path, kind, arr
     address = kind.format(f"http://127.0.0.1:{server.server_port}")
     job = tmp_path / "job.py"
     job.write_text(CLUSTER.format(address=address, target=str(tmp_path / "out.zarr"), array=array))
-    with running(job, tmp_path, fresh=True) as process:
+    with run_script(job, tmp_path, fresh=True) as process:
         assert server.requested.wait(60), (tmp_path / "output.txt").read_text()
         began = time.time()
         process.send_signal(signal.SIGINT)

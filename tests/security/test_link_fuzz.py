@@ -114,7 +114,7 @@ def states(sample):
     return [on_sample(state, sample) for state in (NEW, OLD, newer, turned)]
 
 
-def mutated(state, rng, odd_values):
+def mutate(state, rng, odd_values):
     """Return a state with some of its values changed, removed or put elsewhere."""
     state = copy.deepcopy(state)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
@@ -142,7 +142,7 @@ def mutated(state, rng, odd_values):
     return state
 
 
-def garbled(text, rng):
+def garble(text, rng):
     """Return text with some pieces of it replaced."""
     for _ in range(rng.choice([1, 2, 10])):
         place = rng.randrange(len(text) + 1)
@@ -153,7 +153,7 @@ def garbled(text, rng):
 def links(sample, rng, odd_values, count):
     bases = states(sample)
     for _ in range(count):
-        state, form = mutated(rng.choice(bases), rng, odd_values), rng.random()
+        state, form = mutate(rng.choice(bases), rng, odd_values), rng.random()
         if form < 0.45:
             yield state
             continue
@@ -163,7 +163,7 @@ def links(sample, rng, odd_values, count):
             continue
         quoted = urllib.parse.quote(text) if form < 0.8 else text
         link = text if form < 0.6 else f"https://host.example/{rng.choice(['#!', '#%21', '?json_url='])}{quoted}"
-        yield garbled(link, rng) if rng.random() < 0.5 else link
+        yield garble(link, rng) if rng.random() < 0.5 else link
 
 
 def follow(link, uses):

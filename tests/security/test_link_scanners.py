@@ -45,7 +45,7 @@ QUOTED = {"escapes": "'\\", "escaped quotes": "'\\\"'", "pairs": "'\\'", "both":
 MESSAGES = ("https://", "https://a", "https://a?", "//a", "(https://a?b'")
 
 
-def repeated(text):
+def repeat(text):
     return text * (SIZE // len(text))
 
 
@@ -60,7 +60,7 @@ def bounded():
 @pytest.mark.parametrize("end", slow_except(["", ");", ");\nvoid main() { emitGrayscale(a()); }"], ""))
 @pytest.mark.parametrize("case", SHADERS)
 def test_a_shader_is_scanned_in_linear_time(case, end):
-    shader = repeated(SHADERS[case]) + end
+    shader = repeat(SHADERS[case]) + end
     image_options({"shader": shader, "shaderControls": {"a": {"range": [1, 2]}, "black": 0.1}}, "layer")
     displayed_invlerp(shader)
 
@@ -68,7 +68,7 @@ def test_a_shader_is_scanned_in_linear_time(case, end):
 @pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("case", QUOTED)
 def test_a_quoted_link_is_scanned_in_linear_time(case):
-    text = "{" + repeated(QUOTED[case])
+    text = "{" + repeat(QUOTED[case])
     url_safe_to_json(text)
     with pytest.raises(ix.errors.LinkError):
         load_state("https://site/#!" + text)
@@ -76,13 +76,13 @@ def test_a_quoted_link_is_scanned_in_linear_time(case):
 
 @pytest.mark.parametrize("text", MESSAGES)
 def test_a_message_is_scanned_in_linear_time(text):
-    clean_message(repeated(text))
+    clean_message(repeat(text))
 
 
 @pytest.mark.parametrize("wrapping", ["[](", "![a](", "<", '"', "(", "#!", "https://a#!", "https://a?json_url="])
 def test_text_around_a_link_is_scanned_in_linear_time(wrapping):
     with pytest.raises(ix.errors.LinkError):
-        load_state("https://site/" + repeated(wrapping))
+        load_state("https://site/" + repeat(wrapping))
 
 
 def test_equal_long_names_are_made_unique():
@@ -103,7 +103,7 @@ TOKENS = (
 )  # fmt: skip
 
 
-def emitted(code):
+def emitted_expression(code):
     """Return what a shader emits, found with the reference patterns, which take quadratic time."""
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", code, flags=re.DOTALL)
     found = re.findall(r"emitGrayscale\s*\((.*?)\)\s*;", code, re.DOTALL)
@@ -123,7 +123,7 @@ def test_the_linear_scanner_finds_what_its_patterns_mean():
     for _ in range(5000):
         code = "".join(rng.choice(TOKENS) for _ in range(rng.randrange(16)))
         shown = shaders._grey_expression(shaders.strip_comments(code))
-        assert shown == emitted(code), code
+        assert shown == emitted_expression(code), code
         found.add(shown)
     assert len(found) > 50
 

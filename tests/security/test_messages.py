@@ -34,7 +34,7 @@ ANSWERS = {
 }
 
 
-def everything(error: BaseException) -> str:
+def visible_text_of(error: BaseException) -> str:
     """Return all text that a user may see of an error and its causes."""
     texts, seen, todo = ["".join(traceback.format_exception(error))], set(), [error]
     while todo:
@@ -55,7 +55,7 @@ def output_of(way, caplog) -> str:
         try:
             found = str(way())
         except ix.ImageryError as error:
-            found = everything(error)
+            found = visible_text_of(error)
     return "\n".join([found, caplog.text, *(str(w.message) for w in warned)])
 
 

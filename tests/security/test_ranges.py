@@ -24,7 +24,7 @@ PARTS = [
 ]
 
 
-def served(sock, head, **changes):
+def answer_range(sock, head, **changes):
     """Answer a range request correctly, except for the given changes."""
     first, last = re.search(r"Range: bytes=(\d*)-(\d*)", head).groups()
     if first:
@@ -37,18 +37,18 @@ def served(sock, head, **changes):
     return reply(sock, body, "206 Partial Content", **headers, **changes)
 
 
-def ask(part, answer):
+def request(part, answer):
     with HostileServer(answer) as server:
         return client.send_interruptible_request("GET", server.url + "/x", HASTY, part=part)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_requested_range_is_returned(part):
-    found = ask(part, served)
+    found = request(part, answer_range)
     assert (found.status, found.body) == (206, part.cut(WHOLE))
     if part.suffix is None and part.stop is not None and part.stop <= 100:
         unknown = f"bytes {part.start}-{part.stop - 1}/*"
-        assert ask(part, lambda sock, head: served(sock, head, given=unknown)).body == part.cut(WHOLE)
+        assert request(part, lambda sock, head: answer_range(sock, head, given=unknown)).body == part.cut(WHOLE)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -56,7 +56,7 @@ def test_the_requested_range_is_returned(part):
 def test_the_range_is_cut_from_a_whole_file(part, encoding):
     body = gzip.compress(WHOLE) if encoding == "gzip" else WHOLE
     headers = {"Content_Encoding": encoding} if encoding else {}
-    found = ask(part, lambda sock, head: reply(sock, body, **headers))
+    found = request(part, lambda sock, head: reply(sock, body, **headers))
     assert (found.status, found.body) == (206, part.cut(WHOLE))
 
 
@@ -86,7 +86,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_another_range_than_the_requested_one_is_an_error(name):
     with pytest.raises(ix.errors.ServerError, match="returned|Content-Range|several ranges|limit"):
-        ask(ByteRange(10, 20), lambda sock, head: served(sock, head, **WRONG[name]))
+        request(ByteRange(10, 20), lambda sock, head: answer_range(sock, head, **WRONG[name]))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_another_range_than_the_requested_one_is_an_error(name):
 )
 def test_another_end_of_a_file_than_the_requested_one_is_an_error(part, given, body):
     with pytest.raises(ix.errors.ServerError, match="returned .* instead of"):
-        ask(part, lambda sock, head: served(sock, head, given=given, body=body))
+        request(part, lambda sock, head: answer_range(sock, head, given=given, body=body))
 
 
 def test_a_range_instead_of_the_whole_file_is_an_error():
     answer = lambda sock, head: reply(sock, WHOLE[:10], "206 Partial Content", Content_Range="bytes 0-9/100")  # noqa: E731
     with pytest.raises(ix.errors.ServerError, match="returned only a part of the file"):
-        ask(None, answer)
+        request(None, answer)
 
 
 @pytest.mark.parametrize("given", ["bytes */100", None])
@@ -116,11 +116,11 @@ def test_a_range_beyond_the_file_is_an_error(given):
     with pytest.raises(
         ix.errors.ServerError, match="100-109 were requested, but the file " + ("has 100" if given else "is shorter")
     ):
-        ask(ByteRange(100, 110), lambda sock, head: reply(sock, b"", "416 Range Not Satisfiable", **headers))
+        request(ByteRange(100, 110), lambda sock, head: reply(sock, b"", "416 Range Not Satisfiable", **headers))
 
 
 def test_a_wrong_answer_is_retried():
     answers = iter([WRONG["another range"], {}])
-    with HostileServer(lambda sock, head: served(sock, head, **next(answers))) as server:
+    with HostileServer(lambda sock, head: answer_range(sock, head, **next(answers))) as server:
         again = ix.Connection(timeout=10, retries=1, backoff=0)
         assert client.send_interruptible_request("GET", server.url, again, part=ByteRange(10, 20)).body == WHOLE[10:20]

@@ -42,7 +42,7 @@ def precomputed_folder(path):
 FORMATS = {"zarr": zarr_folder, "precomputed": precomputed_folder}
 
 
-def honest(sock, head, folder, shift=0, label=True):
+def answer_shifted(sock, head, folder, shift=0, label=True):
     """Answer range requests for a file with shifted ranges, with a matching or wrong Content-Range."""
     file = folder / head.split()[1].lstrip("/")
     if not file.is_file():
@@ -65,7 +65,7 @@ def test_shifted_ranges_are_errors(tmp_path, form):
     values = FORMATS[form](tmp_path)
     shift = [0]
     box = IndexBox((0, 8, 8), (8, 24, 24))
-    with HostileServer(lambda sock, head: honest(sock, head, tmp_path, shift[0], label=False)) as server:
+    with HostileServer(lambda sock, head: answer_shifted(sock, head, tmp_path, shift[0], label=False)) as server:
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         for shift[0] in (64, -64, 1):
             index_cache.clear()
@@ -79,7 +79,7 @@ def test_shifted_ranges_are_errors(tmp_path, form):
 def test_a_server_without_ranges_gives_the_same_voxels(tmp_path, form):
     values = FORMATS[form](tmp_path)
     box = IndexBox((0, 8, 8), (8, 24, 24))
-    with HostileServer(lambda sock, head: honest(sock, head.replace("Range", "Ignored"), tmp_path)) as server:
+    with HostileServer(lambda sock, head: answer_shifted(sock, head.replace("Range", "Ignored"), tmp_path)) as server:
         index_cache.clear()
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         np.testing.assert_array_equal(source.read(0, box), values[box.slices()])

@@ -47,7 +47,7 @@ def number(frame: bytes, start: int, value: int, size: int = 4) -> bytes:
     return frame[:start] + value.to_bytes(size, "little") + frame[start + size :]
 
 
-def refuses(folder: Path, file: Path, frame: bytes, message: str = "") -> None:
+def check_refused(folder: Path, file: Path, frame: bytes, message: str = "") -> None:
     file.write_bytes(frame)
     with pytest.raises(ChunkReadError, match="mip 0 .*box") as caught:
         read(folder)
@@ -61,15 +61,15 @@ def test_every_field_of_a_blosc_header_is_compared(tmp_path, form):
     frame = file.read_bytes()
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
     for size in (0, 1, 2048, 4094, 4098, 8192, 2**31 - 1, 2**32 - 1):
-        refuses(tmp_path, file, number(frame, 4, size), f"states {size} decompressed bytes instead of 4096")
+        check_refused(tmp_path, file, number(frame, 4, size), f"states {size} decompressed bytes instead of 4096")
     for length in (0, 15, 16, len(frame) - 1, len(frame) + 1, 2**32 - 1):
-        refuses(tmp_path, file, number(frame, 12, length))
+        check_refused(tmp_path, file, number(frame, 12, length))
     for item in (0, 3, 4, 8, 255):
-        refuses(tmp_path, file, number(frame, 3, item, 1), f"items of {item} bytes instead of 2")
+        check_refused(tmp_path, file, number(frame, 3, item, 1), f"items of {item} bytes instead of 2")
     for block in (0, 1, 5000, 2**32 - 1):
-        refuses(tmp_path, file, number(frame, 8, block))
-    refuses(tmp_path, file, number(frame, 16, 2**31 - 1), "a block of its Blosc frame lies outside it")
-    refuses(tmp_path, file, number(frame, 0, 77, 1), "does not start with the header of a Blosc frame")
+        check_refused(tmp_path, file, number(frame, 8, block))
+    check_refused(tmp_path, file, number(frame, 16, 2**31 - 1), "a block of its Blosc frame lies outside it")
+    check_refused(tmp_path, file, number(frame, 0, 77, 1), "does not start with the header of a Blosc frame")
 
 
 def test_a_blosc_frame_that_only_copies_is_as_long_as_it_says(tmp_path):
@@ -78,7 +78,7 @@ def test_a_blosc_frame_that_only_copies_is_as_long_as_it_says(tmp_path):
     frame = numcodecs.Blosc("lz4", clevel=0).encode(values)
     file.write_bytes(frame)
     np.testing.assert_array_equal(read(tmp_path), values)
-    refuses(tmp_path, file, number(frame, 12, len(frame) - 2)[:-2])
+    check_refused(tmp_path, file, number(frame, 12, len(frame) - 2)[:-2])
 
 
 def test_a_blosc_frame_padded_with_zeros_is_read(tmp_path):
@@ -87,7 +87,7 @@ def test_a_blosc_frame_padded_with_zeros_is_read(tmp_path):
     frame = file.read_bytes()
     file.write_bytes(frame + bytes(16))
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
-    refuses(tmp_path, file, frame + b"\0\1")
+    check_refused(tmp_path, file, frame + b"\0\1")
 
 
 @pytest.mark.parametrize("shuffle", [0, 1, 2])
@@ -104,9 +104,9 @@ def test_the_size_in_an_lz4_header_is_compared(tmp_path):
     file = write(tmp_path, "v2 lz4")
     frame = file.read_bytes()
     for size in (0, 4095, 4097, 2**31 - 1, 2**32 - 1):
-        refuses(tmp_path, file, number(frame, 0, size), "instead of 4096")
+        check_refused(tmp_path, file, number(frame, 0, size), "instead of 4096")
     for cut in (1, 2, 5, len(frame) - 3):
-        refuses(tmp_path, file, frame[:-cut])
+        check_refused(tmp_path, file, frame[:-cut])
 
 
 @pytest.mark.parametrize("form", ["v2 zstd", "v3 zstd"])
@@ -114,13 +114,13 @@ def test_the_content_size_and_the_checksum_of_a_zstd_frame_are_compared(tmp_path
     file = write(tmp_path, form)
     frame = file.read_bytes()
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
-    refuses(tmp_path, file, number(frame, 5, 2**15 - 256, 2), "states 32768 decompressed bytes instead of 4096")
-    refuses(
+    check_refused(tmp_path, file, number(frame, 5, 2**15 - 256, 2), "states 32768 decompressed bytes instead of 4096")
+    check_refused(
         tmp_path, file, numcodecs.Zstd().encode(np.zeros(1 << 26, "u1")), "67108864 decompressed bytes instead of 4096"
     )
-    refuses(tmp_path, file, frame[:-1] + bytes([frame[-1] ^ 1]))
+    check_refused(tmp_path, file, frame[:-1] + bytes([frame[-1] ^ 1]))
     for cut in range(1, 12):
-        refuses(tmp_path, file, frame[:-cut])
+        check_refused(tmp_path, file, frame[:-cut])
 
 
 def test_a_zstd_frame_without_a_content_size_is_read_and_its_blocks_are_counted(tmp_path):
@@ -135,8 +135,8 @@ def test_a_zstd_frame_without_a_content_size_is_read_and_its_blocks_are_counted(
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
     bomb = head + ((128 << 10) << 3 | 2).to_bytes(3, "little") + b"\0"
     repeated = bomb + (((128 << 10) << 3 | 2).to_bytes(3, "little") + b"\0") * 1000 + last
-    refuses(tmp_path, file, repeated, "decompresses to more than")
-    refuses(tmp_path, file, head + first + raw, "ends before its last block")
+    check_refused(tmp_path, file, repeated, "decompresses to more than")
+    check_refused(tmp_path, file, head + first + raw, "ends before its last block")
 
 
 @pytest.mark.parametrize("form", ["v2 gzip", "v2 zlib", "v3 gzip"])
@@ -145,8 +145,8 @@ def test_the_checksum_and_the_length_behind_a_deflate_stream_are_compared(tmp_pa
     frame = file.read_bytes()
     np.testing.assert_array_equal(read(tmp_path), SMOOTH)
     for place in range(1, 9 if "gzip" in form else 5):
-        refuses(tmp_path, file, frame[:-place] + bytes([frame[-place] ^ 1]) + frame[len(frame) - place + 1 :])
-        refuses(tmp_path, file, frame[:-place])
+        check_refused(tmp_path, file, frame[:-place] + bytes([frame[-place] ^ 1]) + frame[len(frame) - place + 1 :])
+        check_refused(tmp_path, file, frame[:-place])
 
 
 @pytest.mark.parametrize("form", slow_except(FORMS, "v3 blosc"))
