@@ -36,8 +36,8 @@ from tests.support import cave_server, s3_server
 from tests.support.processes import forked_workers as forked_workers_of_dask
 from tests.support.sample_volume import session_sample
 
-# pytest rewrites the assertions of all test modules, which takes 10 s in each process where no bytecode is kept. numba
-# writes into the same folders anyway.
+# Without bytecode, each process rewrites the assertions of all test modules again, which takes 10 s. numba writes into
+# the same folders anyway.
 sys.dont_write_bytecode = False
 
 settings.register_profile(
@@ -46,7 +46,7 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
 settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "default")
 
-# IMAGERYXR_FIB25 names the file if this checkout is in another place.
+# If the file is in another place, the variable IMAGERYXR_FIB25 names it.
 _beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "fib25" / "fib25_medulla_250.npz"
 FIB25 = Path(os.environ.get("IMAGERYXR_FIB25", _beside))
 
@@ -58,19 +58,19 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_threa
 
 @pytest.fixture(autouse=True)
 def _reset_warnings_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test see the warnings that a process issues only once."""
+    """Let each test receive the warnings that a process issues only once."""
     monkeypatch.setattr(paint, "_HAS_WARNED", [])
 
 
 @pytest.fixture(autouse=True)
 def _shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry requests as often as usual, but without pauses of seconds."""
+    """Retry requests as often as usual, but with short pauses."""
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.01)
 
 
 @pytest.fixture(autouse=True)
 def _skip_disk_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write files without waiting for the disk, which matters only if the power fails."""
+    """Do not flush files to the disk, which would matter only after a power failure."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -101,7 +101,7 @@ def cave_everywhere(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
 
 @pytest.fixture
 def cave(cave_everywhere: cave_server.CaveServer) -> Iterator[cave_server.CaveServer]:
-    """Return the CAVE deployment in its initial state: no faults, an empty log, the original history, no cached roots."""
+    """Yield the CAVE deployment in its initial state: no faults, an empty log, the first graph, and no cached roots."""
     cave_everywhere.reset()
     root_cache.clear_roots()
     yield cave_everywhere
@@ -117,13 +117,13 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> s3_server.Bucket:
-    """Return a new bucket: its client and address."""
+    """Return a new bucket of the S3 server."""
     return s3_server.fresh_bucket(s3, monkeypatch)
 
 
 @pytest.fixture
 def forked_workers() -> Iterator[None]:
-    """Fork the worker processes of dask clusters, which are new interpreters otherwise."""
+    """Fork the worker processes of dask clusters; without this fixture, they are new interpreters."""
     with forked_workers_of_dask():
         yield
 

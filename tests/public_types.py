@@ -1,4 +1,4 @@
-"""What type checkers infer for the public functions; mypy checks this file, and nothing runs it.
+"""Types that type checkers infer for the public functions. mypy checks this file; nothing runs it.
 
 An unused ``type: ignore`` is an error of mypy's strict mode, so each of them states that its line must be rejected.
 """

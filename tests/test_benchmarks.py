@@ -42,7 +42,7 @@ def test_each_benchmark_runs(kind):
     one.ours()
     one.peer()
     if kind is graphs.Petavoxel:
-        assert "1 tasks" in one.remark()  # a box that fits into a block is one task, at any position
+        assert "1 tasks" in one.remark()  # a box that fits into one block is one task at any position
         one.teardown()
 
 
@@ -69,7 +69,9 @@ def test_both_sides_of_a_row_give_the_same_result():
     drawn.setup()
     mine = drawn.ours()[0, ..., :3].astype(int)
     theirs = np.asarray(drawn.peer())[..., :3].astype(int)
-    assert np.abs(mine - theirs).max() <= 255 * 0.2 + 2  # only the colours differ, which have an alpha of 0.2
+    assert (
+        np.abs(mine - theirs).max() <= 255 * 0.2 + 2
+    )  # the pictures differ only in colours, which have an alpha of 0.2
     unseen = drawn.labels[0] == 0
     np.testing.assert_array_equal(mine[unseen], theirs[unseen])
     twice = overlays.NearestReindex()
@@ -90,7 +92,7 @@ def test_isolated_calls_report_time_and_lack_of_memory():
 
 
 @pytest.mark.slow
-def test_a_line_of_the_report_has_all_columns(monkeypatch):
+def test_a_row_of_the_benchmark_report_has_all_columns(monkeypatch):
     text = report.table_line(kernels.Select, ())
     assert text.startswith("| select 30 of 300 ids | ")
     assert text.count("|") == 7

@@ -32,7 +32,7 @@ def fib25(tmp_path_factory):
     return folder, data["em"], coarse
 
 
-def test_overlay_of_bodies_equals_a_straightforward_rendering(fib25):
+def test_an_overlay_of_bodies_equals_a_rendering_with_numpy(fib25):
     folder, em, coarse = fib25
     ds = ix.align(ix.open_image(folder / "em"), ix.open_segmentation(folder / "seg"), to="image")
     # the image begins at z voxel 7 of 10 nm, the segmentation at 3 of 20 nm: half a voxel apart
@@ -53,7 +53,7 @@ def test_overlay_of_bodies_equals_a_straightforward_rendering(fib25):
     assert (drawn[..., 3] == 255).all()
 
 
-def test_split_masks_cover_what_the_ids_cover(fib25):
+def test_masks_of_bodies_cover_the_voxels_of_their_ids(fib25):
     folder, _, coarse = fib25
     seg = ix.open_segmentation(folder / "seg").isel(z=slice(40, 44))
     ids = ix.unique_ids(seg)

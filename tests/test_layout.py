@@ -127,7 +127,7 @@ ALL_NAMES = "import imageryxr as ix\nfor name in ix.__all__: getattr(ix, name)"
 
 def test_importing_imageryxr_loads_few_modules_and_no_heavy_packages():
     loaded = modules_after("import imageryxr") - modules_after("import xarray")
-    assert len([name for name in loaded if name.startswith("imageryxr")]) <= 10  # the limit we promise is 60
+    assert len([name for name in loaded if name.startswith("imageryxr")]) <= 10  # the goal is at most 60
     assert loaded & (HEAVY | {"scipy", "dask", "imageryxr.kernels"}) == set()
 
 
@@ -144,7 +144,7 @@ def test_accessors_exist_whatever_is_imported_first():
         assert "imageryxr.accessor" in modules_after(code)
 
 
-def test_all_lists_documented_public_names_in_order():
+def test_dunder_all_lists_the_documented_public_names_in_order():
     assert imageryxr.__all__ == sorted(imageryxr.__all__)
     assert len(set(imageryxr.__all__)) == len(imageryxr.__all__)
     for name in imageryxr.__all__:

@@ -1,4 +1,4 @@
-"""The README and the notebooks: what they show is there and runs."""
+"""The code in the README and in the notebooks runs, and their links lead to existing files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
-# Writing the sample takes longer than the rest of most notebooks, so its folder holds the sample of this session.
+# Writing the sample takes longer than most notebooks, so they use the sample of this session.
 RUN = """
 import os, runpy, shutil, sys
 import imageryxr
@@ -61,7 +61,7 @@ def test_files_that_the_readme_links_to_exist():
     inside = [HERE.fullmatch(link)[1] for link in links if HERE.fullmatch(link)]
     assert len(inside) > 10
     assert [link for link in inside if not (ROOT / link).exists()] == []
-    assert [link for link in links if "://" not in link] == []  # the package index resolves none of these
+    assert [link for link in links if "://" not in link] == []  # the package index cannot resolve relative links
 
 
 def test_the_readme_code_makes_its_picture(tmp_path, monkeypatch):
@@ -71,4 +71,4 @@ def test_the_readme_code_makes_its_picture(tmp_path, monkeypatch):
     with Image.open(tmp_path / "overlay.png") as made, Image.open(ROOT / "docs" / "_static" / "overlay.jpg") as shown:
         assert made.size == shown.size
         apart = np.asarray(made.convert("RGB")).astype(int) - np.asarray(shown)
-    assert np.abs(apart).mean() < 4  # JPEG
+    assert np.abs(apart).mean() < 4  # JPEG changes the pixels a little

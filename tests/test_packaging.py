@@ -79,7 +79,7 @@ def test_each_dependency_is_imported_by_the_package():
 
 @pytest.mark.slow
 def test_each_import_of_the_package_is_declared():
-    used = imported_distributions(ROOT / "imageryxr") - {"pytest"}  # imageryxr/conftest.py is left out of the wheel
+    used = imported_distributions(ROOT / "imageryxr")
     assert used - set(DEPENDENCIES) - EXTRAS["codecs"] - EXTRAS["video"] == IMPORTED_IF_INSTALLED
 
 

@@ -1,4 +1,4 @@
-"""Each parameter of each verb refuses values of a wrong kind with an error of ours, at the call."""
+"""Each parameter of each public function raises an `ImageryError` for values of a wrong type when it is called."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ CALLS = {
     "tree.cutouts": (TREE.imagery.cutouts, (TABLE, (8, 4, 1)), {}),
 }
 ONCE = ix.Connection(timeout=5, retries=0)
-# The same for functions that read a CAVE server or a folder; `tree` is the datastack of the server.
+# Valid calls of functions that read a CAVE server or a folder; `tree` is the datastack of the server.
 CALLS_THAT_READ = {
     "open_annotations": lambda url, tree, folder: (ix.open_annotations, (f"precomputed://{folder}/points",), {}),
     "open_datastack": lambda url, tree, folder: (
@@ -137,7 +137,7 @@ VALUES = [
 
 
 def fault_of(function, args, options):
-    """Return what is wrong with the outcome of a call, if anything."""
+    """Return a description of what is wrong with the outcome of a call, or None."""
     try:
         function(*args, **options)
     except ImageryError as error:
@@ -169,7 +169,7 @@ def check_wrong_arguments(function, args, options):
 @pytest.mark.fast_forms(20)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_argument_is_an_error_of_ours(name, tmp_path, monkeypatch):
+def test_a_wrong_argument_is_an_imagery_error(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ix.save_palette({1: "red"}, "palette.json")
     check_wrong_arguments(*CALLS[name])
@@ -197,7 +197,7 @@ def readable(cave, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS_THAT_READ)
-def test_a_wrong_argument_of_a_function_that_reads_is_an_error_of_ours(name, readable):
+def test_a_wrong_argument_of_a_function_that_reads_is_an_imagery_error(name, readable):
     check_wrong_arguments(*CALLS_THAT_READ[name](*readable))
 
 

@@ -1,4 +1,4 @@
-"""Values of columns are shown without floats for whole numbers, and empty where they are missing."""
+"""Whole numbers of a column are shown without decimals, and missing values as empty texts."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_columns_become_texts_without_a_change_of_value(values, texts):
     assert column_texts(values) == texts
 
 
-def test_plain_values_are_ints_of_a_whole_column():
+def test_plain_values_of_a_column_of_whole_numbers_are_ints():
     assert plain_values(np.array([2.0, np.nan])) == [2, None]
     assert isinstance(plain_values(np.array([2.0]))[0], int)

@@ -1,4 +1,4 @@
-"""Attributes can be written to netCDF and Zarr files, and verbs accept the types that these files return."""
+"""Attributes can be written to netCDF and Zarr files, and functions accept the types that these files return."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tree(sample):
 
 @pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("engine", [*ENGINES, "zarr"])
-def test_opened_link_survives_a_file(tree, tmp_path, engine):
+def test_the_tree_of_a_link_survives_a_file(tree, tmp_path, engine):
     cropped, _ = tree
     again = write_and_read(cropped, tmp_path / "tree.nc", engine)
     assert ix.neuroglancer_link(again, allow_local=True) == ix.neuroglancer_link(cropped, allow_local=True)

@@ -43,7 +43,7 @@ def test_a_box_selects_the_voxels_whose_centre_it_contains(resolution, offset, s
 
 
 @given(RESOLUTIONS, OFFSETS, st.integers(0, 63), st.integers(1, 64))
-def test_sel_on_edges_and_crop_agree(resolution, offset, start, count):
+def test_sel_between_the_edges_of_a_box_equals_crop(resolution, offset, start, count):
     grid = ix.Grid((1, 1, 64), (resolution, 8, 40), (offset, 0, 0))
     da = volume(np.arange(64, dtype=np.uint8).reshape(1, 1, 64), grid.resolution, grid.voxel_offset)
     stop = min(64, start + count)

@@ -30,7 +30,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(f, u) for f, units in KNOWN.items() for u in units])
-def test_names_symbols_plurals_and_british_spellings_are_accepted(factor, unit):
+def test_names_symbols_plurals_and_british_spellings_of_units_are_accepted(factor, unit):
     assert length_in_nm(unit) == factor
 
 

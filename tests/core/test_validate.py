@@ -1,4 +1,4 @@
-"""Options of public functions accept numbers of every kind, and refuse everything else with an error of ours."""
+"""Options of public functions accept every kind of number, and raise an `ImageryError` for other values."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("option", NUMBERS)
-def test_an_option_accepts_numbers_of_every_kind_only(option):
+def test_an_option_accepts_every_kind_of_number_and_nothing_else(option):
     call, valid = NUMBERS[option]
     for kind in (int, float, Decimal, Fraction, np.float16, np.float32, np.uint8, np.int64, np.longdouble, np.array):
         call(kind(valid))
@@ -175,7 +175,7 @@ def test_an_option_accepts_numbers_of_every_kind_only(option):
 
 
 @pytest.mark.parametrize("option", WHOLE)
-def test_an_option_accepts_whole_numbers_of_every_kind_only(option):
+def test_an_option_accepts_every_kind_of_whole_number_and_nothing_else(option):
     call, valid = WHOLE[option]
     for kind in (int, np.uint8, np.int64, np.array):
         call(kind(valid))
@@ -201,7 +201,7 @@ def test_an_option_accepts_its_choices_only(option):
         check_refused(call, value)
 
 
-def test_texts_may_be_a_string_a_list_or_a_set():
+def test_an_option_of_texts_accepts_a_string_a_list_or_a_set():
     for value in ("a.org", ["a.org"], ("a.org",), {"a.org"}, iter(["a.org"]), np.array(["a.org"])):
         assert validate.check_texts("hosts", value, "hosts") == ["a.org"]
     assert validate.check_texts("hosts", [], "hosts") == []

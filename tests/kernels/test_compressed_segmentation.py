@@ -13,14 +13,14 @@ pytest.importorskip("compressed_segmentation")
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
-def test_valid_chunks_pass(shape, dtype, block, most):
+def test_the_check_accepts_valid_chunks(shape, dtype, block, most):
     values, data = encode_chunk(shape, dtype, block, most)
     assert segmentation_problem(data, shape, np.dtype(dtype).itemsize, block) == ""
     np.testing.assert_array_equal(decode_with_checks(data, shape, dtype, block), values)
 
 
 @pytest.mark.parametrize(("shape", "dtype", "block", "most"), CASES)
-def test_exactly_the_chunks_with_reads_out_of_bounds_fail(shape, dtype, block, most):
+def test_the_check_rejects_exactly_the_chunks_with_reads_out_of_bounds(shape, dtype, block, most):
     _, data = encode_chunk(shape, dtype, block, most)
     rng = np.random.default_rng(1)
     broken = [data[: int(n)] for n in (*rng.integers(0, len(data), 15), len(data) - 4, len(data) - 8)]
@@ -56,8 +56,8 @@ def test_chunks_with_several_channels_are_checked():
 
 @pytest.mark.parametrize("block", [(2**31, 2**31, 8), (2**62, 8, 8), (8, 2**32, 1), (10**30, 1, 1)])
 @pytest.mark.parametrize("bits", [1, 16])
-def test_blocks_whose_bits_have_no_64_bit_positions_fail(block, bits):
-    # Positions that wrap around passed the check, and the decoder crashed.
+def test_the_check_rejects_blocks_whose_bit_positions_exceed_64_bits(block, bits):
+    # Bit positions that overflow 64 bits once passed the check, and the decoder crashed.
     words = np.zeros(1 << 17, "<u4")
     words[:3] = 1, 2 | bits << 24, 2
     assert "its blocks have" in segmentation_problem(words.tobytes(), (8, 8, 8, 1), 4, block)
@@ -95,7 +95,7 @@ def test_each_channel_is_decoded_from_its_own_words(dtype):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_all_bits_and_shared_tables_are_decoded_according_to_the_specification(seed):
+def test_indexes_of_every_width_and_shared_tables_are_decoded_according_to_the_specification(seed):
     rng = np.random.default_rng(seed)
     block = tuple(int(n) for n in rng.integers(1, 6, 3))
     shape, dtype = (*(int(n) for n in rng.integers(1, 8, 3)), int(rng.integers(1, 4))), f"uint{32 << seed % 2}"

@@ -1,4 +1,4 @@
-"""Boxes that are copied from chunks, against numpy."""
+"""Boxes that are copied from chunks equal slices of the whole array."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from imageryxr.kernels.gather import chunk_table, gather
 
 
 def edges_of(size: int, start: int, stop: int) -> list[int]:
-    """Return the edges of the chunks along an axis that a box overlaps."""
+    """Return the edges of the chunks that a box overlaps along an axis."""
     return list(range(start // size * size, stop + size, size))[: -(-stop // size) - start // size + 1]
 
 
 def cut_into_chunks(whole: np.ndarray, edges, arrange) -> list[np.ndarray]:
-    """Return chunks in C order, in several layouts of memory."""
+    """Return the chunks of an array, ordered as in C, each in one of several memory layouts."""
     found = []
     for at in np.ndindex(*(len(along) - 1 for along in edges)):
         chunk = whole[(..., *(slice(along[i], along[i + 1]) for along, i in zip(edges, at, strict=True)))]
@@ -28,7 +28,7 @@ def cut_into_chunks(whole: np.ndarray, edges, arrange) -> list[np.ndarray]:
 @given(st.data())
 def test_parts_of_chunks_assemble_any_box(data):
     ndim = data.draw(st.integers(1, 5))
-    lead = data.draw(st.tuples(*[st.integers(1, 3)] * (ndim - 3)))  # as the channel and the time of an image
+    lead = data.draw(st.tuples(*[st.integers(1, 3)] * (ndim - 3)))  # axes before z, y and x, such as time and channel
     sizes = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
     shape = data.draw(st.tuples(*[st.integers(1, 9) if axis < ndim else st.just(1) for axis in range(3)]))
     start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)

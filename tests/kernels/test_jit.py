@@ -150,7 +150,7 @@ for locator in (caching.InTreeCacheLocator, caching.InTreeCacheLocatorFsAgnostic
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners on this platform")
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs owners of folders")
 @pytest.mark.parametrize("whose", ["nobody's", "open to all", "a link"])
 def test_without_writable_cache_folders_kernels_are_stored_in_a_private_temporary_folder(tmp_path, start, whose):
     """Simulate a container with read-only folders; the temporary folder must belong to this user alone."""
@@ -191,7 +191,7 @@ assert short.tolist() == [0, 2, 4, 6, 8]
 
 @pytest.mark.slow
 def test_numba_can_compile_after_kernels_were_loaded(tmp_path, modules, start):
-    """Loading a kernel does not initialize numba's registry of functions; a later compilation must."""
+    """Loading a kernel does not initialize numba's registry of functions, so a later compilation must do so."""
     end(start(tmp_path))
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     command = [sys.executable, "-c", GATHERED + CALL + AFTER, str(tmp_path), str(modules), "u8"]

@@ -84,7 +84,7 @@ def test_opaque_outlines_equal_their_definition(scene, limit, steps, merge):
     np.testing.assert_array_equal(got, outline_by_definition(labels, solid, limit, steps, "out", merge))
 
 
-def test_outlines_of_more_segments_than_ranks_are_the_same_in_parts():
+def test_outlines_of_more_segments_than_ranks_equal_those_drawn_in_parts():
     labels = np.arange(1, 300 * 300 + 1, dtype=np.uint64).reshape(1, 300, 300) * np.uint64(2**40 + 1)
     labels[0, 100:140, 100:140] = 0
     colors = np.random.default_rng(3).integers(0, 256, (7, 4)).astype(np.uint8)

@@ -37,7 +37,7 @@ def test_contacts_equal_a_count_of_all_faces_for_every_chunking(labels, chunks):
 
 @pytest.mark.slow
 @given(labels=label_arrays(), one=chunkings, other=chunkings)
-def test_every_chunking_gives_the_same_contacts_bit_for_bit(labels, one, other):
+def test_contacts_do_not_depend_on_the_chunks_in_any_bit(labels, one, other):
     assert ix.contacts(as_segmentation(labels, one)).identical(ix.contacts(as_segmentation(labels, other)))
 
 
@@ -94,7 +94,7 @@ def test_each_storage_chunk_is_read_once(chunks):
     assert found.drop_attrs().identical(ix.contacts(array_in_memory()).drop_attrs())
 
 
-def test_threads_and_one_thread_give_the_same_contacts():
+def test_contacts_do_not_depend_on_the_number_of_threads():
     for scheduler in ("synchronous", "threads"):
         with dask.config.set(scheduler=scheduler):
             assert ix.contacts(array_in_memory().chunk(z=5, y=7)).identical(ix.contacts(array_in_memory()))

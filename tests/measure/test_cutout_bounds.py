@@ -1,4 +1,4 @@
-"""Fill values of a cutout are no cells: nothing is outlined where the volume ends."""
+"""The border of the volume within a cutout is not outlined, because fill values are not segments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def layers(resolution, offset):
 
 
 def corners_of(ds):
-    """Return the corners and the centre of a volume, a little inside."""
+    """Return points near the corners of a volume, and its centre."""
     box = ix.grid_of(ds).bbox
     low, high = np.array(box.lo_nm) + 1, np.array(box.hi_nm) - 1
     return np.array([low, high, (low[0], high[1], low[2]), (high[0], low[1], high[2]), (low + high) / 2])

@@ -1,4 +1,4 @@
-"""Columns of the cutouts are ids of each cutout, with their colours."""
+"""Columns of cutouts as ``ids``: each cutout has its own ids, and each column a colour."""
 
 from __future__ import annotations
 

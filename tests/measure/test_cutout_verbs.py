@@ -1,4 +1,4 @@
-"""Verbs of arrays of cutouts equal the verbs of each cutout."""
+"""A function of an array of cutouts equals the function of each cutout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.volumes import as_source
 def one_by_one(found, verb, *arrays):
     """Check that each cutout of a result equals the verb of that cutout in memory.
 
-    The fill values outside of the volume are no cells: the part of a segmentation inside is drawn alone.
+    Fill values outside of the volume are not segments, so only the part of a segmentation inside is drawn.
     """
     held = [a.compute().drop_vars([n for n, c in a.coords.items() if n not in "zyx"]) for a in arrays]
     whole = counted_source.array_in_memory()
@@ -36,7 +36,7 @@ def one_by_one(found, verb, *arrays):
 
 
 def draw_part(verb, arrays, part):
-    """Return the result of a verb in which only a part of the segmentations exists."""
+    """Return the result of a function for segmentations of which only a part exists."""
     result = verb(*arrays)
     if result.shape[:3] != arrays[0].shape:
         return result
@@ -157,7 +157,7 @@ LAYERS = {
 def test_aligned_cutouts_equal_crops_of_the_aligned_volume(kind, to):
     image, seg = (as_source(a) if kind == "lazy" else a for a in LAYERS.values())
     centers = np.random.default_rng(5).uniform((200, 200, 160), (400, 350, 300), (9, 3))
-    size = (30, 26, 3) if to == "coarsest" else (12, 10, 3)  # as large as the cutouts of the segmentation
+    size = (30, 26, 3) if to == "coarsest" else (12, 10, 3)  # covers the cutouts of the segmentation
     ds = ix.align(ix.cutouts(image, centers, size), ix.cutouts(seg, centers, (12, 10, 3)), to=to)
     whole = ix.align(*LAYERS.values(), to=to)
     for i in range(9):
@@ -195,7 +195,7 @@ def test_cutouts_aligned_at_a_resolution_equal_crops_of_the_volume_at_it(kind, t
     assert ix.measure(ds.segmentation, ds.image).sizes["segment"]
 
 
-def test_layers_cut_out_around_different_centres_cannot_be_aligned():
+def test_aligning_cutouts_around_different_centres_is_an_error():
     one, other = (ix.cutouts(LAYERS["image"], c, (4, 4)) for c in ([(300, 300, 200)], [(310, 300, 200)]))
     with pytest.raises(GridMismatchError, match="around different centres"):
         ix.align(one, other)

@@ -25,7 +25,7 @@ rng = np.random.default_rng(11)
 
 
 def oracle(array, center, size, resolution=(1, 1, 1)):
-    """Return the values of one cutout, voxel by voxel: 0 outside."""
+    """Return the values of one cutout, voxel by voxel, with 0 outside of the volume."""
     grid = ix.grid_of(array)
     box = grid.select(ix.BBox.around(center, size, resolution=resolution, size_resolution=grid.resolution))
     out = np.zeros(box.shape, array.dtype)
@@ -116,7 +116,7 @@ def test_cutouts_of_a_part_have_no_data_beyond_its_border(part, origin, starts, 
             np.testing.assert_array_equal(values, around.values)
 
 
-def test_cutouts_at_the_edge_of_aligned_layers_show_neither_layer_alone():
+def test_cutouts_of_aligned_layers_are_empty_where_one_layer_is_missing():
     image = volume(rng.integers(1, 255, (6, 40, 40), dtype=np.uint8), (8, 8, 40), layer_type="image")
     labels = volume(IDS[rng.integers(1, 6, (6, 10, 10))], (16, 16, 40), (5, 5, 0), layer_type="segmentation")
     ds = ix.align(as_source(image), as_source(labels))
@@ -351,7 +351,7 @@ def test_many_batches_read_at_most_a_tenth_twice_if_memory_allows(monkeypatch, k
 
 def test_a_failed_read_is_an_error_of_the_computation(monkeypatch):
     def fail(self, mip, box):
-        raise OSError("the server is gone")
+        raise OSError("connection lost")
 
     monkeypatch.setattr(graph, "BATCH_BYTES", 1 << 15)
     found = ix.cutouts(counted_source.open_counted(), points_in(counted_source.GRID, 50), (9, 7, 3))

@@ -23,7 +23,7 @@ from tests.support.slow import slow_except
 
 
 def check_against_numpy(cells, labels, image=None, levels=()):
-    """Compare each segment with numpy functions of its voxels."""
+    """Compare the row of each segment with numpy functions of its voxels."""
     ids = [int(i) for i in np.unique(labels) if i]
     assert cells.segment.dtype == np.uint64
     assert cells.segment.values.tolist() == ids
@@ -58,14 +58,14 @@ def test_sums_of_segments_equal_numpy_for_every_chunking(labels, chunks, dtype):
 
 @pytest.mark.slow
 @given(labels=label_arrays(), one=chunkings, other=chunkings)
-def test_every_chunking_gives_the_same_positions_bit_for_bit(labels, one, other):
+def test_positions_do_not_depend_on_the_chunks_in_any_bit(labels, one, other):
     a, b = ix.measure(as_segmentation(labels, one)), ix.measure(as_segmentation(labels, other))
     assert a.identical(b)
 
 
 @given(labels=label_arrays(), chunks=chunkings, requested=st.sets(st.sampled_from(IDS[1:].tolist()), min_size=1))
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.MissingIdsWarning")
-def test_requested_ids_have_the_rows_that_they_have_among_all_ids(labels, chunks, requested):
+def test_rows_of_requested_ids_equal_those_of_a_measurement_of_all_ids(labels, chunks, requested):
     every = ix.measure(as_segmentation(labels, chunks))
     some = ix.measure(as_segmentation(labels, chunks), ids=requested)
     assert some.identical(every.sel(segment=[i for i in every.segment.values if int(i) in requested]))
@@ -97,7 +97,7 @@ def test_segments_equal_regionprops_and_cc3d_on_real_tissue():
 
 
 def check_against_peers(cells, seg, em):
-    """Compare segments with `regionprops_table` and `cc3d.statistics`, which need small ids."""
+    """Compare segments with `regionprops_table` and `cc3d.statistics`, for which ids are renumbered."""
     ids, small = np.unique(seg.values, return_inverse=True)
     small = small.reshape(seg.shape).astype(np.uint32) + (ids[0] != 0)
     ids = ids[ids != 0]

@@ -30,7 +30,7 @@ def layers():
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".zarr"])
-def test_a_file_holds_what_measure_returns(tmp_path, ending):
+def test_a_file_contains_what_measure_returns(tmp_path, ending):
     pytest.importorskip("pyarrow")
     seg, em = layers()
     expected = ix.measure(seg, em, percentiles=[5, 50])
@@ -57,7 +57,7 @@ def test_every_chunk_is_read_once_in_all_regions(tmp_path):
     assert set(READS.values()) == {1}
 
 
-def test_a_stopped_measurement_continues_with_the_regions_that_are_left(tmp_path):
+def test_a_stopped_measurement_continues_with_the_remaining_regions(tmp_path):
     plan = plan_measurement(open_counted(), tmp_path / "cells.csv")
 
     def stop(done):

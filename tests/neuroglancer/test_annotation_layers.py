@@ -1,4 +1,4 @@
-"""Annotation layers of links: local and precomputed, their colours, segments and the way back into a link."""
+"""Local and precomputed annotation layers of links: positions, colours, segments, and links that are written again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_layers(sample, *layers, camera=None, **options):
 
 
 def layers_of_link(tree) -> dict:
-    """The layers of the link of a tree, by name."""
+    """Return the layers of the link that is written from a tree, by name."""
     return {layer["name"]: layer for layer in load_state(ix.neuroglancer_link(tree, allow_local=True))["layers"]}
 
 
@@ -119,7 +119,7 @@ def test_a_shader_that_computes_colours_warns(sample):
 
 @pytest.mark.parametrize("linked", ["cells", {"segments": "cells"}])
 @pytest.mark.parametrize("wanted", [True, ["segments"]])
-def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_segments(sample, linked, wanted):
+def test_a_linked_annotation_layer_shows_only_annotations_of_visible_segments(sample, linked, wanted):
     layer = {**NOTES, "linkedSegmentationLayer": linked, "filterBySegmentation": wanted}
     tree = open_layers(sample, CELLS, layer)
     assert tree["notes"].link_id.values.tolist() == ["b2"]
@@ -128,7 +128,7 @@ def test_a_layer_linked_to_a_segmentation_shows_only_annotations_of_its_visible_
         assert open_layers(sample, CELLS, {**layer, "linkedSegmentationLayer": gone})["notes"].sizes["annotation"] == 2
 
 
-def test_precomputed_annotations_are_opened_moved_and_filtered(sample, tmp_path):
+def test_precomputed_annotations_are_transformed_and_filtered_by_segment(sample, tmp_path):
     entries = random_annotations("line", 30)
     write_levels(tmp_path / "a", "line", entries)
     address = f"precomputed://file://{tmp_path}/a"
@@ -303,7 +303,7 @@ def test_a_layer_of_many_cells_is_read_around_the_position_of_the_link(sample, t
     write_levels(tmp_path / "a", "point", random_annotations("point", 400))
     address = f"precomputed://file://{tmp_path}/a"
     dims = {axis: [scale * 1e-9, "m"] for axis, scale in zip("xyz", UNIT, strict=True)}
-    shift = [9200, 5120, 130]  # in units, which puts the annotations into the image
+    shift = [9200, 5120, 130]  # a translation, in multiples of `UNIT`, that moves the annotations into the image
     matrix = [[2, 0, 0, shift[0]], [0, 2, 0, shift[1]], [0, 0, 2, shift[2]]]
     transform = {"outputDimensions": dims, "matrix": matrix}
     layer = {"type": "annotation", "name": "points", "source": {"url": address, "transform": transform}}

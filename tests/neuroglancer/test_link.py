@@ -30,7 +30,7 @@ from tests.conftest import no_compute
 from tests.support.links import NEW, OLD, on_sample, open_on_sample
 from tests.support.viewer import viewer_rule
 
-# A link that people share: the one in ImageryClient's README, to the MICrONS volume.
+# A typical link: that to the MICrONS volume in the README of ImageryClient.
 README = metadata("imageryclient")["Description"] or metadata("imageryclient").get_payload()
 MICRONS = README[README.index("https://ngl.microns-explorer.org/#!") :].split(")")[0]
 
@@ -491,7 +491,7 @@ def test_contrast_limits_are_read_from_shaders(sample):
     assert limits(
         shader="#uicontrol invlerp a\n#uicontrol invlerp normalized\nvoid main(){emitGrayscale(a());}",
         shaderControls={"a": {"range": [1, 2]}, "normalized": {"range": [3, 4]}},
-    ) == (1, 2)  # the limits of the control that the shader shows
+    ) == (1, 2)  # the limits of the control that the shader uses
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         limits(shader="void main() { emitRGB(colormapJet(toNormalized(getDataValue()))); }")
 
@@ -502,7 +502,7 @@ void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 
 def test_a_slider_that_is_not_drawn_warns(sample):
     layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
-    open_on_sample({"layers": [layer]}, sample)  # with its default, 0, the slider changes nothing
+    open_on_sample({"layers": [layer]}, sample)  # the default of the slider, 0, changes no pixel
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
         open_on_sample({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
     with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
@@ -544,7 +544,7 @@ def test_a_layout_of_another_plane_is_cut_along_that_plane(sample, layout, turne
 
 
 def comparable_parts(state: LinkState):
-    """Return the parsed layers and camera of a link, for comparison."""
+    """Return the layers and the camera of a parsed link as values that can be compared."""
     layers = {
         (x.name, x.kind, x.source, x.transform, x.visible, x.look, x.contrast, x.opacity)
         for x in map(_hashable, state.layers)
@@ -573,7 +573,7 @@ def _hashable(layer):
 @pytest.mark.parametrize("turned", [None, [0.1, 0.2, 0.3, 0.9]])
 @pytest.mark.filterwarnings("ignore:.*is left out:imageryxr.errors.LinkWarning")
 @pytest.mark.filterwarnings("ignore:.*rotated cross section.*:imageryxr.errors.LinkWarning")
-def test_a_link_of_an_opened_link_shows_the_same(sample, turned):
+def test_a_link_that_is_opened_and_written_again_has_equal_layers_and_camera(sample, turned):
     state = on_sample({**NEW, **({"crossSectionOrientation": turned} if turned else {})}, sample)
     tree = ix.open_neuroglancer(state, allow_local=True)
     for obj in (tree, tree.imagery.view(size=(101, 64, 2)), tree.imagery.view(size=(64, 64))):
@@ -684,7 +684,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_text_that_is_not_a_link_raises(no_network, case):
+def test_text_that_is_not_a_link_is_an_error(no_network, case):
     link = BROKEN[case]
     if case == "deep mapping":
         link = {}
@@ -718,12 +718,12 @@ def test_an_invalid_entry_is_named(case):
         ix.open_neuroglancer({"layers": layers})
 
 
-def survives(link):
-    """Return whether a link results in a state or in an error of this package."""
+def is_parsed_or_refused(link):
+    """Return whether a link is parsed or raises an `ImageryError`; other errors propagate."""
     try:
         state = parse_state(load_state(link))
         for layer in state.layers:
-            with suppress(ix.errors.LayerError):  # a transform that is not drawn
+            with suppress(ix.errors.LayerError):  # unsupported transforms raise this error
                 placement, _ = layer.transform.apply("xyz")
                 placement.place(ix.Grid((4, 4, 4), (8, 8, 40), (1, 2, 3)), (8, 8, 40))
             check_source(layer, Access.of_link(False, ()))
@@ -788,7 +788,7 @@ def mutate(state, rng):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Make name resolution fail, so that links with the URL of a state fail as without a network."""
+    """Let name resolution fail, as without a network, so that no test loads a state from a URL."""
 
     def refuse(*args, **kwargs):
         raise socket.gaierror("no network in tests")
@@ -797,7 +797,7 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
+def test_ten_thousand_mutated_links_are_parsed_or_raise_an_imagery_error(no_network):
     rng = random.Random(6)
     states = [NEW, OLD, load_state(MICRONS), {**NEW, "crossSectionOrientation": [0, 0, 0.7, 0.7]}]
     states[2]["layers"][0]["source"]["transform"] = {
@@ -806,7 +806,7 @@ def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
         "matrix": [[1, 0, 0, 1], [0, 1, 0, 2], [0, 0, 1, 3]],
     }
     for _ in range(7000):
-        assert survives(mutate(rng.choice(states), rng))
+        assert is_parsed_or_refused(mutate(rng.choice(states), rng))
     texts = [json.dumps(s) for s in states] + [FORMS[f](NEW) for f in ("link", "url-safe")]
     for _ in range(3000):
         text = list(rng.choice(texts))
@@ -815,7 +815,7 @@ def test_ten_thousand_links_end_in_a_state_or_in_our_error(no_network):
             text[place : place + rng.choice([0, 1, 30])] = rng.choice(
                 ["", "}", "{", "[", '"', "'", "\\", ",", "%", "#!", "9" * 400, "\x00", "_", "e"]
             )
-        assert survives("{" + "".join(text)[1:] if text[0] == "{" else "".join(text))
+        assert is_parsed_or_refused("{" + "".join(text)[1:] if text[0] == "{" else "".join(text))
 
 
 json_values = st.recursive(
@@ -855,16 +855,16 @@ layer_keys = st.sampled_from(
         max_size=3,
     ),
 )
-def test_any_json_ends_in_a_state_or_in_our_error(state, layers):
-    assert survives({**state, "layers": layers} if layers else state)
+def test_any_json_is_parsed_or_raises_an_imagery_error(state, layers):
+    assert is_parsed_or_refused({**state, "layers": layers} if layers else state)
 
 
 @settings(max_examples=300)
 @given(st.text(max_size=60))
-def test_any_text_ends_in_a_state_or_in_our_error(no_network, text):
-    assert survives(text)
-    assert survives("{" + text)
-    assert survives("https://x/#!" + text)
+def test_any_text_as_a_link_is_parsed_or_raises_an_imagery_error(no_network, text):
+    assert is_parsed_or_refused(text)
+    assert is_parsed_or_refused("{" + text)
+    assert is_parsed_or_refused("https://x/#!" + text)
 
 
 @given(st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.lists(st.integers(), max_size=3)))

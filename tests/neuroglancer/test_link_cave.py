@@ -8,7 +8,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.neuroglancer.fetch import load_state
 
-cave_server = pytest.importorskip("tests.support.cave_server", reason="graphene layers are not read here yet")
+cave_server = pytest.importorskip("tests.support.cave_server", reason="the CAVE server of the tests cannot be imported")
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class TestStaleRoots:
         layer |= {"timestamp": str(int(when * 1000))}
         return {**state, "layers": [state["layers"][0], layer]}
 
-    def test_a_stale_root_warns_with_its_successor_and_advice(self, cave, state):
+    def test_a_stale_root_causes_a_warning_that_names_its_successor(self, cave, state):
         old = _before_the_merge(cave)
         with pytest.warns(ix.errors.LinkWarning) as caught:
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, old), allow_local=True)
@@ -103,6 +103,6 @@ class TestStaleRoots:
 
 
 def _before_the_merge(cave):
-    """Return a root that the merge replaced."""
+    """Return a root that was replaced by the merge."""
     before, after = (set(cave.graph.state(cave_server.MERGE + d).tolist()) for d in (-1, 1))
     return sorted(before - after)[0]

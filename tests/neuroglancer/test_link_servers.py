@@ -1,4 +1,4 @@
-"""Links to states and data on a server, which runs on this machine."""
+"""Links to states and data on a server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A server of files and states, which requires a token for some states."""
+    """Record requests and send the response that the server computes."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True

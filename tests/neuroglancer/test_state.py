@@ -1,7 +1,7 @@
 """Special rules of Neuroglancer states: visible segments, display dimensions, and placement of layers.
 
-The oracle is Neuroglancer's source: layer/segmentation/index.ts, navigation_state.ts, coordinate_transform.ts,
-layer_groups_layout.ts.
+The expected results follow from Neuroglancer's source: layer/segmentation/index.ts, navigation_state.ts,
+coordinate_transform.ts, layer_groups_layout.ts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cells(sample):
 
 
 def open_state(*layers, group=None, **state):
-    """Return the tree of a state; a warning is an error."""
+    """Open a state of some layers as a tree; warnings are errors."""
     whole = {"dimensions": DIMS, "position": PLACE, **state, "layers": list(layers)}
     with warnings.catch_warnings():
         warnings.simplefilter("error", ix.errors.LinkWarning)
@@ -43,7 +43,7 @@ def open_state(*layers, group=None, **state):
 
 
 def state_of_link(tree):
-    """Return the state of a tree's link, after checking that Neuroglancer's Python package can read it."""
+    """Return the state of the link that is written from a tree; check that neuroglancer's Python package reads it."""
     state = load_state(ix.neuroglancer_link(tree, allow_local=True))
     again = neuroglancer.ViewerState(state)
     assert [layer.name for layer in again.layers] == [layer["name"] for layer in state["layers"]]
@@ -95,7 +95,7 @@ def test_the_background_in_a_selection_changes_nothing(cells):
         ({"segments": ["ONE"], "segmentQuery": "/axon", "hoverHighlight": False, "objectAlpha": 0.2}, "one"),
     ],
 )  # fmt: skip
-def test_the_viewer_decides_which_segments_are_visible(cells, message, rule):
+def test_visible_segments_follow_the_rules_of_the_viewer(cells, message, rule):
     _, there = drawn_and_all_ids(open_state(cells))
     one, two = sorted(there)[:2]
     text = json.dumps(message).replace("ONE", str(one)).replace("TWO", str(two))
@@ -145,7 +145,7 @@ def test_chains_of_links_lead_to_the_last_root():
     assert {look.selected_ids for look in found.values()} == {(1, 2, 3)}
 
 
-def test_links_are_made_in_the_order_of_the_layers():
+def test_layers_are_linked_in_the_order_of_the_state():
     """Neuroglancer's `linkToLayer` uses the root that the other layer has when the link is made."""
     found = looks(
         ("c", {"linkedSegmentationGroup": "b", "segments": ["3"]}),
@@ -294,7 +294,7 @@ def test_the_zoom_counts_the_smallest_displayed_side(image):
     assert parse_state({"dimensions": dims, "crossSectionScale": 2, **screen, "layers": []}).pose.nm_per_pixel == 64
 
 
-def test_the_error_about_hidden_layers_says_how_to_draw_them(image, cells):
+def test_the_error_about_hidden_layers_states_how_to_draw_them(image, cells):
     state = {"dimensions": DIMS, "position": PLACE, "layers": [image, {**cells, "visible": False}]}
     off = ix.open_neuroglancer(state, layers=["cells"], allow_local=True).imagery.view(size=(6, 4))
     with pytest.raises(ix.errors.LayerError, match=r"switched off.*set ds\['cells'\]\.attrs\['visible'\] = True"):
@@ -675,7 +675,7 @@ def test_a_custom_shader_of_16_bit_data_is_written_back(tmp_path):
     assert state_of_link(tree)["layers"][0]["shader"] == layer["shader"]
 
 
-def test_an_older_state_becomes_a_newer_one(image):
+def test_an_older_state_is_written_back_as_a_newer_one(image):
     older = {
         "layers": {"em": {"type": "image", "source": image["source"]}},
         "navigation": {

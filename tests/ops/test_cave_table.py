@@ -33,7 +33,7 @@ def open_tree(cave, **options) -> xr.DataTree:
 
 
 def expected_rows(cave, name: str, when: float):
-    """The rows of a table at an instant, by ascending id."""
+    """Return the rows of a table at a timestamp, by ascending id."""
     return cave.tables.at(cave, name, when).sort_values("id").reset_index(drop=True)
 
 
@@ -42,7 +42,7 @@ def places(frame, column: str) -> np.ndarray:
 
 
 def check_rows(found: xr.Dataset, frame, column: str) -> None:
-    """Compare a Dataset with the rows of a table."""
+    """Compare a Dataset of annotations with the rows of a table."""
     found = found.sortby("id")
     assert found.id.dtype == np.uint64
     assert found.id.values.tolist() == frame["id"].tolist()
@@ -102,10 +102,10 @@ def test_a_table_equals_that_of_caveclient(cave):
     assert len(view) == open_tree(cave, version=9).imagery.table("synapse_view", position="ctr_pt").sizes["annotation"]
 
 
-def test_a_box_is_the_servers_filter_and_exact_afterwards(cave):
+def test_a_box_is_filtered_by_the_server_and_then_exactly(cave):
     tree, frame = open_tree(cave, version=9), expected_rows(cave, "synapses", VERSIONS[9])
     at = places(frame, "post_pt")
-    corner = at[np.argsort(at[:, 0])[150]]  # a row lies on the border
+    corner = at[np.argsort(at[:, 0])[150]]  # one row lies on the border of the box
     for lo, hi in ((corner, corner + np.array((700.5, 900.25, 1e4))), (corner - np.array((1200, 1e4, 1e4)), corner)):
         box = ix.BBox(lo.tolist(), hi.tolist())
         found = tree.imagery.table("synapses", position="post_pt", bbox=box)
@@ -183,7 +183,9 @@ def test_the_position_must_be_named_if_there_are_several(cave):
         tree.imagery.table("synapses")
     with pytest.raises(OptionError, match="did you mean 'pre_pt_position'"):
         tree.imagery.table("synapses", position="pre_pt_positio")
-    assert "bb_start_position" in tree.imagery.table("cells")  # the only other one is that of a bounding box
+    assert "bb_start_position" in tree.imagery.table(
+        "cells"
+    )  # the other position is a corner of a bounding box, so no choice is necessary
     with pytest.raises(SourceError, match="'plain' has no position column"):
         tree.imagery.table("plain")
 
@@ -198,7 +200,7 @@ def test_rows_without_a_position_are_omitted_with_a_warning(cave):
     assert set(range(10, 401, 10)) - set(found.id.values.tolist()) == {30, 60}
 
 
-def test_wrong_tables_and_trees_are_errors_with_advice(cave):
+def test_invalid_tables_and_trees_are_errors_with_advice(cave):
     tree = open_tree(cave, version=9)
     with pytest.raises(SourceNotFoundError, match=r"did you mean 'synapses'.*there are cell_notes"):
         tree.imagery.table("synapse")
@@ -251,7 +253,7 @@ def test_lost_pages_and_throttling_are_retried(cave, monkeypatch):
     ("kind", "status", "error"),
     [("status", 403, ForbiddenError), ("status", 401, InvalidTokenError), ("status", 500, ServerError), ("login", 0, InvalidTokenError), ("page", 0, InvalidTokenError), ("garbage", 0, ServerError), ("drop", 0, ServerError)],
 )  # fmt: skip
-def test_faults_of_the_service_are_errors_without_the_token(cave, place, kind, status, error):
+def test_errors_of_the_service_do_not_contain_the_token(cave, place, kind, status, error):
     tree = open_tree(cave, version=9)
     cave.fault(place, kind, status=status)
     with pytest.raises(error) as caught:

@@ -1,4 +1,4 @@
-"""Open real layers: voxels and positions equal those of CloudVolume, and failures raise instead of being black."""
+"""Opened layers have the voxels and positions of CloudVolume; failed reads are errors, not background."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_missing_chunk_raises_by_default(layer):
     assert (filled[filled != voxels] == 0).all()
 
 
-def test_a_truncated_chunk_is_never_black(layer):
+def test_a_truncated_chunk_is_an_error_and_not_filled(layer):
     path, _ = layer
     bad = chunk_files(path)[3]
     bad.write_bytes(bad.read_bytes()[:20])
@@ -105,7 +105,7 @@ def test_a_truncated_chunk_is_never_black(layer):
             ix.open_image(path, missing=missing).load()
 
 
-def test_an_empty_chunk_file_is_never_black(layer):
+def test_an_empty_chunk_file_is_an_error_and_not_filled(layer):
     path, _ = layer
     bad = chunk_files(path)[3]
     bad.unlink()
@@ -129,7 +129,7 @@ def test_placeholder_levels_are_skipped_and_raise_if_requested(layer):
 
 
 @pytest.mark.slow
-def test_a_source_is_small_when_pickled(layer):
+def test_the_pickle_of_a_source_is_small(layer):
     path, (voxels, _) = layer
     source = resolve_source(path, "image")
     assert isinstance(source, ix.Source)
@@ -211,7 +211,7 @@ def test_a_handwritten_omezarr_opens(tmp_path, version, axes, unit):
             ix.open_image(tmp_path / "a.zarr")
 
 
-def test_a_missing_zarr_chunk_follows_missing(tmp_path):
+def test_the_option_missing_applies_to_missing_zarr_chunks(tmp_path):
     em = ix.Grid((4, 32, 32), (8, 8, 40), (0, 0, 0))
     da = xr.DataArray(np.full(em.shape, 9, np.uint8), dims=("z", "y", "x"), coords=em.coords())
     ix.export(da, tmp_path / "a.ome.zarr", chunks=(4, 16, 16))

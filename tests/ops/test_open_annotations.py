@@ -31,7 +31,7 @@ HASHED = spec("murmurhash3_x86_128", minishards=1, bits=2)
 
 
 def meets(kind: str, entry: dict, lo, hi) -> bool:
-    """Whether an annotation meets a box, in units: by sampling for lines and ellipsoids."""
+    """Return whether an annotation and a box, both in multiples of `UNIT`, have a common point; lines are sampled."""
     place, second = entry["place"], entry["second"]
     if kind == "line":
         t = np.linspace(0, 1, 40_001)[:, None]
@@ -45,7 +45,7 @@ def meets(kind: str, entry: dict, lo, hi) -> bool:
 
 
 def check_values(kind: str, found, entries: list[dict]) -> None:
-    """Compare positions, properties and ids with what was written."""
+    """Compare positions, properties and ids with the written ones."""
     by_id = {e["id"]: e for e in entries}
     assert found.id.dtype == np.uint64
     expected = [by_id[i] for i in found.id.values.tolist()]
@@ -71,7 +71,7 @@ def check_values(kind: str, found, entries: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory):
-    """A folder of each type, unsharded and sharded, and what is in it."""
+    """Return a folder with annotations of each type, unsharded and sharded, and the written annotations by type."""
     folder, entries = tmp_path_factory.mktemp("annotations"), {}
     for kind in KINDS:
         entries[kind] = random_annotations(kind)
@@ -194,7 +194,7 @@ def test_dimensions_in_another_order_and_unit_are_placed_correctly(tmp_path):
     found = open_annotations(tmp_path / "a")
     first = next(e for e in entries if e["id"] == found.id.values[0])
     assert [found.z[0], found.x[0], found.y[0]] == pytest.approx(first["place"] * UNIT)
-    box = ix.BBox((-400, -400, -50), (0, 800, 10))  # nm, x y z
+    box = ix.BBox((-400, -400, -50), (0, 800, 10))  # x, y, z in nm
     inside = open_annotations(tmp_path / "a", bbox=box).id.values.tolist()
     lo, hi = np.array([-50, -400, -400]) / UNIT, np.array([10, 0, 800]) / UNIT
     assert sorted(inside) == sorted(e["id"] for e in entries if meets("line", e, lo, hi))
@@ -206,13 +206,13 @@ def test_only_the_cells_that_a_box_meets_are_requested(tmp_path):
         box = ix.BBox((1, -10, 3), (20, 10, 4), resolution=UNIT)
         open_annotations(f"precomputed://{server.url}/a", bbox=box, connection=HASTY)
         cells = sorted(path.removeprefix("/a/") for path in server.requested if "spatial" in path)
-        # x in 1..20 of -52..52: cell 1 of 2 and cell 2 of 4; y in -10..10: cell 1 of 3; z in 3..4: cell 1 of 2
+        # The bounds are -52 to 52: x is in cell 1 of 2 and in 2 of 4, y in cell 1 of 3, z in cell 1 of 2.
         assert cells == ["spatial0/0_0_0", "spatial1/1_1_0", "spatial2/2_1_1"]
 
 
 @pytest.mark.fast_forms(1)
 @pytest.mark.parametrize("form", ["", "_sharded"])
-def test_a_web_server_gives_the_same_as_a_local_folder(layers, form):
+def test_a_web_server_and_a_local_folder_give_equal_results(layers, form):
     folder, _ = layers
     with serving(folder) as server:
         for kind in KINDS:
@@ -314,7 +314,7 @@ def test_an_invalid_info_is_an_error_that_names_the_member(tmp_path, change, mes
         open_annotations(tmp_path / "a")
 
 
-def test_wrong_uses_are_errors_with_advice(tmp_path, sample, layers):
+def test_invalid_arguments_of_open_annotations_are_errors_with_advice(tmp_path, sample, layers):
     folder, _ = layers
     with pytest.raises(NoVolumeError, match="holds no annotations"):
         open_annotations(sample.image)

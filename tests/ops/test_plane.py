@@ -123,7 +123,7 @@ def test_tiles_of_a_plane_equal_the_whole_plane(monkeypatch):
         np.testing.assert_array_equal(ix.plane(as_source(da), **options).values, truth[name])
 
 
-def test_up_points_up_in_the_picture():
+def test_the_direction_up_points_to_the_top_of_the_picture():
     # A bright voxel above the centre, in z, must appear in the upper half.
     values = np.zeros((9, 9, 9), np.uint8)
     values[1, 4, 4] = 255
@@ -270,7 +270,7 @@ def test_a_plane_wholly_outside_raises_and_layers_outside_warn(sample):
     tree = xr.DataTree.from_dict({"/": there, "/a": moved.to_dataset(name="image"), "/b": em.to_dataset(name="image")})
     with pytest.warns(ix.errors.LinkWarning, match="'b' does not overlap the picture"):
         assert list(tree.imagery.plane((64, 48))) == ["a"]
-    assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of it outside
+    assert ix.plane(em, (4096, 2560, 130), (64, 48), **options).shape == (1, 48, 64)  # half of the plane lies outside
 
 
 # --- values that floats cannot represent ------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_positions_far_from_the_origin_are_as_exact_as_near_it(offset, resolutio
         np.testing.assert_allclose(far, near, rtol=0, atol=1e-9)
 
 
-def test_a_noisy_ratio_of_resolutions_does_not_drift_over_a_long_axis():
+def test_a_rounded_ratio_of_resolutions_causes_no_drift_along_a_long_axis():
     from imageryxr.core.axis_mapping import AxisMap
     from imageryxr.core.grid import Axis
 

@@ -1,4 +1,4 @@
-"""The display of progress: what it counts, and where it is shown."""
+"""The progress display counts bytes, requests and cached chunks, and is shown only within its block."""
 
 from __future__ import annotations
 

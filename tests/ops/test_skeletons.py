@@ -28,7 +28,7 @@ SKELETONS = {number: skeleton(number) for number in (5, 77, LARGE)}
 
 
 def write(folder, sharded: bool) -> str:
-    """A segmentation with skeletons, written through CloudVolume; returns its address."""
+    """Write a segmentation with skeletons with CloudVolume; return its address."""
     info = CloudVolume.create_new_info(
         1, "segmentation", "uint64", "raw", [8, 8, 40], [0, 0, 0], [8, 8, 8], chunk_size=[8, 8, 8], skeletons="skel"
     )
@@ -71,7 +71,7 @@ def test_edges_are_lines_at_the_places_that_cloudvolume_gives(tmp_path, sharded)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_web_server_gives_the_same_as_a_local_folder(tmp_path, sharded):
+def test_a_web_server_and_a_local_folder_give_equal_results(tmp_path, sharded):
     address = write(tmp_path, sharded)
     with serving(tmp_path) as server:
         web = open_skeletons(f"precomputed://{server.url}/skel", [5, 77], connection=HASTY)

@@ -1,4 +1,4 @@
-"""Every verb: equal values for numpy, dask and sources in any chunks; lazy; named by all its arguments."""
+"""Every public function of arrays is lazy, and gives equal values for numpy, dask and sources in any chunks."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_verbs_keep_the_attrs_of_the_image():
 
 
 def masks_of(labels):
-    """Return ImageryClient's masks, (x, y) arrays by id."""
+    """Return the masks that ImageryClient takes: (x, y) arrays by id."""
     return {int(i): (labels == i).T.astype(int) for i in np.unique(labels) if i}
 
 
@@ -234,18 +234,18 @@ def test_a_petavoxel_volume_opens_and_has_a_small_graph(tmp_path):
     assert len(pickle.dumps(whole.data.dask)) < 20_000
 
 
-def test_nothing_is_read_twice_and_a_halo_is_a_larger_read(monkeypatch):
+def test_a_halo_is_part_of_one_larger_read(monkeypatch):
     image, seg = as_source(IMAGE), as_source(FINE)
     read = {"image": 0, "segmentation": 0}
     from imageryxr.sources import memory
 
     original = memory.MemorySource.read
 
-    def counted(self, mip, box):
+    def read_and_count(self, mip, box):
         read[self.layer_type] += box.voxels
         return original(self, mip, box)
 
-    monkeypatch.setattr(memory.MemorySource, "read", counted)
+    monkeypatch.setattr(memory.MemorySource, "read", read_and_count)
     picture = ix.composite(ix.overlay(image, seg, outline=3), ix.outline(seg, width=2, side="in"))
     picture.compute()
     assert read == {"image": IMAGE.size, "segmentation": FINE.size}

@@ -1,4 +1,4 @@
-"""Annotations on pictures: every pixel against a slow drawing, and the same bits for any blocks."""
+"""Annotations on pictures equal a slow reference drawing, and do not depend on the blocks of the picture."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ TABLES = {
 @pytest.mark.parametrize(
     "options", [{}, {"depth": 70, "fade": True}, {"edgecolor": "black", "alpha": 0.5, "fill": 0.3}]
 )
-def test_any_blocks_give_the_same_bits(kind, options):
+def test_annotations_do_not_depend_on_the_blocks_in_any_bit(kind, options):
     rgba = picture((5, 40, 48))
     places = random_points(rgba, 400)
     table = ix.as_annotations(places, **TABLES[kind](places))
@@ -149,7 +149,9 @@ def test_no_task_contains_the_table():
 
     tasks = {key: task for key, task in drawn.__dask_graph__().items() if key[0] == drawn.data.name}
     assert len(tasks) == 32
-    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 200_000  # all 20,000 rows would take 800 kB
+    assert (
+        max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 200_000
+    )  # a task with all 20,000 rows would take 800 kB
 
 
 def test_equal_calls_have_equal_names_and_others_do_not():

@@ -1,4 +1,4 @@
-"""Annotations on Pillow pictures: at their position in nm, on every tile, at the resolution of the pixels."""
+"""Annotations are drawn on Pillow pictures at their position in nm, on every tile, in the resolution of the pixels."""
 
 from __future__ import annotations
 

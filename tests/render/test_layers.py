@@ -22,7 +22,7 @@ SLICE = {"z": [1]}
 
 
 def over(bottom, top):
-    """Return straight RGBA over straight RGBA, computed in floats as an oracle."""
+    """Return RGBA over RGBA (not premultiplied), computed in floats, as the expected value."""
     a, b = top[..., 3:] / 255, bottom[..., 3:] / 255
     alpha = a + b * (1 - a)
     rgb = np.where(alpha > 0, (top[..., :3] * a + bottom[..., :3] * b * (1 - a)) / np.where(alpha > 0, alpha, 1), 0)

@@ -1,4 +1,4 @@
-"""Large tables on small pictures: each mark that extends into a picture is drawn, and few other annotations are processed."""
+"""Large tables on small pictures: all marks that extend into a picture are drawn, and few others are processed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thumbnails, contrast limits and plots: number of voxels read, and coordinates."""
+"""Thumbnails, contrast limits and plots read few voxels and have the right coordinates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With allow_local=False no name, form of an address or redirect reaches this machine or its network."""
+"""With allow_local=False, no host name, form of an address or redirect leads to this machine or its network."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def local():
 
 @pytest.fixture
 def names(monkeypatch):
-    """Set the answers of name resolution: for each name a list that is used in order; the last answer repeats."""
+    """Replace name resolution by a table: a list of answers for each name, used in order; the last one repeats."""
     table: dict[str, list[list[str]]] = {}
     resolved: list[str] = []
     real = socket.getaddrinfo
@@ -138,7 +138,7 @@ def test_a_public_name_of_a_private_address_is_refused(local, names, addresses):
 
 
 def test_a_name_is_resolved_once_and_the_checked_address_is_used(local, names, monkeypatch):
-    # DNS rebinding: the first answer is public, every further one this machine.
+    # DNS rebinding: the first answer is a public address, and all later ones are this machine.
     names["rebinding.example"] = [["8.8.8.8"], ["127.0.0.1"]]
     dialled = []
 
@@ -193,13 +193,15 @@ def test_a_redirect_to_this_machine_is_not_followed(local, public, names, status
         request(public.name + "/info")
     assert (local.connections, len(public.requests)) == (0, 1)
     if form == "127.0.0.1":
-        with pytest.raises(ix.errors.ServerError, match="this machine"):  # also for an address that the user typed
+        with pytest.raises(
+            ix.errors.ServerError, match="this machine"
+        ):  # this also applies to an address that the user typed
             request(public.name + "/info", OPEN)
         assert local.connections == 0
         assert request(public.name + "/info", ALLOWED).body == b"{}"
 
 
-def test_connections_of_policies_are_not_shared(local):
+def test_connections_are_not_shared_between_access_policies(local):
     assert request(local.url, OPEN).status == 200
     with pytest.raises(ix.errors.ServerError, match="this machine"):
         request(local.url)

@@ -36,7 +36,7 @@ NEW = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec()}
 
 
 def open_array(path):
-    """Return an array opened like the arrays of an OME-Zarr."""
+    """Open an array as the arrays of an OME-Zarr are opened."""
     name, version = ("zarr.json", 3) if (path / "zarr.json").is_file() else (".zarray", 2)
     layout = layout_of(str(path), json.loads((path / name).read_text()), version)
     return open_local_array(f"file://{path}", "", layout.document)[0]
@@ -51,7 +51,7 @@ def write_array(path, compressors, version=3, **options):
 
 
 def compressed_zeros(make, size=128 * MB):
-    """Return compressed zeros."""
+    """Return `size` zeros, compressed by the compressor that `make` returns."""
     packer = make()
     piece = bytes(4 * MB)
     return b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()
@@ -84,14 +84,14 @@ def test_codecs_in_a_row_decode_to_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("kind", slow_except(MAKERS, "gzip"))
-def test_a_bomb_in_a_chunk_ends_at_the_limit(tmp_path, kind):
+def test_a_decompression_bomb_in_a_chunk_ends_at_the_limit(tmp_path, kind):
     path = write_array(tmp_path / "a.zarr", [OLD[kind]], 2, chunks=DATA.shape)
     (path / "0.0.0").write_bytes(compressed_zeros(MAKERS[kind]))
     with pytest.raises(ValueError, match="than the limit of 1,114,112 bytes"):
         open_array(path)[...]
 
 
-def test_a_bomb_within_another_codec_ends_at_the_limit(tmp_path):
+def test_a_decompression_bomb_within_another_codec_ends_at_the_limit(tmp_path):
     path = write_array(tmp_path / "a.zarr", [ZstdCodec(), GzipCodec()], chunks=DATA.shape)
     inner = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 * MB))
     (path / "c" / "0" / "0" / "0").write_bytes(gzip.compress(inner))
@@ -108,7 +108,7 @@ def test_a_header_within_another_codec_allocates_no_more_than_the_limit(tmp_path
         open_array(path)[...]
 
 
-def test_streams_that_are_cut_short_are_errors(tmp_path):
+def test_truncated_streams_are_errors(tmp_path):
     for kind in ("gzip", "zlib", "bz2", "lzma"):
         path = write_array(tmp_path / f"{kind}.zarr", [OLD[kind]], 2, chunks=DATA.shape)
         chunk = path / "0.0.0"
@@ -163,7 +163,7 @@ def test_the_largest_chunk_of_a_server_is_bounded():
 
 
 @pytest.mark.slow
-def test_a_bomb_takes_no_memory(tmp_path):
+def test_a_decompression_bomb_takes_no_memory(tmp_path):
     path = write_array(tmp_path / "a.zarr", [OLD["gzip"]], 2, chunks=DATA.shape)
     (path / "0.0.0").write_bytes(compressed_zeros(MAKERS["gzip"]))
     code = f"""
@@ -182,7 +182,7 @@ except ValueError:
 
 
 @pytest.mark.parametrize("name", ["imageryxr_bounded", "numcodecs.imageryxr_bounded"])
-def test_a_file_does_not_name_the_limit_itself(name):
+def test_a_file_cannot_set_the_size_limit_of_its_codecs(name):
     own = {"codec": {"id": "gzip"}, "limit": 2**60}
     array = {"zarr_format": 3, "node_type": "array", "shape": [8], "data_type": "uint8", "fill_value": 0}
     array |= {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [8]}}, "chunk_key_encoding": "default"}

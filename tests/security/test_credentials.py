@@ -1,4 +1,4 @@
-"""Credentials are sent over https, to CAVE's servers, the servers they were stored or given for, and trusted hosts only."""
+"""Credentials are sent only over https, to CAVE servers, to servers for which they were given, and to trusted hosts."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_password_in_an_address_goes_to_its_own_server_only(secrets, tls):
         assert not second.secrets
 
 
-def test_find_password_reads_nothing_for_odd_hosts(secrets):
+def test_find_password_reads_no_file_for_an_invalid_host(secrets):
     assert find_password("https://../../x") is None
     assert find_password("nothing") is None
     assert auth.unsent_password_hint() == ""

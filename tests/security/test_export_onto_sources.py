@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a volume in each format, and a segmentation."""
     folder = tmp_path_factory.mktemp("written")
     small = {"chunks": (4, 16, 16), "levels": 2}
@@ -44,13 +44,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def data(written: Path, tmp_path: Path) -> Path:
+def data(written_volumes: Path, tmp_path: Path) -> Path:
     """Return a copy of the volumes."""
-    return Path(shutil.copytree(written, tmp_path / "data"))
+    return Path(shutil.copytree(written_volumes, tmp_path / "data"))
 
 
 def check_refused(array: xr.DataArray, target: str | os.PathLike[str], folder: Path, **options: object) -> str:
-    """Export with and without overwriting; check that both fail without a change, and return the message."""
+    """Check that exports with and without `overwrite` fail and change no file; return the message."""
     before = contents(folder)
     for overwrite in (True, False):
         with pytest.raises(TargetExistsError, match="a source of the exported array") as error:
@@ -83,12 +83,12 @@ SPELLINGS = {
 @pytest.mark.fast_forms(10)
 @pytest.mark.parametrize("target", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("mip", [0, 1])
-def test_no_spelling_of_a_source_is_written_to(data, target, mip):
+def test_a_source_is_refused_as_a_target_however_its_path_is_written(data, target, mip):
     em = ix.open_image(f"precomputed://file://{data}/em", mip=mip)
     check_refused(em, target.format(data=data), data)
 
 
-def test_relative_paths_homes_and_path_objects_are_the_same_place(data, monkeypatch):
+def test_relative_paths_home_folders_and_path_objects_are_recognised_as_a_source(data, monkeypatch):
     em = ix.open_image(f"precomputed://file://{data}/em")
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv("HOME", str(data))
@@ -157,7 +157,7 @@ def test_targets_next_to_a_source_are_written(data):
     assert contents(data / "em") == before
 
 
-def test_a_stack_that_would_fill_a_source_is_refused(data):
+def test_a_stack_whose_pattern_leads_into_a_source_is_refused(data):
     (data / "0").mkdir()
     (data / "em").rename(data / "0" / "em")
     em = ix.open_image(f"precomputed://file://{data}/0/em")

@@ -1,4 +1,4 @@
-"""Answers of servers raise only our errors, and a link is opened in bounded time."""
+"""Malformed responses raise an `ImageryError`, and a link is opened in bounded time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEEP = b"[" * 100_000
 
 
 @pytest.mark.parametrize("status", [200, 302, 401, 403, 404, 500])
-def test_deeply_nested_json_is_our_error(secrets, stranger, status):
+def test_deeply_nested_json_is_an_imagery_error(secrets, stranger, status):
     stranger.answer = lambda request: (status, DEEP, {"Content-Type": "application/json"})
     url = stranger.url()
     for source in ("graphene://{}" + TABLE, "precomputed://{}/x", "precomputed://middleauth+{}/x", "zarr://{}/x"):
@@ -42,7 +42,7 @@ def test_the_layer_numbers_of_a_graph_are_checked(secrets, stranger, name, value
 
 
 @pytest.mark.parametrize("nodes", [[1], [{}], [{"id": "x"}], [{"id": -1}], [{"id": 1e400}], [{"id": 2**64}], [None]])
-def test_a_lineage_without_ids_is_our_error(secrets, stranger, nodes):
+def test_a_lineage_without_ids_is_an_imagery_error(secrets, stranger, nodes):
     graph_info(stranger, "x", f"precomputed://{stranger.url()}/data")
     answers = {"is_latest": {"is_latest": [False]}, "root_timestamps": {"timestamp": [1.6e9]}}
     answers["lineage"] = {"nodes": nodes}
@@ -57,7 +57,7 @@ def test_a_lineage_without_ids_is_our_error(secrets, stranger, nodes):
 
 
 @pytest.mark.parametrize("versions", [5, ["a", 1], {"a": 1}, None, [[1]]])
-def test_versions_that_are_not_a_list_are_our_error(secrets, stranger, versions):
+def test_versions_that_are_not_a_list_are_an_imagery_error(secrets, stranger, versions):
     layer = f"precomputed://{stranger.url()}/x"
     info = {"aligned_volume": {"image_source": layer}, "segmentation_source": layer}
     stranger.files["/info/api/v2/datastack/full/stack"] = info

@@ -1,4 +1,4 @@
-"""Fuzz tests of ``info`` files: each opens or raises our error, and nothing outside the layer's folder is read."""
+"""Fuzz tests of ``info`` files: they open or raise an `ImageryError`, and no file outside the layer is read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ NESTED: list[Any] = [None, [], {}, [[]], [{}], {"a": {"b": []}}, [1], [1, 2], [1
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value in a document: the keys and indexes that lead to it."""
+    """Return the paths of all values in a document, each a tuple of keys and indexes."""
     inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()  # fmt: skip
     return [path, *(deeper for key, value in inner for deeper in places(value, (*path, key)))]
 
@@ -97,7 +97,7 @@ def mutated_info(seed: int) -> Any:
 
 
 def try_info(folder: Path, document: Any) -> str:
-    """Open an ``info`` and read one voxel; errors other than ours are raised."""
+    """Open an ``info`` and read one voxel; errors other than `ImageryError` propagate."""
     try:
         (folder / "info").write_text(json.dumps(document))
     except UnicodeEncodeError:
@@ -127,7 +127,7 @@ def fuzz(folder: Path, seeds: range) -> dict[str, int]:
 
 
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.ImageryWarning")
-def test_mutated_info_files_are_arrays_or_our_errors(tmp_path):
+def test_mutated_info_files_open_or_raise_an_imagery_error(tmp_path):
     counts = fuzz(tmp_path / "layer", range(400))
     assert counts["read"] > 10
     assert counts["SourceError"] > 100
@@ -136,7 +136,7 @@ def test_mutated_info_files_are_arrays_or_our_errors(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.ImageryWarning")
 @pytest.mark.parametrize("first", mutations.STARTS)
-def test_many_mutated_info_files_are_arrays_or_our_errors(tmp_path, first):
+def test_many_mutated_info_files_open_or_raise_an_imagery_error(tmp_path, first):
     assert sum(fuzz(tmp_path / "layer", range(first, first + mutations.PART)).values()) == mutations.PART
 
 
@@ -206,6 +206,6 @@ def test_a_chunk_is_not_allocated_before_its_file_has_that_length(tmp_path):
         tracemalloc.stop()
 
 
-def test_names_are_read_in_any_case_and_null_is_left_out(tmp_path):
+def test_names_of_types_have_any_case_and_null_members_are_ignored(tmp_path):
     info = plain_info(encoding="RAW", sharding=None) | {"data_type": "UINT8", "type": "Image"}
     np.testing.assert_array_equal(ix.open_image(write(tmp_path, info)).values, VALUES)

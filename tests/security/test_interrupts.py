@@ -26,13 +26,13 @@ from tests.support.processes import python
 
 Process = subprocess.Popen[str] | Forked
 
-# The guarantee is one second on an idle machine. Without it, exports took 20 seconds or more to end.
+# The guarantee is one second on an idle machine. Before it existed, exports took 20 seconds or more to end.
 SECONDS = 5.0
 CHUNKS = {"chunks": (4, 64, 64), "levels": 1}
 
 
 class Hanging(ThreadingHTTPServer):
-    """A server that returns metadata, but never completes the answer to a request for a chunk."""
+    """A server that sends metadata, but never completes its response to a request for a chunk."""
 
     daemon_threads = True
     request_queue_size = 128  # connections beyond the queue are retried after a second
@@ -44,7 +44,7 @@ class Hanging(ThreadingHTTPServer):
         self.unresponsive = socket.socket()
         self.unresponsive.bind(("127.0.0.1", 0))
         self.unresponsive.listen(0)
-        # connections that fill the queue of a socket that accepts none
+        # these connections fill the queue of the socket, which accepts none
         self.filling = [socket.socket() for _ in range(4)]
         for one in self.filling:
             one.setblocking(False)
@@ -143,7 +143,7 @@ def script(folder: Path, address: str, target: str, options: str = "", array: st
 
 @contextmanager
 def run_script(job: Path, folder: Path, *, fresh: bool = False) -> Iterator[Process]:
-    """Run a script, forked or by a fresh interpreter, and end it and its children at the end of the block."""
+    """Run a script in a fork or in a new interpreter, and kill it and its children at the end of the context."""
     with (folder / "output.txt").open("w") as output:
         options: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
         process: Process

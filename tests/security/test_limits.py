@@ -174,7 +174,7 @@ def test_an_unknown_content_encoding_is_an_error(encoding):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", PACK)
-def test_a_bomb_takes_no_memory(encoding):
+def test_a_decompression_bomb_takes_no_memory(encoding):
     bomb = PACK[encoding](b"\0" * (200 << 20))
     with little_memory(), pytest.raises(ValueError, match="more than the limit of 1,048,576 bytes"):
         decompress(bomb, encoding, 1 << 20)
@@ -200,7 +200,7 @@ def layer(server, shape=(16, 16, 16)):
 
 @pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("encoding", PACK)
-def test_a_bomb_for_a_chunk_is_refused(encoding):
+def test_a_decompression_bomb_in_place_of_a_chunk_is_refused(encoding):
     bomb = PACK[encoding](b"\0" * (64 << 20))
 
     def answer(sock, head):
@@ -214,7 +214,7 @@ def test_a_bomb_for_a_chunk_is_refused(encoding):
             em.load()
 
 
-def test_a_bomb_for_metadata_is_refused():
+def test_a_decompression_bomb_in_place_of_metadata_is_refused():
     bomb = gzip.compress(b" " * (70 << 20))
     with (
         HostileServer(lambda sock, head: reply(sock, bomb, Content_Encoding="gzip")) as server,

@@ -15,7 +15,7 @@ import pytest
 import imageryxr as ix
 from tests.support.links import NEW, OLD, on_sample
 
-SECONDS = 60  # for one link; each takes milliseconds
+SECONDS = 60  # limit for one link, which usually takes milliseconds
 
 ODD = [
     None, True, False, -1, 0, 1, 2, 2**31, 2**62, 2**64, 2**70, -(2**70), 10**400, 1e308, -1e308, 5e-324, 1e-30, 1e-300, 1.5,
@@ -115,7 +115,7 @@ def states(sample):
 
 
 def mutate(state, rng, odd_values):
-    """Return a state with some of its values changed, removed or put elsewhere."""
+    """Return a state of which some values are changed, removed or moved."""
     state = copy.deepcopy(state)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         node = state
@@ -143,7 +143,7 @@ def mutate(state, rng, odd_values):
 
 
 def garble(text, rng):
-    """Return text with some pieces of it replaced."""
+    """Return text of which some pieces are replaced."""
     for _ in range(rng.choice([1, 2, 10])):
         place = rng.randrange(len(text) + 1)
         text = text[:place] + rng.choice(PIECES) + text[place + rng.choice([0, 1, 30]) :]
@@ -167,7 +167,7 @@ def links(sample, rng, odd_values, count):
 
 
 def follow(link, uses):
-    """Open a link and use what it shows; return whether it could be opened."""
+    """Open a link and call functions with its tree; return whether the link could be opened."""
     try:
         tree = ix.open_neuroglancer(link, allow_local=True)
     except ix.ImageryError:
@@ -202,13 +202,13 @@ def odd_values(tmp_path):
     return [o.replace("/LOOP", str(loop)) if isinstance(o, str) else o for o in ODD]
 
 
-# Seed, number of links and uses per link of each part; parts run on several cores. Slow parts use each link in one way.
+# Seed, number of links, and number of functions called per link, for each part. Parts can run on several cores.
 PARTS = [(250, 250, 3), *(pytest.param(seed, 1250, 1, marks=pytest.mark.slow) for seed in range(10_000, 10_008))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "count", "ways"), PARTS)
-def test_mutated_links_open_or_end_in_our_error(sample, odd_values, seed, count, ways, monkeypatch):
+def test_mutated_links_open_or_raise_an_imagery_error(sample, odd_values, seed, count, ways, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", _no_names)
     rng = random.Random(seed)
     opened = 0
@@ -219,10 +219,10 @@ def test_mutated_links_open_or_end_in_our_error(sample, odd_values, seed, count,
             warnings.simplefilter("ignore", ix.ImageryWarning)
             try:
                 opened += follow(link, uses)
-            except BaseException as error:  # a PanicException of Rust is no subclass of Exception
+            except BaseException as error:  # PanicException, which Rust code raises, is not a subclass of Exception
                 raise AssertionError(f"link {number}: {link!r}") from error
         assert time.monotonic() - start < SECONDS, f"link {number}: {link!r}"
-    assert opened > count / 10  # enough links pass the parser for the later steps to be tested
+    assert opened > count / 10  # enough links are parsed to test the later steps
 
 
 def _no_names(*args, **kwargs):

@@ -50,7 +50,7 @@ def repeat(text):
 
 
 @pytest.fixture(autouse=True)
-def bounded():
+def time_limit():
     start = time.monotonic()
     yield
     assert time.monotonic() - start < SECONDS
@@ -104,7 +104,7 @@ TOKENS = (
 
 
 def emitted_expression(code):
-    """Return what a shader emits, found with the reference patterns, which take quadratic time."""
+    """Return the expression that a shader emits, found with reference patterns that take quadratic time."""
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", code, flags=re.DOTALL)
     found = re.findall(r"emitGrayscale\s*\((.*?)\)\s*;", code, re.DOTALL)
     found = found or re.findall(r"emitRGB\s*\(\s*vec3\s*\(([^,]*)\)\s*\)\s*;", code)
@@ -115,7 +115,7 @@ def emitted_expression(code):
     return value
 
 
-def test_the_linear_scanner_finds_what_its_patterns_mean():
+def test_the_linear_scanner_equals_its_reference_patterns():
     from imageryxr.neuroglancer import shaders
 
     rng = random.Random(1)
@@ -128,7 +128,7 @@ def test_the_linear_scanner_finds_what_its_patterns_mean():
     assert len(found) > 50
 
 
-def test_url_safe_text_is_read_as_its_pattern_means():
+def test_reading_url_safe_text_equals_its_reference_pattern():
     rng = random.Random(2)
     for _ in range(5000):
         text = "".join(rng.choice("'\"\\_&a") for _ in range(rng.randrange(12)))

@@ -35,7 +35,7 @@ ANSWERS = {
 
 
 def visible_text_of(error: BaseException) -> str:
-    """Return all text that a user may see of an error and its causes."""
+    """Return all texts that show an error and its causes to a user."""
     texts, seen, todo = ["".join(traceback.format_exception(error))], set(), [error]
     while todo:
         one = todo.pop()
@@ -48,7 +48,7 @@ def visible_text_of(error: BaseException) -> str:
 
 
 def output_of(way, caplog) -> str:
-    """Run a function that fails or warns; return all text that a user may see."""
+    """Run a function that fails or warns; return all texts that the user may see."""
     caplog.clear()
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -99,7 +99,7 @@ def test_errors_of_servers_show_no_secret(secrets, stranger, way, caplog):
         assert not leaks(output)
 
 
-def test_what_a_service_names_shows_no_secret(secrets, stranger, caplog):
+def test_addresses_that_a_service_returns_show_no_secret(secrets, stranger, caplog):
     bad = f"precomputed://https://me:{SECRET}@h:port/x"
     stack = "/info/api/v2/datastack/full/d"
     for image, segmentation, local in (

@@ -25,7 +25,7 @@ PARTS = [
 
 
 def answer_range(sock, head, **changes):
-    """Answer a range request correctly, except for the given changes."""
+    """Respond to a range request correctly, except for the given changes."""
     first, last = re.search(r"Range: bytes=(\d*)-(\d*)", head).groups()
     if first:
         start, stop = int(first), min(int(last or 99), 99) + 1
@@ -84,7 +84,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_another_range_than_the_requested_one_is_an_error(name):
+def test_a_response_with_another_range_is_an_error(name):
     with pytest.raises(ix.errors.ServerError, match="returned|Content-Range|several ranges|limit"):
         request(ByteRange(10, 20), lambda sock, head: answer_range(sock, head, **WRONG[name]))
 
@@ -99,7 +99,7 @@ def test_another_range_than_the_requested_one_is_an_error(name):
         (ByteRange(90), "bytes 91-99/100", WHOLE[91:]),
     ],
 )
-def test_another_end_of_a_file_than_the_requested_one_is_an_error(part, given, body):
+def test_a_response_with_another_end_of_a_file_is_an_error(part, given, body):
     with pytest.raises(ix.errors.ServerError, match="returned .* instead of"):
         request(part, lambda sock, head: answer_range(sock, head, given=given, body=body))
 

@@ -1,4 +1,4 @@
-"""If a server answers with other ranges than the requested ones, reading a shard is an error."""
+"""Reading a shard is an error if the server sends other ranges than the requested ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FORMATS = {"zarr": zarr_folder, "precomputed": precomputed_folder}
 
 
 def answer_shifted(sock, head, folder, shift=0, label=True):
-    """Answer range requests for a file with shifted ranges, with a matching or wrong Content-Range."""
+    """Respond to range requests with shifted ranges; the Content-Range states the requested or the sent range."""
     file = folder / head.split()[1].lstrip("/")
     if not file.is_file():
         return reply(sock, status="404 Not Found")

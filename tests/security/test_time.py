@@ -106,7 +106,7 @@ WAYS = [value for value in list(globals().values()) if getattr(value, "__module_
 
 @pytest.mark.fast_forms(2)
 @pytest.mark.parametrize("way", slow_except(WAYS, slow_headers, slow_body, silence), ids=lambda way: way.__name__)
-def test_an_answer_ends_at_its_deadline(way):
+def test_a_response_ends_at_its_deadline(way):
     with HostileServer(lambda sock, head: way(server, sock, head)) as server:
         began = time.monotonic()
         with pytest.raises(ix.errors.ServerError):
@@ -128,7 +128,7 @@ def test_a_slow_answer_is_not_retried():
 @pytest.mark.parametrize("step", [0.0, 0.1])
 def test_a_handshake_ends_at_its_deadline(step):
     def greet(sock: socket.socket) -> None:
-        # The header of a TLS record of 16 kB, of which the content comes a byte at a time.
+        # The header of a TLS record of 16 kB, whose content follows byte by byte.
         for byte in b"\x16\x03\x03\x40\x00" + b"\x02" * 1000:
             if stop.wait(step or 60):
                 return

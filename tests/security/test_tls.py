@@ -46,7 +46,7 @@ def write_certificate(path, name):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Start an https server for public.example; return it, the names that clients sent, and its connections."""
+    """Start an https server for public.example; yield it, the host names that clients sent, and its connections."""
     path = write_certificate(tmp_path / "server.pem", "public.example")
     for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(variable, raising=False)

@@ -1,4 +1,4 @@
-"""The local CAVE datastack, read with the same verbs as a real one."""
+"""The local CAVE datastack is read with the same functions as a real one."""
 
 from __future__ import annotations
 

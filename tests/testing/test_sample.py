@@ -207,7 +207,7 @@ def test_samples_of_other_shapes_are_complete(tmp_path: Path, shape: tuple[int, 
     assert read(block.image, 2).shape == (shape[0], -(-shape[1] // 4), -(-shape[2] // 4))
 
 
-def test_second_call_writes_nothing(block: Sample) -> None:
+def test_a_second_call_writes_nothing(block: Sample) -> None:
     before = {p: p.stat().st_mtime_ns for p in block.path.rglob("*")}
     assert sample(str(block.path), shape=SMALL) == block
     assert {p: p.stat().st_mtime_ns for p in block.path.rglob("*")} == before
@@ -300,7 +300,7 @@ def test_invalid_shapes_raise(tmp_path: Path, shape: object) -> None:
     assert not (tmp_path / "block").exists()
 
 
-def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sample_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 

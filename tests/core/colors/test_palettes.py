@@ -66,7 +66,7 @@ def test_parse_color_accepts_names_hex_strings_and_numbers(value, expected):
 
 
 @pytest.mark.parametrize("name", list(CSS4_COLORS))
-def test_names_and_hex_agree_with_matplotlib(name):
+def test_colour_names_and_hex_strings_equal_those_of_matplotlib(name):
     expected = tuple(round(255 * part) for part in to_rgba(name))
     assert parse_color(name) == parse_color(CSS4_COLORS[name]) == expected
 
@@ -344,7 +344,7 @@ def test_a_seed_with_another_palette_raises():
 # --- resolve_colors ---------------------------------------------------------------------------------------
 
 
-def test_none_draws_every_id_with_the_stable_table():
+def test_colors_none_draws_every_id_in_its_stable_colour():
     colors = resolve_colors(None)
     assert (len(colors.ids), colors.rgb.shape, colors.alpha, colors.mode) == (0, (0, 3), None, "table")
     np.testing.assert_array_equal(colors.fallback, stable_table())
@@ -707,7 +707,7 @@ def test_contradictory_and_empty_palette_files_raise(tmp_path, name, text, messa
         load_palette(tmp_path / name)
 
 
-def test_messages_of_palettes_by_type_name_what_is_missing():
+def test_errors_of_palettes_by_type_state_what_is_missing():
     table = {"r": [1, 2], "c": ["a", "b"]}
     with pytest.raises(OptionError, match="by='c' needs id="):
         palette(table, by="c")

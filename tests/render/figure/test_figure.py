@@ -276,7 +276,7 @@ def test_labels_are_legible_and_stay_in_their_corner(tone, ink, mode):
     assert (labelled[..., 0] == ink).sum() > 20
 
 
-def test_labels_over_nothing_have_clean_edges():
+def test_labels_on_transparent_pixels_have_clean_edges():
     picture = montage([Image.new("RGBA", (200, 160))], labels=["abc"], background=None)
     values = pixels(picture)
     assert values[..., 3].max() == 255
@@ -286,7 +286,7 @@ def test_labels_over_nothing_have_clean_edges():
     assert (faint[:, :3] > 200).all()
 
 
-def test_a_long_label_is_made_to_fit():
+def test_a_long_label_is_fitted_into_its_tile():
     tile = Image.new("L", (120, 60))
     values = pixels(montage([tile, tile], labels=["a label that is too long", ""], label_size=20, spacing=0))[..., 0]
     assert values[:, :120].max() == 255
@@ -440,7 +440,7 @@ def test_text_on_tiny_pictures_is_omitted():
 
 
 @pytest.mark.parametrize("scale", [1, 2, 5])
-def test_the_bar_is_right_at_any_scale(gray, scale):
+def test_a_scale_bar_has_the_right_length_at_any_scale(gray, scale):
     wide = gray.isel(z=0).pad(x=(0, 200), y=(0, 100), constant_values=90).drop_vars(["x", "y"])
     wide = xr.DataArray(
         wide.values[None], dims=("z", "y", "x"), coords=Grid((1, *wide.shape), (8, 8, 40), (0, 0, 0)).coords()
@@ -535,7 +535,7 @@ def test_a_legend_lists_colours_in_order():
     assert dark[:, 100:].max(axis=(0, 1)).min() > 200
 
 
-def test_a_legend_counts_the_lines_without_room(monkeypatch):
+def test_a_legend_states_the_number_of_omitted_entries(monkeypatch):
     from PIL import ImageDraw
 
     written = []
@@ -561,7 +561,7 @@ def test_a_legend_counts_the_lines_without_room(monkeypatch):
         (lambda p, path: save_figure(np.zeros((9, 9), "uint8"), path), r"a ndarray is not a picture.*fromarray"),
     ],
 )
-def test_invalid_arguments_of_figures_raise_our_errors(wrong, message, tmp_path):
+def test_invalid_arguments_of_figures_are_imagery_errors(wrong, message, tmp_path):
     with pytest.raises((OptionError, ColorError), match=message):
         wrong(Image.new("L", (100, 80)), tmp_path / "a.png")
 
@@ -596,7 +596,7 @@ def test_an_inset_does_not_cover_the_part_that_it_magnifies():
     for x in range(0, 110, 9):
         for y in range(0, 80, 7):
             box = BBox((x, y, 0), (x + 10, y + 8, 1), resolution=(8, 8, 40))
-            out = np.asarray(inset(da, box, zoom=3, color="red"))  # a warning would be an error
+            out = np.asarray(inset(da, box, zoom=3, color="red"))  # warnings are errors in tests
             np.testing.assert_array_equal(out[y : y + 8, x : x + 10, 0], da.values[0, y : y + 8, x : x + 10])
     box = BBox((100, 5, 0), (110, 13, 1), resolution=(8, 8, 40))
     with pytest.warns(ix.ImageryWarning, match="covers 80 pixels of the part.*position='top left' or position='bottom"):
@@ -656,7 +656,7 @@ def test_a_montage_has_rows_and_slice_numbers(gray, monkeypatch):
     assert written == ["z 4", "z 5", "z 6"]
 
 
-def test_a_bar_over_dark_and_light_is_visible_along_its_whole_length():
+def test_a_scale_bar_over_dark_and_light_pixels_is_visible_along_its_whole_length():
     picture = Image.new("L", (400, 300), 200)
     picture.paste(0, (330, 0, 400, 300))
     after = np.asarray(scale_bar(picture, nm_per_pixel=4, length=400, label=False))

@@ -1,4 +1,4 @@
-"""Sizes in print and in the tissue: text in points, pixels in nm, scale bars beside insets."""
+"""Printed sizes and sizes in nm: text in points, pixels in nm, scale bars beside insets."""
 
 from __future__ import annotations
 
