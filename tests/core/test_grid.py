@@ -87,7 +87,7 @@ def test_grid_of_reads_coordinates_back(resolution, offset, size, step):
 
 
 @given(RESOLUTIONS, RESOLUTIONS, st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 30), st.integers(-40, 40))
-def test_nearest_linear_and_overlap_follow_the_definition(target, source, o_t, o_s, count, start):
+def test_nearest_linear_and_overlap_equal_their_definitions(target, source, o_t, o_s, count, start):
     t, s = Axis(60, target, o_t), Axis(50, source, o_s)
     m = AxisMap.from_axes(t, s)
     stop, valid = start + count, (0, 50)

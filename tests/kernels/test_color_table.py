@@ -98,7 +98,7 @@ def test_the_last_of_repeated_ids_takes_precedence():
     assert find_rows(labels, table).tolist() == [[[1, -1, -1]]]
 
 
-def test_zero_is_never_drawn():
+def test_background_is_never_drawn():
     table = lk.build_color_table([0], np.full((1, 4), 9, np.uint8), np.full((3, 4), 9, np.uint8))
     assert find_rows(np.zeros((1, 1, 2), np.uint8), table).tolist() == [[[-1, -1]]]
 

@@ -68,7 +68,7 @@ def pictures(draw):
 
 @given(pictures())
 @settings(max_examples=60, deadline=None)
-def test_fill_equals_a_lookup_and_alpha_over(picture):
+def test_fill_equals_a_colour_lookup_and_alpha_blending(picture):
     labels, image, table = picture
     slots = find_rows(labels, table)
     expected = np.zeros((*labels.shape, 4), np.uint8)

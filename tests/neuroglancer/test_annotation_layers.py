@@ -225,7 +225,7 @@ ODD = [None, True, -1, 2**64, 1e308, float("nan"), "", "x" * 999, "\ud800", [], 
 
 @pytest.mark.fast_forms(4)
 @pytest.mark.parametrize("key", ["source", "annotations", "annotationColor", "annotationProperties", "annotationRelationships", "shader", "shaderControls", "linkedSegmentationLayer", "filterBySegmentation"])  # fmt: skip
-def test_a_layer_with_odd_entries_opens_or_is_skipped(sample, key):
+def test_a_layer_with_unusual_entries_opens_or_is_skipped(sample, key):
     shader = '#uicontrol vec3 tint color(default="lime")\nvoid main() { setColor(tint); }'
     for odd in ODD:
         layer = {**NOTES, "shader": shader, "filterBySegmentation": True, "linkedSegmentationLayer": "em", key: odd}
@@ -236,7 +236,7 @@ def test_a_layer_with_odd_entries_opens_or_is_skipped(sample, key):
 
 @pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("key", ["type", "point", "id", "segments", "props", "description"])
-def test_a_layer_with_odd_annotations_opens_or_is_skipped(sample, key):
+def test_a_layer_with_unusual_annotations_opens_or_is_skipped(sample, key):
     properties = [{"id": "x", "type": "float32"}, {"id": "a/b", "type": "rgb"}]
     for odd in ODD:
         layer = {

@@ -167,7 +167,7 @@ def test_states_that_cannot_be_loaded_raise(server, token, path, error, message)
     assert not any(seen == "/nglstate/api/v1/1" for seen, _ in server.seen)
 
 
-def test_a_state_on_this_machine_raises(server):
+def test_a_state_on_this_machine_is_an_error(server):
     with pytest.raises(ix.errors.LinkError, match="allow_local=True"):
         ix.open_neuroglancer(f"https://site/#!{server.url}/nglstate/api/v1/1")
     assert server.seen == []

@@ -361,7 +361,7 @@ def test_a_single_viewer_has_no_groups(image, layout):
         open_state(image, **state, group=1)
 
 
-def test_a_group_follows_the_whole_link_except_for_its_own_settings(image):
+def test_a_group_uses_the_settings_of_the_link_unless_it_has_its_own(image):
     viewer = {"type": "viewer", "layers": ["em"], "layout": {"type": "yz", "crossSections": {}}, "position": {}}
     tree = open_state(image, layout=viewer, crossSectionOrientation=[0, 0, 1, 0])
     assert (tree.attrs["position"], tree.attrs["layout"], tree.attrs["orientation"]) == (PLACE, "yz", [0, 0, 1, 0])

@@ -277,7 +277,7 @@ def test_chunks_that_dask_does_not_take_are_an_error_that_names_the_argument(chu
         lambda: ix.inset(ix.to_rgba(IMAGE.isel(z=0)), BOX, line=1.5),
     ],
 )
-def test_arguments_of_another_type_are_errors_of_this_package(call):
+def test_arguments_of_another_type_are_imagery_errors(call):
     with pytest.raises(ix.ImageryError, match=r"give|must be|not a dict"):
         call()
 

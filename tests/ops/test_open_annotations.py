@@ -166,7 +166,7 @@ def test_neuroglancers_own_reader_returns_the_same_annotations(tmp_path, shardin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_straight_from_the_writer_is_read_in_boxes_although_its_bounds_are_those_of_centres(tmp_path, kind):
+def test_a_layer_whose_bounds_are_those_of_centres_is_read_in_boxes(tmp_path, kind):
     entries = random_annotations(kind)
     writer_of(kind, entries).write(tmp_path / "a")
     lo, hi = np.array([-30, -30, -30]), np.array([10, 20, 30])

@@ -83,7 +83,7 @@ def test_the_engine_rejects_invalid_options(sample, bad):
         xr.open_dataset(sample.image, engine="imageryxr", **bad)
 
 
-def test_addresses_and_folders_of_our_formats_are_recognised(sample, tmp_path):
+def test_addresses_and_folders_of_supported_formats_are_recognised(sample, tmp_path):
     from imageryxr.ops.xarray_engine import ImageryBackend
 
     guess = ImageryBackend().guess_can_open

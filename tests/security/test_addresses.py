@@ -112,7 +112,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_no_form_of_this_machine_is_reached(local, form, scheme):
+def test_no_form_of_the_address_of_this_machine_is_reached(local, form, scheme):
     with pytest.raises(ix.ImageryError):
         request(f"{scheme}://{form}:{local.port}/info")
     assert local.connections == 0

@@ -104,7 +104,7 @@ def test_relative_paths_home_folders_and_path_objects_are_recognised_as_a_source
         check_refused(zarred, target, data)
 
 
-def test_links_are_followed_on_both_sides(data, tmp_path):
+def test_symbolic_links_in_sources_and_in_targets_are_followed(data, tmp_path):
     (tmp_path / "link").symlink_to(data)
     (tmp_path / "em-link").symlink_to(data / "em")
     direct = ix.open_image(f"precomputed://file://{data}/em")

@@ -209,7 +209,7 @@ def suspended_export(*what):
 @pytest.mark.parametrize(("target", "replacing"), [("o.zarr", True), ("o.zarr", False), ("s/{z:02d}.tif", False)])
 @pytest.mark.parametrize("count", [1, 6])
 def test_an_upload_of_a_suspended_process_replaces_nothing(bucket, target, replacing, other, count):
-    """The process checked its lease before it was suspended, so that only the bucket's condition can refuse the upload."""
+    """The process checked its lease before it was suspended, so only a conditional write can prevent the upload."""
     options = ZARR if "zarr" in target else {}
     if replacing:
         ix.export(picture(seed=9), bucket.url(target), **options)
@@ -230,7 +230,7 @@ def test_an_upload_of_a_suspended_process_replaces_nothing(bucket, target, repla
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_late_upload_does_not_count_as_a_slice_of_another_call(bucket, monkeypatch, tmp_path):
-    """No condition refuses the upload: one process is suspended during an upload, another starts and is killed."""
+    """No conditional write prevents the upload: a process is suspended during it, and another one starts and is killed."""
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.slab_regions"], "BRICK_VOXELS", 1)
     url, other = bucket.url("s/z{z:03d}.png"), array_of(Computed(**THICK, seed=1))
     code = SUSPENDED_EXPORT.replace("ix.export(picture()", "ix.export(array").replace(

@@ -1,4 +1,4 @@
-"""Plans refuse unsupported types and too little memory or disk space, and warn of many files."""
+"""Unsupported types and too little memory or disk space are errors of a plan; many files cause a warning."""
 
 from __future__ import annotations
 

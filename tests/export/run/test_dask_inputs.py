@@ -68,7 +68,7 @@ def step(array, what, dim, start, size):
     if what == "crop":
         return ix.crop(array, inner(array, start, size))
     if what == "regrid" and "rgba" not in array.dims:
-        # regrid refuses to downsample arrays of very few voxels
+        # downsampling an array of very few voxels is an error of regrid
         factor = (0.5, 0.75, 2)[start[0] % (3 if min(array.sizes["y"], array.sizes["x"]) > 3 else 2)]
         x, y, z = ix.grid_of(array).resolution
         return ix.regrid(array, (x * factor, y * factor, z)) if array.size < 200_000 else array

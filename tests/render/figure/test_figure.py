@@ -692,7 +692,7 @@ def test_legends_and_files_accept_arrays(tmp_path):
 
 
 @pytest.mark.parametrize("width", [1, 3, 4])
-def test_a_picture_without_room_for_a_bar_is_enlarged_as_the_error_says(width):
+def test_a_picture_without_room_for_a_bar_has_room_after_the_advised_enlargement(width):
     grid = Grid((1, 40, width), (8, 8, 40), (0, 0, 0))
     picture = ix.to_rgba(xr.DataArray(np.zeros(grid.shape, np.uint8), grid.coords(), ("z", "y", "x")))
     with pytest.raises(OptionError, match=f"the picture is {width} pixels wide, too small for a bar.*scale=") as caught:

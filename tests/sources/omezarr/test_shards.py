@@ -233,7 +233,7 @@ def test_a_shard_with_large_gaps_is_read_by_ranges(tmp_path, is_remote):
 
 
 @pytest.mark.parametrize("missing", [None, "raise"])
-def test_missing_whole_shards_follow_the_policy(tmp_path, missing):
+def test_the_option_missing_applies_to_missing_shards(tmp_path, missing):
     values = noise(SHARDED)
     image = {"axes": axes_of("zyx"), "datasets": [level("s0", (40, 8, 8))]}
     write_ome(tmp_path, [values], image, chunks=(8, 16, 16), shards=(8, 32, 32))

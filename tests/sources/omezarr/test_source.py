@@ -224,7 +224,7 @@ def test_axes_may_be_in_any_order(tmp_path, order, version):
                 np.testing.assert_array_equal(found, read_padded(truth, box))
 
 
-def test_several_channels_and_times_must_be_chosen(tmp_path):
+def test_an_image_of_several_channels_or_times_needs_a_choice(tmp_path):
     values = np.zeros((2, 3, 4, 8, 8), "uint8")
     write_ome(tmp_path, [values], {"axes": axes_of("tczyx"), "datasets": [level("0", (1, 1, 40, 8, 8))]})
     with pytest.raises(ChoiceError, match="3 channels; choose one with channel=0 to channel=2") as caught:

@@ -103,7 +103,7 @@ def test_the_error_names_the_damaged_chunk_file(layer, chunk, harm):
     assert read_raw(source, 0, away) is not None
 
 
-def test_a_missing_chunk_follows_the_policy(layer, chunk):
+def test_the_option_missing_applies_to_a_missing_raw_chunk(layer, chunk):
     values, folder = layer
     chunk.unlink()
     assert read_raw(open_layer(folder, channel=0), 0, WHOLE) is None
