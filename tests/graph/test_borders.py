@@ -21,7 +21,7 @@ LABELS = (rng.integers(0, 4, (5, 6, 7)).repeat(4, 1).repeat(4, 2) * np.uint64(2*
 GREY = rng.integers(1, 255, LABELS.shape).astype(np.uint8)
 
 
-class Watched:
+class RecordingSource:
     """A source that records the boxes that are read."""
 
     layer_type = "image"
@@ -51,7 +51,7 @@ class Watched:
 def forms(values, **attrs):
     """Return an array three times: of numpy, of dask, and lazily from a source."""
     held = volume(values, (8, 8, 40), (3, -4, 2), **attrs)
-    opened = ix.open_image(Watched(values)).assign_attrs(**attrs)
+    opened = ix.open_image(RecordingSource(values)).assign_attrs(**attrs)
     return {"numpy": held, "dask": held.chunk({"z": 2, "y": 5, "x": 9}), "source": opened}
 
 
@@ -79,7 +79,7 @@ def test_a_dropped_dim_stays_dropped_after_crop_and_regrid():
     ],
 )
 def test_building_reads_nothing_and_computing_reads_only_the_selection(select):
-    source = Watched(GREY)
+    source = RecordingSource(GREY)
     em = select(ix.open_image(source))
     with no_compute():
         pictures = [ix.to_rgba(em), ix.crop(em, ix.grid_of(em).bbox)]
@@ -95,7 +95,7 @@ def test_building_reads_nothing_and_computing_reads_only_the_selection(select):
 
 
 def test_crop_of_a_petavoxel_volume_reads_only_the_crop():
-    class Huge(Watched):
+    class Huge(RecordingSource):
         def __init__(self):
             self.boxes, self.dtype = [], np.dtype(np.uint8)
             grid = ix.Grid((28_000, 220_000, 240_000), (4, 4, 40), (0, 0, 0))
@@ -212,7 +212,7 @@ def test_mode_regrid_accepts_any_ratio_and_keeps_the_ids():
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_block_reads_each_voxel_once_and_a_halo_of_the_outline_width(width):
-    image, labels = Watched(GREY), Watched(LABELS)
+    image, labels = RecordingSource(GREY), RecordingSource(LABELS)
     labels.layer_type = "segmentation"
     em, seg = (open_(s, chunks=(2, 8, 8)) for open_, s in ((ix.open_image, image), (ix.open_segmentation, labels)))
     lined = ix.overlay(em, seg, outline=ix.Outline(width, side="in"))
@@ -234,7 +234,7 @@ def test_a_block_reads_each_voxel_once_and_a_halo_of_the_outline_width(width):
 
 
 def test_interpolation_reads_only_planes_with_a_weight(monkeypatch):
-    image = Watched(GREY)
+    image = RecordingSource(GREY)
     monkeypatch.setattr("imageryxr.graph.to_dask.BLOCK_VOXELS", 1)  # a block for each stored chunk
     coarse = ix.regrid(ix.open_image(image), (12, 16, 40))
     assert min(len(sizes) for sizes in coarse.chunks) > 1
@@ -251,7 +251,7 @@ def test_interpolation_reads_only_planes_with_a_weight(monkeypatch):
 
 @pytest.mark.parametrize("resolution", [(16, 16, 40), (64, 64, 80), (128, 128, 640), (24, 100, 40), (4, 4, 40)])
 def test_a_block_of_a_downsampled_array_reads_a_limited_number_of_voxels(resolution):
-    class Made(Watched):
+    class Made(RecordingSource):
         def __init__(self):
             self.boxes, self.dtype = [], np.dtype("u8")
             self.levels = (ix.Level(0, ix.Grid((1024, 8192, 8192), (8, 8, 40), (0, 0, 0)), (64, 64, 64)),)

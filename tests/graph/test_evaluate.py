@@ -28,7 +28,7 @@ BLOCKS = {"z": 2, "y": 13, "x": 20}
 
 def counted_array(array, log):
     """Return an array backed by a source that counts how often each voxel is read."""
-    source = Counting(*_parts(array))
+    source = VoxelCounter(*_parts(array))
     COUNTS[source.label] = log
     return lazy_array(LevelLeaf(source, 0), source.grid, array.attrs, array.attrs["layer_type"], BLOCKS)
 
@@ -41,7 +41,7 @@ def _parts(array):
 COUNTS: dict[str, np.ndarray] = {}
 
 
-class Counting(MemorySource):
+class VoxelCounter(MemorySource):
     """A source in memory that counts reads per voxel, in COUNTS under its layer type."""
 
     @property
@@ -203,7 +203,7 @@ def test_shared_reads_are_released_block_by_block(layers, monkeypatch):
 
 
 def test_results_do_not_share_memory():
-    source = LevelLeaf(Counting(*_parts(IMAGE)), 0)
+    source = LevelLeaf(VoxelCounter(*_parts(IMAGE)), 0)
     whole = [lazy_array(source, ix.grid_of(IMAGE), {}, name, -1) for name in ("a", "b", "c")]
     a, b, c = dask.compute(*whole)
     a[:] = 0
@@ -259,7 +259,7 @@ def test_a_failed_read_raises_for_all_arrays(layers, monkeypatch):
     def raise_error(self, mip, box):
         raise ix.ImageryError("the disk is gone")
 
-    monkeypatch.setattr(Counting, "read", raise_error)
+    monkeypatch.setattr(VoxelCounter, "read", raise_error)
     with pytest.raises(ix.ImageryError, match="the disk is gone"):
         dask.compute(ix.overlay(image, seg), ix.to_rgba(image))
 
@@ -282,7 +282,7 @@ def test_shared_reads_work_in_worker_processes(layers):
 VALUES = np.arange(9 * 8 * 7, dtype=np.uint32).reshape(9, 8, 7)
 
 
-class Logged(Leaf):
+class CountedLeaf(Leaf):
     """A leaf that counts how often each voxel is read."""
 
     def __init__(self):
@@ -307,7 +307,7 @@ def boxes():
 
 @given(requested=st.lists(boxes(), min_size=1, max_size=6))
 def test_shared_reads_return_any_boxes_in_any_order(requested):
-    leaf = Logged()
+    leaf = CountedLeaf()
     reads = SharedReads(leaf)
     for box in requested:
         np.testing.assert_array_equal(reads.read(box), VALUES[box.slices()])
@@ -344,7 +344,7 @@ def test_pickled_shared_reads_are_empty():
 
 
 def test_many_threads_read_a_box_once():
-    leaf = Logged()
+    leaf = CountedLeaf()
     reads, box = SharedReads(leaf), IndexBox((0, 0, 0), (9, 8, 7))
     found = []
     threads = [threading.Thread(target=lambda: found.append(reads.read(box))) for _ in range(8)]

@@ -13,7 +13,7 @@ import imageryxr as ix
 from imageryxr.graph.expr import DaskLeaf, LevelLeaf
 from imageryxr.graph.labelled import lazy_array, volume_of
 from tests.conftest import no_compute
-from tests.support.counted_source import GRID, READS, SHAPE, VALUES, VOXELS, _Endless, array_in_memory, open_counted
+from tests.support.counted_source import GRID, READS, SHAPE, VALUES, VOXELS, CountedZeros, array_in_memory, open_counted
 from tests.support.slow import slow_except
 
 
@@ -276,7 +276,7 @@ def test_a_verb_keeps_the_chunks_that_the_caller_chose():
 def test_a_verb_on_a_million_blocks_materializes_no_tasks():
     """Verbs on a chunked array of a million blocks add no materialized layers."""
     many = ix.Grid((1 << 14, 1 << 14, 1 << 14), (8, 8, 40), (0, 0, 0))
-    array = lazy_array(LevelLeaf(_Endless(many), 0), many, {"layer_type": "image"}, "image")
+    array = lazy_array(LevelLeaf(CountedZeros(many), 0), many, {"layer_type": "image"}, "image")
     chunked = array.chunk(z=128, y=128, x=256)
     with no_compute():
         drawn = ix.to_rgba(chunked)

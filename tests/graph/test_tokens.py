@@ -146,9 +146,9 @@ def test_the_graph_grows_with_the_number_of_blocks():
         grid = ix.Grid((n * 4,) * 3, (8, 8, 40), (0, 0, 0))
         from imageryxr.graph.expr import LevelLeaf
         from imageryxr.graph.labelled import lazy_array
-        from tests.support.counted_source import _Endless
+        from tests.support.counted_source import CountedZeros
 
-        seg = lazy_array(LevelLeaf(_Endless(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
+        seg = lazy_array(LevelLeaf(CountedZeros(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
         with dask.config.set(scheduler=scheduler):
             ix.unique_ids(seg)
     assert sizes[4096] < 3 * 4096

@@ -355,7 +355,7 @@ def test_a_failed_read_is_an_error_of_the_computation(monkeypatch):
 
     monkeypatch.setattr(graph, "BATCH_BYTES", 1 << 15)
     found = ix.cutouts(counted_source.open_counted(), points_in(counted_source.GRID, 50), (9, 7, 3))
-    monkeypatch.setattr(counted_source.Recorded, "read", fail)
+    monkeypatch.setattr(counted_source.CountedSource, "read", fail)
     with pytest.raises(OSError, match="the server is gone"):
         found.compute(scheduler="threads", num_workers=3)
 

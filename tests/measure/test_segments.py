@@ -17,7 +17,7 @@ from imageryxr.graph.expr import LevelLeaf
 from imageryxr.graph.labelled import lazy_array
 from imageryxr.graph.reduction import reduce_blocks
 from tests.conftest import FIB25, volume
-from tests.support.counted_source import READS, _Endless, array_in_memory, open_counted
+from tests.support.counted_source import READS, CountedZeros, array_in_memory, open_counted
 from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, label_arrays
 from tests.support.slow import slow_except
 
@@ -192,7 +192,7 @@ def test_workers_of_a_cluster_give_the_same_segments():
 
 def test_the_graph_of_100000_blocks_has_about_one_task_per_block():
     grid = ix.Grid((184,) * 3, (8, 8, 40), (0, 0, 0))
-    seg = lazy_array(LevelLeaf(_Endless(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
+    seg = lazy_array(LevelLeaf(CountedZeros(grid, "segmentation"), 0), grid, {}, "seg", (4, 4, 4))
     graph = reduce_blocks([seg.data], max, max).__dask_graph__()
     assert 46**3 < len(graph) < 1.2 * 46**3
 

@@ -22,7 +22,7 @@ from tests.support.counted_source import (
     SHAPE,
     VALUES,
     VOXELS,
-    _Endless,
+    CountedZeros,
     array_in_memory,
     open_counted,
 )
@@ -105,7 +105,7 @@ def test_indexing_one_voxel_by_points_returns_it():
 
 def test_points_in_a_petavoxel_layer_read_only_their_chunks():
     grid = ix.Grid((28_000, 180_000, 200_000), (8, 8, 40), (0, 0, 0))
-    big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
+    big = lazy_array(LevelLeaf(CountedZeros(grid), 0), grid, {"layer_type": "image"}, "image")
     at = {"z": [25, 22_500], "y": [125, 162_500], "x": [125, 187_500]}
     assert big.isel({d: dims(i, "p") for d, i in at.items()}).values.tolist() == [0, 0]
     assert VOXELS[0] == 2
@@ -117,7 +117,7 @@ def test_points_in_a_petavoxel_layer_read_only_their_chunks():
 
 def test_every_hundredth_pixel_is_read_without_the_voxels_between():
     grid = ix.Grid((1, 1 << 15, 1 << 15), (8, 8, 40), (0, 0, 0))
-    big = lazy_array(LevelLeaf(_Endless(grid), 0), grid, {"layer_type": "image"}, "image")
+    big = lazy_array(LevelLeaf(CountedZeros(grid), 0), grid, {"layer_type": "image"}, "image")
     drawn = ix.to_rgba(big.isel(z=0, y=slice(None, None, 2048), x=slice(None, None, 2048)))
     drawn.compute(scheduler="sync")
     assert VOXELS[0] == 16 * 16

@@ -31,7 +31,7 @@ SECONDS = 5.0
 CHUNKS = {"chunks": (4, 64, 64), "levels": 1}
 
 
-class Hanging(ThreadingHTTPServer):
+class HangingServer(ThreadingHTTPServer):
     """A server that sends metadata, but never completes its response to a request for a chunk."""
 
     daemon_threads = True
@@ -53,7 +53,7 @@ class Hanging(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Hanging
+    server: HangingServer
 
     def do_GET(self) -> None:
         path = self.server.folder / self.path.lstrip("/")
@@ -180,7 +180,7 @@ def interrupt_export(
     """Interrupt an export whose server does not complete its answers; return the seconds until it ended."""
     kind = job.pop("kind", "em")
     group, fresh = bool(job.pop("group", "")), bool(job.pop("fresh", ""))
-    server = Hanging(layers, way)
+    server = HangingServer(layers, way)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     scheme = "zarr" if kind.endswith("zarr") else "precomputed"
     address = f"{scheme}://http://127.0.0.1:{server.server_port}/{kind}"
@@ -253,7 +253,7 @@ if __name__ == "__main__":
 def test_an_interrupt_frees_the_workers_of_a_cluster(layers, tmp_path, kind, array):
     if array != "em" and "zarr" in kind:
         pytest.skip("functions of dask's own run in the worker's thread, and zarr waits there")
-    server = Hanging(layers, "silence")
+    server = HangingServer(layers, "silence")
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = kind.format(f"http://127.0.0.1:{server.server_port}")
     job = tmp_path / "job.py"

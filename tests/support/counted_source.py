@@ -41,7 +41,7 @@ VALUES = ids()
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CountedSource:
     """A source that counts how many calls read each of its chunks."""
 
     layer_type: str = "segmentation"
@@ -76,7 +76,7 @@ class Recorded:
 
 
 def open_counted(chunks=None, layer_type="segmentation"):
-    return lazy_array(LevelLeaf(Recorded(layer_type), 0), GRID, {"layer_type": layer_type}, layer_type, chunks)
+    return lazy_array(LevelLeaf(CountedSource(layer_type), 0), GRID, {"layer_type": layer_type}, layer_type, chunks)
 
 
 def array_in_memory(layer_type="segmentation"):
@@ -91,7 +91,9 @@ def array_in_memory(layer_type="segmentation"):
 
 
 @dataclass(frozen=True)
-class _Endless:
+class CountedZeros:
+    """A source of any size whose voxels are 0, and which counts the voxels that are read."""
+
     grid: ix.Grid
     layer_type: str = "image"
     name = "recorded://endless"

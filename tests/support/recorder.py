@@ -19,7 +19,7 @@ from imageryxr.sources.fetch import attempt
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRequest:
     """A recorded request."""
 
     method: str
@@ -40,12 +40,12 @@ class Recorder(ThreadingHTTPServer):
 
     def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[Recorded] = []
+        self.requests: list[RecordedRequest] = []
         self.files: dict[str, Any] = {}
         """Bodies by path; objects other than bytes are sent as JSON."""
         self.moved: dict[str, str] = {}
         """Targets of redirects by path."""
-        self.answer: Callable[[Recorded], tuple[int, bytes, dict[str, str]] | None] = lambda request: None
+        self.answer: Callable[[RecordedRequest], tuple[int, bytes, dict[str, str]] | None] = lambda request: None
         self.scheme = "http"
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         head = f"{self.requestline}\n{self.headers}"
         header = self.headers.get
-        request = Recorded(
+        request = RecordedRequest(
             self.command, header("Host", ""), self.path, header("Authorization"), header("Cookie"), body, head
         )
         self.server.requests.append(request)

@@ -10,7 +10,7 @@ from tests.support.export_jobs import Computed, array_of
 THICK = {"shape": (70, 48, 33), "chunks": (128, 64, 64)}
 
 
-class Holed(Computed):
+class MissingChunkSource(Computed):
     """A source that reports a missing chunk at every read."""
 
     missing = "fill"
@@ -21,7 +21,7 @@ class Holed(Computed):
 
 
 def draw_stack():
-    em, seg = Holed(**THICK), Computed(layer_type="segmentation", **THICK)
+    em, seg = MissingChunkSource(**THICK), Computed(layer_type="segmentation", **THICK)
     picture = ix.overlay(array_of(em), array_of(seg), outline=2)
     del picture.attrs["outline_axis"]
     return picture

@@ -52,7 +52,7 @@ def metadata_of(folder: Path) -> str:
     return layout_of(str(folder), json.loads((folder / name).read_text()), version).document
 
 
-class Counted(LocalFolder):
+class RecordingFolder(LocalFolder):
     """A local folder that records requests."""
 
     requested: ClassVar[list] = []

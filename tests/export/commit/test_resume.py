@@ -221,7 +221,7 @@ def test_an_export_without_results_leaves_no_files(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Shaky(Computed):
+class SourceWithNetworkErrors(Computed):
     """A source whose calls 2 to 8 fail with a network error."""
 
     calls: list = []  # noqa: RUF012
@@ -234,9 +234,9 @@ class Shaky(Computed):
 
 
 def test_an_export_survives_a_lost_connection(tmp_path, monkeypatch):
-    Shaky.calls.clear()
+    SourceWithNetworkErrors.calls.clear()
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.05, 0.3, 1.0))
-    report = ix.export(array_of(Shaky()), tmp_path / "o.zarr", chunks=(2, 16, 16), workers=2)
+    report = ix.export(array_of(SourceWithNetworkErrors()), tmp_path / "o.zarr", chunks=(2, 16, 16), workers=2)
     assert report.retries == 7
     assert report.complete
     ix.export(array_of(Computed()), tmp_path / "p.zarr", chunks=(2, 16, 16))

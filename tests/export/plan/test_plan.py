@@ -67,7 +67,7 @@ def test_bricks_consist_of_whole_granules_in_order(shape, granule, voxels):
     assert pieces[0].voxels == max(piece.voxels for piece in pieces) <= max(voxels, math.prod(granule))
 
 
-class Counting(Computed):
+class CountedSource(Computed):
     """A source that counts how often each of its chunks is fetched."""
 
     fetched = Counter()  # noqa: RUF012
@@ -92,18 +92,18 @@ CROPS = [((0, 0, 0), (200, 200, 50)), ((5, 9, 3), (131, 120, 37)), ((16, 16, 4),
 def test_the_planned_reads_are_the_actual_reads(tmp_path, crop, target, start, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", start)
     shape = (40, 128, 128)
-    em = array_of(Counting(shape, chunks=(8, 32, 32)))
-    seg = array_of(Counting(shape, chunks=(16, 16, 16), layer_type="segmentation"))
+    em = array_of(CountedSource(shape, chunks=(8, 32, 32)))
+    seg = array_of(CountedSource(shape, chunks=(16, 16, 16), layer_type="segmentation"))
     drawn = ix.overlay(em, seg, outline=3)
     del drawn.attrs["outline_axis"]
     z, y, x = (slice(a, b) for a, b in zip(crop[0][::-1], crop[1][::-1], strict=True))
     drawn = drawn.isel(z=z, y=y, x=x) if crop[0] == (0, 0, 0) else drawn.imagery.crop(
         ix.BBox([a + o for a, o in zip(crop[0], (3, 5, 7), strict=True)], [b + o for b, o in zip(crop[1], (3, 5, 7), strict=True)], resolution=(8, 8, 40))
     )  # fmt: skip
-    Counting.fetched.clear()
+    CountedSource.fetched.clear()
     with no_compute():
         plan = ix.plan_export(drawn, tmp_path / target, workers=2, square=False)
-    assert not Counting.fetched
+    assert not CountedSource.fetched
     ix.export(drawn, tmp_path / target, workers=2, square=False)
     for reads in plan.reads:
         layer = (
@@ -112,14 +112,14 @@ def test_the_planned_reads_are_the_actual_reads(tmp_path, crop, target, start, m
             else None
         )
         assert reads.requests in (_count("image"), _count("segmentation")), (reads, layer)
-    assert plan.requests == Counting.fetched.total()
+    assert plan.requests == CountedSource.fetched.total()
     assert sum(r.distinct_bytes for r in plan.reads) <= plan.bytes_to_read
     budget = plan.pool.memory
     assert plan.peak_memory <= budget
 
 
 def _count(layer):
-    return sum(n for (kind, _), n in Counting.fetched.items() if kind == layer)
+    return sum(n for (kind, _), n in CountedSource.fetched.items() if kind == layer)
 
 
 def test_chunks_are_read_at_most_1_15_times(tmp_path):

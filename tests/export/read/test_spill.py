@@ -44,7 +44,7 @@ def _little_memory(monkeypatch, request):
     monkeypatch.setattr(sweep, "MIN_STRIP_VOXELS", 1 << 14)
 
 
-class Counting(Computed):
+class CountedSource(Computed):
     """A source that counts how often each of its chunks is fetched."""
 
     fetched = Counter()  # noqa: RUF012
@@ -62,13 +62,15 @@ class Counting(Computed):
 
 def rereads():
     """Return how often chunks were fetched on average, for the source with the higher average."""
-    counts = {kind: [n for (k, _), n in Counting.fetched.items() if k == kind] for kind in ("image", "segmentation")}
+    counts = {
+        kind: [n for (k, _), n in CountedSource.fetched.items() if k == kind] for kind in ("image", "segmentation")
+    }
     return max(sum(n) / len(n) for n in counts.values() if n)
 
 
 def draw_counted(shape=(20, 192, 224), chunks=(8, 64, 64), seg_chunks=None, outline=2, like=None, axis="z"):
-    em = array_of(Counting(shape, chunks=chunks))
-    seg = array_of(Counting(shape, chunks=seg_chunks or chunks, layer_type="segmentation"))
+    em = array_of(CountedSource(shape, chunks=chunks))
+    seg = array_of(CountedSource(shape, chunks=seg_chunks or chunks, layer_type="segmentation"))
     if like is not None:
         em, seg = ix.regrid(em, like), ix.regrid(seg, like)
     return ix.overlay(em, seg, outline=outline, axis=axis)
@@ -110,10 +112,10 @@ def test_every_voxel_is_written_and_each_chunk_read_once(tmp_path, case, target)
     plan = ix.plan_export(array, tmp_path / "a" / target, **options)
     assert plan.scratch is not None
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
-    Counting.fetched.clear()
+    CountedSource.fetched.clear()
     ix.export(array, tmp_path / "a" / target, **options)
     assert rereads() <= most
-    assert plan.requests == Counting.fetched.total()
+    assert plan.requests == CountedSource.fetched.total()
     np.testing.assert_array_equal(planes(target, tmp_path / "a", "zyx".index(axis)), array.compute().values)
 
 
@@ -121,7 +123,7 @@ def test_every_voxel_is_written_and_each_chunk_read_once(tmp_path, case, target)
 @pytest.mark.filterwarnings("ignore:the outlines were drawn")
 def test_outlines_across_slices_read_a_halo(tmp_path):
     array = draw_counted((20, 192, 448), chunks=(8, 64, 32))
-    Counting.fetched.clear()
+    CountedSource.fetched.clear()
     plan = ix.plan_export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
     assert all(reads.rereads <= 1.15 for reads in plan.reads), plan
     ix.export(array, tmp_path / "x{x:03d}.png", workers=2, square=False)
@@ -139,7 +141,7 @@ def test_a_video_is_written_through_the_scratch_folder(tmp_path):
     array = draw_counted()
     plan = ix.plan_export(array, tmp_path / "o.mp4")
     assert plan.scratch is not None
-    Counting.fetched.clear()
+    CountedSource.fetched.clear()
     ix.export(array, tmp_path / "o.mp4")
     assert rereads() == 1
     found = frames(tmp_path / "o.mp4")
@@ -210,7 +212,7 @@ def test_threads_share_regions(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
 
-class ScratchSizeRecorder(Counting):
+class ScratchSizeRecorder(CountedSource):
     """A source that records the largest size of the scratch files of its process during its reads."""
 
     most = [0]  # noqa: RUF012
@@ -238,11 +240,11 @@ def test_the_scratch_size_does_not_grow_with_thick_regions(tmp_path, monkeypatch
     assert plan.regions.step[0] >= 28
     # two layers of chunks of each source per region in progress; a whole region has eight or more
     assert plan.scratch.bytes <= plan.slab_settings.at_once * 2 * 8 * 192 * 224 * 9
-    Counting.fetched.clear()
+    CountedSource.fetched.clear()
     ScratchSizeRecorder.most[0] = 0
     ix.export(array, tmp_path / "z{z:02d}.png", workers=2, scratch=scratch)
     assert rereads() <= 1.15
-    assert plan.requests == Counting.fetched.total()
+    assert plan.requests == CountedSource.fetched.total()
     assert 0 < ScratchSizeRecorder.most[0] <= plan.scratch.bytes
     np.testing.assert_array_equal(planes("z{z}.png", tmp_path, 0), array.compute().values)
 
@@ -396,7 +398,7 @@ def test_errors_of_a_source_are_reported_as_errors_of_the_source(tmp_path):
     assert [f.number for f in report.failed] == [2, 3, 4]
 
 
-class Flaky(Computed):
+class SourceOnceDisconnected(Computed):
     """A source whose connection breaks once, after the first two layers of chunks."""
 
     broken = [False]  # noqa: RUF012
@@ -412,12 +414,12 @@ class Flaky(Computed):
 
 def test_network_errors_of_a_source_are_not_reported_as_errors_of_the_target(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.1,))
-    array = array_of(Flaky((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
+    array = array_of(SourceOnceDisconnected((40, 192, 224), chunks=(8, 64, 64), layer_type="segmentation"))
     assert ix.plan_export(array, tmp_path / "z{z:02d}.tif").scratch is not None
     with pytest.raises(ix.errors.TargetError, match="region . of 5|was lost|the network is away") as caught:
         ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=0)
     assert "could not write" not in str(caught.value)
-    Flaky.broken[0] = False
+    SourceOnceDisconnected.broken[0] = False
     report = ix.export(array, tmp_path / "z{z:02d}.tif", workers=1, retries=1)
     assert report.retries == 1
     np.testing.assert_array_equal(planes("z{z}.tif", tmp_path, 0), array.compute().values)
@@ -491,7 +493,7 @@ def test_arrays_in_memory_are_not_spilled(tmp_path, client):
 # memory
 
 
-class SmallSource(Counting):
+class SmallSource(CountedSource):
     """A source that makes its voxels with little memory besides the voxels."""
 
     def read(self, mip, box):
@@ -509,7 +511,7 @@ def peak_of(folder, memory):
     seg = SmallSource(shape, chunks=chunks, layer_type="segmentation")
     array = ix.overlay(array_of(SmallSource(shape, chunks=chunks)), array_of(seg), outline=2)
     plan = ix.plan_export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
-    Counting.fetched.clear()
+    CountedSource.fetched.clear()
     ix.export(array, f"{folder}/z{{z:02d}}.png", memory=memory, workers=2)
     # getrusage includes the peak of the parent process before the fork
     status = Path("/proc/self/status").read_text().splitlines()

@@ -61,7 +61,7 @@ class Swapped(OnDisk):
         return np.dtype(np.uint8 if self.layer_type == "segmentation" else np.float64)
 
 
-class Broken(OnDisk):
+class OnBrokenDisk(OnDisk):
     """A source like `OnDisk` that raises an OSError for boxes beyond row 32."""
 
     broken = True
@@ -199,7 +199,7 @@ def test_slabs_of_layers_of_different_levels_equal_the_whole_region(small, sampl
 
 
 def test_errors_of_a_source_do_not_name_the_target(small, tmp_path):
-    drawn = draw_layers((12, 64, 64), (4, 16, 16), (4, 16, 16), kind=Broken)
+    drawn = draw_layers((12, 64, 64), (4, 16, 16), (4, 16, 16), kind=OnBrokenDisk)
     with pytest.raises(OSError, match="what the source keeps") as caught:
         ix.export(drawn, tmp_path / "o.ome.zarr", chunks=(4, 16, 16), retries=0)
     assert "free some space or choose another target" not in str(caught.value)

@@ -49,7 +49,7 @@ def truth(tmp_path):
     return digest(tmp_path / "truth")
 
 
-class Failing:
+class FailingSync:
     """A replacement of `_begin_sync` that fails `times` times and then succeeds, as on a disk with transient errors."""
 
     def __init__(self, monkeypatch, number, times):
@@ -67,10 +67,10 @@ class Failing:
 @pytest.mark.parametrize("name", NAMES)
 def test_transient_errors_are_retried_for_every_target(tmp_path, monkeypatch, name):
     array = array_of(Computed())
-    Failing(monkeypatch, errno.EIO, 1)
+    FailingSync(monkeypatch, errno.EIO, 1)
     report = ix.export(array, tmp_path / name / "z{z}.tif", workers=1)
     assert (report.complete, report.retries) == (True, 1)
-    Failing(monkeypatch, errno.EIO, 10**9)
+    FailingSync(monkeypatch, errno.EIO, 10**9)
     report = ix.export(array, tmp_path / name / "y{y}.tif", workers=1, retries=1, on_error="collect", square=False)
     assert report.failed
     assert report.retries == len(report.failed)
@@ -78,7 +78,7 @@ def test_transient_errors_are_retried_for_every_target(tmp_path, monkeypatch, na
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_the_export_at_once(tmp_path, monkeypatch, number):
-    disk = Failing(monkeypatch, number, 10**9)
+    disk = FailingSync(monkeypatch, number, 10**9)
     with pytest.raises(ix.errors.TargetError, match="free some space") as caught:
         ix.export(array_of(Computed()), tmp_path / "z{z}.tif", workers=1, on_error="collect")
     assert caught.value.full

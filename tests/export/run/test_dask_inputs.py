@@ -255,7 +255,7 @@ def test_safe_dtype_conversions_of_blocks_are_allowed(given, message):
     np.testing.assert_array_equal(found, VALUES % 2 if given == "?" else VALUES)
 
 
-class Short:
+class TruncatedArray:
     """An array-like object that returns too few values beyond an index, as a truncated file does."""
 
     shape, dtype, ndim = VALUES.shape, VALUES.dtype, 3
@@ -268,7 +268,8 @@ class Short:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"), [(Short(8), r"lacks 3,072 of "), (Short(7), r"\(3, 24, 32\).*\(4, 24, 32\)")]
+    ("source", "message"),
+    [(TruncatedArray(8), r"lacks 3,072 of "), (TruncatedArray(7), r"\(3, 24, 32\).*\(4, 24, 32\)")],
 )
 def test_values_that_a_source_leaves_out_are_an_error(source, message):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))

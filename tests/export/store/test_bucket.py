@@ -113,7 +113,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
-class Watch:
+class LeaseLostAtCheck:
     """A replacement of a lease that is lost at the n-th check."""
 
     def __init__(self, last):
@@ -157,7 +157,7 @@ def test_an_object_is_replaced_only_by_the_lease_holder(proxy, bucket):
 @pytest.mark.parametrize("there", [False, True])
 def test_an_object_created_before_the_upload_is_not_replaced(bucket, monkeypatch, there):
     """Another writer may have taken over the target, so this process checks its lease before each attempt."""
-    watch = Watch(3)
+    watch = LeaseLostAtCheck(3)
     place = Bucket(bucket.url("x"), watch)
     if there:
         bucket.client.put_object(Bucket=bucket.name, Key="x/a", Body=b"old")
@@ -197,7 +197,7 @@ def test_long_outages_end_the_export(proxy, bucket, monkeypatch):
 def test_uploads_are_not_retried_after_the_lease_is_lost(proxy, bucket):
     proxy.break_before = 2
     with pytest.raises(ix.errors.TargetError, match="another took over"):
-        Bucket(bucket.url("x"), Watch(2)).put([("a", b"new")])
+        Bucket(bucket.url("x"), LeaseLostAtCheck(2)).put([("a", b"new")])
     assert len(proxy.uploads) == 1
 
 
@@ -342,9 +342,9 @@ def test_objects_are_deleted_only_while_the_lease_is_held(bucket, monkeypatch):
     names = [f"{i:02d}" for i in range(10)]
     Bucket(bucket.url("x")).put((name, b"1") for name in names)
     with pytest.raises(ix.errors.TargetError, match="another took over"):
-        Bucket(bucket.url("x"), Watch(3)).delete(names)
+        Bucket(bucket.url("x"), LeaseLostAtCheck(3)).delete(names)
     assert bucket.names() == ["x/08", "x/09"]
-    Bucket(bucket.url("x"), Watch(4)).delete(names)
+    Bucket(bucket.url("x"), LeaseLostAtCheck(4)).delete(names)
     assert bucket.names() == []
 
 

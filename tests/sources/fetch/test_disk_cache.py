@@ -38,7 +38,7 @@ GRID = Grid((16, 32, 32), (8, 8, 40), (0, 0, 0))
 TAG = Validator('"1"')
 
 
-class Served:
+class ValidatingServer:
     """A folder on a web server that sends ETags and counts responses with chunks and responses 304."""
 
     def __init__(self, server: Recorder, folder: Path) -> None:
@@ -83,7 +83,7 @@ class Served:
 def served(tmp_path):
     (tmp_path / "served").mkdir()
     with recording() as server:
-        yield Served(server, tmp_path / "served")
+        yield ValidatingServer(server, tmp_path / "served")
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def write_volume(folder: Path, kind: str, *, inverted: bool = False) -> np.ndarr
     return values
 
 
-def read(served: Served, cache: Path | None, **options) -> np.ndarray:
+def read(served: ValidatingServer, cache: Path | None, **options) -> np.ndarray:
     """Read a volume with empty memory caches, as a new process does."""
     clear_memory_caches()
     connection = ix.Connection(disk_cache=cache, retries=0, **options)
@@ -178,7 +178,7 @@ ANNOTATION_SHARDS = {"@type": "neuroglancer_uint64_sharded_v1", "hash": "identit
                      "minishard_bits": 1, "shard_bits": 1}  # fmt: skip
 
 
-def open_points(served: Served, cache: Path) -> xr.Dataset:
+def open_points(served: ValidatingServer, cache: Path) -> xr.Dataset:
     """Open annotations with empty memory caches, as a new process does."""
     clear_memory_caches()
     return ix.open_annotations(served.url, connection=ix.Connection(disk_cache=cache, retries=0))

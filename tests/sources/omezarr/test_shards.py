@@ -20,7 +20,7 @@ from imageryxr.sources.omezarr import shards
 from imageryxr.sources.omezarr.open import open_omezarr
 from tests.support.omezarr import axes_of, level, write_ome
 from tests.support.source_suite import noise, serving
-from tests.support.zarr_arrays import SHAPE, Counted, metadata_of, read_slices, write
+from tests.support.zarr_arrays import SHAPE, RecordingFolder, metadata_of, read_slices, write
 
 SHARDED = (16, 32, 32)
 """Shape of an array with the chunks (8, 16, 16) and the shards (16, 32, 32) or (8, 32, 32)."""
@@ -32,11 +32,11 @@ def slices(*edges: tuple[int, int]) -> tuple[slice, ...]:
 
 def read_and_list_requests(array: zarr.Array, folder: Path, where: tuple[slice, ...]) -> list[tuple[str, object]]:
     """Read a box, compare its voxels with zarr-python's, and return the requests to the store."""
-    Counted.requested = []
-    found, absent = read_slices(Counted(str(folder)), "", metadata_of(folder), where)
+    RecordingFolder.requested = []
+    found, absent = read_slices(RecordingFolder(str(folder)), "", metadata_of(folder), where)
     np.testing.assert_array_equal(found, array[where])
     assert not absent
-    return Counted.requested
+    return RecordingFolder.requested
 
 
 def shard_requests(server) -> list[str]:
