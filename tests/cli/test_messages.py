@@ -122,7 +122,7 @@ def test_every_flag_in_the_table_exists():
 
 
 def test_options_of_the_command_line_have_the_defaults_of_python():
-    """An option that both have is declared once for the command line, and in the signature of the function."""
+    """The command line and the signature of a function each declare the default of an option that they share."""
     signature = inspect.signature(ix.export).parameters
     declared = {name: hint.__metadata__[0] for name, hint in get_type_hints(RunOptions, include_extras=True).items()}
     assert {name: one.default for name, one in declared.items()} == {

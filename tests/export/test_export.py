@@ -172,7 +172,7 @@ def test_other_files_that_match_the_pattern_are_reported(tmp_path, picture):
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_further_exports_start_no_lasting_threads(tmp_path, progress):
+def test_repeated_exports_do_not_accumulate_threads(tmp_path, progress):
     """Otherwise a process that makes many small exports would run out of threads."""
     counts = []
     for number in range(4):

@@ -256,7 +256,7 @@ def test_a_section_and_a_volume_align_as_a_volume_of_one_section(wrap, to):
 
 
 @pytest.mark.parametrize("chunks", ["x", (1, 2), [], 0, 1.5, {"Z": 4}, {"z": "x"}])
-def test_chunks_that_dask_does_not_take_are_an_error_that_names_the_argument(chunks):
+def test_chunks_that_dask_rejects_are_an_error_that_names_the_argument(chunks):
     with pytest.raises(ix.errors.OptionError, match="chunks="):
         ix.open_image(IMAGE, chunks=chunks)
 

@@ -103,7 +103,7 @@ def test_a_box_returns_exactly_the_annotations_that_meet_it(layers, kind, form):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbouring_boxes_together_hold_each_point_once_and_nothing_is_lost(layers, kind):
+def test_neighbouring_boxes_together_contain_each_point_once_and_every_annotation(layers, kind):
     folder, entries = layers
     found = []
     for x in (-60, -10.25, 0, 26, 70):

@@ -74,7 +74,7 @@ def test_a_verb_of_a_crop_is_a_crop_of_the_verb(name, open_):
     np.testing.assert_array_equal(part.values, whole.values)
 
 
-def test_data_beyond_a_crop_survive_resampling_and_selection():
+def test_outlines_of_a_crop_use_data_beyond_it_after_resampling_and_selection():
     box = ix.BBox((20, 3, 3), (41, 20, 4), resolution=(8, 8, 40))
     coarse = as_source(SEG)
     whole = ix.crop(ix.outline(ix.select_ids(ix.regrid(coarse, IMAGE), IDS[1:4]), width=5), box)

@@ -1,4 +1,4 @@
-"""The engine of `xarray.open_dataset`: returns the arrays of imageryxr.open_image and others, lazily indexed."""
+"""The engine of `xarray.open_dataset` returns lazily indexed arrays that equal those of imageryxr's open functions."""
 
 from __future__ import annotations
 

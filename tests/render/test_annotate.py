@@ -212,7 +212,7 @@ def row():
     return rgba, ix.as_annotations(frame, resolution=(8, 8, 40))
 
 
-def test_colours_may_be_one_a_dict_or_by_category(row):
+def test_colours_may_be_a_single_colour_a_dict_or_a_column_of_categories(row):
     rgba, table = row
     assert set(center_colors(rgba, table, color="#102030")[0]) == {(16, 32, 48)}
     by_id = center_colors(rgba, table, color={0: "red", 4: "blue"})[0]

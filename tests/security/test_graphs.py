@@ -129,7 +129,7 @@ LOCAL = ["file:///etc", "precomputed://file:///etc", "/etc", "../..", "mem://x",
 
 @pytest.mark.filterwarnings("ignore::imageryxr.errors.LinkWarning")
 @pytest.mark.parametrize("data_dir", LOCAL)
-def test_a_graph_elsewhere_cannot_name_data_of_this_machine(secrets, tls, data_dir):
+def test_a_graph_server_elsewhere_cannot_refer_to_data_of_this_machine(secrets, tls, data_dir):
     with recording() as local:
         graph_info(tls, "good.example", data_dir.format(port=local.port))
         source = f"graphene://{tls.url('good.example')}{TABLE}"
@@ -141,7 +141,7 @@ def test_a_graph_elsewhere_cannot_name_data_of_this_machine(secrets, tls, data_d
         assert not [r for r in tls.requests if r.method == "POST"]
 
 
-def test_a_graph_on_this_machine_may_name_data_of_this_machine(secrets, stranger, tmp_path):
+def test_a_graph_server_on_this_machine_may_refer_to_data_of_this_machine(secrets, stranger, tmp_path):
     graph_info(stranger, "127.0.0.1", f"file://{tmp_path}")
     assert ix.open_segmentation(f"graphene://{stranger.url()}{TABLE}", connection=HASTY).dtype == np.uint64
 
@@ -158,7 +158,7 @@ def stack(server, image, segmentation):
 
 
 @pytest.mark.parametrize("source", LOCAL)
-def test_an_info_service_elsewhere_cannot_name_layers_of_this_machine(secrets, tls, source):
+def test_an_info_service_elsewhere_cannot_refer_to_layers_of_this_machine(secrets, tls, source):
     with recording() as local:
         here, there = source.format(port=local.port), "precomputed://gs://bucket/x"
         for image, segmentation in ((here, there), (there, here)):
@@ -168,7 +168,7 @@ def test_an_info_service_elsewhere_cannot_name_layers_of_this_machine(secrets, t
         assert not local.requests
 
 
-def test_an_info_service_over_plain_http_gets_no_token_and_passes_none_on(secrets, stranger, tls):
+def test_no_token_is_sent_to_an_info_service_over_plain_http_or_to_its_layers(secrets, stranger, tls):
     graph_info(tls, "evil.example", f"precomputed://{tls.url('evil.example')}/data")
     stack(stranger, f"precomputed://{stranger.url('good.example')}/em", f"graphene://{tls.url('evil.example')}{TABLE}")
     for token in (None, TOKEN):

@@ -53,7 +53,7 @@ def test_the_requested_range_is_returned(part):
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("encoding", ["", "identity", "gzip"])
-def test_the_range_is_cut_from_a_whole_file(part, encoding):
+def test_the_requested_range_is_taken_from_a_response_with_the_whole_file(part, encoding):
     body = gzip.compress(WHOLE) if encoding == "gzip" else WHOLE
     headers = {"Content_Encoding": encoding} if encoding else {}
     found = request(part, lambda sock, head: reply(sock, body, **headers))

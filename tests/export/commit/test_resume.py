@@ -253,7 +253,7 @@ def test_a_missing_chunk_is_an_error_or_is_counted(tmp_path, sample):
     for name in sorted(os.listdir(scale))[:3]:
         (scale / name).unlink()
     with pytest.raises(ix.errors.MissingChunkError):
-        ix.export(ix.open_image(tmp_path / "em"), tmp_path / "a.zarr")
+        ix.export(ix.open_image(tmp_path / "em"), tmp_path / "b.zarr")
     report = ix.export(ix.open_image(tmp_path / "em", missing="fill"), tmp_path / "a.zarr", levels=1)
     assert len(report.holes) == 3
     assert all("mip 0, box" in hole for hole in report.holes)

@@ -567,7 +567,7 @@ def test_invalid_arguments_of_figures_are_imagery_errors(wrong, message, tmp_pat
 
 
 @pytest.mark.parametrize("position", ["top right", "top left", "bottom right", "bottom left"])
-def test_an_inset_is_the_part_magnified(position):
+def test_an_inset_shows_the_magnified_part(position):
     values = np.random.default_rng(1).integers(0, 200, (1, 90, 120)).astype(np.uint8)
     da = array(values)
     grid = Grid(values.shape, (8, 8, 40), (0, 0, 0))

@@ -171,7 +171,7 @@ def test_the_chunks_of_a_changed_shard_are_fetched_together(served, tmp_path):
     file.write_bytes(shard + b"\0" * 8 + shard[-(16 * 8 + 4) :])  # longer, with the same chunks and index
     served.counts()
     np.testing.assert_array_equal(read(served, tmp_path / "cache"), values)
-    assert served.counts() == (3, 0)  # the index, the first chunk, and all others
+    assert served.counts() == (3, 0)  # three responses: the index, the first chunk, and all other chunks
 
 
 ANNOTATION_SHARDS = {"@type": "neuroglancer_uint64_sharded_v1", "hash": "identity", "preshift_bits": 1,
@@ -597,7 +597,7 @@ def test_a_folder_that_others_can_change_is_refused(served, tmp_path):
     (tmp_path / "cache").chmod(0o777)
     with pytest.raises(OptionError, match=r"can be changed by other users; run chmod go-w"):
         read(served, tmp_path / "cache")
-    (tmp_path / "cache").chmod(0o1777)  # as /tmp
+    (tmp_path / "cache").chmod(0o1777)  # the permissions of /tmp
     with pytest.raises(OptionError, match=r"is shared with other users; name a folder of your own, e.g. .*/imageryxr"):
         DiskCache(str(tmp_path / "cache"))
     (tmp_path / "cache").chmod(0o755)
