@@ -249,7 +249,7 @@ def test_a_late_upload_does_not_count_as_a_slice_of_another_call(bucket, monkeyp
     dying = DYING.replace("export(sys.argv[1])", "export(sys.argv[1], overwrite=True)")
     dying = (
         dying.replace("sys.modules[", "sys.modules['imageryxr.export.store.lease'].Lease.DEAD = 1.0\nsys.modules[", 1)
-        .replace("import export", "import export, drawn, array_of, Computed, THICK")
+        .replace("import export", "import export, array_of, Computed, THICK")
         .replace(
             "export(sys.argv[1]", "ix.export(array_of(Computed(**THICK, seed=1)), sys.argv[1], square=False, workers=1"
         )
