@@ -88,14 +88,32 @@ class Source(Protocol):
 ALLOCATE: ContextVar[Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]] = ContextVar(
     "imageryxr_allocate", default=np.empty
 )
-"""Function that returns the array to read into. Exports set one that reuses the memory of earlier reads."""
+"""Function that returns the array to read into. Exports set one that returns a part of the buffer of a region."""
+
+
+@contextmanager
+def read_into(place: npt.NDArray[Any]) -> Iterator[None]:
+    """Let the source that is read in this context use an array for its result, if shape and dtype agree."""
+    left = [place]
+
+    def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        fits = bool(left) and place.shape == shape and place.dtype == dtype
+        return left.pop() if fits else np.empty(shape, dtype)
+
+    before = ALLOCATE.set(allocate)
+    try:
+        yield
+    finally:
+        ALLOCATE.reset(before)
 
 
 def read_filled(source: Any, mip: int, box: IndexBox) -> npt.NDArray[Any]:
     """Return the voxels of a box that may reach outside a level: 0 outside, `source.read_inside` inside."""
     inside = box.clip(source.levels[mip].grid.box)
     if inside == box and box.voxels:
-        return np.ascontiguousarray(source.read_inside(mip, box))
+        values = source.read_inside(mip, box)
+        # an array that an export has provided may be a part of a larger one
+        return values if ALLOCATE.get() is not np.empty else np.ascontiguousarray(values)
     out = np.zeros(box.shape, dtype_of(source, mip))
     if inside.voxels:
         out[inside.slices(box)] = source.read_inside(mip, inside)

@@ -10,7 +10,9 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from imageryxr.export.read.sweep import BRICK_VOXELS, KEPT_BYTES, Sweep, Window,
 from imageryxr.export.run.executors import map_in_order
 from imageryxr.graph.evaluate import Readings, evaluate, required_boxes
 from imageryxr.graph.expr import Array, Expr, Leaf
-from imageryxr.sources.base import ALLOCATE
+from imageryxr.sources.base import read_into
 from imageryxr.sources.fetch.engine import reading_once
+from imageryxr.sources.fetch.threads import start_all
 
 
 def draw(
@@ -74,10 +77,12 @@ def unwrap_source_errors() -> Iterator[None]:
 
 
 class SweepReader:
-    """Reads the sources of a region, slab after slab. A context manager, which deletes scratch files.
+    """Reads the sources of a region, slab after slab. A context manager, which ends reads and deletes scratch files.
 
-    `given` are computed values of the user's dask arrays, `threads` is the number of reads at a time, and `folder` is
-    the folder of scratch files; None keeps voxels in memory.
+    While a slab is drawn, the next one is read, unless voxels are kept in scratch files.
+
+    `given` are computed values of the user's dask arrays, `threads` is the number of parts that are read at a time, and
+    `folder` is the folder of scratch files; None keeps voxels in memory.
     """
 
     def __init__(
@@ -90,24 +95,45 @@ class SweepReader:
         folder: str | None = None,
     ) -> None:
         self._expr, self._given, self._threads = expr, given or {}, threads
-        self._spilled = folder is not None
+        self._spilled, self._last = folder is not None, len(sweep.slabs) - 1
         windows = [w for w in sweep.windows if w.leaf not in self._given]
         # the largest first, because otherwise a smaller window may get the buffer of a larger one
         windows.sort(key=lambda window: -window.bytes)
         self._stores = [_InMemory(w) if folder is None else _InScratch(w, folder) for w in windows]
+        self._reads = ExitStack()
+        self._wait: Callable[[], None] | None = None
+        """Waits until the next slab is read."""
 
     def __enter__(self) -> SweepReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._reads.close()
         for store in self._stores:
             store.close()
 
     def advance(self, slab: int) -> None:
         """Read what a slab needs and is not kept; voxels that no later slab needs become invalid."""
-        reads = [(store, tile) for store in self._stores for tile in store.advance(slab)]
+        if self._wait is None:
+            self._read(slab)
+        else:
+            self._wait()
+        for store in self._stores:
+            store.enter(slab)
+        self._wait = None if self._spilled or slab >= self._last else self._start(slab + 1)
+
+    def _read(self, slab: int) -> None:
+        reads = [(store, part) for store in self._stores for part in store.prepare(slab)]
         for _ in map_in_order(_read, reads, self._threads):
             pass
+
+    def _start(self, slab: int) -> Callable[[], None]:
+        """Begin to read a slab; return a function that waits for the end, and raises the error of a read."""
+        self._reads.close()
+        context = copy_context()  # that of the caller, which may record missing chunks
+        read = start_all([partial(context.run, self._read, slab)])
+        (wait,) = self._reads.enter_context(read)
+        return wait
 
     def readings(self, box: IndexBox) -> Readings:
         """Return the source voxels of a box that lies in the current slab."""
@@ -121,14 +147,10 @@ class SweepReader:
 
 
 def _read(job: tuple[_Store, IndexBox]) -> None:
-    store, tile = job
-    # The values of a whole window are kept as they are read; tiles are copied, so their memory is freed at once.
-    is_whole = store.window.tile is None
-    with wrap_source_errors(), reading_once(), BUFFERS.lend() if is_whole else nullcontext():
-        values = store.window.leaf.read(tile)
-    if is_whole and values.base is None and values.nbytes >= KEPT_BYTES:
-        BUFFERS.drop_idle()  # the source has copied its buffer, which would add to the memory
-    store.put(tile, values)
+    store, part = job
+    with wrap_source_errors(), reading_once(), store.lend(part):
+        values = store.window.leaf.read(part)
+    store.put(part, values)
 
 
 class _Store(ABC):
@@ -139,13 +161,26 @@ class _Store(ABC):
         self.kept = window.box.with_axis(window.axis, window.box.start[window.axis], window.box.start[window.axis])
         """What is kept now; nothing before the first slab."""
 
-    @abstractmethod
-    def advance(self, slab: int) -> list[IndexBox]:
-        """Discard what no slab from this one on needs; return the tiles to read."""
+    def new_part(self, slab: int) -> IndexBox:
+        """Return what a slab needs and is not kept."""
+        axis, kept = self.window.axis, self.window.kept_box(slab)
+        return kept.with_axis(axis, max(kept.start[axis], self.kept.stop[axis]), kept.stop[axis])
 
     @abstractmethod
-    def put(self, tile: IndexBox, values: Array) -> None:
-        """Store a tile."""
+    def prepare(self, slab: int) -> list[IndexBox]:
+        """Make room for what a slab needs and is not kept; return the parts to read."""
+
+    def lend(self, part: IndexBox) -> AbstractContextManager[None]:
+        """Return a context in which sources may read a part into its place."""
+        return nullcontext()
+
+    @abstractmethod
+    def put(self, part: IndexBox, values: Array) -> None:
+        """Store a part."""
+
+    @abstractmethod
+    def enter(self, slab: int) -> None:
+        """Keep what a slab needs, whose parts have been stored, and nothing else."""
 
     @abstractmethod
     def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
@@ -156,57 +191,61 @@ class _Store(ABC):
 
 
 class _InMemory(_Store):
-    """Voxels in a buffer as long as the longest kept interval."""
+    """Voxels in two buffers that take turns: one has those of a slab, the other receives those of the next one."""
 
     def __init__(self, window: Window) -> None:
         super().__init__(window)
-        self._array: Array | None = None
+        self._current = self._next = (self.kept, np.empty(self.kept.shape, window.leaf.dtype))
+        """The boxes of the buffers, and their voxels."""
 
-    def advance(self, slab: int) -> list[IndexBox]:
-        """Move the voxels that stay to the start of the buffer; return the tiles that fill the rest."""
-        axis, before, self.kept = self.window.axis, self.kept, self.window.kept_box(slab)
-        low = self.kept.start[axis]
-        if before.stop[axis] > low:
-            self._move(low - before.start[axis], before.stop[axis] - low)
-        new = self.kept.with_axis(axis, max(low, before.stop[axis]), self.kept.stop[axis])
-        if self.window.tile is None or not new.voxels:
-            return [new] if new.voxels else []
-        if self._array is None:
-            size = self.window.box.shape
-            shape = (*size[:axis], self.window.length, *size[axis + 1 :])
-            self._array = BUFFERS.empty(shape, self.window.leaf.dtype)
-        return list(tiles(new, self.window.tile))
+    def prepare(self, slab: int) -> list[IndexBox]:
+        """Allocate the buffer of a slab; return the parts to read into it."""
+        window, new = self.window, self.new_part(slab)
+        if not new.voxels:
+            return []
+        shape = list(window.box.shape)
+        shape[window.axis] = window.length  # all buffers of a window have the same size, so that they can be reused
+        kept = window.kept_box(slab)
+        self._next = (kept, BUFFERS.empty(tuple(shape), window.leaf.dtype)[kept.slices(kept)])
+        return [new] if window.tile is None else list(tiles(new, window.tile))
 
-    def _move(self, distance: int, count: int) -> None:
-        if not distance or self._array is None:
+    def lend(self, part: IndexBox) -> AbstractContextManager[None]:
+        """Let sources read a part into the buffer."""
+        return read_into(self._place(part))
+
+    def _place(self, part: IndexBox) -> Array:
+        box, voxels = self._next
+        return voxels[part.slices(box)]
+
+    def put(self, part: IndexBox, values: Array) -> None:
+        """Copy a part into the buffer, unless the source has read it there; values of the whole buffer replace it."""
+        place = self._place(part)
+        if values.ctypes.data == place.ctypes.data and values.strides == place.strides:
             return
-        # numpy copies between overlapping views through a temporary array, which is small for a single layer
-        if self.window.axis == 0:
-            for number in range(count):
-                self._array[number] = self._array[number + distance]
+        if part != self._next[0]:
+            place[...] = values
             return
-        for layer, after in zip(self._part(0, count), self._part(distance, distance + count), strict=True):
-            layer[...] = after
+        del place
+        self._next = (part, np.ascontiguousarray(values))
+        if values.nbytes >= KEPT_BYTES:
+            BUFFERS.drop_idle()  # the buffer that the source has not used would add to the memory
 
-    def _part(self, low: int, high: int) -> Array:
-        assert self._array is not None
-        return self._array[(slice(None),) * self.window.axis + (slice(low, high),)]
-
-    def put(self, tile: IndexBox, values: Array) -> None:
-        """Copy a tile into the buffer; keep the values themselves if they are the whole window."""
-        if self.window.tile is None:
-            self._array = values
-            return
-        assert self._array is not None
-        self._array[tile.slices(self.kept)] = values
+    def enter(self, slab: int) -> None:
+        """Copy what stays to the buffer of the slab, if there is one."""
+        before, kept = self.kept, self.window.kept_box(slab)
+        (there, voxels), (box, buffer) = self._current, self._next
+        if box != there:
+            axis = self.window.axis
+            stays = kept.with_axis(axis, kept.start[axis], max(kept.start[axis], before.stop[axis]))
+            if stays.voxels:
+                buffer[stays.slices(box)] = voxels[stays.slices(there)]
+            self._current = self._next
+        self.kept = kept
 
     def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
         """Return a view of all kept voxels."""
-        if not self.kept.voxels or self._array is None:
-            return []
-        if self.window.tile is None:
-            return [(self.kept, self._array)]
-        return [(self.kept, self._part(0, self.kept.shape[self.window.axis]))]
+        there, voxels = self._current
+        return [(self.kept, voxels[self.kept.slices(there)])] if self.kept.voxels else []
 
 
 class _InScratch(_Store):
@@ -220,14 +259,13 @@ class _InScratch(_Store):
         self._begins: dict[Index3, int] = {}
         """The offsets of tiles by their first voxels."""
 
-    def advance(self, slab: int) -> list[IndexBox]:
+    def prepare(self, slab: int) -> list[IndexBox]:
         """Delete the files of layers that have passed; create those of new layers, and return their tiles."""
-        axis, before, self.kept = self.window.axis, self.kept, self.window.kept_box(slab)
+        axis, start, new = self.window.axis, self.window.kept_box(slab).start, self.new_part(slab)
         for number, (box, file) in list(self._layers.items()):
-            if box.stop[axis] <= self.kept.start[axis]:
+            if box.stop[axis] <= start[axis]:
                 del self._layers[number]
                 file.close()
-        new = self.kept.with_axis(axis, max(self.kept.start[axis], before.stop[axis]), self.kept.stop[axis])
         if not new.voxels:
             return []
         found = []
@@ -247,10 +285,14 @@ class _InScratch(_Store):
         z, y, x = (self.window.chunk if a == self.window.axis else n for a, n in enumerate(self.window.box.stop))
         return z, y, x
 
-    def put(self, tile: IndexBox, values: Array) -> None:
+    def enter(self, slab: int) -> None:
+        """Keep what the slab needs; its files have been prepared."""
+        self.kept = self.window.kept_box(slab)
+
+    def put(self, part: IndexBox, values: Array) -> None:
         """Append a tile to the file of its layer."""
-        _, file = self._layers[tile.start[self.window.axis] // self.window.chunk]
-        self._begins[tile.start] = file.put(np.ascontiguousarray(np.moveaxis(values, self.window.axis, 0)))
+        _, file = self._layers[part.start[self.window.axis] // self.window.chunk]
+        self._begins[part.start] = file.put(np.ascontiguousarray(np.moveaxis(values, self.window.axis, 0)))
 
     def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
         """Read the needed boxes."""
@@ -342,15 +384,6 @@ class Buffers:
         """Drop the buffers that nothing refers to."""
         with self._lock:
             self._drop_idle()
-
-    @contextmanager
-    def lend(self) -> Iterator[None]:
-        """Let sources that are read in this context allocate their results in these buffers."""
-        before = ALLOCATE.set(self.empty)
-        try:
-            yield
-        finally:
-            ALLOCATE.reset(before)
 
     def clear(self) -> None:
         """Drop all buffers; those that are still referenced stay valid."""

@@ -3,9 +3,8 @@
 A region is made slab by slab along one axis. The source voxels that a slab needs, and those that later slabs still
 need, are kept in memory or in scratch files. So each chunk is read once, and no other voxels take memory.
 
-For a region of a volume, sources are read slab by slab, in small parts from a disk and in large ones from a server.
-For a region of slices, the sources are read at once if their voxels fit into memory; otherwise they are read slab by
-slab and spilled.
+For a region of a volume, sources are read slab by slab, each slab while the one before is drawn. For a region of
+slices, the sources are read at once if their voxels fit into memory; otherwise they are read slab by slab and spilled.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -26,19 +25,15 @@ from imageryxr.graph.expr import Expr, Leaf, LevelLeaf
 BRICK_VOXELS = 1 << 22
 # Buffers of at least this size are kept; malloc itself reuses smaller ones (up to 32 MB each).
 KEPT_BYTES = 24_000_000
-# Bytes of a large box on disk that are read at a time: few enough to be in the CPU cache when they are copied.
-PART_BYTES = 8_000_000
-# Bytes of a remote source, or of a source of slices, that are read at a time: enough chunks to keep a network busy.
+# Bytes of a source of slices that are read at a time: enough chunks to keep a network busy.
 TILE_BYTES = 1 << 27
 MIN_TILE_BYTES = 1 << 22
-# Minimum voxels of a slab of a volume, so that few voxels are moved between slabs compared to those that are read.
-SLAB_VOXELS = 1 << 24
+# Minimum voxels of a slab of a volume, so that few voxels are copied between slabs compared to those that are read.
+SLAB_VOXELS = 1 << 23
 # Maximum number of slabs of a region of a volume, because planning a slab takes time.
 MAX_SLABS = 16
 # Minimum voxels of a strip, the part of a slab of slices that is drawn at a time.
 MIN_STRIP_VOXELS = 1 << 18
-# While a part is read, there are two copies of it, and malloc keeps the memory of one for the next part.
-EXTRA_BYTES = 2 * KEPT_BYTES
 
 Needs = dict[Leaf, list[IndexBox]]
 
@@ -96,7 +91,7 @@ class Window:
     leaf: Leaf
     box: IndexBox
     tile: Index3 | None = None
-    """Voxels (z, y, x) that are read at a time, whole chunks; None reads all at once."""
+    """Voxels (z, y, x) that are read at a time, whole chunks; None reads those of a slab at once."""
     axis: int = 0
     ends: tuple[tuple[int, int], ...] = ()
     """For each slab, the interval along the axis that is kept. Both ends ascend, and the second is the end of a chunk.
@@ -118,6 +113,12 @@ class Window:
         """The longest interval that is kept."""
         return max((high - low for low, high in self.ends), default=self.box.shape[self.axis])
 
+    @property
+    def held(self) -> int:
+        """The length that is in memory at a time: that of a slab, and of the next one, which is read ahead."""
+        is_read_again = any(before[1] < after[1] for before, after in pairwise(self.ends))
+        return self.length * (1 + is_read_again)
+
     def kept_box(self, slab: int) -> IndexBox:
         """Return the part that is kept for a slab."""
         return self.box.with_axis(self.axis, *self.ends[slab]) if self.ends else self.box
@@ -133,12 +134,12 @@ class Sweep:
     @property
     def spared_bytes(self) -> int:
         """Bytes of source voxels that the region needs but that are not in memory at the same time."""
-        saved = sum(w.bytes - w.bytes // max(1, w.box.shape[w.axis]) * w.length for w in self.windows)
-        return max(0, saved - EXTRA_BYTES)
+        saved = sum(w.bytes - w.bytes // max(1, w.box.shape[w.axis]) * w.held for w in self.windows)
+        return max(0, saved)
 
 
 def whole_sweep(expr: Expr, box: IndexBox) -> Sweep:
-    """Return a sweep of one slab, the region. Large boxes on disk are read part by part."""
+    """Return a sweep of one slab, the region."""
     return Sweep((box,), tuple(_volume_windows(required_boxes(expr, box))))
 
 
@@ -150,7 +151,7 @@ def volume_sweep(expr: Expr, box: IndexBox, granule: Index3) -> Sweep:
     windows = tuple(_volume_windows(required_boxes(expr, box)))
     best = Sweep((box,), windows)
     count = min(MAX_SLABS, box.voxels // SLAB_VOXELS)
-    rolling = sum(window.bytes for window in windows if window.tile is not None)
+    rolling = sum(window.bytes for window in windows if _is_large(window))
     for axis in range(3) if count > 1 and rolling else ():
         step = -(-box.shape[axis] // (granule[axis] * count)) * granule[axis]
         slabs = tuple(_cut_slabs(box, axis, step))
@@ -180,13 +181,12 @@ def slice_windows(settings: SlabSettings, expr: Expr, box: IndexBox) -> tuple[Wi
 
 
 def _volume_windows(needs: Needs) -> Iterator[Window]:
-    for leaf, boxes in needs.items():
-        for box in boxes:
-            source = leaf.source if isinstance(leaf, LevelLeaf) else None
-            on_disk = str(getattr(source, "url", "")).startswith("file://")
-            part, smallest = (PART_BYTES, 2 * KEPT_BYTES) if on_disk else (TILE_BYTES, 2 * TILE_BYTES)
-            is_large = source is not None and box.voxels * leaf.dtype.itemsize >= smallest
-            yield Window(leaf, box, _tile(leaf, box, part) if is_large else None)
+    return (Window(leaf, box) for leaf, boxes in needs.items() for box in boxes)
+
+
+def _is_large(window: Window) -> bool:
+    """Return whether a window is worth to be kept slab by slab; other windows are kept whole."""
+    return isinstance(window.leaf, LevelLeaf) and window.bytes >= 2 * KEPT_BYTES
 
 
 def _tile(leaf: Any, box: IndexBox, most: int) -> Index3:
@@ -214,7 +214,7 @@ def _with_intervals(
     needs = [required_boxes(expr, slab) for slab in slabs]
     found = []
     for window in windows:
-        if window.tile is not None:
+        if window.tile is not None or _is_large(window):
             boxes = [other.box for other in windows if other.leaf == window.leaf]
             window = replace(window, axis=axis)
             window = replace(window, ends=_intervals(window, boxes, needs))

@@ -99,10 +99,10 @@ class Job:
         with record_missing_chunks() as holes, record_ids() as seen:
             reader, given = _unpack_input(read, box)
             if self.place is None:
-                sources = SweepReader(reader.volume.expr, whole_sweep(reader.volume.expr, box), given)
-                with unwrap_source_errors():
+                sweep = whole_sweep(reader.volume.expr, box)
+                with unwrap_source_errors(), SweepReader(reader.volume.expr, sweep, given) as sources:
                     sources.advance(0)
-                values = draw(reader.volume.expr, box, sources.readings)
+                    values = draw(reader.volume.expr, box, sources.readings)
             else:
                 kept = self._existing_files(box) if self.is_continued and self.slab_settings is not None else {}
                 files = {**kept, **self._write(reader.volume.expr, box, given, kept, self.place)}

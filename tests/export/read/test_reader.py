@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,7 +35,6 @@ def small(monkeypatch):
     """Lower all limits, so that small arrays are treated as large ones."""
     monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
-    monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
     for module in (READER, SWEEP):
         monkeypatch.setattr(module, "BRICK_VOXELS", 5000)
     yield
@@ -164,7 +164,6 @@ def test_the_memory_of_voxels_that_their_source_copies_is_not_kept(sample, small
 @pytest.mark.parametrize("start", [(0, 0, 0), (3, 17, 70)])
 def test_reading_in_parts_equals_reading_at_once(sample, small, monkeypatch, part, start):
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", part)
-    monkeypatch.setattr(SWEEP, "PART_BYTES", part)
     em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation, mip=1)
     drawn = ix.overlay(em, ix.regrid(seg, em), outline=3)
     read = box_reader(drawn)
@@ -177,6 +176,79 @@ def test_reading_in_parts_equals_reading_at_once(sample, small, monkeypatch, par
                 np.testing.assert_array_equal(values, leaf.read(b))
         found = draw(read.volume.expr, box, sources.readings)
         np.testing.assert_array_equal(found, evaluate(read.volume.expr, box))
+
+
+class Gated(Computed):
+    """A source whose reads wait for an event, record their boxes, and may fail."""
+
+    def __init__(self, **options):
+        super().__init__((12, 8, 8), chunks=(4, 8, 8), **options)
+        for name, value in {"began": [], "gate": threading.Event(), "ended": threading.Event()}.items():
+            object.__setattr__(self, name, value)
+
+    def read(self, mip, box):
+        self.began.append(box.start[0])
+        if box.start[0]:
+            assert self.gate.wait(20)
+        self.ended.set()
+        return super().read(mip, box)
+
+
+def slabs_of(source):
+    """Return a reader of a source in three slabs, each of one layer of chunks."""
+    leaf, whole = LevelLeaf(source, 0), IndexBox.of_shape((12, 8, 8))
+    slabs = tuple(whole.with_axis(0, z, z + 4) for z in (0, 4, 8))
+    window = Window(leaf, whole, None, 0, tuple((z, z + 4) for z in (0, 4, 8)))
+    return SweepReader(leaf, Sweep(slabs, (window,))), leaf, slabs
+
+
+def wait_for(condition):
+    """Wait until a condition is true."""
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("the condition did not become true")
+
+
+def test_the_next_slab_is_read_while_a_slab_is_drawn():
+    source = Gated()
+    expected = Computed((12, 8, 8)).read(0, IndexBox.of_shape((12, 8, 8)))
+    sources, leaf, slabs = slabs_of(source)
+    with sources:
+        sources.advance(0)
+        wait_for(lambda: source.began == [0, 4])
+        ((_, first),) = sources.readings(slabs[0])[leaf]
+        source.gate.set()
+        for number, slab in enumerate(slabs[1:], 1):
+            np.testing.assert_array_equal(first, expected[:4], "the slab that is drawn stays as it is")
+            sources.advance(number)
+            ((box, values),) = sources.readings(slab)[leaf]
+            np.testing.assert_array_equal(values, expected[box.slices()])
+    assert source.began == [0, 4, 8]
+
+
+def test_an_error_of_the_next_slab_is_raised_when_its_voxels_are_needed():
+    source = Gated(fail_above=4)
+    source.gate.set()
+    sources, leaf, slabs = slabs_of(source)
+    with sources:
+        sources.advance(0)
+        assert source.ended.wait(5)
+        assert len(sources.readings(slabs[0])[leaf]) == 1
+        with pytest.raises(Exception, match="read") as caught:
+            sources.advance(1)
+    assert source.began == [0, 4], f"a slab was read twice, or one after the error ({caught.value})"
+
+
+def test_the_end_of_a_region_does_not_wait_for_the_next_slab():
+    source = Gated()
+    sources, _, _ = slabs_of(source)
+    with sources:
+        sources.advance(0)
+        wait_for(lambda: source.began == [0, 4])
+    assert not source.gate.is_set()
+    source.gate.set()
 
 
 @pytest.mark.slow

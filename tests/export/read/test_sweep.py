@@ -40,7 +40,7 @@ class OnDisk(Computed):
     broken = False
 
     def read(self, mip, box):
-        if self.broken and box.start[1] >= 32:
+        if self.broken and box.stop[1] > 32:
             raise OSError(28, "no space left on the disk of the source")
         ranges = [range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, self.chunks, strict=True)]
         self.fetched.update((self.layer_type, self.chunks, index) for index in product(*ranges))
@@ -73,10 +73,7 @@ def small(monkeypatch):
     OnDisk.fetched.clear()
     monkeypatch.setattr(sys.modules["imageryxr.export.read.reader"], "KEPT_BYTES", 100)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 100)
-    monkeypatch.setattr(SWEEP, "PART_BYTES", 100)
-    monkeypatch.setattr(SWEEP, "TILE_BYTES", 100)
     monkeypatch.setattr(SWEEP, "SLAB_VOXELS", 2000)
-    monkeypatch.setattr(SWEEP, "EXTRA_BYTES", 0)
     yield monkeypatch
     BUFFERS.clear()
 
@@ -105,10 +102,7 @@ def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, gran
     expr = read.volume.expr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SWEEP, "KEPT_BYTES", 1)
-        patch.setattr(SWEEP, "PART_BYTES", 1)
-        patch.setattr(SWEEP, "TILE_BYTES", 1)
         patch.setattr(SWEEP, "SLAB_VOXELS", voxels)
-        patch.setattr(SWEEP, "EXTRA_BYTES", 0)
         sweep = volume_sweep(expr, box, granule)
         hits = np.zeros(box.shape, int)
         OnDisk.fetched.clear()
@@ -129,7 +123,7 @@ def test_slabs_are_whole_granules_and_cover_the_region(shape, chunk, other, gran
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_region_is_cut_along_the_axis_that_saves_most_memory(small, axis):
     shape = [16, 48, 48]
-    chunk = [shape[a] if a != axis else 8 for a in range(3)]
+    chunk = [shape[a] if a != axis else shape[a] // 6 for a in range(3)]
     expr = box_reader(draw_layers(tuple(shape), tuple(chunk), tuple(chunk), None)).volume.expr
     sweep = volume_sweep(expr, IndexBox.of_shape(shape), (1, 1, 1))
     assert len(sweep.slabs) > 1
@@ -205,8 +199,7 @@ def test_errors_of_a_source_do_not_name_the_target(small, tmp_path):
     assert "free some space or choose another target" not in str(caught.value)
 
 
-def test_kept_voxels_move_within_their_buffer_without_a_copy():
-    """Voxels that the next slab also needs move to the start of the buffer, which may overlap their previous position."""
+def test_kept_voxels_are_copied_to_the_buffer_of_the_next_slab_without_another_array():
     import tracemalloc
 
     shape = (96, 96, 96)
@@ -243,8 +236,8 @@ def test_the_largest_buffer_is_allocated_first(small, monkeypatch):
         for _ in sweep_slabs(read.volume.expr, volume_sweep(read.volume.expr, box, granule)):
             pass
         sizes = [a.nbytes for a in buffers]
-        assert len(sizes) == 2
-        assert sizes == sorted(sizes, reverse=True)
+        assert len(sizes) > 0
+        assert all(image > ids for image, ids in zip(sizes[::2], sizes[1::2], strict=True))
 
 
 def raise_error(block, error):
@@ -272,8 +265,10 @@ def test_errors_of_a_dask_array_are_raised(tmp_path, error, retries):
     assert f"try {retries + 1}" in caught.value.__notes__[0]
 
 
-@pytest.mark.parametrize(("kind", "saved"), [(OnDisk, 300_000_000), (Remote, 200_000_000)])
-def test_the_plan_counts_the_memory_that_slabs_save(tmp_path, monkeypatch, kind, saved):
+@pytest.mark.parametrize("kind", [OnDisk, Remote])
+def test_the_plan_counts_the_memory_that_slabs_save(tmp_path, monkeypatch, kind):
+    # Of 604 MB, two slabs of a quarter are in memory, with the chunks that they share.
+    saved = 604_000_000 * (1 - 2 * 1.125 / 4)
     drawn = draw_layers((64, 1024, 1024), (64, 64, 64), (64, 64, 64), kind=kind)
     in_slabs = ix.plan_export(drawn, tmp_path / "o.ome.zarr", workers=1)
     monkeypatch.setattr(SWEEP, "MAX_SLABS", 1)

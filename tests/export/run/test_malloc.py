@@ -166,7 +166,6 @@ def test_a_forked_child_can_keep_memory():
 def test_a_worker_frees_its_kept_memory(sample, monkeypatch):
     monkeypatch.setattr(READER, "KEPT_BYTES", 1000)
     monkeypatch.setattr(SWEEP, "KEPT_BYTES", 1000)
-    monkeypatch.setattr(SWEEP, "PART_BYTES", 1000)
     calls = []
     kept = DelayedCleanup(lambda: calls.append("begin"), JOB._free_memory, 1000)
     monkeypatch.setattr(JOB, "WORKER_MEMORY", kept)
