@@ -18,6 +18,8 @@ CASES = {
     "nothing there": (lambda s: ix.open_image("/nowhere/em"), ix.errors.SourceNotFoundError, FileNotFoundError, ["/nowhere/em", "no such folder"]),
     "no such mip": (lambda s: ix.open_image(s.image, mip=9), ix.errors.MipError, KeyError, ["mip=9", "0 (8 × 8 × 40 nm)", "2 (32 × 32 × 40 nm)"]),
     "no such resolution": (lambda s: ix.open_image(s.image, mip=(5, 5, 40)), ix.errors.MipError, KeyError, ["(5, 5, 40)", "0 (8"]),
+    "a level by a word": (lambda s: ix.open_image(s.image, mip="coarsest"), ix.errors.MipError, KeyError, ["mip='coarsest'", "2 (32 × 32 × 40 nm), by its number or resolution"]),
+    "a level by a float": (lambda s: ix.open_image(s.image, mip=1.0), ix.errors.MipError, KeyError, ["mip=1.0", "1 (16 × 16 × 40 nm)"]),
     "wholly outside": (lambda s: ix.open_image(s.image, bbox=ix.BBox((0, 0, 0), (9, 9, 9))), ix.errors.OutOfVolumeError, ValueError, ["wholly outside", "(4,096, 2,048, 100)"]),
     "voxels given as nm": (lambda s: ix.open_image(s.image, bbox=ix.BBox((4200, 2200, 110), (4300, 2300, 111))), ix.errors.OutOfVolumeError, ValueError, ["resolution=(8, 8, 40)"]),
     "nm given as voxels": (lambda s: ix.open_image(s.image, bbox=ix.BBox((33600, 17600, 4400), (34400, 18400, 4440), resolution=(8, 8, 40))), ix.errors.OutOfVolumeError, ValueError, ["resolution=(1, 1, 1)"]),

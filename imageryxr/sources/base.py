@@ -232,18 +232,18 @@ def find_level(source: Source, mip: Any) -> Level:
                 f" of {source.name} is a placeholder without voxels; open one of mip {have}",
             )
     else:
-        found = [lv for lv in real if is_same_resolution(lv.grid.resolution, mip)]
+        found = [lv for lv in real if _is_same_resolution(lv.grid.resolution, mip)]
     if not found:
-        raise MipError(f"{source.name} has no level ", param("mip", mip), f"; open one of mip {have}")
+        raise MipError(
+            f"{source.name} has no level ", param("mip", mip), f"; open one of mip {have}, by its number or resolution"
+        )
     return found[0]
 
 
-def is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
-    """Return whether a resolution equals the given one within rounding errors."""
+def _is_same_resolution(resolution: tuple[float, ...], given: Any) -> bool:
+    """Return whether a resolution equals the given one, of any type, within rounding errors."""
     values = to_numbers(given)
-    if len(values) != 3:
-        raise MipError(param("mip", given), " is neither the number of a level nor a resolution (x, y, z) in nm")
-    return all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
+    return len(values) == 3 and all(abs(a - b) <= 1e-6 * a for a, b in zip(resolution, values, strict=True))
 
 
 def pick_index(name: str, what: Literal["channel", "time"], count: int, index: int | None) -> int:
