@@ -189,7 +189,8 @@ def _text_size(rgba: xr.DataArray, colors: dict[int, object] | None, look: Pictu
 
     blank = Image.new("L", (columns * look.scale, rows * look.scale))
     if colors is not None:
-        return geometry_of(ix.legend(blank, colors, label_pt=look.points, width_mm=look.width_mm)).text
+        text = geometry_of(ix.legend(blank, colors, label_pt=look.points, width_mm=look.width_mm)).text
+        return None if text is None else text.height
     return label_pixels(None, look.points, look.width_mm, blank.width)
 
 

@@ -14,7 +14,7 @@ from imageryxr.core.array_labels import CUTOUT, has_cutouts
 from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.graph.cutout_arrays import contains_cutouts
-from imageryxr.render.figure.picture import KEPT_ATTRS, View, attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.picture import KEPT_ATTRS, Text, View, attach_geometry, geometry_of, smallest_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +50,9 @@ def _draw_on_picture(picture: Image, draw: Callable[..., xr.DataArray], options:
         )
     canvas = picture.convert("RGBA")
     views = [_draw_on_view(canvas, view, draw) for view in geometry.views]
-    text = smallest_text(geometry.text, options.get("label_size", 12) if options.get("labels") else None)
+    text = smallest_text(
+        geometry.text, Text(options.get("label_size", 12), "annotate") if options.get("labels") else None
+    )
     out = canvas if picture.mode == "RGBA" else canvas.convert("RGB")
     return attach_geometry(out, geometry.nm, geometry.taken, text, views)
 

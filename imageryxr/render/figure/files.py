@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from contextlib import suppress
@@ -14,7 +15,7 @@ import xarray as xr
 
 from imageryxr.core.validate import check_flag, check_number, check_path
 from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
-from imageryxr.render.figure.picture import as_picture, geometry_of
+from imageryxr.render.figure.picture import Text, as_picture, geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length
 from imageryxr.render.figure.scale_bars import pixel_size
 
@@ -140,17 +141,17 @@ def _warn_of_few_pixels(name: str, width: int, dpi: float) -> None:
         )
 
 
-def _warn_of_small_text(pixels: int, dpi: float, width_mm: float) -> None:
-    """Warn if text of some pixels' height is too small in print."""
-    points = pixels * 72 / dpi
+def _warn_of_small_text(text: Text, dpi: float, width_mm: float) -> None:
+    """Warn if a text is too small in print."""
+    points, verb = text.height * 72 / dpi, text.verb
     if points < LEAST_POINTS - 0.05:
+        printed = Message(param("label_pt", 7), ", ", param("width_mm", text=f"{width_mm:.0f}"))
         warn(
             Message(
-                f"text on the picture is {points:.1f} pt high at the printed width of {width_mm:.0f} mm; less than ",
-                f"{LEAST_POINTS:g} pt is hard to read; draw it with ",
-                param("label_pt", 7),
-                ", ",
-                param("width_mm", text=f"{width_mm:.0f}"),
+                Wording(f"the text that {verb} drew", "text on the picture"),
+                f" is {points:.1f} pt high at the printed width of {width_mm:.0f} mm; less than {LEAST_POINTS:g} pt ",
+                "is hard to read; draw it with ",
+                Wording(f"label_size={math.ceil(7 * dpi / 72)}", printed) if verb == "annotate" else printed,
             )
         )
 

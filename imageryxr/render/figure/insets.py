@@ -14,6 +14,7 @@ from imageryxr.core.validate import check_flag, check_whole
 from imageryxr.errors import OptionError, OutOfVolumeError, param
 from imageryxr.render.figure.picture import (
     Rect,
+    Text,
     attach_geometry,
     choose_corner,
     geometry_of,
@@ -124,15 +125,16 @@ def inset(
     warning = "the inset in the {corner} corner covers {pixels:,} pixels of the part that it magnifies"
     corner = choose_corner(framed, [marked], position, warning, "no corner is free: make the part or the zoom smaller")
     size = label_pixels(label_size, label_pt, width_mm, whole.width)
-    text: int | None = None
+    heights: list[int | None] = []
     if step is not None:
-        _, _, text = draw_bar(part, step / zoom, None, None, None, label=True, text_size=size, taken=())
+        heights += draw_bar(part, step / zoom, None, None, None, label=True, text_size=size, taken=())[2:]
     x, y = places[corner]
     whole.paste(part, (x, y))
     frames = [_draw_frame(whole, box, color, line) for box in (marked, (x, y, x + width, y + height))]
     if step is not None:
         _, bar, other = draw_bar(whole, step, None, None, None, label=True, text_size=size, taken=frames)
-        frames, text = [*frames, bar], smallest_text(text, other)
+        frames, heights = [*frames, bar], [*heights, other]
+    text = smallest_text(*(Text(height, "inset") for height in heights if height))
     is_opaque = whole.getchannel("A").getextrema()[0] == 255
     geometry = geometry_of(plain)
     views = [replace(view, has_inset=True) for view in geometry.views]

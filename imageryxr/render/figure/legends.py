@@ -14,7 +14,7 @@ from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import ColorError, OptionError, format_value, param
-from imageryxr.render.figure.picture import as_picture, attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.picture import Text, as_picture, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import check_legible, pixels_per_point
 from imageryxr.render.figure.scale_bars import largest_round_length
 from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font
@@ -117,7 +117,7 @@ def legend(
     _draw_list(out, picture.width, shown, title, f"and {rest:,} more" if rest else "", size, ink)
     geometry = geometry_of(picture)
     beside = (picture.width, 0, out.width, out.height)
-    written = smallest_text(size, geometry.text)
+    written = smallest_text(Text(size, "legend"), geometry.text)
     return attach_geometry(out, geometry.nm, [*geometry.taken, beside], written, geometry.views)
 
 

@@ -19,6 +19,7 @@ from imageryxr.errors import OptionError, format_value
 from imageryxr.graph.labelled import as_dask, is_lazy
 from imageryxr.ops.cutout_verbs import central_slices
 from imageryxr.render.figure.picture import (
+    Text,
     attach_geometry,
     geometry_of,
     shift_rect,
@@ -305,4 +306,4 @@ def _label_tile(tile: Image, text: str, size: int, behind: RGBA | None) -> Image
     tile = tile.copy()
     # All labels have the same baseline, whatever the height of their letters.
     draw_text(tile, (margin, margin + text_top(text, size) - text_top("d", size)), text, size, color)
-    return attach_geometry(tile, None, (), size)
+    return attach_geometry(tile, None, (), Text(size, "montage"))

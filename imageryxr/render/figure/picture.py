@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -220,6 +220,15 @@ def shift_rect(rect: Rect, left: int, top: int) -> Rect:
     return rect[0] + left, rect[1] + top, rect[2] + left, rect[3] + top
 
 
+class Text(NamedTuple):
+    """Text on a picture."""
+
+    height: int
+    """Height in pixels."""
+    verb: str
+    """The function that drew it."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Metadata of one picture and of copies that show the same."""
@@ -229,8 +238,8 @@ class Geometry:
     """Width and height of a pixel in nm; None if they are unknown."""
     taken: tuple[Rect, ...] = ()
     """Areas of insets, scale bars and legends."""
-    text: int | None = None
-    """Height in pixels of the smallest text."""
+    text: Text | None = None
+    """The smallest text."""
     views: tuple[View, ...] = ()
     """The slices that the picture shows."""
     samples: bytes = field(default=b"", repr=False)
@@ -271,7 +280,7 @@ def attach_geometry(
     picture: Image,
     nm: tuple[float, float] | None,
     taken: Iterable[Rect] = (),
-    text: int | None = None,
+    text: Text | None = None,
     views: Iterable[View] = (),
 ) -> Image:
     """Store metadata in a picture and return the same picture."""
@@ -284,9 +293,9 @@ def attach_geometry(
     return picture
 
 
-def smallest_text(*sizes: int | None) -> int | None:
-    """Return the smallest of several text heights; None if there is no text."""
-    return min((size for size in sizes if size), default=None)
+def smallest_text(*texts: Text | None) -> Text | None:
+    """Return the smallest of several texts; None if there is no text."""
+    return min((text for text in texts if text is not None), default=None)
 
 
 def overlap_area(a: Rect, b: Rect) -> int:

@@ -15,6 +15,7 @@ from imageryxr.core.validate import check_choice, check_flag, check_whole
 from imageryxr.errors import GridError, Message, OptionError, param, warn
 from imageryxr.render.figure.picture import (
     Rect,
+    Text,
     as_picture,
     attach_geometry,
     choose_corner,
@@ -134,7 +135,8 @@ def scale_bar(
         canvas = canvas.convert("RGB")
     nm = geometry.nm if geometry.nm is not None and geometry.nm[0] == step else (step, step)
     views = [view.cover(at) for view in geometry.views]
-    return attach_geometry(canvas, nm, (*geometry.taken, at), smallest_text(geometry.text, text), views)
+    written = smallest_text(geometry.text, Text(text, "scale_bar") if text else None)
+    return attach_geometry(canvas, nm, (*geometry.taken, at), written, views)
 
 
 def check_position(position: Any) -> None:

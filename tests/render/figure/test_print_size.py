@@ -137,12 +137,12 @@ def test_text_has_its_points_at_the_printed_width(width_mm, points):
             ix.montage([em, em], labels=["a", "b"], scale=2, **given),
             ix.inset(em, PART, zoom=4, scale=2, scale_bar=True, **given),
         ):
-            printed = geometry_of(picture).text * 72 * width_mm / 25.4 / picture.width
+            printed = geometry_of(picture).text.height * 72 * width_mm / 25.4 / picture.width
             assert abs(printed - points) < 0.3 * points / 6
 
 
 def test_points_without_a_printed_width_count_at_300_dpi():
-    assert geometry_of(ix.scale_bar(gray(), label_pt=6)).text == 25
+    assert geometry_of(ix.scale_bar(gray(), label_pt=6)).text.height == 25
     with pytest.raises(OptionError, match="give one of them"):
         ix.scale_bar(gray(), label_pt=6, label_size=12)
     with pytest.raises(OptionError, match="give label_pt=7"):
@@ -153,7 +153,9 @@ def test_points_without_a_printed_width_count_at_300_dpi():
 
 def test_text_too_small_in_print_warns(tmp_path):
     picture = ix.legend(ix.to_pil(gray((1, 600, 800))), {864691135163307862: "red"}, label_size=12)
-    with pytest.warns(ImageryWarning, match=r"2\.\d pt high at the printed width of 85 mm.*label_pt=7, width_mm=85"):
+    with pytest.warns(
+        ImageryWarning, match=r"legend drew is 2\.\d pt high at the printed width of 85 mm.*label_pt=7, width_mm=85"
+    ):
         ix.save_figure(picture, tmp_path / "a.png", width_mm=85)
     with pytest.warns(ImageryWarning, match="pt high"):
         ix.save_figure(picture, tmp_path / "b.png", dpi=300)
@@ -161,6 +163,25 @@ def test_text_too_small_in_print_warns(tmp_path):
     ix.save_figure(good, tmp_path / "c.png", width_mm=85)
     ix.save_figure(good, tmp_path / "d.png", width_mm=85, dpi=600)
     ix.save_figure(picture, tmp_path / "e.png")  # no printed size is given
+
+
+def test_the_warning_of_small_text_names_the_call_that_drew_it_and_its_argument(tmp_path):
+    em = gray((1, 600, 800))
+    axon = {"x": [1000], "y": [1000], "z": [20], "kind": ["axon"]}
+    marked = ix.annotate(ix.to_pil(em), axon, labels="kind", label_size=12)
+    cases = {
+        r"scale_bar drew.*with label_pt=7, width_mm=85": ix.scale_bar(
+            ix.legend(ix.to_pil(em), {1: "red"}), label_size=11
+        ),
+        r"montage drew.*with label_pt=7, width_mm=85": ix.montage([ix.scale_bar(em)], labels=["a"], label_size=10),
+        r"inset drew.*with label_pt=7, width_mm=85": ix.inset(em, PART, scale_bar=True, label_size=10),
+        r"annotate drew.*with label_size=24": marked,
+    }
+    for message, picture in cases.items():
+        with pytest.warns(ImageryWarning, match=message):
+            ix.save_figure(picture, tmp_path / "a.png", width_mm=85, overwrite=True)
+    larger = ix.annotate(ix.to_pil(em), axon, labels="kind", label_size=24)
+    ix.save_figure(larger, tmp_path / "b.png", width_mm=85)
 
 
 @pytest.mark.fast_forms(8)
