@@ -33,10 +33,9 @@ from imageryxr.sources.fetch.connection import Connection, to_connection
 from imageryxr.sources.fetch.policy import Access, can_receive
 from imageryxr.sources.fetch.threads import run_all
 from imageryxr.sources.fetch.url import MIDDLEAUTH, parse_web_url
-from imageryxr.sources.omezarr.group_requests import request_group
 from imageryxr.sources.omezarr.open import PROTOCOLS as ZARR_PROTOCOLS
 from imageryxr.sources.omezarr.open import open_omezarr
-from imageryxr.sources.omezarr.stores import fetch_json
+from imageryxr.sources.omezarr.stores import fetch_json, request_group
 from imageryxr.sources.omezarr.zip_store import find_archive
 from imageryxr.sources.other_formats import format_problem
 from imageryxr.sources.precomputed import source as precomputed

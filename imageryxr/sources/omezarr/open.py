@@ -28,17 +28,15 @@ from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.omezarr import groups
 from imageryxr.sources.omezarr import metadata as ngff
 from imageryxr.sources.omezarr.array_metadata import Layout, layout_of
-from imageryxr.sources.omezarr.group_requests import (
+from imageryxr.sources.omezarr.source import OmeZarrSource, ZarrLevel
+from imageryxr.sources.omezarr.stores import (
     GROUP_KEYS,
     GroupFiles,
     PendingFile,
-    request_group,
-    requested_metadata,
-)
-from imageryxr.sources.omezarr.source import OmeZarrSource, ZarrLevel
-from imageryxr.sources.omezarr.stores import (
     fetch_json,
     fetch_json_file,
+    request_group,
+    requested_metadata,
 )
 from imageryxr.sources.omezarr.transforms import grid_of_level, other_axes_of
 from imageryxr.sources.omezarr.zip_store import find_archive

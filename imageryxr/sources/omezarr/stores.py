@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imageryxr.core.lazy_import import import_package
 from imageryxr.core.validate import parse_json
@@ -20,6 +20,7 @@ from imageryxr.sources.address import Address
 from imageryxr.sources.base import MetadataFile, clean_message, opening_stamp
 from imageryxr.sources.fetch.auth import Token
 from imageryxr.sources.fetch.buckets import BucketFolder, web_place
+from imageryxr.sources.fetch.budget import FILE_REQUESTS
 from imageryxr.sources.fetch.client import METADATA_BYTES
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import decompress
@@ -27,7 +28,7 @@ from imageryxr.sources.fetch.disk_reads import ObjectStore
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError, WebFolder
 from imageryxr.sources.fetch.policy import Credential
-from imageryxr.sources.fetch.threads import run_in_parallel
+from imageryxr.sources.fetch.threads import run_all, run_in_parallel, start_all
 from imageryxr.sources.fetch.url import parse_web_url
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata
 from imageryxr.sources.omezarr.codec_metadata import register_codecs
@@ -228,3 +229,58 @@ def _check_separator(address: Address, key: str, document: dict[str, Any]) -> No
             f"{address.public}/{key} has dimension_separator={document['dimension_separator']!r}, but the address has "
             f"{address.separator!r}; leave #dimension_separator={address.separator} out"
         )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# metadata of a remote group, before its layout is known
+
+GROUP_KEYS = ("zarr.json", ".zattrs")
+USUAL_LEVELS = ("0", "1", "2", "s0", "s1", "s2")
+"""Names of arrays that are requested before the group names them."""
+_ARRAY_KEYS = ("zarr.json", ".zarray")
+
+PendingFile = Callable[[], MetadataFile | None]
+"""Function that waits for a requested file; returns None if it does not exist, and raises the error of the request."""
+GroupFiles = Sequence[PendingFile]
+"""Functions that return the ``zarr.json`` and the ``.zattrs`` of a group; None for a file that does not exist."""
+
+
+class Requested(NamedTuple):
+    """Pending requests for the metadata of a group and its arrays."""
+
+    group: GroupFiles | None
+    """None for a local group, whose files are read one by one."""
+    arrays: Mapping[str, PendingFile]
+    """Functions by key that return the metadata of an array; None if the file does not exist."""
+
+
+def request_group(address: Address, token: str | None, connection: Connection) -> GroupFiles:
+    """Request the ``zarr.json`` and the ``.zattrs`` of a group in parallel; return a function for each file."""
+    return run_all([partial(fetch_json_file, address, token, key, connection) for key in GROUP_KEYS])
+
+
+@contextmanager
+def requested_metadata(
+    address: Address, token: str | None, connection: Connection, group: GroupFiles | None
+) -> Iterator[Requested]:
+    """Request the metadata of a group and of arrays with the usual names in parallel.
+
+    The metadata of a group name its arrays, so requesting those of the arrays afterwards takes a second round trip.
+    Each function waits for its own request only. Requests that still run at the end of the context are stopped.
+
+    Parameters
+    ----------
+    address, token, connection
+        See `fetch_json_file`.
+    group : sequence of callable or None
+        Result of `request_group`; then nothing else is requested.
+    """
+    if group is not None or address.local_path is not None:
+        yield Requested(group, {})
+        return
+    arrays = [f"{level}/{key}" for level in USUAL_LEVELS for key in _ARRAY_KEYS]
+    if (connection.concurrency or FILE_REQUESTS) < len(GROUP_KEYS) + len(arrays):
+        arrays = []  # with so few requests at once, these would delay the requests for the group
+    calls = [partial(fetch_json_file, address, token, key, connection) for key in (*GROUP_KEYS, *arrays)]
+    with start_all(calls) as files:
+        yield Requested(files[: len(GROUP_KEYS)], dict(zip(arrays, files[len(GROUP_KEYS) :], strict=True)))
