@@ -17,8 +17,7 @@ from imageryxr.core.colors.ids import list_ids, list_unique_ids
 from imageryxr.errors import MissingIdsWarning, OptionError, SourceError, param, warn
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.info import GEOMETRY, AnnotationInfo, Property, parse_info
-from imageryxr.sources.annotations.records import Ids, Records, join_records
-from imageryxr.sources.annotations.source import AnnotationSource
+from imageryxr.sources.annotations.source import AnnotationSource, Ids, Records, join_records
 from imageryxr.sources.fetch.connection import Connection
 
 # Pairs of an annotation, as its position in a Dataset, and a related segment, for one relationship.
