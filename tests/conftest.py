@@ -31,7 +31,7 @@ import imageryxr as ix
 from imageryxr.export.store.lease import Lease
 from imageryxr.render import paint
 from imageryxr.sources.cave import root_cache
-from imageryxr.sources.fetch import client, index_cache, memory_cache
+from imageryxr.sources.fetch import client, disk_reads, memory_cache
 from tests.support import cave_server, s3_server
 from tests.support.processes import forked_workers as forked_workers_of_dask
 from tests.support.sample_volume import session_sample
@@ -78,7 +78,7 @@ def _skip_disk_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
 def _clear_memory_cache() -> None:
     """Let each test request its own chunks and indexes."""
     memory_cache.cache.clear()
-    index_cache.clear()
+    disk_reads.clear()
 
 
 @pytest.fixture(scope="session")

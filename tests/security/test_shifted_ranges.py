@@ -10,7 +10,7 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
-from imageryxr.sources.fetch import index_cache
+from imageryxr.sources.fetch import disk_reads
 from imageryxr.sources.resolve import resolve_source
 from tests.support.hostile import HostileServer, reply
 from tests.support.shards import GRID, spec, write
@@ -68,7 +68,7 @@ def test_shifted_ranges_are_errors(tmp_path, form):
     with HostileServer(lambda sock, head: answer_shifted(sock, head, tmp_path, shift[0], label=False)) as server:
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         for shift[0] in (64, -64, 1):
-            index_cache.clear()
+            disk_reads.clear()
             with pytest.raises(ix.errors.ChunkReadError, match="instead of|beyond its file|Content-Range"):
                 source.read(0, box)
         shift[0] = 0
@@ -80,6 +80,6 @@ def test_a_server_without_ranges_gives_the_same_voxels(tmp_path, form):
     values = FORMATS[form](tmp_path)
     box = IndexBox((0, 8, 8), (8, 24, 24))
     with HostileServer(lambda sock, head: answer_shifted(sock, head.replace("Range", "Ignored"), tmp_path)) as server:
-        index_cache.clear()
+        disk_reads.clear()
         source = resolve_source(f"{form}://{server.url}", None, connection=HASTY)
         np.testing.assert_array_equal(source.read(0, box), values[box.slices()])

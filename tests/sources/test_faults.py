@@ -28,7 +28,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.sources.cave import root_cache
-from imageryxr.sources.fetch import attempt, disk_cache, index_cache, memory_cache
+from imageryxr.sources.fetch import attempt, disk_cache, disk_reads, memory_cache
 from imageryxr.sources.omezarr import chunk_decoder
 from tests.support import shards
 from tests.support.annotations import random_annotations, write_levels
@@ -196,7 +196,7 @@ def run(server: FaultServer, url: str, case: Case, expected: Values, seed: int, 
         memory_cache=rng.choice([0, "1 MB"]), disk_cache=folder if rng.random() < 0.5 else False,
     )  # fmt: skip
     server.begin(seed, rate, checksums=checksums, stalls=case.stalls)
-    for reset in (memory_cache.cache.clear, index_cache.clear, disk_cache._caches.clear, root_cache.clear_roots):
+    for reset in (memory_cache.cache.clear, disk_reads.clear, disk_cache._caches.clear, root_cache.clear_roots):
         reset()
     outcome: list[Any] = []
 

@@ -23,8 +23,7 @@ from imageryxr.sources.fetch import lanes, memory_cache
 from imageryxr.sources.fetch.budget import ByteBudget
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader
-from imageryxr.sources.fetch.index_cache import dropping_damaged
+from imageryxr.sources.fetch.disk_reads import DiskReader, Item, ObjectStore, disk_reader, dropping_damaged
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.sockets import Steps
 from imageryxr.sources.fetch.threads import run_in_parallel

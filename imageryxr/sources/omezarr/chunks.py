@@ -23,17 +23,17 @@ from imageryxr.sources.fetch.chunk_boxes import chunk_spans, copy_cached, rememb
 from imageryxr.sources.fetch.client import LargeBodyError
 from imageryxr.sources.fetch.connection import Connection
 from imageryxr.sources.fetch.decompress import TooLargeError, decompress
-from imageryxr.sources.fetch.disk_reads import ObjectStore
-from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
-from imageryxr.sources.fetch.index_cache import (
+from imageryxr.sources.fetch.disk_reads import (
     Index,
     IndexPlace,
     Key,
+    ObjectStore,
     cached_indexes,
     dropping_damaged,
     get_indexes,
     put_index,
 )
+from imageryxr.sources.fetch.engine import ObjectRequest, read_objects
 from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError
 from imageryxr.sources.fetch.sockets import Steps, run

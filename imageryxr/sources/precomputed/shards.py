@@ -19,8 +19,7 @@ from imageryxr.sources.base import is_html_page
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.client import METADATA_BYTES
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.disk_reads import ObjectStore
-from imageryxr.sources.fetch.index_cache import Index, IndexPlace, Key, dropping_damaged, get_indexes
+from imageryxr.sources.fetch.disk_reads import Index, IndexPlace, Key, ObjectStore, dropping_damaged, get_indexes
 
 
 def chunk_ids(points: Sequence[Index3], shape: Index3, chunks: Index3) -> list[int]:

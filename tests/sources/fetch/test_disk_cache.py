@@ -18,7 +18,7 @@ import xarray as xr
 import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.errors import CacheWarning, OptionError
-from imageryxr.sources.fetch import disk_cache, index_cache, memory_cache
+from imageryxr.sources.fetch import disk_cache, disk_reads, memory_cache
 from imageryxr.sources.fetch.disk_cache import DiskCache
 from imageryxr.sources.fetch.disk_entry import entry_name
 from imageryxr.sources.fetch.memory_cache import Stored
@@ -95,7 +95,7 @@ def _fresh_process(monkeypatch):
 def clear_memory_caches() -> None:
     """Clear all caches in memory, as if the process were new."""
     memory_cache.cache.clear()
-    index_cache.clear()
+    disk_reads.clear()
     disk_cache._caches.clear()
 
 

@@ -8,7 +8,7 @@ import pytest
 import imageryxr as ix
 from imageryxr.core.bbox import IndexBox
 from imageryxr.sources.address import parse_address
-from imageryxr.sources.fetch import client, index_cache
+from imageryxr.sources.fetch import client, disk_reads
 from imageryxr.sources.precomputed.source import open_precomputed
 from tests.support.shards import GRID, spec, write
 from tests.support.source_suite import SourceSuite, boxes_of, noise, read_padded, serving
@@ -16,7 +16,7 @@ from tests.support.source_suite import SourceSuite, boxes_of, noise, read_padded
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    index_cache.clear()
+    disk_reads.clear()
     monkeypatch.setattr(client, "LONGEST_WAIT", 0.0)
 
 
