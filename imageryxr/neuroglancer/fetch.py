@@ -26,9 +26,8 @@ from imageryxr.neuroglancer.state_json import (
 from imageryxr.sources.address import FORMAT_NAMES, bucket_url
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import find_password, find_token, unsent_token_reason
-from imageryxr.sources.fetch.client import METADATA_BYTES, send_interruptible_request
+from imageryxr.sources.fetch.client import METADATA_BYTES, decompress_body, send_interruptible_request
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.policy import Access, Credential, can_receive, is_cave_server
 from imageryxr.sources.fetch.url import MIDDLEAUTH, WebURL, is_local_host, parse_web_url
 

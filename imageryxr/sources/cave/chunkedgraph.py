@@ -31,9 +31,8 @@ from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
 from imageryxr.sources.fetch.budget import SERVICE_REQUESTS
-from imageryxr.sources.fetch.client import server_message
+from imageryxr.sources.fetch.client import json_problem, request_service, server_message
 from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
-from imageryxr.sources.fetch.json_service import json_problem, request_service
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.fetch.url import parse_web_url
 

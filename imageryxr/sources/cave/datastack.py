@@ -29,8 +29,8 @@ from imageryxr.sources.base import clean_message
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import Token, check_allowed, find_token
+from imageryxr.sources.fetch.client import request_service
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.json_service import request_service
 from imageryxr.sources.fetch.policy import Access, access_for_named_address
 from imageryxr.sources.fetch.url import hide_secrets, parse_web_url
 

@@ -19,9 +19,8 @@ from imageryxr.sources.cave.datastack import Datastack
 from imageryxr.sources.cave.timestamp import Instant, instant_of
 from imageryxr.sources.fetch.attempt import Reply
 from imageryxr.sources.fetch.auth import check_allowed
-from imageryxr.sources.fetch.client import server_message
+from imageryxr.sources.fetch.client import json_problem, request_service, server_message
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.json_service import json_problem, request_service
 
 if TYPE_CHECKING:
     import pyarrow as pa

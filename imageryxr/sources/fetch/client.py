@@ -23,7 +23,7 @@ from imageryxr.sources.fetch.attempt import Reply, Request, check_part, send_fol
 from imageryxr.sources.fetch.budget import FILE_REQUESTS, SERVICE_REQUESTS
 from imageryxr.sources.fetch.byte_ranges import ByteRange
 from imageryxr.sources.fetch.connection import Connection
-from imageryxr.sources.fetch.decompress import TooLargeError
+from imageryxr.sources.fetch.decompress import TooLargeError, decompress
 from imageryxr.sources.fetch.policy import Credential, is_cave_server
 from imageryxr.sources.fetch.sockets import ProtocolError, SlowError, Steps, StoppedError, Wait, run
 from imageryxr.sources.fetch.threads import run_in_parallel
@@ -171,3 +171,62 @@ def server_message(reply: Reply, secret: str = "") -> str:
 
 def _hide_secret(text: str, secret: str) -> str:
     return text.replace(secret, "<token>") if secret else text
+
+
+def decompress_body(reply: Reply, limit: int = METADATA_BYTES) -> bytes:
+    """Return a response body without its Content-Encoding, at most `limit` bytes.
+
+    `ValueError` is raised if the body does not have the encoding in its headers, or is too large.
+    """
+    return decompress(reply.body, reply.headers.get("content-encoding", ""), limit)
+
+
+def json_problem(reply: Reply) -> str:
+    """Return the problem of a response that is not JSON, or an empty string."""
+    try:
+        parse_json(reply.body)
+    except ValueError:
+        return "the answer is not JSON"
+    return ""
+
+
+def request_service(
+    method: str,
+    url: str,
+    connection: Connection,
+    credential: Credential | None,
+    *,
+    body: bytes | None = None,
+    kind: str = "application/json",
+    check: Callable[[Reply], str] = json_problem,
+) -> Reply:
+    """Return the response of a service, of any status, with its body decompressed; see `client.send_request`.
+
+    `kind` is the content type of the request body. `check` returns the problem of a response with status 200, which
+    leads to a retry, or an empty string.
+    """
+    # Ids compress badly. Some proxies compress the answer anyway, so it is decompressed below.
+    headers = {"Accept-Encoding": "identity"}
+    if body is not None:
+        headers["Content-Type"] = kind
+
+    def check_body(reply: Reply) -> str:
+        try:
+            return check(reply._replace(body=decompress_body(reply)))
+        except ValueError as error:
+            return str(error)
+
+    reply = send_interruptible_request(
+        method,
+        url,
+        connection,
+        body=body,
+        headers=headers,
+        credential=credential,
+        check=check_body,
+        width=SERVICE_REQUESTS,
+    )
+    try:
+        return reply._replace(body=decompress_body(reply))
+    except ValueError:  # the body of an error response is not needed
+        return reply

@@ -43,10 +43,9 @@ from imageryxr.sources.base import (
     stamp_of,
 )
 from imageryxr.sources.fetch.auth import Token
-from imageryxr.sources.fetch.client import METADATA_BYTES
+from imageryxr.sources.fetch.client import METADATA_BYTES, decompress_body
 from imageryxr.sources.fetch.connection import DEFAULT_CONNECTION, Connection
 from imageryxr.sources.fetch.decompress import decompress
-from imageryxr.sources.fetch.json_service import decompress_body
 from imageryxr.sources.fetch.object_stores import DeniedError
 from imageryxr.sources.fetch.threads import run_in_parallel
 from imageryxr.sources.precomputed import chunks
