@@ -29,7 +29,7 @@ import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.sources.cave import root_cache
 from imageryxr.sources.fetch import attempt, disk_cache, disk_reads, memory_cache
-from imageryxr.sources.omezarr import chunk_decoder
+from imageryxr.sources.omezarr import chunk_layout
 from tests.support import shards
 from tests.support.annotations import random_annotations, write_levels
 from tests.support.cave import BOX, NOW
@@ -243,7 +243,7 @@ def difference(case: Case, found: Values, expected: Values, flipped: list[str], 
 def count_sockets() -> int:
     """Close idle connections and event loops, and return the number of open sockets of this process."""
     attempt._state.connections.close()
-    chunk_decoder.close_loops()
+    chunk_layout.close_loops()
     count = 0
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -38,8 +38,15 @@ from imageryxr.sources.fetch.memory_cache import Stored
 from imageryxr.sources.fetch.object_stores import ForbiddenObjectError
 from imageryxr.sources.fetch.sockets import Steps, run
 from imageryxr.sources.fetch.threads import run_in_parallel
-from imageryxr.sources.omezarr.chunk_decoder import Coords, decode_chunk
-from imageryxr.sources.omezarr.chunk_layout import ChunkLayout, ChunkPart, StoredAxes, chunk_layout, chunk_parts
+from imageryxr.sources.omezarr.chunk_layout import (
+    ChunkLayout,
+    ChunkPart,
+    Coords,
+    StoredAxes,
+    chunk_layout,
+    chunk_parts,
+    decode_chunk,
+)
 from imageryxr.sources.omezarr.object_check import DamagedObjectError, check_object
 
 LARGEST_SHARD = 16 << 20

@@ -6,8 +6,7 @@ import numcodecs
 import numpy as np
 import pytest
 
-from imageryxr.sources.omezarr.chunk_decoder import decode_chunk, decode_with_zarr
-from imageryxr.sources.omezarr.chunk_layout import chunk_layout
+from imageryxr.sources.omezarr.chunk_layout import chunk_layout, decode_chunk, decode_with_zarr
 from tests.support.zarr_arrays import ARRAYS, metadata_of, write
 
 
