@@ -16,7 +16,7 @@ import pytest
 
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ChunkReadError
-from imageryxr.sources.codecs import chunk_decoder, isolated, stream_lengths
+from imageryxr.sources.codecs import chunk_decoder, isolated
 from imageryxr.sources.precomputed import source
 from tests.support.precomputed import open_layer, write_layer
 from tests.support.source_suite import serving
@@ -83,10 +83,10 @@ def test_intact_compresso_of_every_form_has_the_length_that_its_header_implies(d
         elif kind != "cells":
             values = np.full(shape, 7 if kind == "one id" else 0, dtype)
         stored = compresso.compress(np.asfortranarray(values), **flags)
-        assert stream_lengths.stream_problem(stored, "compresso", (*shape, 1)) == ""
+        assert chunk_decoder.stream_problem(stored, "compresso", (*shape, 1)) == ""
         for cut in {1, 2, 3, 4, 8, len(stored) // 2, len(stored) - 30}:
             if cut < len(stored):
-                assert stream_lengths.stream_problem(stored[:-cut], "compresso", (*shape, 1)), cut
+                assert chunk_decoder.stream_problem(stored[:-cut], "compresso", (*shape, 1)), cut
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), KINDS)
@@ -150,7 +150,7 @@ def test_crackle_of_every_format_is_decoded(dtype, order, pins):
         stored = bytes(crackle.compress(values[..., 0], allow_pins=pins, markov_model_order=order))
         np.testing.assert_array_equal(decode(stored, "crackle", values), values)
         for cut in (1, 2, 3, 4, 9):
-            assert stream_lengths.stream_problem(stored[:-cut], "crackle", values.shape)
+            assert chunk_decoder.stream_problem(stored[:-cut], "crackle", values.shape)
 
 
 def test_crackle_of_version_0_is_decoded():
@@ -222,10 +222,8 @@ def test_truncated_zfpc_and_types_other_than_float32_are_damage(dtype, options):
             continue
         # The decoder returns float32 for every stored type, so other types are reported as damage.
         problem = "" if dtype == "float32" else "its header states another type than float32"
-        assert stream_lengths.stream_problem(stored, "zfpc", shape) == problem
-        assert all(
-            stream_lengths.stream_problem(stored[:-cut], "zfpc", shape) for cut in range(1, min(len(stored), 40))
-        )
+        assert chunk_decoder.stream_problem(stored, "zfpc", shape) == problem
+        assert all(chunk_decoder.stream_problem(stored[:-cut], "zfpc", shape) for cut in range(1, min(len(stored), 40)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -238,9 +236,9 @@ def test_the_shape_in_an_fpzip_header_is_checked(dtype):
         if np.prod(shape) > 200_000:
             continue
         stored = bytes(fpzip.compress(np.full(shape, 3, dtype, order="F"), order="F"))
-        assert stream_lengths.stream_problem(stored, "fpzip", shape) == ""
-        assert stream_lengths.stream_problem(stored, "fpzip", (*shape[:3], shape[3] + 1))
-        assert all(stream_lengths.stream_problem(stored[:size], "fpzip", shape) for size in range(22))
+        assert chunk_decoder.stream_problem(stored, "fpzip", shape) == ""
+        assert chunk_decoder.stream_problem(stored, "fpzip", (*shape[:3], shape[3] + 1))
+        assert all(chunk_decoder.stream_problem(stored[:size], "fpzip", shape) for size in range(22))
 
 
 def test_a_killed_decoder_is_replaced():
