@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import socket
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +17,7 @@ import xarray as xr
 
 import imageryxr as ix
 from imageryxr.accessor import ImageryTree
-from imageryxr.errors import ImageryError
+from imageryxr.errors import GridError, ImageryError
 from imageryxr.sources.cave import datastack
 from tests.conftest import volume
 from tests.support.annotations import random_annotations, write_levels
@@ -173,6 +174,102 @@ def test_a_wrong_argument_is_an_imagery_error(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ix.save_palette({1: "red"}, "palette.json")
     check_wrong_arguments(*CALLS[name])
+
+
+# Values of one item of a list of numbers, such as a point, a size or a resolution.
+ITEMS = [
+    None, True, np.True_, math.nan, math.inf, 1e300, 2**64, 10**400, "1", "", np.array([3]), [1], (1, 2), {}, b"x", 1j,
+    np.datetime64("NaT"), np.ma.masked, pd.NA, pd.Timestamp("2020"), object(),
+]  # fmt: skip
+LISTS = {
+    "lo": (0, 0, 0), "hi": (9, 9, 9), "resolution": (8, 8, 40), "center": (90, 20, 40), "size": (4, 4, 1),
+    "shape": (1, 2, 3), "voxel_offset": (0, 0, 0), "to": (8, 8, 40), "like": (16, 16, 40), "normal": (0, 0, 1),
+    "up": (0, 1, 0), "contrast_limits": (1, 200), "percentiles": (1, 99), "limits": (0, 1),
+}  # fmt: skip
+TABLES = {"points", "centers", "annotations", "table"}
+
+
+def list_items(function, args, options):
+    """Return the calls with one wrong item in a list of numbers, or in the row of a table of points."""
+    for number, parameter in enumerate(inspect.signature(function).parameters):
+        base = LISTS.get(parameter, (90, 20, 40) if parameter in TABLES else ())
+        for position, item in product(range(len(base)), ITEMS):
+            row = [*base[:position], item, *base[position + 1 :]]
+            value = [row] if parameter in TABLES else row
+            given, named = list(args), dict(options)
+            if number < len(args):
+                given[number] = value
+            else:
+                named[parameter] = value
+            yield f"{parameter}={str(value)[:80]}", (function, given, named)
+
+
+@pytest.mark.fast_forms(20)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_item_of_a_list_is_an_error_of_ours(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faults = [f"{text}: {fault}" for text, call in list_items(*CALLS[name]) if (fault := fault_of(*call))]
+    plt.close("all")
+    assert not faults, "\n".join(faults)
+
+
+IMPOSSIBLE = {
+    "a masked coordinate": lambda: ix.BBox((0, 0, np.ma.masked), (9, 9, 9)),
+    "a masked array as a point": lambda: ix.BBox(np.ma.array([0, 0, 0], mask=[1, 0, 0]), (9, 9, 9)),
+    "a masked id": lambda: ix.select_ids(SEG, np.ma.array([1, 2], mask=[0, 1])),
+    "masked points": lambda: ix.sample_points(GREY, np.ma.array([[20, 20, 20], [90, 30, 50]], mask=[[0] * 3, [1] * 3])),
+    "a bool as a count": lambda: ix.Grid((True, 2, 3), (8, 8, 40), (0, 0, 0)),
+    "a text as an offset": lambda: ix.Grid((1, 2, 3), (8, 8, 40), ("1", 0, 0)),
+    "an offset beyond floats": lambda: ix.Grid((1, 2, 3), (8, 8, 40), (10**400, 0, 0)),
+    "an infinite sample": lambda: ix.sample("folder", shape=(math.inf, 64, 64)),
+    "a set of chunks": lambda: ix.open_image(GREY, chunks={1, 6, 40}),
+    "a bool as a chunk": lambda: ix.open_image(GREY, chunks=(True, 6, 40)),
+    "a grid of terabytes": lambda: ix.regrid(GREY.assign_coords(x=GREY.x * 1e9).drop_attrs(), (4, 8, 40)),
+    "text of 2**40 pixels": lambda: ix.scale_bar(SLICE, label_size=2**40),
+    "text of 1e18 points": lambda: ix.scale_bar(SLICE, label_pt=1e18),
+    "a spacing of 2**40": lambda: ix.montage(RGBA, spacing=2**40),
+    "a print of a picometre": lambda: ix.save_figure(SLICE, "a.png", width_mm=1e-9),
+    "a print of 1000 km": lambda: ix.save_figure(SLICE, "a.png", width_mm=1e9, dpi=300),
+    "a thumbnail of objects": lambda: ix.thumbnail(GREY.astype(object)),
+    "a thumbnail of texts": lambda: ix.thumbnail(GREY.astype(str)),
+    "a thumbnail of stacked dims": lambda: ix.thumbnail(GREY.stack(p=("y", "x"))),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_an_impossible_value_is_an_error_of_ours(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageryError):
+        IMPOSSIBLE[name]()
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("values", [[str(i) for i in range(40)], pd.date_range("2020", periods=40)])
+def test_texts_and_dates_are_not_positions_in_nm(values):
+    with pytest.raises(GridError, match="a grid needs numbers in nm"):
+        ix.grid_of(GREY.assign_coords(x=values))
+
+
+def test_a_number_out_of_range_is_not_called_infinite():
+    with pytest.raises(
+        ix.errors.BoxError, match=r"contains 2000000000000000000, which is not between -1e\+18 and 1e\+18"
+    ):
+        ix.BBox((0, 0, 0), (2 * 10**18, 9, 9))
+
+
+def test_flags_of_numpy_are_flags(tmp_path):
+    target = tmp_path / "a.zarr"
+    for overwrite in (np.False_, np.True_):
+        assert ix.export(GREY, target, overwrite=overwrite, resume=np.True_, progress=np.False_).regions
+    np.testing.assert_array_equal(ix.open_image(target), GREY)
+
+
+def test_a_line_break_in_a_name_of_a_legend_is_a_space():
+    picture = ix.to_pil(SLICE, scale=20)
+    broken = ix.legend(picture, {1: "red"}, names={1: "a\nb"}, title="c\nd")
+    assert broken == ix.legend(picture, {1: "red"}, names={1: "a b"}, title="c d")
 
 
 @pytest.fixture

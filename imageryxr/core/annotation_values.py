@@ -225,6 +225,8 @@ def as_triples(values: Any, *, bare: bool = False) -> npt.NDArray[np.float64] | 
     A missing triple becomes NaN. Triples may be texts, as CSV files store them: "[1, 2, 3]" or "(1 2 3)". With `bare`,
     "1, 2, 3" is a triple too; use it only for columns of positions, because elsewhere such a text may be a number.
     """
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "iuf":
+        values = np.ma.filled(values.astype(np.float64), np.nan)
     try:
         array = np.asarray(values)
     except ValueError:  # a ragged list, which may have missing triples
@@ -238,13 +240,21 @@ def as_triples(values: Any, *, bare: bool = False) -> npt.NDArray[np.float64] | 
     out = np.full((len(array), 3), np.nan)
     absent = np.fromiter((_is_missing(row) or _is_blank(row) for row in array), bool, len(array))
     rows = [_parse_triple(row, bare) if isinstance(row, str) else row for row in array[~absent].tolist()]
-    if not rows or not all(isinstance(row, list | tuple | np.ndarray) and np.shape(row) == (3,) for row in rows):
+    if not rows or not all(is_triple(row) for row in rows):
         return None
     try:
         out[~absent] = np.array([np.asarray(row, np.float64) for row in rows])
     except (TypeError, ValueError):
         return None
     return out
+
+
+def is_triple(row: Any) -> bool:
+    """Return whether a row is a list, tuple or array of three items, none of which is a list or an array."""
+    try:
+        return isinstance(row, list | tuple | np.ndarray) and np.shape(row) == (3,)
+    except ValueError:  # one item is a list
+        return False
 
 
 def _parse_triple(text: str, bare: bool) -> list[str] | None:

@@ -118,6 +118,8 @@ def _centers(coords: Mapping[Any, xr.Variable], dim: str, sizes: Mapping[Any, in
             "array.assign_coords(imageryxr.Grid(shape, resolution, voxel_offset).coords())",
         )
     try:
+        if coords[dim].dtype.kind not in "iufO":  # NumPy converts texts and dates, too
+            raise TypeError("not numbers")
         values = np.atleast_1d(np.asarray(coords[dim].values, dtype=np.float64))
     except (TypeError, ValueError):
         raise GridError(f"the coordinate {dim!r} has {coords[dim].dtype} values; a grid needs numbers in nm") from None

@@ -87,8 +87,9 @@ def check_point(value: Any, name: str, count: tuple[int, ...] = (3,)) -> tuple[i
             param(name, value), f" is not {allowed} numbers (x, y, z); write e.g. ", param(name, text=str(example))
         )
     wrong = next(item for item in items if not -_FARTHEST < (to_numbers([item]) or [math.inf])[0] < _FARTHEST)
+    fault = "not a finite number" if to_number(wrong) is None else f"not between -{_FARTHEST:g} and {_FARTHEST:g}"
     raise BoxError(
-        *(param(name, value), f" contains {format_value(wrong)}, which is not a finite number; give "),
+        *(param(name, value), f" contains {format_value(wrong)}, which is {fault}; give "),
         "(x, y, z) numbers",
     )
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from imageryxr.core.bbox import (
     tidy,
     to_fraction,
 )
+from imageryxr.core.validate import to_number, to_whole
 from imageryxr.errors import (
     BoxError,
     GridError,
@@ -129,16 +129,17 @@ class Grid:
 
     def __post_init__(self) -> None:
         try:
-            shape = tuple(index(n) for n in self.shape)
+            shape = tuple(to_whole(n) or 0 for n in self.shape)
         except TypeError:
             shape = ()
-        if len(shape) != 3 or min(shape) < 1:
+        if len(shape) != 3 or not 1 <= min(shape) <= max(shape) < 2**63:
             raise GridError(f"shape={format_value(self.shape)} is not three positive counts of voxels (z, y, x)")
         try:
-            offset = tuple(o if type(o) is int else tidy(o) for o in self.voxel_offset)
-        except (TypeError, ValueError, OverflowError):
-            offset = ()
-        if len(offset) != 3 or not all(map(math.isfinite, offset)):
+            numbers = [to_number(o) for o in self.voxel_offset]
+        except TypeError:
+            numbers = []
+        offset = tuple(o if type(o) is int else tidy(o) for o in numbers if o is not None)
+        if not len(numbers) == len(offset) == 3:
             raise GridError(f"voxel_offset={format_value(self.voxel_offset)} is not three finite numbers (x, y, z)")
         object.__setattr__(self, "shape", shape)
         if not _is_checked(self.resolution):
@@ -269,13 +270,25 @@ _MAX_LENGTH = 2**26
 def check_extent(box: IndexBox, bbox: BBox, grid: Grid, what: str) -> None:
     """Raise `BoxError` if a box is implausibly larger than its volume, before anything of that size is allocated."""
     is_too_large = box.voxels > _MAX_VOXELS and box.voxels > _MAX_RATIO * grid.box.voxels
-    is_too_large |= any(n > _MAX_LENGTH and n > 4 * own for n, own in zip(box.shape, grid.shape, strict=True))
-    if is_too_large:
+    if is_too_large or _is_too_long(box.shape, grid):
         raise BoxError(
             f"the box {bbox} would be {format_triple(box.shape[::-1])} voxels, and {what} has "
             f"{format_triple(grid.shape[::-1])}, which cover {grid.bbox}: a box may extend beyond the volume, but not "
             "so far; give corners near the volume, and check the zeros and the resolution (nm per unit)"
         )
+
+
+def check_target_length(target: Grid, own: Grid) -> None:
+    """Raise `GridError` if an array resampled to a grid would be so long that its coordinates would fill the memory."""
+    if _is_too_long(target.shape, own):
+        raise GridError(
+            f"the target grid, {target}, is too long: the array has {own}; give larger voxels, and check the "
+            "resolution of the array and of the target (nm)"
+        )
+
+
+def _is_too_long(shape: Index3, grid: Grid) -> bool:
+    return any(n > _MAX_LENGTH and n > 4 * own for n, own in zip(shape, grid.shape, strict=True))
 
 
 def _reversed_axes_hint(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:

@@ -36,7 +36,7 @@ def to_number(value: Any, *, text: bool = False) -> int | float | None:
         except ValueError:
             return None
     if isinstance(value, np.ndarray | np.generic):  # NumPy calls a timedelta64 an integer
-        value = value.item() if not value.ndim and value.dtype.kind in "iuf" else None
+        value = value.item() if not value.ndim and value.dtype.kind in "iuf" and value is not np.ma.masked else None
     if isinstance(value, bool) or not isinstance(value, int | float | Real | Decimal):
         return None
     try:

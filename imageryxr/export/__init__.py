@@ -60,7 +60,7 @@ def plan_export(
     >>> plan.reads[0].rereads
     1.0
     """
-    check_flag("overwrite", overwrite)
+    overwrite = check_flag("overwrite", overwrite)
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import plan_cutout_export
 
@@ -208,10 +208,9 @@ def export(
     ['.imageryxr', 'z00.png', 'z01.png', 'z02.png']
     """
     check_tries(retries, on_error)
-    check_flag("overwrite", overwrite)
-    check_flag("resume", resume)
+    overwrite, resume = check_flag("overwrite", overwrite), check_flag("resume", resume)
     if progress is not None:
-        check_flag("progress", progress, "True, False or None")
+        progress = check_flag("progress", progress, "True, False or None")
     if has_cutouts(da):
         from imageryxr.export.cutouts.jobs import export_cutouts
 

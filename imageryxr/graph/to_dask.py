@@ -16,7 +16,7 @@ never collide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -250,7 +250,8 @@ def choose_splits(expr: Expr | Sequence[Expr], shape: Index3, chunks: Any = None
 def _normalize_chunks(requested: Any, chunks: Any, shape: Index3, dtype: np.dtype[Any]) -> Splits:
     """Return block sizes in dask's form, or raise `OptionError` for the argument ``chunks``."""
     try:
-        if isinstance(chunks, bool) or chunks == "":
+        sizes = requested if isinstance(requested, tuple | list) else [requested]
+        if isinstance(requested, Set) or any(isinstance(size, bool | np.bool_) or size == "" for size in sizes):
             raise ValueError("not a size")
         return tuple(da.core.normalize_chunks(requested, shape, dtype=dtype))
     except Exception as error:  # dask raises whatever fails first

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from imageryxr.core.annotation_values import as_triples
+from imageryxr.core.annotation_values import as_triples, is_triple
 from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
 from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS, Triple, tidy
@@ -88,7 +88,7 @@ def _single_point(centers: Any) -> Any:
     try:
         array = np.asarray(centers)
     except ValueError:  # rows of different lengths
-        row = next((i for i, values in enumerate(centers) if np.shape(values) != (3,)), 0)
+        row = next((i for i, values in enumerate(centers) if not is_triple(values)), 0)
         raise BoxError(
             f"centers are not points of three numbers: row {row} is {str(centers[row])[:60]}; give (x, y, z) for each"
         ) from None

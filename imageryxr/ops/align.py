@@ -11,7 +11,7 @@ import xarray as xr
 from imageryxr.core.array_labels import grid_of, has_cutouts, layer_type_of
 from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
-from imageryxr.core.grid import Axis, Grid, check_extent, out_of_volume_error, warn_half_voxel
+from imageryxr.core.grid import Axis, Grid, check_extent, check_target_length, out_of_volume_error, warn_half_voxel
 from imageryxr.core.validate import check_choice, list_choices
 from imageryxr.errors import (
     BoxError,
@@ -250,6 +250,7 @@ def _resample_expr(volume: Volume, grid: Grid, method: Method) -> Expr:
         return view_expr(volume.expr, volume.grid.box, grid.box.shift(shift))
     if volume.expr.dtype.kind == "b" and method == "linear":
         method = "nearest"  # Booleans cannot be interpolated.
+    check_target_length(grid, volume.grid)
     grid_map = GridMap.from_grids(grid, volume.grid)
     resampled = Resampled(volume.expr, grid_map, method)
     return clip_to_array(resampled, grid_map.target_box(volume.grid.box), grid.box)

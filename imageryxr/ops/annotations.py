@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from imageryxr.core.annotation_values import as_triples, is_missing, property_values
+from imageryxr.core.annotation_values import as_triples, is_missing, is_triple, property_values
 from imageryxr.core.annotations import AnnotationType, annotation_type_of, make_annotations
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
 from imageryxr.core.validate import suggest_names
@@ -275,7 +275,7 @@ def _triples_in_nm(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float
                 f"{what} are a {type(values).__name__}; give an array of numbers (n, 3), (x, y, z) for each annotation"
             ) from None
         except ValueError:  # rows of different lengths
-            wrong = next((row for row in values if np.shape(row) != (3,)), values)
+            wrong = next((row for row in values if not is_triple(row)), values)
             raise BoxError(
                 f"{what} contain {format_value(wrong)}, which is not (x, y, z); give three numbers for each annotation"
             ) from None

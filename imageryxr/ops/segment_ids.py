@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, is_covered_by
-from imageryxr.core.colors.ids import to_unsigned
+from imageryxr.core.colors.ids import flat_ids
 from imageryxr.core.fork import run_after_fork
 from imageryxr.core.validate import to_id
 from imageryxr.errors import LayerError, Message, MissingIdsWarning, SegmentError, Wording, format_value, param, warn
@@ -72,7 +72,7 @@ def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
     if isinstance(ids, str | int | np.integer):
         ids = [ids]
     try:
-        values = to_unsigned(np.asarray(ids).ravel()).tolist() if hasattr(ids, "__array__") else list(ids)
+        values = flat_ids(ids).tolist() if hasattr(ids, "__array__") else list(ids)
     except TypeError:
         raise SegmentError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]") from None
     numbers = []

@@ -20,7 +20,7 @@ from imageryxr.core.bbox import DIMS, snap_places
 from imageryxr.core.colors import parse_color
 from imageryxr.core.display import DRAWN_COLORS
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number, check_whole
+from imageryxr.core.validate import check_axis, check_choice, check_flag, check_number
 from imageryxr.errors import LayerError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import first_cutout, grids_in_volume
 from imageryxr.graph.evaluate import evaluate
@@ -28,6 +28,7 @@ from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import map_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
+from imageryxr.render.figure.print_size import check_label_size
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import column_values, mark_colors
 from imageryxr.render.mark_labels import LabelStyle
@@ -167,7 +168,7 @@ def annotate(
     style = _mark_style(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill, picture, volume.grid, across)
     texts = _label_texts(table, labels)
     label_style = LabelStyle(
-        check_whole("label_size", label_size, LEGIBLE, unit="pixels"),
+        check_label_size(label_size, LEGIBLE),
         None if label_color is None else parse_color(label_color),
     )
     drawing = _Drawing(table, style, across, sizes, texts, label_style)

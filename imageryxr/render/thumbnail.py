@@ -185,7 +185,8 @@ def _middle_slices(obj: xr.Dataset | xr.DataTree, size: int) -> xr.Dataset:
 
 def _set_contrast_limits(array: xr.DataArray) -> xr.DataArray:
     """Return an image with the minimum and maximum as contrast limits if it needs limits and has none."""
-    if layer_type_of(array) == "segmentation" or array.dtype in (np.uint8, np.bool_) or CONTRAST_LIMITS in array.attrs:
+    is_grey = array.dtype.kind in "iuf" and array.dtype != np.uint8 and layer_type_of(array) == "image"
+    if not is_grey or CONTRAST_LIMITS in array.attrs:
         return array
     values = array.values
     finite = values[np.isfinite(values)]
@@ -195,6 +196,7 @@ def _set_contrast_limits(array: xr.DataArray) -> xr.DataArray:
 
 def _draw_slice(array: xr.DataArray, size: int) -> Image:
     """Return the middle slice of an array as a picture."""
+    grid_of(array)
     full = array.expand_dims([d for d in DIMS if d not in array.dims and d in array.coords])
     level = full if "rgba" in full.dims else _coarsest_level(full, size)
     level = level.isel(z=[level.sizes["z"] // 2])

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.validate import to_whole
 from imageryxr.errors import OptionError, TargetError, TargetExistsError, format_value
 
 _VERSION = 1
@@ -149,11 +150,10 @@ def _check_path(path: Any) -> Path:
 
 def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     try:
-        z, y, x = (int(n) for n in shape)
-        whole = (z, y, x) == tuple(shape)
+        z, y, x = (to_whole(n) or 0 for n in shape)
     except (TypeError, ValueError):
-        whole = False
-    if not whole or z < 4 or min(y, x) < 64 or y % 4 or x % 4:
+        z, y, x = 0, 0, 0
+    if z < 4 or min(y, x) < 64 or y % 4 or x % 4:
         raise OptionError(
             f"shape={format_value(shape)}: give (z, y, x) in voxels, z at least 4, y and x at least 64 and "
             "multiples of 4, such as shape=(16, 128, 128)"

@@ -17,6 +17,11 @@ UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 MAX_ID = 2**64 - 1
 
 
+def flat_ids(ids: Any) -> npt.NDArray[Any]:
+    """Return an array of ids as a flat array of unsigned ids, in which masked ids are None."""
+    return to_unsigned(np.asarray(np.ma.filled(ids.astype(object), None) if np.ma.isMaskedArray(ids) else ids).ravel())
+
+
 def to_unsigned(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Convert signed ids to uint64 modulo 2**64, as the kernels do (−5 becomes 2**64 − 5); keep unsigned ids."""
     return ids.astype(np.int64).view(np.uint64) if ids.dtype.kind == "i" else ids
@@ -48,7 +53,7 @@ def list_ids(ids: Any) -> list[int]:
         raise LayerError(param("ids", ids), " is not a list of ids. Write a list, such as [864691135617152361].")
     if hasattr(ids, "__array__"):
         try:
-            flat = to_unsigned(np.asarray(ids).ravel())
+            flat = flat_ids(ids)
         except TypeError:  # a Dataset or a DataTree
             raise LayerError(f"ids is a {type(ids).__name__}; give an array or a list of ids") from None
         if flat.dtype.kind in "iu":

@@ -22,6 +22,8 @@ from imageryxr.render.figure.scale_bars import pixel_size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_MOST_DPI, _MOST_PIXELS = 1e5, 2**16
+
 
 def save_figure(
     picture: Image | xr.DataArray,
@@ -91,11 +93,15 @@ def save_figure(
     geometry = geometry_of(picture)
     if step is None and geometry.nm is not None:
         step = geometry.nm[0]
-    dpi = None if dpi is None else check_number("dpi", dpi, high=1e5, above=0, unit="pixels per inch")
+    dpi = None if dpi is None else check_number("dpi", dpi, high=_MOST_DPI, above=0, unit="pixels per inch")
     inches = None if width_mm is None else check_length("width_mm", width_mm, "mm") / 25.4
     native = PRINT_DPI if dpi is None else dpi
     if inches is not None:
         native = picture.width / inches
+        if native > _MOST_DPI or inches * (dpi or 0) > _MOST_PIXELS:
+            raise OptionError(
+                param("width_mm", width_mm), " is too small or too large for this picture; give mm in print"
+            )
     if geometry.text and (width_mm, dpi) != (None, None):
         _warn_of_small_text(geometry.text, native, picture.width / native * 25.4)
     if dpi is not None and inches is not None:

@@ -12,12 +12,11 @@ import xarray as xr
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of
-from imageryxr.core.validate import check_whole
 from imageryxr.errors import ColorError, OptionError, format_value, param
 from imageryxr.render.figure.picture import Text, as_picture, attach_geometry, geometry_of, smallest_text
-from imageryxr.render.figure.print_size import check_legible, pixels_per_point
+from imageryxr.render.figure.print_size import check_label_size, check_legible, label_pixels, pixels_per_point
 from imageryxr.render.figure.scale_bars import largest_round_length
-from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font
+from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +95,8 @@ def legend(
         if not colors:
             raise OptionError("none of the ids in colors is drawn in the picture; give ids of its segments")
     picture = as_picture(picture)
-    lines = [(str((names or {}).get(key, key)), parse_color(color)) for key, color in colors.items()]
+    title = one_line(title)
+    lines = [(one_line(str((names or {}).get(key, key))), parse_color(color)) for key, color in colors.items()]
     size = _text_height(picture, [title, *(text for text, _ in lines)], label_size, label_pt, width_mm)
     step = 2 * size
     room = (picture.height - size) // step - bool(title)
@@ -197,10 +197,10 @@ def _text_height(picture: Image, texts: list[str], label_size: Any, label_pt: An
     """
     scale = pixels_per_point(label_size, label_pt, width_mm, picture.width)
     if scale is None:
-        return max(12, picture.height // 40) if label_size is None else check_whole("label_size", label_size, LEGIBLE)
+        return max(12, picture.height // 40) if label_size is None else check_label_size(label_size, LEGIBLE)
     label_pt, width_mm = float(label_pt), None if width_mm is None else float(width_mm)
     if width_mm is None:
-        return check_legible(label_pt, max(1, round(label_pt * scale)))
+        return label_pixels(None, label_pt, None, picture.width) or 1
     share = scale * label_pt / picture.width
     size = next((n for n in range(1, 4 * picture.height) if n >= share * (picture.width + _list_width(texts, n))), 0)
     if not size:

@@ -27,7 +27,7 @@ from imageryxr.render.figure.picture import (
     squeeze_slice,
     to_pil,
 )
-from imageryxr.render.figure.print_size import label_pixels
+from imageryxr.render.figure.print_size import check_label_size, label_pixels
 from imageryxr.render.figure.text import contrasting_color, draw_text, fit_text_size, text_extent, text_top
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def montage(
     >>> montage(stack, columns=2, spacing=4, background=None).size
     (64, 44)
     """
-    spacing, scale = check_whole("spacing", spacing), check_whole("scale", scale, 1, 100, unit="pixels per voxel")
+    spacing = check_whole("spacing", spacing, 0, 10_000, unit="pixels")
+    scale = check_whole("scale", scale, 1, 100, unit="pixels per voxel")
     if not isinstance(dim, str):
         raise OptionError(f"dim={format_value(dim)} must be the name of a dim, such as 'z'")
     if has_cutouts(images) and dim == "z":
@@ -119,7 +120,7 @@ def montage(
     names = _tile_names(images, dim, as_index=isinstance(labels, str) and labels == "slice")
     texts = _label_texts(True if isinstance(labels, str) and labels == "slice" else labels, names)
     columns = _column_count(columns, rows, len(names))
-    label_size = None if label_size is None else check_whole("label_size", label_size, 1)
+    label_size = None if label_size is None else check_label_size(label_size)
 
     pictures = list(_iter_pictures(images, dim, scale))
     geometries = [geometry_of(picture) for picture in pictures]

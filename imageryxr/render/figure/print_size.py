@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from imageryxr.core.validate import check_number
+from imageryxr.core.validate import check_number, check_whole
 from imageryxr.errors import Message, OptionError, param, warn
 from imageryxr.render.figure.text import LEGIBLE
 
 #: Pixels per inch that journals require in pictures with text.
 PRINT_DPI = 300.0
+#: Largest text height in pixels, below the limit of the font renderer.
+TALLEST = 10_000
 #: Smallest text height in points that journals accept.
 LEAST_POINTS = 5.0
 
@@ -41,7 +43,19 @@ def pixels_per_point(label_size: Any, label_pt: Any, width_mm: Any, width: float
 def label_pixels(label_size: int | None, label_pt: Any, width_mm: Any, width: float) -> int | None:
     """Return the height of text in pixels from ``label_size`` or ``label_pt``; None if both are None."""
     scale = pixels_per_point(label_size, label_pt, width_mm, width)
-    return label_size if scale is None else check_legible(label_pt, max(1, round(float(label_pt) * scale)))
+    if scale is None:
+        return None if label_size is None else check_label_size(label_size)
+    pixels = float(label_pt) * scale
+    if pixels > TALLEST:
+        raise OptionError(
+            param("label_pt", label_pt), f" makes text more than {TALLEST:,} pixels high; give a smaller one"
+        )
+    return check_legible(label_pt, max(1, round(pixels)))
+
+
+def check_label_size(value: Any, low: int = 1) -> int:
+    """Return a height of text in pixels, or raise `OptionError`."""
+    return check_whole("label_size", value, low, TALLEST, unit="pixels")
 
 
 def check_legible(label_pt: Any, pixels: int) -> int:

@@ -176,8 +176,8 @@ def draw_bar(
             f"length={largest_round_length(across * step / 4):g}, or omit length"
         )
     text = format_length(length) if label else ""
-    max_size = max(12, side // 22) if text_size is None else check_whole("label_size", text_size, 1)
-    size = fit_text_size(text, max_size, across - 2 * margin, down - 2 * margin - thick) if text else 0
+    max_size = max(12, side // 22) if text_size is None else text_size
+    size = fit_text_size(text, min(max_size, 2 * down), across - 2 * margin, down - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)
     gap = max(1, thick // 2) if text else 0

@@ -31,6 +31,11 @@ def font(size: int) -> Any:
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks, which the font renderer cannot lay out."""
+    return " ".join(text.splitlines())
+
+
 def _stroke_width(size: int) -> int:
     return max(1, round(size / 14))
 
