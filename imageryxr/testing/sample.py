@@ -14,13 +14,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from imageryxr.core.validate import to_whole
 from imageryxr.errors import OptionError, TargetError, TargetExistsError, format_value
 
 _VERSION = 1
@@ -150,8 +150,8 @@ def _check_path(path: Any) -> Path:
 
 def _check_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     try:
-        z, y, x = (to_whole(n) or 0 for n in shape)
-    except (TypeError, ValueError):
+        z, y, x = (index(n) for n in shape)
+    except (TypeError, ValueError, np.ma.MaskError):
         z, y, x = 0, 0, 0
     if z < 4 or min(y, x) < 64 or y % 4 or x % 4:
         raise OptionError(
