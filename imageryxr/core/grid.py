@@ -129,13 +129,13 @@ class Grid:
 
     def __post_init__(self) -> None:
         try:
-            shape = tuple(to_whole(n) or 0 for n in self.shape)
+            shape = tuple(n if type(n) is int else to_whole(n) or 0 for n in self.shape)
         except TypeError:
             shape = ()
         if len(shape) != 3 or not 1 <= min(shape) <= max(shape) < 2**63:
             raise GridError(f"shape={format_value(self.shape)} is not three positive counts of voxels (z, y, x)")
         try:
-            numbers = [to_number(o) for o in self.voxel_offset]
+            numbers = [o if type(o) is int else to_number(o) for o in self.voxel_offset]
         except TypeError:
             numbers = []
         offset = tuple(o if type(o) is int else tidy(o) for o in numbers if o is not None)
