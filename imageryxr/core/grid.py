@@ -135,7 +135,7 @@ class Grid:
         if len(shape) != 3 or not 1 <= min(shape) <= max(shape) < 2**63:
             raise GridError(f"shape={format_value(self.shape)} is not three positive counts of voxels (z, y, x)")
         try:
-            numbers = [o if type(o) is int else to_number(o) for o in self.voxel_offset]
+            numbers = [o if type(o) is int and -(2**63) < o < 2**63 else to_number(o) for o in self.voxel_offset]
         except TypeError:
             numbers = []
         offset = tuple(o if type(o) is int else tidy(o) for o in numbers if o is not None)

@@ -148,19 +148,28 @@ def choose_regions(
 
     best = _shrink(best, granule, fits)
     reads, worst = reads_of(best)
+
+    def grow(axis: int) -> tuple[tuple[float, float], Regions] | None:
+        # If the first region is short, one doubling may gain nothing while the next one does. Computing blocks again
+        # costs so much that the next one is tried.
+        grown, rereads_too_much = best, worst > REREAD_LIMIT
+        while (larger := _grow(grown, axis, start, granule[axis])) != grown:
+            grown = larger
+            too_few = not rereads_too_much and len(grown) < limits.least
+            if too_few or memory_of(grown.largest()) > _memory_limit(grown, limits, rereads_too_much):
+                return None
+            if (cost := reads_of(grown))[0] <= reads * 0.99:
+                return cost, grown
+            if not has_blocks:
+                return None
+        return None
+
     while reads > 1.02:
-        grown = [_grow(best, axis, start, granule[axis]) for axis in (2, 1, 0)]
-        rereads_too_much = worst > REREAD_LIMIT
-        fitting = [g for g in grown if g != best and (rereads_too_much or len(g) >= limits.least)]
-        fitting = [g for g in fitting if memory_of(g.largest()) <= _memory_limit(g, limits, rereads_too_much)]
-        if not fitting:
-            break
         # Of equal gains, the axis that is contiguous in memory comes first.
-        costs = [reads_of(g) for g in fitting]
-        cost = min(costs)
-        if cost[0] > reads * 0.99:
+        gains = [gain for axis in (2, 1, 0) if (gain := grow(axis)) is not None]
+        if not gains:
             break
-        best, (reads, worst) = fitting[costs.index(cost)], cost
+        (reads, worst), best = min(gains, key=lambda gain: gain[0])
     return best
 
 

@@ -122,6 +122,18 @@ def test_an_overlay_of_own_arrays_computes_each_block_once(tmp_path, monkeypatch
     assert all(r.requests <= 1.15 * r.chunks for r in plan.computes)
 
 
+def test_regions_grow_until_each_block_is_computed_once():
+    """The first region is short here, so one doubling of the others gains nothing, and the second one does."""
+    seg, _ = users_array((10, 30, 36), (4, 11, 20), "uint64", name="ids", kind="segmentation")
+    drawn = ix.overlay(None, seg, outline=ix.Outline(1))
+    x, y, z = ix.grid_of(seg).voxel_offset
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the box")
+        box = ix.BBox((x - 1, y + 15, z - 1), (x + 20, y + 32, z + 5), resolution=(8, 8, 8))
+        plan = ix.plan_export(ix.crop(drawn, box), "memory://")
+    assert [r.requests for r in plan.computes] == [r.chunks for r in plan.computes]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("client", ["threads", "processes"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -100,6 +100,7 @@ CHAIN = st.lists(
 @pytest.mark.filterwarnings("ignore:the box")
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(BASES), chain=CHAIN)
+@example(kind="own ids", chain=[("overlay", "z", (0, 0, 0), (2, 2, 2)), ("crop", "z", (0, 16, 0), (21, 17, 6))])
 def test_exports_of_chained_verbs_equal_compute(kind, chain):
     array = base(kind)
     for what in chain:
