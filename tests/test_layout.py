@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pickle
 import pydoc
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -102,6 +103,14 @@ def test_function_bodies_are_under_50_lines(name):
 
 def test_one_function_issues_all_warnings_at_the_line_of_the_caller():
     assert [name for name, path in MODULES.items() if "warnings.warn(" in path.read_text()] == ["imageryxr.errors"]
+
+
+def test_cached_properties_hold_no_lock():
+    """The locks of `functools.cached_property` in Python 3.11 made threads wait for each other."""
+    imported = re.compile(r"from functools import .*\bcached_property")
+    importing = [name for name, path in MODULES.items() if imported.search(path.read_text())]
+    using = [name for name, path in MODULES.items() if "functools.cached_property" in path.read_text()]
+    assert (importing, using) == ([], ["imageryxr.core.fork"])
 
 
 def modules_after(code: str) -> set[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -18,6 +17,7 @@ from dask.layers import ArraySliceDep
 from dask.utils import key_split
 
 from imageryxr.core.bbox import DIMS, IndexBox, block_box, block_starts
+from imageryxr.core.fork import cached_property
 from imageryxr.errors import LayerError
 from imageryxr.graph.expr import Array, DaskLeaf
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from operator import getitem
 from typing import Any
 
@@ -22,6 +21,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, Layer
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.graph.block_check import check_block
 from imageryxr.graph.cutout_reads import (
     BATCH_BYTES,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from imageryxr.core.axis_mapping import AxisMap, GridMap
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.sources.base import Source, dtype_of
 
 Array = npt.NDArray[Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -24,6 +24,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
 from imageryxr.core.bbox import DIMS, block_starts
+from imageryxr.core.fork import cached_property
 from imageryxr.graph.block_check import Splits
 from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, dask_leaves, without_p2p
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, block_starts, format_triple
+from imageryxr.core.fork import cached_property
 from imageryxr.core.units import show_bytes
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, Message, OptionError, TargetError, TargetExistsError, Wording, param

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.graph.evaluate import TableExpr
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.render.mark_labels import Label, LabelStyle, draw_labels, place_labels, warn_left_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.display import SegmentDisplay, describe_colors
+from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Grid
 from imageryxr.errors import Message, Wording, warn
 from imageryxr.graph.cutout_arrays import check_same_positions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Grid
 from imageryxr.errors import GridError, LayerError
 from imageryxr.sources.base import LayerType, Level, Source, read_filled

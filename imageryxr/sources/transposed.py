@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Grid
 from imageryxr.sources.base import LayerType, Level, Source
 

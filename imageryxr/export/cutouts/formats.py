@@ -11,7 +11,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -24,6 +23,7 @@ import xarray as xr
 from imageryxr.core.annotation_values import column_texts, plain_values
 from imageryxr.core.array_labels import CUTOUT, plain_attrs
 from imageryxr.core.display import colors_of
+from imageryxr.core.fork import cached_property
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, OptionError, TargetError, TargetExistsError, format_value, param
 from imageryxr.export.cutouts.page import write_page

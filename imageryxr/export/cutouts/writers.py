@@ -13,13 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.fork import cached_property
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import LayerError, TargetError
 from imageryxr.export.commit.manifest import open_lock

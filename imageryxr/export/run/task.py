@@ -10,14 +10,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import IndexBox
-from imageryxr.core.fork import run_after_fork
+from imageryxr.core.fork import cached_property, run_after_fork
 from imageryxr.errors import MissingIdsWarning, warn
 from imageryxr.export.commit.manifest import Entry
 from imageryxr.export.read.reader import BUFFERS, SweepReader, draw, unwrap_source_errors

@@ -8,12 +8,12 @@ import os
 import re
 import string
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from imageryxr.core.bbox import DIMS
+from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Axis
 from imageryxr.core.validate import check_whole
 from imageryxr.errors import OptionError, param

@@ -6,7 +6,6 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +15,7 @@ from msgspec.structs import force_setattr
 
 from imageryxr.core.annotations import AnnotationType
 from imageryxr.core.bbox import Triple
+from imageryxr.core.fork import cached_property
 from imageryxr.core.units import length_in_nm
 from imageryxr.errors import NoVolumeError, SourceError, UnitError, format_value
 from imageryxr.sources.precomputed.info import complete_sharding, sharding_problem

@@ -13,12 +13,13 @@ import secrets
 import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import ClassVar
 from urllib.parse import quote
 
 import numpy as np
 
+from imageryxr.core.fork import cached_property
 from imageryxr.errors import ServerError
 from imageryxr.sources.address import SAFE
 from imageryxr.sources.base import stamp_of

@@ -13,7 +13,7 @@ import selectors
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import DIMS
-from imageryxr.core.fork import run_after_fork
+from imageryxr.core.fork import cached_property, run_after_fork
 from imageryxr.core.lazy_import import import_package
 from imageryxr.sources.fetch.chunk_boxes import Axes
 from imageryxr.sources.omezarr.bounded_codecs import bounded_metadata, decompress_bounded

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import astuple, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.errors import (
     AuthError,
     ImageryError,

@@ -8,13 +8,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.fork import cached_property
 from imageryxr.errors import AuthError, ServerError
 from imageryxr.sources.base import ALLOCATE, LayerType, Level, Missing, clean_message, is_html_page
 from imageryxr.sources.codecs.chunk_decoder import EMPTY, HTML, DamagedChunkError, decode_chunk
