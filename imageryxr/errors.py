@@ -13,7 +13,9 @@
     ├── OptionError (ValueError)               an invalid value of an argument
     ├── ColorError (ValueError)                an invalid colour or palette
     ├── SegmentError (KeyError)                a required id that does not exist
-    │   └── StaleRootError                     a root id that is not current at the timestamp of its layer
+    │   ├── StaleRootError                     a root id that is not current at the timestamp of its layer
+    │   └── IdError                            a value that is not an id, such as a float; also LayerError, OptionError
+    │                                          and ColorError
     ├── SourceError (ValueError)               a source with an invalid address or metadata
     │   ├── AddressError                       an unknown scheme or a malformed address
     │   ├── SourceNotFoundError (FileNotFoundError)
@@ -221,6 +223,13 @@ class StaleRootError(SegmentError):
         super().__init__(message)
         self.successors = successors or {}
         """The ids that cover the same object at that timestamp, for each stale id."""
+
+
+class IdError(SegmentError, LayerError, OptionError, ColorError):
+    """A value that is not a segment id, such as a float, wherever ids are given.
+
+    Ids are arguments, keys of colours and values of arrays, so each of the errors for these catches this one.
+    """
 
 
 class SourceError(ImageryError, ValueError):

@@ -246,6 +246,39 @@ def test_an_impossible_value_is_an_error_of_ours(name, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+IDS = {
+    "select_ids": lambda i: ix.select_ids(SEG, [i]),
+    "split_masks": lambda i: ix.split_masks(SEG, [i]),
+    "overlay": lambda i: ix.overlay(GREY, SEG, ids=[i]),
+    "colours": lambda i: ix.overlay(GREY, SEG, colors={i: "red"}),
+    "opacities": lambda i: ix.overlay(GREY, SEG, alpha={i: 0.5}),
+    "outline": lambda i: ix.outline(SEG, ids=[i]),
+    "Layer": lambda i: ix.overlay(GREY, ix.Layer(SEG, ids=[i])),
+    "measure": lambda i: ix.measure(SEG, ids=[i]),
+    "contacts": lambda i: ix.contacts(SEG, ids=[i]),
+    "colors_of": lambda i: ix.colors_of(RGBA, [i]),
+    "legend": lambda i: ix.legend(ix.to_pil(SLICE, scale=20), [i]),
+    "legend of colours": lambda i: ix.legend(ix.to_pil(SLICE, scale=20), {i: "red"}),
+    "palette": lambda i: ix.palette([i]),
+    "save_palette": lambda i: ix.save_palette({i: "red"}, "palette.json"),
+    "save_masks": lambda i: ix.save_masks({i: SEG.isel(z=0) == 1}, "{id}.png"),
+    "colours of masks": lambda i: ix.save_masks({1: SEG.isel(z=0) == 1}, "{id}.png", colors={i: "red"}),
+    "open_segmentation": lambda i: ix.open_segmentation(SEG, ids=[i]),
+    "open_skeletons": lambda i: ix.open_skeletons("skeletons", [i]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_float_as_an_id_is_one_error_everywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (1.5, 1.0, np.float64(1), math.nan):
+        with pytest.raises(ix.errors.IdError, match=r"contains .*, which is not an id: .* above 2\*\*53"):
+            IDS[name](given)
+    with pytest.raises(ix.errors.IdError, match="which is not an id: ids are integers"):
+        IDS[name](-1 if "masks" not in name else None)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("values", [[str(i) for i in range(40)], pd.date_range("2020", periods=40)])
 def test_texts_and_dates_are_not_positions_in_nm(values):
     with pytest.raises(GridError, match="a grid needs numbers in nm"):

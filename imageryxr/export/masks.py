@@ -16,6 +16,7 @@ from dask.base import compute
 from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, palette, parse_color
+from imageryxr.core.colors.ids import parse_id
 from imageryxr.core.grid import Axis
 from imageryxr.core.validate import check_flag, to_whole
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError, format_value
@@ -64,6 +65,8 @@ def save_masks(
         If the path has an unknown ending, or two pictures would have the same name.
     LayerError
         If an array is not a mask.
+    IdError
+        If the id of a mask, or a key of ``colors``, is neither an integer nor a text.
     TargetExistsError, TargetError
         If a file exists, or cannot be written. Nothing is written if one exists.
 
@@ -146,10 +149,12 @@ def _masks_by_id(masks: Any) -> list[tuple[Any, xr.DataArray]]:
     return named
 
 
-def _mask_id(key: Any) -> Any:
+def _mask_id(key: Any, what: str = "masks") -> Any:
     number = to_whole(key)
     if number is not None:
         return number
+    if not isinstance(key, str):
+        return parse_id(key, what)
     name = str(key)
     if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
         raise OptionError(f"the mask {name!r} cannot be part of a file name; use an id, or a name without / and \\")
@@ -226,7 +231,8 @@ def _mask_colors(names: list[Any], colors: Any) -> list[RGBA | None]:
     if colors is None:
         return [None] * len(names)
     if isinstance(colors, Mapping):
-        return [parse_color(colors.get(name, "white")) for name in names]
+        chosen = {str(_mask_id(key, "colors")): color for key, color in colors.items()}  # ids may be digits
+        return [parse_color(chosen.get(str(name), "white")) for name in names]
     ids = [name for name in names if isinstance(name, int) and name > 0]
     if len(ids) < len(names):
         raise OptionError(

@@ -61,7 +61,7 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     ------
     LayerError
         If ``segmentation`` is not of an integer type.
-    SegmentError
+    IdError
         If an id is not an integer from 1 to 2**64 - 1.
 
     Warns

@@ -80,7 +80,7 @@ def measure(
         If ``segmentation`` is not of an integer type, or ``image`` is a segmentation or not numeric.
     GridMismatchError
         If ``image`` is on another grid, or has cutouts around other centres.
-    SegmentError
+    IdError
         If an id is not an integer from 1 to 2**64 - 1.
     OptionError
         If percentiles are outside 0 to 100, there is no image of dtype uint8 or uint16, or a column of the cutouts has

@@ -108,7 +108,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     ------
     LayerError
         If ``seg`` is not of an integer type.
-    SegmentError
+    IdError
         If an id is not an integer from 1 to 2**64 - 1.
 
     Examples
@@ -148,8 +148,10 @@ def split_masks(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     ------
     LayerError
         If ``seg`` is not of an integer type.
+    IdError
+        If an id is not an integer from 1 to 2**64 - 1.
     SegmentError
-        If an id is not an integer from 1 to 2**64 - 1, or ``ids`` is empty.
+        If ``ids`` is empty.
 
     Examples
     --------

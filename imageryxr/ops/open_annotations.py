@@ -113,7 +113,7 @@ def read_annotations(
     ids: Iterable[int | str] | int | str | None,
 ) -> xr.Dataset:
     """Return the selected annotations of a layer; see `open_annotations`."""
-    requested = None if segments is None else list_unique_ids(segments)
+    requested = None if segments is None else list_unique_ids(segments, "segments")
     if requested is not None and not layer.info.relationships:
         raise SourceError(f"{layer.folder.name} has no relationship to segments; select with ", "bbox=", " or ", "ids=")
     related: list[Pairs] | None = None

@@ -15,10 +15,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.bbox import IndexBox, is_covered_by
-from imageryxr.core.colors.ids import flat_ids
+from imageryxr.core.colors.ids import list_ids
 from imageryxr.core.fork import run_after_fork
-from imageryxr.core.validate import to_id
-from imageryxr.errors import LayerError, Message, MissingIdsWarning, SegmentError, Wording, format_value, param, warn
+from imageryxr.errors import LayerError, Message, MissingIdsWarning, Wording, warn
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume, volume_of
 
@@ -59,42 +58,9 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
 def id_array(ids: Iterable[Any] | int, what: str = "ids") -> npt.NDArray[np.uint64]:
     """Return ids as sorted, distinct uint64, without converting them to floats.
 
-    Raises `SegmentError` if an id is not an integer from 1 to 2**64 - 1.
+    Raises `IdError` if an id is not an integer from 1 to 2**64 - 1.
     """
-    return np.array(sorted(set(id_list(ids, what))), dtype=np.uint64)
-
-
-def id_list(ids: Iterable[Any] | int, what: str = "ids") -> list[int]:
-    """Return ids as ints in their given order, without converting them to floats; a single id becomes a list.
-
-    Raises `SegmentError` if an id is not an integer from 1 to 2**64 - 1.
-    """
-    if isinstance(ids, str | int | np.integer):
-        ids = [ids]
-    try:
-        values = flat_ids(ids).tolist() if hasattr(ids, "__array__") else list(ids)
-    except TypeError:
-        raise SegmentError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]") from None
-    numbers = []
-    for value in values:
-        if hasattr(value, "__array__") and np.ndim(value):
-            raise SegmentError(
-                f"{what} contains a {type(value).__name__} of {len(value):,} values, but one list of ids is needed; "
-                f"give {what}=numpy.concatenate([a, b])"
-            )
-        number = to_id(value)
-        if not number:
-            raise SegmentError(
-                param(what),
-                f" contains {format_value(value)}, which is not a segment id: ids are integers from 1 to 2**64 - 1 (0 "
-                "is background)",
-                Wording(
-                    "; floats cannot represent ids above 2**53, so give int, str or numpy.uint64",
-                    "; separate ids by commas",
-                ),
-            )
-        numbers.append(number)
-    return numbers
+    return np.array(sorted(set(list_ids(ids, what, low=1))), dtype=np.uint64)
 
 
 _SEEN: ContextVar[dict[bytes, npt.NDArray[np.bool_]] | None] = ContextVar("imageryxr_ids_seen", default=None)

@@ -12,6 +12,7 @@ import numpy as np
 
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
+from imageryxr.core.colors.ids import list_ids
 from imageryxr.core.display import SegmentDisplay, describe_colors
 from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Grid
@@ -19,7 +20,7 @@ from imageryxr.errors import Message, Wording, warn
 from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
 from imageryxr.graph.labelled import Volume
-from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, id_array, id_list
+from imageryxr.ops.segment_ids import RequestedIds, RequestsIds, id_array
 from imageryxr.render.layers import Layer, Outline, check_alpha, parse_outline
 
 # Arguments of the kernel for pictures without outlines.
@@ -307,7 +308,7 @@ def paint_segments(labels: Volume, image: Expr | None, layer: Layer, axis: int) 
         warn_if_thin(style, labels.grid, axis)
     look = SegmentDisplay.from_attrs(labels.attrs)
     # The order of the caller is kept, because some palettes assign colours in the order of the ids.
-    chosen = None if layer.ids is None else id_list(layer.ids)
+    chosen = None if layer.ids is None else list_ids(layer.ids, low=1)
     alpha, own = _parse_alphas(layer.alpha, 0.2 if look is None else look.selected_alpha)
     rest = None if layer.rest_alpha is None else check_alpha(layer.rest_alpha, "rest_alpha")
     given: Any = layer.colors

@@ -65,6 +65,12 @@ def test_colours_leave_the_rest_transparent_as_imageryclient_does(tmp_path):
     assert tuple(pixel[:3]) == ix.palette(IDS, "husl")[IDS[0]]
 
 
+def test_keys_of_colours_may_be_the_digits_of_ids(tmp_path):
+    one = segmentation().isel(z=0) == IDS[0]
+    (file,) = ix.save_masks({IDS[0]: one}, tmp_path / "{id}.png", colors={str(IDS[0]): "red"})
+    assert np.asarray(Image.open(file))[one.values][0].tolist() == [255, 0, 0, 255]
+
+
 def test_the_path_of_one_mask_of_one_slice_needs_no_fields(tmp_path):
     one = segmentation().isel(z=0) == IDS[0]
     (file,) = ix.save_masks(one, tmp_path / "mask.png")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.validate import to_id, to_whole
-from imageryxr.errors import ColorError, LayerError, OptionError, format_value, param
+from imageryxr.errors import ColorError, IdError, Wording, format_value, param
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
@@ -27,45 +27,59 @@ def to_unsigned(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return ids.astype(np.int64).view(np.uint64) if ids.dtype.kind == "i" else ids
 
 
-def parse_id(value: Any) -> int:
-    """Return an id, an integer or its digits, as a Python int; raise for a float, which may have lost digits."""
+def parse_id(value: Any, what: str = "ids", low: int = 0) -> int:
+    """Return an id, an integer from `low` or its digits, as a Python int.
+
+    Raises `IdError`, which names the argument `what`, for any other value. A float may have lost digits.
+    """
     found = to_id(value)
-    if found is not None:
+    if found is not None and found >= low:
         return found
-    if to_whole(value) is not None:
-        raise OptionError(f"{format_value(value)} is not a segment id: ids are integers from 0 to 2**64 - 1.")
-    raise LayerError(
-        f"{format_value(value)} ({type(value).__name__}) is not a segment id. Write ids as ints, such as "
-        "864691135617152361; floats cannot represent ids beyond 2**53."
+    if hasattr(value, "__array__") and np.ndim(value):
+        raise IdError(
+            f"{what} contains a {type(value).__name__} of {len(value):,} values, but one list of ids is needed; "
+            f"give {what}=numpy.concatenate([a, b])"
+        )
+    background = " (0 is background)" if low else ""
+    is_float = isinstance(value, float | np.floating)
+    raise IdError(
+        param(what),
+        f" contains {format_value(value)}, which is not an id: ids are integers from {low} to 2**64 - 1{background}",
+        Wording(
+            "; floats cannot represent ids above 2**53, so give int, str or numpy.uint64" if is_float else "",
+            "; separate ids by commas",
+        ),
     )
 
 
-def list_unique_ids(ids: Any) -> list[int]:
+def list_unique_ids(ids: Any, what: str = "ids") -> list[int]:
     """Return the distinct ids in the order given, without the background; a single id becomes a list."""
-    return [segment for segment in dict.fromkeys(list_ids(ids)) if segment]
+    return [segment for segment in dict.fromkeys(list_ids(ids, what)) if segment]
 
 
-def list_ids(ids: Any) -> list[int]:
-    """Return ids, integers or their digits, in the order given, with repeats and 0; a single id becomes a list."""
-    if to_id(ids) is not None:
-        return [parse_id(ids)]
-    if isinstance(ids, (str, bytes, np.generic)) or not (isinstance(ids, Iterable) or hasattr(ids, "__array__")):
-        raise LayerError(param("ids", ids), " is not a list of ids. Write a list, such as [864691135617152361].")
+def list_ids(ids: Any, what: str = "ids", low: int = 0) -> list[int]:
+    """Return ids, integers or their digits, in the order given, with repeats; a single id becomes a list.
+
+    Raises `IdError`, which names the argument `what`, if a value is not an integer from `low` to 2**64 - 1.
+    """
+    if to_id(ids) is not None or isinstance(ids, int | float | np.number):
+        return [parse_id(ids, what, low)]
+    if isinstance(ids, str | bytes | np.generic) or not (isinstance(ids, Iterable) or hasattr(ids, "__array__")):
+        raise IdError(param(what, ids), " is not a list of ids; give one, such as [864691135617152361]")
     if hasattr(ids, "__array__"):
         try:
             flat = flat_ids(ids)
         except TypeError:  # a Dataset or a DataTree
-            raise LayerError(f"ids is a {type(ids).__name__}; give an array or a list of ids") from None
-        if flat.dtype.kind in "iu":
+            raise IdError(f"{what} is a {type(ids).__name__}; give an array or a list of ids") from None
+        if flat.dtype.kind == "u" and (not low or flat.all()):
             return [int(value) for value in flat.tolist()]
-        if flat.dtype.kind in "OUT" or not flat.size:
-            ids = flat.tolist()
-        else:
-            raise LayerError(
-                f"segment ids are integers, but the array has dtype {flat.dtype}. If the ids were converted to floats, "
+        if flat.dtype.kind not in "uOUT" and flat.size:
+            raise IdError(
+                f"{what} are integers, but the array has dtype {flat.dtype}. If the ids were converted to floats, "
                 "those beyond 2**53 have lost digits: read them again as uint64."
             )
-    return [parse_id(value) for value in ids]
+        ids = flat.tolist()
+    return [parse_id(value, what, low) for value in ids]
 
 
 def unique_id_array(ids: Any) -> UInt64Array:
@@ -88,15 +102,9 @@ def hash_rows(ids: UInt64Array, count: int) -> npt.NDArray[np.intp]:
 
 def parse_key(key: Any) -> int:
     """Parse a key of a mapping id → colour: an int or a string of digits."""
-    found = to_id(key)
-    if found is None:
-        raise ColorError(
-            f"colors has the key {format_value(key)} ({type(key).__name__}), which is not an id. Ids are ints from 1 "
-            "to 2**64 - 1 or strings of their digits; floats cannot represent them."
-        )
-    if not found:
-        raise ColorError("colors has the key 0, the background, which is never drawn. Leave it out.")
-    return found
+    if to_id(key) == 0:
+        raise IdError("colors has the key 0, the background, which is never drawn. Leave it out.")
+    return parse_id(key, "colors", low=1)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from imageryxr.core.colors import parse_color
+from imageryxr.core.colors.ids import parse_id
 from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of
 from imageryxr.errors import ColorError, OptionError, format_value, param
@@ -69,6 +70,8 @@ def legend(
     ------
     ColorError
         If the colours of ``picture`` are needed and are not recorded.
+    IdError
+        If a key of ``colors`` is neither an id nor a text.
     OptionError
         If ``colors`` is empty, or there is no room for a single line.
 
@@ -129,6 +132,9 @@ def _check_texts(colors: Any, names: Any, title: Any) -> None:
             "imageryxr.palette(imageryxr.unique_ids(segmentation), 'husl'), or the ids ",
             "alone",
         )
+    for key in colors if isinstance(colors, Mapping) else ():
+        if not isinstance(key, str):  # a legend may list texts
+            parse_id(key, "colors")
     if not (names is None or isinstance(names, Mapping)):
         raise OptionError(f"names={format_value(names)} must be a dict id → text")
     if not isinstance(title, str):
