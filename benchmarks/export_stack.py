@@ -100,10 +100,10 @@ def _time_parallel(act, count: int, threads: int | None = None) -> float:
 def throughput(folder: Path, slices: int) -> dict[str, float]:
     """Compare an export with its slowest part: reading, drawing or writing alone, on all cores.
 
-    Each part is run as the engine runs it, region by region, in reused memory. Reading with plain calls is also timed.
-    If all parts use all cores, an export takes at least the sum of the parts. "at best" is then the limit for "of the
-    slowest part", and "of the sum of parts" shows the overhead of the engine. The slowest part is also timed on one
-    core.
+    Each part runs as in the export engine: region by region, in reused memory. If all parts use all cores, an export
+    takes at least the sum of their times. "slowest part / export" can then at most reach "slowest part / sum of parts",
+    and "sum of parts / export" shows the overhead of the engine. The slowest part on one core, and reads with plain
+    calls, are timed as well.
     """
     drawn = overlay(folder, slices)
     plan = ix.plan_export(drawn, folder / "plan.ome.zarr", levels=1)
@@ -147,12 +147,12 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
         times.append(ix.export(drawn, folder / "whole.ome.zarr", levels=1).seconds)
     slowest, whole = max(found.values()), sum(found.values())
     found["export"] = min(times)
-    found["of the slowest part"] = slowest / found["export"]
-    found["at best"] = slowest / whole
-    found["of the sum of parts"] = whole / found["export"]
-    found["slowest on one core"] = alone
-    found["of the slowest on one core"] = alone / found["export"]
-    found["read by plain calls"] = plain
+    found["slowest part / export"] = slowest / found["export"]
+    found["slowest part / sum of parts"] = slowest / whole
+    found["sum of parts / export"] = whole / found["export"]
+    found["slowest part on one core"] = alone
+    found["slowest part on one core / export"] = alone / found["export"]
+    found["read with plain calls"] = plain
     found["MB/s of RGBA"] = drawn.nbytes / 1e6 / found["export"]
     found["re-reads"] = max(r.rereads for r in plan.reads)
     return found
@@ -185,9 +185,9 @@ def memory(folder: Path, slices: int) -> dict[str, float]:
 def processes(folder: Path, slices: int) -> dict[str, float]:
     """Compare one with two worker processes of one thread each, without their start-up time.
 
-    "at best" is the limit of this machine: two independent processes, each with one half of the stack, compared with
-    one process with the whole stack. The four cases alternate four times, because the load of a shared machine varies;
-    the fastest run of each counts.
+    The limit of this machine is measured with two independent processes, each with one half of the stack, compared with
+    one independent process with the whole stack. The four cases alternate four times, because the load of a shared
+    machine varies; the fastest run of each counts.
     """
     found, seconds = {}, dict[str, list[float]]()
     with ExitStack() as stack:
@@ -196,15 +196,15 @@ def processes(folder: Path, slices: int) -> dict[str, float]:
         for _ in range(4):
             for count in (1, 2):
                 seconds.setdefault(f"with {count}", []).append(_export_with_workers(folder, slices, count))
-            seconds.setdefault("one apart", []).append(_run_together([whole]))
-            seconds.setdefault("halves apart", []).append(_run_together(halves))
+            seconds.setdefault("one process", []).append(_run_together([whole]))
+            seconds.setdefault("two processes", []).append(_run_together(halves))
     for name, taken in seconds.items():
         found[name] = min(taken)
         found[f"{name}, median"] = float(np.median(taken))
-    found["times as fast"] = found["with 1"] / found["with 2"]
-    found["by medians"] = found["with 1, median"] / found["with 2, median"]
-    found["at best"] = found["one apart"] / found["halves apart"]
-    found["at best by medians"] = found["one apart, median"] / found["halves apart, median"]
+    found["speed-up"] = found["with 1"] / found["with 2"]
+    found["speed-up, median"] = found["with 1, median"] / found["with 2, median"]
+    found["limit of speed-up"] = found["one process"] / found["two processes"]
+    found["limit of speed-up, median"] = found["one process, median"] / found["two processes, median"]
     return found
 
 

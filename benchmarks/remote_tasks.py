@@ -39,7 +39,7 @@ UNCACHED = ix.Connection(memory_cache=0)
 
 
 class Cost(NamedTuple):
-    """What one measurement took."""
+    """The cost of one measurement."""
 
     wall: float
     cpu: float
@@ -48,7 +48,7 @@ class Cost(NamedTuple):
     """Largest number of requests for one object; ranges of one shard count as one object each."""
 
 
-def measured(folder: Path, prepare: Callable[[str], Callable[[], object]], *, is_local: bool = False) -> Cost:
+def measure_cost(folder: Path, prepare: Callable[[str], Callable[[], object]], *, is_local: bool = False) -> Cost:
     """Return the cost of the function that ``prepare`` returns for the address of the folder."""
     from imageryxr.sources.fetch import memory_cache
     from tests.support.latency_server import LatencyServer
@@ -90,23 +90,23 @@ def figure(folder: Path) -> Iterator[Round]:
     """
     from tests.support.latency_server import LatencyServer
 
-    def drawn(url: str, other: str = "") -> Callable[[], object]:
+    def draw(url: str, other: str = "") -> Callable[[], object]:
         em, cells = layers(url, UNCACHED, other)
         return ix.overlay(em.isel(SLICE), cells.isel(SLICE)).compute
 
-    alone = [measured(folder, lambda url, i=i: layers(url, UNCACHED)[i].isel(SLICE).compute) for i in (0, 1)]
+    alone = [measure_cost(folder, lambda url, i=i: layers(url, UNCACHED)[i].isel(SLICE).compute) for i in (0, 1)]
     slower = max(alone, key=lambda cost: cost.wall)
-    yield "figure, one service", measured(folder, drawn), slower
+    yield "figure, one service", measure_cost(folder, draw), slower
     with LatencyServer(folder, LATENCY) as server:
-        cost = measured(folder, lambda url: drawn(url, server.url))
+        cost = measure_cost(folder, lambda url: draw(url, server.url))
         yield "figure, two services", cost._replace(requests=cost.requests + server.counts()["requests"] - 1), slower
 
 
 def scroll(folder: Path) -> Iterator[Round]:
     """64 slices one after the other with the default cache, and one read of their box.
 
-    A viewer releases each slice before the next. Slices that are kept take new memory, of which the operating system
-    provides page by page what it provides for the box in large pages.
+    A viewer releases each slice before the next. In the rows "slices kept" all slices stay in memory. That takes
+    longer, because the operating system allocates a slice in small pages, but the box in large ones.
     """
     where = {"y": SLICE["y"], "x": SLICE["x"]}
 
@@ -122,9 +122,9 @@ def scroll(folder: Path) -> Iterator[Round]:
         return ix.open_image(f"precomputed://{url}/{name}").isel(where).compute
 
     for name in ("raw", "jpeg"):
-        whole = measured(folder, lambda url, name=name: box(url, name))
+        whole = measure_cost(folder, lambda url, name=name: box(url, name))
         for row, scrolled in ((f"scroll, {name}", view), (f"scroll, {name}, slices kept", slices)):
-            cost = measured(folder, lambda url, f=scrolled, name=name: f(url, name))
+            cost = measure_cost(folder, lambda url, f=scrolled, name=name: f(url, name))
             assert cost.most == 1, "an object was requested twice"
             yield row, cost, whole
 
@@ -143,7 +143,7 @@ def again(folder: Path) -> Iterator[Round]:
         costs.append(Cost(time.perf_counter() - wall, time.process_time() - cpu, 0))
         return draw(url)
 
-    second = measured(folder, draw_again)
+    second = measure_cost(folder, draw_again)
     assert second.requests == 0, "the second figure made requests"
     yield "again", second, costs[0]
 
@@ -151,7 +151,7 @@ def again(folder: Path) -> Iterator[Round]:
 def opening(folder: Path) -> Iterator[Round]:
     """Opening with and without a scheme, and one round trip."""
     for scheme, name in (("precomputed://", "raw"), ("zarr://", "zarr05"), ("", "raw"), ("", "zarr05")):
-        cost = measured(folder, lambda url, s=scheme, n=name: lambda: ix.open_multiscale(f"{s}{url}/{n}"))
+        cost = measure_cost(folder, lambda url, s=scheme, n=name: lambda: ix.open_multiscale(f"{s}{url}/{n}"))
         yield f"opening, {scheme}{name}", cost, Cost(LATENCY, 0, 1)
 
 
@@ -160,7 +160,7 @@ def export(folder: Path) -> Iterator[Round]:
     for name in ("deepjpeg", "deepcseg"):
         opener = ix.open_image if name == "deepjpeg" else ix.open_segmentation
 
-        def exporting(url: str, name: str = name, opener: Any = opener) -> Callable[[], object]:
+        def prepare_export(url: str, name: str = name, opener: Any = opener) -> Callable[[], object]:
             part = opener(f"precomputed://{url}/{name}").isel({"y": SLICE["y"], "x": SLICE["x"]})
             target = tempfile.mkdtemp()
 
@@ -170,7 +170,11 @@ def export(folder: Path) -> Iterator[Round]:
 
             return run
 
-        yield f"export, {name}", measured(folder, exporting), measured(folder, exporting, is_local=True)
+        yield (
+            f"export, {name}",
+            measure_cost(folder, prepare_export),
+            measure_cost(folder, prepare_export, is_local=True),
+        )
 
 
 TASKS = {"figure": figure, "scroll": scroll, "again": again, "opening": opening, "export": export}

@@ -170,7 +170,7 @@ def _recreate(kind: type[ImageryError], args: tuple[Any, ...]) -> ImageryError:
     """Return an error without its fields, which pickle sets afterwards."""
     builtin: Any = kind
     while builtin.__module__ != "builtins":
-        builtin = builtin.__base__  # the class that determines the layout in memory; `kind.__new__` may be another's
+        builtin = builtin.__base__  # leads to the builtin that defines the memory layout, whose __new__ is required
     error: ImageryError = builtin.__new__(kind)
     error.args = args
     return error

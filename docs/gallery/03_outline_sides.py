@@ -15,10 +15,10 @@ ds = ix.align(ix.open_image(tissue.IMAGE), ix.open_segmentation(tissue.SEGMENTAT
 cells = {2491: "gold", 60683: "deepskyblue"}
 
 
-def outlined(side):
+def draw_outlines(side):
     """Return the slice with the cells outlined on one side."""
     line = ix.Outline(4, side=side, merge=False)
     return ix.overlay(ds.image, ds.segmentation, colors=cells, alpha=0, outline=line, contrast_limits=(70, 195))
 
 
-ix.montage([outlined("in"), outlined("out")], labels=['side="in"', 'side="out"'], scale=3)
+ix.montage([draw_outlines("in"), draw_outlines("out")], labels=['side="in"', 'side="out"'], scale=3)

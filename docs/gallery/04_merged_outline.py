@@ -15,10 +15,10 @@ ds = ix.align(ix.open_image(tissue.IMAGE), ix.open_segmentation(tissue.SEGMENTAT
 colors = {2491: "gold", 60683: "gold", 24720: "gold"}
 
 
-def outlined(merge):
+def draw_outlines(merge):
     """Return the slice with the three cells outlined."""
     line = ix.Outline(2, side="out", merge=merge)
     return ix.overlay(ds.image, ds.segmentation, colors=colors, alpha=0.2, outline=line, contrast_limits=(70, 195))
 
 
-ix.montage([outlined(False), outlined(True)], labels=["merge=False", "merge=True"], scale=3)
+ix.montage([draw_outlines(False), draw_outlines(True)], labels=["merge=False", "merge=True"], scale=3)

@@ -2,7 +2,7 @@
 A magnified inset
 =================
 
-``inset`` magnifies a box in a free corner and frames both places. Each has its own scale bar.
+``inset`` magnifies a box in a free corner and frames the box and its magnified copy. Each has its own scale bar.
 """
 
 import tissue

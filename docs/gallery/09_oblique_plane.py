@@ -2,7 +2,7 @@
 An oblique plane
 ================
 
-``plane`` cuts image and segmentation at any angle, with square pixels. Labels stay exact. The dark corners lie outside
+``plane`` cuts image and segmentation at any angle, with square pixels. Ids stay exact. The dark corners lie outside
 the volume.
 """
 

@@ -19,7 +19,7 @@ path = Path(tempfile.mkdtemp()) / "colors.json"
 ix.save_palette(ix.palette(cells, "husl"), path)
 
 # %%
-# Another day, another figure:
+# Load the colours in a later session:
 
 colors = ix.load_palette(path)
 line = ix.Outline(1, side="in", merge=False)

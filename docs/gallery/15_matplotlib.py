@@ -3,7 +3,7 @@ Matplotlib axes in micrometres
 ==============================
 
 ``plot`` draws a slice into Matplotlib axes at its place in the tissue. Everything drawn afterwards has the same
-coordinates. Saved as SVG or PDF, lines and text stay lines and text.
+coordinates. In SVG and PDF files, lines and text remain vector graphics.
 """
 
 import matplotlib.pyplot as plt

@@ -90,7 +90,7 @@ class PlaceOptions:
         viewer = None if tree is None else tree.attrs.get("viewer_resolution")
         if viewer is None:
             raise OptionError(
-                "--resolution viewer is that of a datastack's viewer; give --datastack, or nm per unit: x,y,z"
+                "--resolution viewer is the unit of a datastack's viewer; give --datastack, or nm per unit: x,y,z"
             )
         return list(viewer)
 

@@ -53,9 +53,9 @@ def is_missing(values: Any) -> npt.NDArray[np.bool_]:
 
 
 def plain_values(values: Any) -> list[Any]:
-    """Return the values of a column as Python's, to be shown: None if missing, and times as text.
+    """Return the values of a column as Python objects for display: None if missing, and times as text.
 
-    Numbers are ints if all of the column are whole, since a column of integers with missing values consists of floats.
+    If all numbers of the column are whole, they become ints: integers with missing values are often stored as floats.
     """
     plain = _plain_array(values)
     absent = is_missing(plain)
@@ -108,7 +108,7 @@ def _ids(plain: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray[Any]:
 
 
 def _refuse(value: Any, name: str, strict: bool) -> None:
-    """Raise `LayerError` if `strict` and `value` is a number, which cannot be an id; None stands for no such number."""
+    """Raise `LayerError` for a number that cannot be an id, if `strict`; do nothing if `value` is None."""
     if strict and value is not None:
         raise LayerError(
             f"{name!r} is a column of ids, but holds {value}; ids are integers from 0 to 2**64 - 1. If this number "
@@ -150,7 +150,7 @@ def _plain_array(values: Any) -> npt.NDArray[Any]:
 
 
 def _is_complete(values: Any) -> bool:
-    """Return whether an extension array has a dtype of numpy's and no missing value."""
+    """Return whether an extension array has a NumPy dtype and no missing values."""
     stated = getattr(values.dtype, "numpy_dtype", None)
     return isinstance(stated, np.dtype) and not bool(np.any(values.isna()))
 

@@ -166,7 +166,7 @@ def _nm_per_unit(coords: Mapping[Any, xr.Variable], dim: str) -> float:
 
 
 def _triple_attr(da: xr.DataArray | xr.Dataset, name: str) -> tuple[Any, Any, Any]:
-    """Return an (x, y, z) attribute of an array, or of the first variable of a Dataset that has it; default Nones."""
+    """Return an (x, y, z) attribute of an array, or of the first variable of a Dataset with it; else Nones."""
     holders: list[Mapping[Any, Any]] = [da.attrs]
     if isinstance(da, xr.Dataset):
         holders += [v.attrs for v in da.data_vars.values()]

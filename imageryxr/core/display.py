@@ -105,7 +105,7 @@ class SegmentDisplay:
     all_if_none_selected: bool = True
 
     def to_attrs(self) -> dict[str, Any]:
-        """Return all settings as attributes, also the defaults: attributes mark a layer that has display settings."""
+        """Return all settings as attributes, including defaults: their presence marks a layer with display settings."""
         out = {f.name: getattr(self, f.name) for f in fields(self)}
         out[SELECTED_IDS], out[HIDDEN_IDS] = list(self.selected_ids), list(self.hidden_ids)
         out[COLORS] = {str(segment): hex_color(color) for segment, color in self.colors.items()}

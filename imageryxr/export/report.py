@@ -56,8 +56,8 @@ class ExportReport:
     """Number of tasks that this run has done: regions of the array and of a pyramid's coarser levels. `tasks`,
     `skipped` and the failed tasks add up to `ExportPlan.tasks`."""
     absent_ids: tuple[int, ...] = ()
-    """Requested ids that do not occur in the data. Empty if this is unknown: an earlier run had done all tasks or left
-    slices of a region, or only a part of the array was exported."""
+    """Requested ids that do not occur in the data. The tuple is also empty if they cannot be determined: if an earlier
+    run has written all regions or some slices of a region, or if the array is a crop of the one with the ids."""
     result: xr.DataArray | None = field(default=None, repr=False, compare=False)
     """The array, for targets in memory."""
 

@@ -67,7 +67,7 @@ class Volume:
     extras: tuple[ExtraCoord, ...] = ()
     """The coordinates other than z, y and x."""
     below_splits: Splits | None = None
-    """The block sizes before the array was rechunked, in which it is read; None unless rechunking has cut blocks."""
+    """The block sizes before the array was rechunked; it is read in these. None unless rechunking has cut blocks."""
 
 
 def check_array(given: Any) -> None:

@@ -82,7 +82,7 @@ def _axis_indexes(item: Any, size: int) -> Indexes:
 
 
 def _axis_range(item: Any, size: int) -> range | None:
-    """Return the range of the indexes along an axis, or None if they have no equal steps."""
+    """Return the range of the indexes along an axis, or None if the indexes are not evenly spaced."""
     if not isinstance(item, slice):
         return as_range(_axis_indexes(item, size))
     found = range(*item.indices(size))
@@ -122,7 +122,7 @@ def _drop_constant_dims(places: Indexes) -> Indexes:
 
 
 def as_range(places: Indexes) -> range | None:
-    """Return the range of indexes that have equal steps, or None."""
+    """Return evenly spaced indexes as a range; None for other indexes."""
     if not len(places):
         return range(0)
     first = int(places[0])
@@ -199,9 +199,9 @@ def _vectorized_view(inner: LazyExprArray, key: tuple[Any, ...]) -> ExprView | N
 
 
 def expr_at_ranges(expr: Expr, ranges: Ranges) -> Expr | None:
-    """Return the expression of index ranges (z, y, x) of another; None if a range descends.
+    """Return the part of an expression at index ranges (z, y, x); None if a range is empty or descends.
 
-    The result also has the data beyond the ranges, for halos.
+    Halos of the result can read the data beyond the ranges.
     """
     if any(r.step < 1 or not len(r) for r in ranges):
         return None

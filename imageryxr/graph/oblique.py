@@ -143,7 +143,7 @@ def _integer_mean(values: Array, shares: npt.NDArray[np.float64]) -> Array:
     above = np.where(used, values, low).astype(np.uint64) - low.astype(np.uint64)  # modulo 2**64, so exact for int64
     steps = np.floor(_weighted_sum(above, shares) + 0.5)
     most = high.astype(np.uint64) - low.astype(np.uint64)
-    # floats of 2**64 overflow uint64; where they are limited, `most` is taken instead
+    # 2**64 as float overflows uint64, so larger steps are clipped here and replaced with `most` below.
     whole = np.minimum(steps, np.nextafter(2.0**64, 0)).astype(np.uint64)
     rounded = np.where(steps >= most.astype(np.float64), most, whole)
     return np.asarray((low.astype(np.uint64) + rounded).astype(dtype))

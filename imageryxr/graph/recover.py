@@ -48,7 +48,7 @@ class RecoveredArray:
 def recover_expr(
     array: da.Array, dims: Sequence[str], tail: Sequence[str] = (), *, deep: bool = False
 ) -> RecoveredArray | None:
-    """Return the expression of a dask array that is a part, in steps of any size, of an expression's array, or None.
+    """Return the expression of a dask array that was sliced, with any step, from an expression's array; otherwise None.
 
     The recovered expression contains the data beyond the part.
 

@@ -176,10 +176,10 @@ class AxisGroup:
 
 @dataclass(frozen=True)
 class _ReadPart:
-    """Positions of an `AxisGroup` that are read in one call."""
+    """A part of the selection of an `AxisGroup` that is read in one call."""
 
     where: Indexes
-    """The indexes of these positions in the lists of the group."""
+    """Where the part lies in ``AxisGroup.indexes``."""
     low: tuple[int, ...]
     high: tuple[int, ...]
     local: tuple[Indexes, ...]
@@ -234,7 +234,7 @@ def _read_part(out: Array, expr: Expr, groups: Sequence[AxisGroup], parts: tuple
 
 
 def _as_slice(places: Indexes) -> slice | None:
-    """Return the slice of indexes that have equal steps, or None."""
+    """Return evenly spaced indexes as a slice; None for other indexes."""
     first, last = int(places[0]), int(places[-1])
     if len(places) == 1:
         return slice(first, first + 1)

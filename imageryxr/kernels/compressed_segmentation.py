@@ -20,11 +20,11 @@ from imageryxr.kernels.jit import compile_kernel
 _FAULTS = (
     "",
     "it ends within the headers of its blocks",
-    "the number of bits per voxel of a block is not 0, 1, 2, 4, 8, 16 or 32",
+    "the number of bits per voxel in a block is not 0, 1, 2, 4, 8, 16 or 32",
     "an offset of a block points into the headers",
-    "the voxels of a block extend beyond its end",
-    "the ids of a block lie beyond its end",
-    "the voxels of a block refer to ids beyond its end",
+    "the voxels of a block extend beyond the end of the channel",
+    "the ids of a block lie beyond the end of the channel",
+    "the voxels of a block refer to ids beyond the end of the channel",
 )
 _LOW = np.uint32(0xFFFFFF)
 _HIGH = np.uint32(24)

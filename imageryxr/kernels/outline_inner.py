@@ -60,7 +60,7 @@ def _mark_borders(
     merge: bool,
     out: NDArray[np.uint8],
 ) -> None:
-    """Write 1 where two pixels belong to different segments, otherwise 0; all pixels that are not shown are one."""
+    """Write 1 where two pixels belong to different segments, otherwise 0; hidden pixels count as one segment."""
     if merge:
         for x in range(out.size):
             out[x] = one_shown[x] != other_shown[x]

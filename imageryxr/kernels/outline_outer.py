@@ -301,7 +301,7 @@ def draw_outer(
     rows = runs.rows
     first, order = _sort_runs(rows, runs.ids)
     if merge and first[-1] == rows[-1]:
-        return  # merged lines are drawn on background only, and there is none
+        return  # merged lines are drawn on background only, and this slice has no background
     y_high, x_high = y_low + out.shape[0], x_low + out.shape[1]
     far = limit // step_y
     begin, end = max(0, y_low - far), min(rows.size - 1, y_high + far)

@@ -90,7 +90,9 @@ def _open_layer(
     color, column, problem = _annotation_color(spec, found, where)
     if problem:
         warn(f"the layer {layer.name!r} of the link is drawn differently from the viewer: {problem}", LinkWarning)
-    is_visible = spec.get("visible", True) is not False and not spec.get("archived") and layer.name in state.shown
+    is_visible = (
+        spec.get("visible", True) is not False and not spec.get("archived") and layer.name in state.shown_layers
+    )
     attrs = {LAYER: layer.name, VISIBLE: is_visible, LINK_LAYER: layer.raw, "color": color, "color_column": column}
     kept = plain_attrs({key: value for key, value in attrs.items() if value is not None})
     # xarray does not allow slashes in the names of a tree's variables.

@@ -185,7 +185,7 @@ def _open_layer(layer: LinkLayer, state: LinkState, options: LayerOptions) -> xr
     array = _open_array(layer, source, placement)
     for note in layer.undrawn:
         _warn(f"{what} is drawn differently from the viewer: {note}")
-    in_other_group = layer.name not in state.shown
+    in_other_group = layer.name not in state.shown_layers
     attrs: dict[str, Any] = {LAYER: layer.name, VISIBLE: layer.visible and not in_other_group}
     rest = json.loads(layer.rest or "{}") | ({"visible": True} if layer.visible and in_other_group else {})
     if rest:

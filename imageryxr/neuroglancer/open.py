@@ -215,7 +215,7 @@ def undrawn_features(state: LinkState, *, group_was_chosen: bool) -> list[str]:
     out: list[str] = []
     count, shown = len(state.groups), state.pose.display
     if count > 1 and not group_was_chosen:
-        names = ", ".join(map(repr, state.shown))
+        names = ", ".join(map(repr, state.shown_layers))
         others = (" for the other",) if count == 2 else (" to ", param("group", count - 1), " for the others")
         text = f"the link shows {count} groups of layers side by side; this is group 0 ({names}); give "
         out.append(Message(text, param("group", 1), *others))
@@ -266,7 +266,10 @@ def _build_tree(
     if display is not None and display != ("x", "y", "z"):
         attrs[DISPLAY] = list(display)
     failed = {entry["name"] for entry in unsupported}
-    order = [*(n for n in state.shown if n in state.order), *(n for n in state.order if n not in state.shown)]
+    order = [
+        *(n for n in state.shown_layers if n in state.order),
+        *(n for n in state.order if n not in state.shown_layers),
+    ]
     link = {"state": json.loads(state.rest or "{}"), "group": state.group, "order": list(state.order)}
     attrs |= {
         ORIENTATION: list(pose.orientation),

@@ -48,7 +48,7 @@ class LinkState:
     """The state without its layers, as JSON."""
 
     @property
-    def shown(self) -> tuple[str, ...]:
+    def shown_layers(self) -> tuple[str, ...]:
         """Names of the layers of the viewer, or of the chosen group, from bottom to top."""
         return self.groups[self.group].layers if self.groups else self.order
 

@@ -110,7 +110,7 @@ def named_layers(layers: Any) -> list[tuple[str, Mapping[str, Any]]]:
     if len(layers) > MAX_LAYERS:
         raise LinkError(f"the state has {len(layers)} layers; the maximum is {MAX_LAYERS}")
     out: dict[str, Mapping[str, Any]] = {}
-    primes: dict[str, int] = {}  # number of primes last added to a name
+    primes: dict[str, int] = {}  # by name, the number of prime symbols that were appended last
     for number, spec in enumerate(layers):
         if isinstance(spec, str):
             spec = {"source": spec}

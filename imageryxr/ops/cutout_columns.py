@@ -131,7 +131,7 @@ def select_columns(segmentation: xr.DataArray, ids: Any, *, is_reported: bool = 
 
 
 def requested_columns(segmentation: xr.DataArray, ids: Any) -> CutoutIds | None:
-    """Return the requested ids of each cutout, or None if ``ids`` are those of all cutouts."""
+    """Return the requested ids of each cutout, or None if ``ids`` apply to all cutouts."""
     columns = _columns(ids, segmentation)
     return _cutout_ids(columns, segmentation) if any(map(_is_column, columns)) else None
 
@@ -210,7 +210,7 @@ def _select_rows(segmentation: xr.DataArray, select: _SelectIds) -> xr.DataArray
 
 
 def _list_colors(colors: Any, requested: CutoutIds) -> list[Any] | None:
-    """Return the colour of each column; None if ``colors`` are those of ids."""
+    """Return the colour of each column; None if ``colors`` are colours of ids."""
     names = requested.names
     if isinstance(colors, list | tuple) and "neuroglancer" not in colors:
         if len(colors) != len(names):

@@ -41,7 +41,7 @@ def _level_makers(array: xr.DataArray) -> list[tuple[Grid, Callable[[], xr.DataA
     own = leaf.source.levels[leaf.mip].grid
     makers = list[tuple[Grid, Callable[[], xr.DataArray]]]()
     for level in levels_by_resolution(leaf.source):
-        if dtype_of(leaf.source, level.mip) == leaf.dtype:  # others have other values, such as means stored as floats
+        if dtype_of(leaf.source, level.mip) == leaf.dtype:  # a level of another dtype has other values, such as means
             grid = _move_grid(level.grid, own, volume.grid, by)
             makers.append((grid, partial(_array_at_level, array, volume, leaf, level, grid)))
     return makers

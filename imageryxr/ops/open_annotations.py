@@ -158,7 +158,7 @@ def _read_segments(layer: AnnotationSource, segments: list[int]) -> tuple[Record
 
 
 def warn_missing_ids(problem: str, ids: list[int], found: Container[int]) -> None:
-    """Warn about ids that were not found; `problem` is the message before them."""
+    """Warn about ids that were not found; `problem` is the message up to the list of these ids."""
     absent = [number for number in ids if number not in found]
     if absent:
         shown = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")

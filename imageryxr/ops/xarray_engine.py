@@ -161,7 +161,7 @@ class ImageryBackend(BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Return whether an address has the prefix of a supported format, or is a local folder with an ``info`` file.
 
-        If netCDF4 is installed, xarray asks it first, and netCDF4 accepts every URL. A URL then requires
+        If netCDF4 is installed, xarray tries its engine first, which accepts every URL. A URL then requires
         ``engine="imageryxr"``, or an order of engines without netCDF4:
         ``xr.set_options(netcdf_engine_order=["h5netcdf"])`` and ``xr.backends.refresh_engines()``.
         """

@@ -50,7 +50,7 @@ def test_chunks_with_several_channels_are_checked():
     both = np.concatenate([np.array([2, 2 + words.size], "<u4"), words, words]).tobytes()
     assert segmentation_problem(both, (8, 8, 8, 2), 8, (8, 8, 8)) == ""
     np.testing.assert_array_equal(decode_with_checks(both, (8, 8, 8, 2), "uint64", (8, 8, 8))[..., 1:], one)
-    assert "beyond its end" in segmentation_problem(both[:-8], (8, 8, 8, 2), 8, (8, 8, 8))
+    assert "beyond the end of the channel" in segmentation_problem(both[:-8], (8, 8, 8, 2), 8, (8, 8, 8))
     assert "not offsets of channels" in segmentation_problem(both, (8, 8, 8, 1), 8, (8, 8, 8))
 
 

@@ -68,7 +68,7 @@ def test_every_field_of_a_blosc_header_is_compared(tmp_path, form):
         check_refused(tmp_path, file, number(frame, 3, item, 1), f"items of {item} bytes instead of 2")
     for block in (0, 1, 5000, 2**32 - 1):
         check_refused(tmp_path, file, number(frame, 8, block))
-    check_refused(tmp_path, file, number(frame, 16, 2**31 - 1), "a block of its Blosc frame lies outside it")
+    check_refused(tmp_path, file, number(frame, 16, 2**31 - 1), "a block of its Blosc frame lies outside the frame")
     check_refused(tmp_path, file, number(frame, 0, 77, 1), "does not start with the header of a Blosc frame")
 
 

@@ -182,8 +182,8 @@ def _by_type(table: Any, name: Any, by: str | None, id: str | None, *, distinct:
         raise OptionError(f"by={format_value(by)} needs id=, the name of the column of segment ids")
     if distinct:
         raise OptionError(
-            f"distinct=True gives ids that touch different colours, and by={format_value(by)} ids of one type the "
-            "same; leave out one of them"
+            f"distinct=True gives neighbours different colours, but by={format_value(by)} gives all ids of a type "
+            "one colour; leave out one of them"
         )
     return _palette_by_type(table, by, id, None if isinstance(name, str) and name == "auto" else name)
 

@@ -187,7 +187,7 @@ class ZarrJob(Job):
         return ZarrWriter(name, rows, self.data, self._metadata[f"{name}/{ROOT}"])
 
     def publish(self) -> int:
-        """Write the coordinates and the metadata of the arrays, and then those of the group."""
+        """Write the coordinates and the metadata of the arrays, and last the metadata of the group."""
         if not self.is_complete:
             files = dict(self._metadata)
             root = files.pop(ROOT)
@@ -357,7 +357,7 @@ class PageJob(Job):
         )
 
     def _read_pictures(self) -> Iterator[bytes]:
-        """Read the pictures in the order of the cutouts, some at once."""
+        """Read the pictures in the order of the cutouts, several at a time."""
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             for start in range(0, len(self.files), 8 * _DOWNLOADS):
                 files = self.files[start : start + 8 * _DOWNLOADS]

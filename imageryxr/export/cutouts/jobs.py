@@ -52,7 +52,7 @@ def export_cutouts(
     progress: bool | None = None,
     **options: Any,
 ) -> ExportReport:
-    """Write cutouts, those that an interrupted call has not written; see `imageryxr.export`."""
+    """Write the cutouts that no earlier, interrupted call has written; see `imageryxr.export`."""
     if workers is not None:
         check_whole("workers", workers, 1)
     job = _make_job(obj, target, options)

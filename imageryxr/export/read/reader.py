@@ -97,7 +97,7 @@ class SweepReader:
         self._expr, self._given, self._threads = expr, given or {}, threads
         self._spilled, self._last = folder is not None, len(sweep.slabs) - 1
         windows = [w for w in sweep.windows if w.leaf not in self._given]
-        # the largest first, because otherwise a smaller window may get the buffer of a larger one
+        # Largest window first, because otherwise a smaller window may get the buffer of a larger one.
         windows.sort(key=lambda window: -window.bytes)
         self._stores = [_InMemory(w) if folder is None else _InScratch(w, folder) for w in windows]
         self._reads = ExitStack()
@@ -113,7 +113,7 @@ class SweepReader:
             store.close()
 
     def advance(self, slab: int) -> None:
-        """Read what a slab needs and is not kept; voxels that no later slab needs become invalid."""
+        """Read the voxels of a slab that are not cached yet; voxels that no later slab needs become invalid."""
         if self._wait is None:
             self._read(slab)
         else:
@@ -128,9 +128,9 @@ class SweepReader:
             pass
 
     def _start(self, slab: int) -> Callable[[], None]:
-        """Begin to read a slab; return a function that waits for the end, and raises the error of a read."""
+        """Start to read a slab; return a function that waits for the reads, and raises the error of a failed one."""
         self._reads.close()
-        context = copy_context()  # that of the caller, which may record missing chunks
+        context = copy_context()  # the caller's context may record missing chunks
         read = start_all([partial(context.run, self._read, slab)])
         (wait,) = self._reads.enter_context(read)
         return wait
@@ -154,24 +154,24 @@ def _read(job: tuple[_Store, IndexBox]) -> None:
 
 
 class _Store(ABC):
-    """The kept voxels of a window."""
+    """The voxels of a window that are cached while its slabs are drawn; subclasses cache in memory or in files."""
 
     def __init__(self, window: Window) -> None:
         self.window = window
         self.kept = window.box.with_axis(window.axis, window.box.start[window.axis], window.box.start[window.axis])
-        """What is kept now; nothing before the first slab."""
+        """The box of the cached voxels; empty before the first slab."""
 
     def new_part(self, slab: int) -> IndexBox:
-        """Return what a slab needs and is not kept."""
+        """Return the part of a slab's box that is not cached yet."""
         axis, kept = self.window.axis, self.window.kept_box(slab)
         return kept.with_axis(axis, max(kept.start[axis], self.kept.stop[axis]), kept.stop[axis])
 
     @abstractmethod
     def prepare(self, slab: int) -> list[IndexBox]:
-        """Make room for what a slab needs and is not kept; return the parts to read."""
+        """Make room for the voxels of a slab that are not cached yet; return the boxes to read."""
 
     def lend(self, part: IndexBox) -> AbstractContextManager[None]:
-        """Return a context in which sources may read a part into its place."""
+        """Return a context in which a source may read a part directly into the cache."""
         return nullcontext()
 
     @abstractmethod
@@ -180,11 +180,11 @@ class _Store(ABC):
 
     @abstractmethod
     def enter(self, slab: int) -> None:
-        """Keep what a slab needs, whose parts have been stored, and nothing else."""
+        """Make a slab current after all its parts were stored; release the voxels that it does not need."""
 
     @abstractmethod
     def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
-        """Return the kept voxels, or those of the needed boxes."""
+        """Return boxes with their voxels: all cached voxels, or those of the boxes in ``needs``."""
 
     def close(self) -> None:  # noqa: B027 - memory needs no closing
         """Release the voxels."""
@@ -228,10 +228,10 @@ class _InMemory(_Store):
         del place
         self._next = (part, np.ascontiguousarray(values))
         if values.nbytes >= KEPT_BYTES:
-            BUFFERS.drop_idle()  # the buffer that the source has not used would add to the memory
+            BUFFERS.drop_idle()  # free the buffer that the source did not use
 
     def enter(self, slab: int) -> None:
-        """Copy what stays to the buffer of the slab, if there is one."""
+        """Make the slab's buffer current, if there is one, after copying the voxels that both slabs need into it."""
         before, kept = self.kept, self.window.kept_box(slab)
         (there, voxels), (box, buffer) = self._current, self._next
         if box != there:
@@ -243,7 +243,7 @@ class _InMemory(_Store):
         self.kept = kept
 
     def values(self, needs: list[IndexBox]) -> list[tuple[IndexBox, Array]]:
-        """Return a view of all kept voxels."""
+        """Return a view of all cached voxels."""
         there, voxels = self._current
         return [(self.kept, voxels[self.kept.slices(there)])] if self.kept.voxels else []
 
@@ -260,7 +260,7 @@ class _InScratch(_Store):
         """The offsets of tiles by their first voxels."""
 
     def prepare(self, slab: int) -> list[IndexBox]:
-        """Delete the files of layers that have passed; create those of new layers, and return their tiles."""
+        """Delete the files of layers that lie before the slab, create files of new layers, and return their tiles."""
         axis, start, new = self.window.axis, self.window.kept_box(slab).start, self.new_part(slab)
         for number, (box, file) in list(self._layers.items()):
             if box.stop[axis] <= start[axis]:
@@ -286,7 +286,7 @@ class _InScratch(_Store):
         return z, y, x
 
     def enter(self, slab: int) -> None:
-        """Keep what the slab needs; its files have been prepared."""
+        """Record the box of the slab; `prepare` has deleted and created the files."""
         self.kept = self.window.kept_box(slab)
 
     def put(self, part: IndexBox, values: Array) -> None:
@@ -368,7 +368,7 @@ class Buffers:
             if fits:
                 chosen = self._held[min(fits, key=lambda i: self._held[i].nbytes)]
             else:
-                self._drop_idle()  # those that are too small would add to the memory
+                self._drop_idle()  # free the buffers that are too small
                 chosen = np.empty(size, np.uint8)
                 self._held.append(chosen)
             return chosen[:size].view(dtype).reshape(shape)
@@ -381,7 +381,7 @@ class Buffers:
         self._held = [a for i, a in enumerate(self._held) if i not in idle]
 
     def drop_idle(self) -> None:
-        """Drop the buffers that nothing refers to."""
+        """Drop the buffers without references."""
         with self._lock:
             self._drop_idle()
 

@@ -70,7 +70,7 @@ class SlabSettings:
     """The folder of the scratch files; None for the default of the worker."""
 
     def smaller(self) -> SlabSettings:
-        """Return settings with parts of half the size, if they are not at their minimum."""
+        """Return settings with half the size of each part, but at least its minimum."""
         return replace(
             self,
             slices=max(1, self.slices // 2),
@@ -114,7 +114,7 @@ class Window:
         return max((high - low for low, high in self.ends), default=self.box.shape[self.axis])
 
     @property
-    def held(self) -> int:
+    def length_in_memory(self) -> int:
         """The length that is in memory at a time: that of a slab, and of the next one, which is read ahead."""
         is_read_again = any(before[1] < after[1] for before, after in pairwise(self.ends))
         return self.length * (1 + is_read_again)
@@ -134,7 +134,7 @@ class Sweep:
     @property
     def spared_bytes(self) -> int:
         """Bytes of source voxels that the region needs but that are not in memory at the same time."""
-        saved = sum(w.bytes - w.bytes // max(1, w.box.shape[w.axis]) * w.held for w in self.windows)
+        saved = sum(w.bytes - w.bytes // max(1, w.box.shape[w.axis]) * w.length_in_memory for w in self.windows)
         return max(0, saved)
 
 
@@ -185,7 +185,7 @@ def _volume_windows(needs: Needs) -> Iterator[Window]:
 
 
 def _is_large(window: Window) -> bool:
-    """Return whether a window is worth to be kept slab by slab; other windows are kept whole."""
+    """Return whether a window is so large that it is cached slab by slab; other windows are cached whole."""
     return isinstance(window.leaf, LevelLeaf) and window.bytes >= 2 * KEPT_BYTES
 
 

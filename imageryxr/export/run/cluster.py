@@ -188,7 +188,7 @@ class LocalExecutor(ClusterExecutor):
             n_workers=0,
             threads_per_worker=1,
             worker_class=RecordedNanny,
-            memory_limit=None,  # the plan limits it
+            memory_limit=None,  # the plan already limits the memory of a worker
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
             security=True,  # or other users of this machine could run code on the workers
@@ -266,8 +266,9 @@ class ImportProbe:
     """Checks that each process of a cluster can import the package.
 
     A worker without the package exits when it gets a task of an export, and its nanny restarts it forever. So no region
-    is submitted before one worker has passed. While there is no worker, a task that needs no package is submitted, so
-    that adaptive clusters start one; and another if that fails, because several workers in turn left with it.
+    is submitted before one worker can import it. While there is no worker, a task that does not need the package is
+    submitted, so that adaptive clusters start a worker. If this task fails because its workers left, it is submitted
+    again.
     """
 
     def __init__(self, client: Any) -> None:

@@ -1,4 +1,4 @@
-"""Executors of regions: the base class, and threads of this process. `cluster` has those of other processes.
+"""Executors of regions: the base class, and threads of this process. `cluster` has the executors of other processes.
 
 An executor takes one region per call and returns a future. The scheduler limits how many regions run at a time, and
 `workers` chooses the executor. Threads end when the export is interrupted or the task of their dask worker is

@@ -91,7 +91,7 @@ def run_plan(
     tally = run.tally
     if not tally.failed:
         if space is not None and space.remote:
-            memory_cache.cache.clear()  # it may contain chunks of the replaced result
+            memory_cache.cache.clear()  # the cache may contain chunks of the replaced result
         warn_of_strays(plan.target)
         run.tracker.warn()
     return ExportReport(
@@ -297,7 +297,7 @@ class _Scheduler:
             raise error
         message = clean_message(str(error)) or type(error).__name__
         if isinstance(error, ImageryError) and message == error.message:
-            message = error.message  # with its parts, which the command line renders
+            message = error.message  # a `Message`, whose parts the command line renders in its own terms
         self.tally.failed.append(FailedRegion(number, where, message))
 
     def _retry_delay(self, number: int, tries: int, error: Exception) -> float | None:

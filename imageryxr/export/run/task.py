@@ -46,9 +46,9 @@ IDLE_MEMORY_SECONDS = 10.0
 
 
 SeenBits = tuple[tuple[str, bytes], ...]
-"""Per set of requested ids: the start of its digest, and one bit per id that is set if the id occurs."""
+"""For each set of requested ids: the start of its digest, and a bit mask in which the bit of each found id is 1."""
 FoundPlaces = dict[str, tuple[int, ...]]
-"""Per set of requested ids: the start of its digest, and the indices of some of its ids."""
+"""For each set of requested ids: the start of its digest, and the indices of some of its ids."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Job:
         target, place = self.target, self.place
         assert isinstance(target, Pyramid)
         assert place is not None
-        BUFFERS.clear()  # the buffers of the finest level, which is complete, would add to the memory of this one
+        BUFFERS.clear()  # free the buffers of the finest level, which is complete
         with disk_errors(target.place, keeps_old=True):
             return place.put(target.encode(stage, box, target.derive(stage, box, place)))
 

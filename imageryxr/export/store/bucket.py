@@ -46,10 +46,10 @@ class Watch(Protocol):
     """A check that this process may still change a target."""
 
     def ensure(self) -> None:
-        """Raise `TargetError` if it may not; a result that is a few seconds old is reused."""
+        """Raise `TargetError` if this process may not change the target; reuse a check of the last few seconds."""
 
     def check(self) -> None:
-        """Raise `TargetError` if it may not, after a new request."""
+        """Raise `TargetError` if this process may not change the target, according to a new request."""
 
 
 @dataclass(frozen=True)

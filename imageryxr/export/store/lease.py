@@ -105,7 +105,7 @@ class Lease:
                     self._bucket.delete([self._name])
 
     def check(self) -> None:
-        """Raise `TargetError` if another process holds the lease, or has taken it over since, as after an outage."""
+        """Raise `TargetError` if another process holds the lease, or has taken it over, as after a network outage."""
         requested = time.time()
         self._check_holder(self._read()[0])
         self._confirmed = requested
@@ -125,7 +125,7 @@ class Lease:
     def _check_holder(self, holder: dict[str, Any]) -> None:
         if holder.get("key") == self._key:
             return
-        # without a holder, the process that took the lease over has ended and removed it
+        # If there is no holder, the process that took the lease over has ended and removed the object.
         who = self._describe(holder) if holder else "another process"
         then = " when that one has ended" if holder else ""
         raise TargetError(
@@ -158,7 +158,7 @@ class Lease:
         return True
 
     def _wait_for_live_holder(self) -> tuple[dict[str, Any], dict[str, str] | None]:
-        """Wait for a renewal by the holder; return the live holder, empty if none is, and the object's mark."""
+        """Wait for a renewal by the holder; return the holder, empty if it is dead, and the object's mark."""
         (seen, mark), since = self._read(), time.monotonic()
         while seen and not self._is_dead(seen) and time.monotonic() - since <= self.DEAD:
             time.sleep(self.BEAT / 5)
@@ -168,7 +168,7 @@ class Lease:
         return {}, mark
 
     def holder(self) -> str:
-        """Return which other live process holds the lease, in words; empty if none does.
+        """Return a description of the other live process that holds the lease; an empty string if there is none.
 
         This waits for half a minute if the holder is dead.
         """

@@ -311,7 +311,7 @@ class TargetLock:
     ensure = check
 
     def holder(self) -> str:
-        """Return which other process has locked the file, in words; empty if none has."""
+        """Return a description of the other process that has locked the file; an empty string if there is none."""
         if self._lock.is_locked or not self._path.exists():
             return ""
         if self._acquire():
@@ -320,7 +320,7 @@ class TargetLock:
         return self._process()
 
     def _process(self) -> str:
-        """Return which process has locked the file, with its id if the file can be read."""
+        """Return a description of the process that has locked the file, with its id if the file can be read."""
         with suppress(OSError, ValueError):
             pid = int(self._path.read_text())
             return "this process" if pid == os.getpid() else f"process {pid}"

@@ -141,7 +141,7 @@ class OmeZarr(Pyramid):
     def _channels(self) -> list[dict[str, Any]]:
         limits = self.layer.contrast or _range_of(self.layer.dtype)
         if limits is None:
-            return []  # a guessed window would look like a chosen one
+            return []  # readers could not distinguish guessed contrast limits from those that the user chose
         low, high = limits
         window = {"start": tidy(low), "end": tidy(high), "min": tidy(low), "max": tidy(high)}
         colors = {"gray": "FFFFFF"}

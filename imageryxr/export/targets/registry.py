@@ -125,7 +125,7 @@ def _find_factory(text: str) -> tuple[str, Callable[..., Target], str]:
     if scheme in ("zarr", "zarr2", "zarr3"):
         text = rest
     text = text.removeprefix("file://")
-    # the suffix is that of a filled-in name, because a pattern may be one field, and a field may contain a dot
+    # Fields are filled in first, because a field may contain a dot, or be the whole name.
     suffix = PurePosixPath(re.sub(r"{[^}]*}", "0", text.rstrip("/"))).suffix.lower()
     pattern = "{" in text
     makers = PATTERNS if pattern or suffix == ".png" else PATHS

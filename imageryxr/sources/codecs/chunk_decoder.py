@@ -159,7 +159,7 @@ def _zfp_voxels(head: bytes) -> int:
 
 
 class _RangeDecoder:
-    """The range decoder of fpzip for uniformly distributed numbers, as which fpzip writes its header."""
+    """The range decoder of fpzip for uniformly distributed numbers; fpzip encodes the numbers of its header so."""
 
     def __init__(self, stored: bytes) -> None:
         self.stored, self.place = stored, 0

@@ -87,7 +87,9 @@ def _blosc_problem(frame: memoryview, size: int, item_sizes: tuple[int, ...]) ->
         return f"its Blosc header states {-(-found // block)} blocks, whose table does not fit into {length} bytes"
     starts = frame[_BLOSC_HEADER:first].cast("B")
     places = [_read_uint(starts, place, 4) for place in range(0, len(starts), 4)]
-    return "" if all(first <= place < length for place in places) else "a block of its Blosc frame lies outside it"
+    return (
+        "" if all(first <= place < length for place in places) else "a block of its Blosc frame lies outside the frame"
+    )
 
 
 def _lz4_problem(frame: memoryview, size: int, _: tuple[int, ...]) -> str:

@@ -50,7 +50,7 @@ class Reply(NamedTuple):
     """Headers by lower-case name."""
     body: bytes
     redirected_to: str = ""
-    """Address of the redirect if it has another file name: its 404 does not mean that the requested file is missing."""
+    """Target of a redirect to another file name: a 404 from there does not mean that the requested file is missing."""
 
     def __repr__(self) -> str:
         return f"<HTTP {self.status}, {len(self.body)} bytes>"  # the body may repeat a secret of the request

@@ -49,9 +49,9 @@ class ObjectRequest(NamedTuple):
     tag: Any = None
     """A value of the caller, which is passed on with the object."""
     form: Hashable = None
-    """What distinguishes arrays that are decoded from the same bytes, such as the channel."""
+    """Key that distinguishes arrays that are decoded from the same bytes, such as the channel."""
     unpack: Callable[[Stored | None], Iterator[tuple[ObjectRequest, Stored | None]]] | None = None
-    """Yields the objects that a shard contains and their bytes, from the whole shard: they are decoded in its place."""
+    """For a whole shard: function that yields the objects in it with their bytes, which are decoded instead of it."""
 
 
 _READS_ONCE: ContextVar[bool] = ContextVar("imageryxr_reads_once", default=False)
@@ -117,7 +117,7 @@ def read_objects(
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Cache no decoded chunks of reads in this context, whose voxels are needed once, as those of an export.
+    """Cache no decoded chunks of the reads in this context, for callers such as exports that use each voxel once.
 
     Otherwise the system would clear new memory for each chunk until the cache is full.
     """
@@ -212,7 +212,7 @@ class _Reader:
             except Exception:
                 if not was_cached:
                     raise
-                disk.drop(item)  # and fetched again
+                disk.drop(item)  # the caller fetches the object again
             else:
                 del left[id(item.tag)]
         return list(left.values())

@@ -27,11 +27,11 @@ class _Task(Generic[Job, Result]):
     job: Job
     steps: Steps[Result]
     is_queued: bool = False
-    """Whether it waits for other requests to end."""
+    """Whether the request waits for other requests to end."""
     wake: float = 0.0
-    """Time (monotonic) at which its next step is done even if the socket is not ready."""
+    """Monotonic time at which the next step is executed even if the socket is not ready."""
     fd: int = -1
-    """File descriptor of the socket that it waits for."""
+    """File descriptor of the socket that the request waits for."""
 
 
 class Lanes(Generic[Job, Result]):
@@ -116,7 +116,7 @@ class Lanes(Generic[Job, Result]):
             self._wait(SHORT_SECONDS if is_short else POLL_SECONDS)
 
     def _take_ended(self) -> tuple[Job, Result] | None:
-        """Return a job whose request has ended and its result, unless none has, or enough are being finished."""
+        """Return a job whose request has ended and its result; None if none has or enough threads handle results."""
         with self._count:
             if not self._ended or self._finishing >= self._most_finishing:
                 return None
@@ -131,7 +131,7 @@ class Lanes(Generic[Job, Result]):
             self._advance(_Task(job, self._start(job, stop)))
 
     def _wait(self, seconds: float) -> None:
-        """Do the next steps of the requests whose sockets become ready within some seconds, or whose time has come."""
+        """Execute the next steps of the requests whose sockets become ready in time, or whose wait has ended."""
         for fd, _ in self._poll.poll(seconds * 1000):
             self._poll.unregister(fd)
             self._advance(self._on_socket.pop(fd))

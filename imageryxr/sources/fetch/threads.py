@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # must register its exit function before this module does
+import concurrent.futures.thread  # imported first, so that it registers its exit function before this module
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
