@@ -80,7 +80,7 @@ def test_the_server_in_the_name_of_a_token_file_receives_the_token(secrets):
     assert token.header_for("https://lab.example/x", LINK) is None
 
 
-def test_a_typed_server_does_not_receive_the_stored_cave_token(secrets, monkeypatch):
+def test_a_server_that_the_caller_names_does_not_receive_the_stored_cave_token(secrets, monkeypatch):
     # users paste addresses from e-mails, so an address alone is not trusted
     assert find_token("lab.example").header_for("https://lab.example/x", CALLER) is None
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)

@@ -84,7 +84,7 @@ def test_no_token_goes_over_plain_http(secrets, stranger, source):
     assert not stranger.secrets
 
 
-def test_a_typed_graph_of_another_server_is_not_sent_the_token_of_cave(secrets, tls):
+def test_a_graph_at_an_address_of_the_caller_does_not_receive_the_stored_cave_token(secrets, tls):
     graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
     tls.answer = lambda request: (401, b"{}", {})
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_a_typed_graph_of_another_server_is_not_sent_the_token_of_cave(secrets, 
     assert not tls.secrets
 
 
-def test_a_typed_graph_over_https_is_sent_the_token_given_for_it(secrets, tls):
+def test_a_graph_over_https_receives_the_token_that_the_caller_gave_for_it(secrets, tls):
     graph_info(tls, "good.example", f"precomputed://{tls.url('good.example')}/data")
     for source in ("graphene://{}", "graphene://middleauth+{}", "{}"):
         tls.requests.clear()

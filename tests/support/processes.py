@@ -48,7 +48,7 @@ def spawned_workers() -> dask.config.set:
 
 
 def python(*args, stdout=None, stderr=None, session=False):
-    """Start a Python process: on Linux a fork of the fork server, unless a module is run (-m); else an interpreter."""
+    """Start a Python process: on Linux a fork of the fork server, unless a module is run (-m); otherwise a new interpreter."""
     env, command = {**os.environ, "PYTHONPATH": str(ROOT)}, [str(arg) for arg in args]
     if sys.platform == "linux" and command[0] != "-m":
         return Forked(command, env, stdout, stderr, session)

@@ -117,7 +117,7 @@ def test_the_job_of_a_million_tasks_pickles_to_a_few_kilobytes():
 
 
 def _kill_workers_soon(pids, folder, done=3):
-    """Start a thread that kills the workers `pids` returns when some tasks are done."""
+    """Start a thread that kills the workers that `pids` returns as soon as some tasks are done."""
 
     def kill():
         for _ in range(6000):
