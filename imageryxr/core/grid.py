@@ -245,15 +245,10 @@ def out_of_volume_error(bbox: BBox, grid: Grid, what: str, others: Sequence[Grid
     if bbox.resolution != grid.resolution:  # state both boxes in the same unit
         message += f", which is {_convert_unit(grid.bbox, bbox.resolution)}"
     units = [(1.0, 1.0, 1.0), *(g.resolution for g in (grid, *others))]
-    for unit in units:
-        again = BBox(bbox.lo, bbox.hi, resolution=unit)
-        if unit != bbox.resolution and again.intersection(grid.bbox):
-            kind = "nanometres" if unit == units[0] else f"voxels of {format_triple(unit)} nm"
-            given = tuple(tidy(u) for u in unit)
-            return OutOfVolumeError(f"{message}. Its numbers fit if they are {kind}: give ", param("resolution", given))
-    repair = _reversed_axes_hint(bbox, grid, units)
-    if repair:
-        return OutOfVolumeError(f"{message}. ", repair)
+    for is_whole in (True, False):  # a unit in which the whole box fits is likelier than one in which a part does
+        repair = _other_unit_hint(bbox, grid, units, is_whole) or _reversed_axes_hint(bbox, grid, units, is_whole)
+        if repair:
+            return OutOfVolumeError(f"{message}. ", repair)
     size = tuple(tidy(r) for r in grid.resolution)
     is_other_unit = bbox.resolution not in (units[0], grid.resolution)
     unit_hint = Message("in nm or with ", param("resolution", size)) if not is_other_unit else "in the unit of the box"
@@ -291,10 +286,27 @@ def _is_too_long(shape: Index3, grid: Grid) -> bool:
     return any(n > _MAX_LENGTH and n > 4 * own for n, own in zip(shape, grid.shape, strict=True))
 
 
-def _reversed_axes_hint(bbox: BBox, grid: Grid, units: Sequence[Triple]) -> str:
+def _fits(bbox: BBox, grid: Grid, is_whole: bool) -> bool:
+    """Return whether a box overlaps a grid, or lies wholly in it."""
+    if not is_whole:
+        return bbox.intersection(grid.bbox) is not None
+    return all(a <= lo and hi <= b for (lo, hi), (a, b) in zip(bbox.edges(), grid.bbox.edges(), strict=True))
+
+
+def _other_unit_hint(bbox: BBox, grid: Grid, units: Sequence[Triple], is_whole: bool) -> str:
+    """Return a hint if a box would fit with its corners read in another unit, otherwise an empty string."""
+    for unit in units:
+        if unit != bbox.resolution and _fits(BBox(bbox.lo, bbox.hi, resolution=unit), grid, is_whole):
+            kind = "nanometres" if unit == units[0] else f"voxels of {format_triple(unit)} nm"
+            given = tuple(tidy(u) for u in unit)
+            return Message(f"Its numbers fit if they are {kind}: give ", param("resolution", given))
+    return ""
+
+
+def _reversed_axes_hint(bbox: BBox, grid: Grid, units: Sequence[Triple], is_whole: bool) -> str:
     """Return a hint if a box would fit with its corners read as (z, y, x), otherwise an empty string."""
     for unit in (bbox.resolution, bbox.resolution[::-1], *units):
-        if BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=unit).intersection(grid.bbox):
+        if _fits(BBox(bbox.lo[::-1], bbox.hi[::-1], resolution=unit), grid, is_whole):
             also = Message(", with ", param("resolution", tuple(tidy(u) for u in unit)))
             changes = () if unit == bbox.resolution else (also,)
             return Message("Its numbers fit the other way round", *changes, ": points are (x, y, z), not (z, y, x)")

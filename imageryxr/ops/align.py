@@ -28,6 +28,7 @@ from imageryxr.graph.labelled import Volume, label_result, volume_of
 from imageryxr.graph.to_dask import choose_splits
 from imageryxr.ops.cutout_align import align_cutouts
 from imageryxr.ops.cutout_verbs import accepts_cutouts
+from imageryxr.ops.multiscale import level_grids
 from imageryxr.ops.segment_ids import segmentation_volume
 
 Method = Literal["nearest", "mode", "linear", "mean"]
@@ -154,7 +155,7 @@ def align(
         box = _common_box(image_volume.grid, labels.grid)
         grid = whole if isinstance(to, Grid) else whole.crop(whole.select(box))
     else:
-        _check_inside_both(bbox, image_volume.grid, labels.grid)
+        _check_inside_both(bbox, image_volume.grid, labels.grid, (image, segmentation))
         indexes = whole.select(bbox)
         check_extent(indexes, bbox, whole, "the volume of both layers")
         grid = whole.crop(indexes)
@@ -307,10 +308,11 @@ def _unit_hint(image: Grid, segmentation: Grid) -> str:
     return ""
 
 
-def _check_inside_both(bbox: BBox, image: Grid, segmentation: Grid) -> None:
+def _check_inside_both(bbox: BBox, image: Grid, segmentation: Grid, layers: tuple[xr.DataArray, ...]) -> None:
     for name, grid in (("image", image), ("segmentation", segmentation)):
         if not grid.select(bbox).clip(grid.box).voxels:
-            error = out_of_volume_error(bbox, grid, f"the {name}")
+            levels = [level for array in layers for level in level_grids(array)]
+            error = out_of_volume_error(bbox, grid, f"the {name}", levels)
             hint = "" if image.bbox.intersection(segmentation.bbox) else _unit_hint(image, segmentation)
             raise (
                 OutOfVolumeError(error.message, f". The image and the segmentation do not overlap; {hint}")

@@ -12,6 +12,7 @@ from imageryxr.core.bbox import DIMS, BBox, IndexBox
 from imageryxr.core.grid import Grid, check_extent, out_of_volume_error
 from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.graph.labelled import attrs_on_grid, crop_volume, label_result, volume_of
+from imageryxr.ops.multiscale import level_grids
 
 
 def crop(
@@ -150,12 +151,12 @@ def crop_array(
     """Return the part of an array within a box in space, filled with 0 where the box extends beyond the array.
 
     Raises `OutOfVolumeError` if the box lies wholly outside the array, unless ``outside_ok``; the error names the array
-    as ``what``, and may suggest the unit of ``others``.
+    as ``what``, and may suggest the unit of ``others``, by default of the levels of the volume.
     """
     grid, what = grid_of(array), what or f"the array {array.name!r}"
     box = grid.select(bbox)
     if not outside_ok and not box.clip(grid.box).voxels:
-        raise out_of_volume_error(bbox, grid, what, others)
+        raise out_of_volume_error(bbox, grid, what, others or level_grids(array))
     check_extent(box, bbox, grid, what)
     box = _keep_dropped_planes(box, array)
     tail = "rgba" if "rgba" in array.dims else None

@@ -47,6 +47,18 @@ def _level_makers(array: xr.DataArray) -> list[tuple[Grid, Callable[[], xr.DataA
     return makers
 
 
+def level_grids(array: xr.DataArray) -> list[Grid]:
+    """Return the grid of each level of the volume that an array was opened from, also of placeholders; maybe none.
+
+    They are those of the source: messages suggest their voxels as units.
+    """
+    try:
+        found = _level_leaf(volume_of(array).expr, (0, 0, 0))
+    except (LayerError, GridError):
+        return []
+    return [] if found is None else [level.grid for level in found[0].source.levels]
+
+
 def first_resolution(array: xr.DataArray) -> Triple:
     """Return the resolution (x, y, z nm) of level 0 of the volume that an array was opened from, even a placeholder.
 

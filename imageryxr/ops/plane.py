@@ -21,7 +21,7 @@ from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeEr
 from imageryxr.graph.labelled import clip_volume, label_result, volume_of
 from imageryxr.graph.oblique import Cut, plane_expr
 from imageryxr.ops.align import METHODS, Method
-from imageryxr.ops.multiscale import coarsest_level_for
+from imageryxr.ops.multiscale import coarsest_level_for, level_grids
 from imageryxr.ops.tree import dimensions_of, displayed_axes, layers_of, position_of
 from imageryxr.ops.tree_annotations import MARGIN, plane_annotations
 
@@ -125,7 +125,7 @@ def _cut_plane(
     point = [to_fraction(c) * to_fraction(u) for c, u in zip(check_point(center, "center"), unit, strict=True)]
     middle = np.array([float(p) for p in point])
     grid = _plane_grid(middle, axes, step, shape)
-    _check_overlap(volume.grid, middle, axes, step, shape, unit)
+    _check_overlap(obj, volume.grid, middle, axes, step, shape, unit)
     expr = plane_expr(volume.expr, _pixel_to_voxel_map(volume.grid, point, axes, step, shape, chosen), shape)
     attrs = {**volume.attrs, "plane_center": middle.tolist(), "plane_axes": axes.ravel().tolist()}
     name = str(obj.name) if obj.name is not None else layer_type_of(obj)
@@ -244,7 +244,9 @@ def _plane_grid(middle: Floats, axes: Floats, step: float, shape: Index3) -> Gri
     return Grid(shape, (step, step, step), (offsets[0], offsets[1], offsets[2]))
 
 
-def _check_overlap(grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple) -> None:
+def _check_overlap(
+    obj: xr.DataArray, grid: Grid, middle: Floats, axes: Floats, step: float, shape: Index3, unit: Triple
+) -> None:
     """Raise `OutOfVolumeError` unless the bounding box of a plane's pixels overlaps the volume."""
     ends = np.array([((-(n // 2) - 0.5) * step, (n - n // 2 - 0.5) * step) for n in shape[::-1]])
     reach = axes[:, :, None] * ends[:, None, :]  # plane axis, (x, y, z), end
@@ -253,7 +255,7 @@ def _check_overlap(grid: Grid, middle: Floats, axes: Floats, step: float, shape:
     start = np.array(grid.voxel_offset) * grid.resolution
     stop = start + np.array(grid.shape[::-1]) * grid.resolution
     if (low >= stop).any() or (high <= start).any():
-        raise out_of_volume_error(box, grid, "the volume")
+        raise out_of_volume_error(box, grid, "the volume", level_grids(obj))
 
 
 def _pixel_to_voxel_map(grid: Grid, middle: Point, axes: Floats, step: float, shape: Index3, method: str) -> Cut:

@@ -19,6 +19,7 @@ from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
 from imageryxr.graph.to_dask import to_dask
 from imageryxr.ops.annotations import position_columns
+from imageryxr.ops.multiscale import level_grids
 
 Places = npt.NDArray[np.float64]
 
@@ -71,9 +72,9 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     places, unit = _points_array(points), check_resolution(resolution)
     layers: Mapping[Any, Any] = spatial_arrays(obj) if isinstance(obj, xr.Dataset) else {None: obj}
     volumes = {name: volume_of(array, tail=_tail_dims(array)) for name, array in layers.items()}
-    if len(places) and not any(_any_inside(places, unit, volume.grid) for volume in volumes.values()):
+    if len(places) and not any(_count_inside(places, unit, volume.grid) for volume in volumes.values()):
         name, volume = next(iter(volumes.items()))
-        raise _outside_error(places, unit, volume.grid, layers[name].name)
+        raise _outside_error(places, unit, volume.grid, layers[name].name, level_grids(layers[name]))
     values = {name: _sample_volume(volume, places, unit) for name, volume in volumes.items()}
     return xr.Dataset(values, attrs=obj.attrs) if isinstance(obj, xr.Dataset) else values[None]
 
@@ -168,25 +169,27 @@ def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
     return found
 
 
-def _outside_error(places: Places, unit: Sequence[float], grid: Grid, name: Any) -> OutOfVolumeError:
+def _outside_error(places: Places, unit: Triple, grid: Grid, name: Any, levels: Sequence[Grid]) -> OutOfVolumeError:
+    """Return the error for points outside an array, with the unit or the order in which most of them lie inside."""
     first = tuple(tidy(v) for v in places[0])
     named = "the array" if name is None else f"the array {name!r}"
-    shown = "nm" if tuple(unit) == (1.0, 1.0, 1.0) else f"voxels of {format_triple(unit)} nm"
+    shown = "nm" if unit == (1.0, 1.0, 1.0) else f"voxels of {format_triple(unit)} nm"
     message = (
         f"none of {len(places):,} points lies in {named}: the first is {first} in {shown}, and it covers {grid.bbox}"
     )
-    units = {(1.0, 1.0, 1.0): "nanometres", grid.resolution: f"voxels of {format_triple(grid.resolution)} nm"}
-    for other, meant in units.items():
-        if other != tuple(unit) and _any_inside(places, other, grid):
+    best, advice = 0, "; give points inside the array, in units of resolution=(x, y, z nm per unit)"
+    for other in dict.fromkeys([(1.0, 1.0, 1.0), grid.resolution, *(level.resolution for level in levels)]):
+        count = _count_inside(places, other, grid)
+        if other != unit and count > best:
+            meant = "nanometres" if other == (1.0, 1.0, 1.0) else f"voxels of {format_triple(other)} nm"
             given = tuple(tidy(u) for u in other)
-            return OutOfVolumeError(f"{message}. The points are inside if they are in {meant}: give resolution={given}")
-    if _any_inside(places[:, ::-1], unit, grid):
-        return OutOfVolumeError(
-            f"{message}. Read as (z, y, x), the points are inside: give their numbers in the order (x, y, z)"
-        )
-    return OutOfVolumeError(f"{message}; give points inside the array, in units of resolution=(x, y, z nm per unit)")
+            best, advice = count, f". The points are inside if they are in {meant}: give resolution={given}"
+    if _count_inside(places[:, ::-1], unit, grid) > best:
+        advice = ". Read as (z, y, x), the points are inside: give their numbers in the order (x, y, z)"
+    return OutOfVolumeError(message + advice)
 
 
-def _any_inside(places: Places, unit: Sequence[float], grid: Grid) -> bool:
+def _count_inside(places: Places, unit: Sequence[float], grid: Grid) -> int:
     indexes = _voxel_indexes(places, unit, grid)
-    return bool(np.all([(i >= 0) & (i < n) for i, n in zip(indexes, grid.shape, strict=True)], axis=0).any())
+    inside = np.all([(i >= 0) & (i < n) for i, n in zip(indexes, grid.shape, strict=True)], axis=0)
+    return int(np.count_nonzero(inside))

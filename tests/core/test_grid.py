@@ -171,6 +171,37 @@ def test_the_error_for_a_box_outside_states_the_volume_in_the_unit_of_the_box():
         ix.crop(da, own)
 
 
+def test_the_error_for_a_box_outside_prefers_the_unit_in_which_the_whole_box_fits():
+    zeros = np.broadcast_to(np.uint8(0), (40, 4000, 4000))
+    da = volume(zeros, (4.04, 4.04, 40), (1000, 1000, 0))  # 4,040 to 20,200 nm
+    lo, hi = (3900, 4100, 0), (4200, 4300, 30)
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"fit if they are voxels .* resolution=\(4\.04, 4\.04, 40\)"):
+        ix.crop(da, ix.BBox(lo, hi, resolution=(8, 8, 40)))
+    with pytest.raises(ix.errors.OutOfVolumeError, match="other way round: points"):
+        ix.crop(da, ix.BBox(lo[::-1], hi[::-1], resolution=(4.04, 4.04, 40)))
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"fit if they are nanometres: give resolution=\(1, 1, 1\)"):
+        ix.crop(da, ix.BBox((15000, 15000, 0), (30000, 30000, 30), resolution=(8, 8, 40)))  # no unit fits all of it
+
+
+def test_the_error_for_a_box_outside_suggests_the_voxels_of_another_level(sample):
+    em, seg = ix.open_image(sample.image, mip=1), ix.open_segmentation(sample.segmentation)
+    box = ix.BBox((2100, 1100, 110), (2200, 1200, 120), resolution=(8, 8, 40))
+    match = r"voxels of 16 × 16 × 40 nm: give resolution=\(16, 16, 40\)"
+    for call in (
+        lambda: ix.crop(ix.open_image(sample.image), box),
+        lambda: ix.align(ix.open_image(sample.image), seg, bbox=box),
+        lambda: ix.plane(ix.open_image(sample.image), (2100, 1100, 110), (9, 9), resolution=(8, 8, 40)),
+        lambda: ix.sample_points(ix.open_image(sample.image), [(2100, 1100, 110)], resolution=(8, 8, 40)),
+    ):
+        with pytest.raises(ix.errors.OutOfVolumeError, match=match):
+            call()
+    voxels = ix.BBox((4300, 2200, 110), (4400, 2300, 120), resolution=(16, 16, 40))
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
+        ix.crop(em, voxels)
+    with pytest.raises(ix.errors.OutOfVolumeError, match=r"give resolution=\(8, 8, 40\)"):
+        ix.sample_points(em, [(4300, 2200, 110)], resolution=(16, 16, 40))
+
+
 def test_uneven_and_descending_coordinates_raise():
     grid = ix.Grid((1, 1, 4), (8, 8, 40), (0, 0, 0))
     da = xr.DataArray(
