@@ -56,6 +56,8 @@ TRANSIENT_ERRORS = (
     "ChunkedEncodingError", "ServerError", "KilledWorker", "CommClosedError", "CancelledError", "GenericError",
     "ConnectionResetError",
 )  # fmt: skip
+# Those of them that dask raises if a worker died. The others are also raised by sources, and by functions of users.
+LOST_WORKER_ERRORS = ("KilledWorker", "CommClosedError", "CancelledError")
 
 
 @dataclass
@@ -293,7 +295,7 @@ class _Scheduler:
         if self.on_error == "raise" or self._is_fatal(error):
             error.add_note(f"in task {number + 1:,} of {len(self.stages):,}, {where}, try {tries + 1}")
             if not isinstance(error, ImageryError) and type(error).__name__ in TRANSIENT_ERRORS:
-                raise TargetError(_lost_worker_message(number, where, error)) from error
+                raise TargetError(_transient_error_message(f"task {number + 1:,}, {where},", tries, error)) from error
             raise error
         message = clean_message(str(error)) or type(error).__name__
         if isinstance(error, ImageryError) and message == error.message:
@@ -320,10 +322,16 @@ class _Scheduler:
         return isinstance(error, TargetError) and (error.full or error.taken)
 
 
-def _lost_worker_message(number: int, where: str, error: Exception) -> str:
+def _transient_error_message(task: str, tries: int, error: Exception) -> str:
+    kind, text = type(error).__name__, clean_message(str(error))
+    if kind not in LOST_WORKER_ERRORS:
+        times = "once" if not tries else f"{tries + 1} times"
+        return (
+            f"{task} failed {times}, the last time with {kind}{text and ': '}{text}. A source, or the function of a "
+            "dask array, lost the connection that it reads from: check it, and run the same call again to continue"
+        )
     return Message(
-        f"task {number + 1:,}, {where}, failed repeatedly because its worker died ({type(error).__name__}: ",
-        f"{clean_message(str(error))}); probably it has too little memory: ",
+        f"{task} failed repeatedly because its worker died ({kind}: {text}); probably it has too little memory: ",
         Wording("plan_export returns what a worker needs", "--dry-run shows what a worker needs"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import dask.array as da
@@ -276,6 +277,28 @@ def test_values_that_a_source_leaves_out_are_an_error(source, message):
     array = volume(VALUES, RESOLUTION).copy(data=da.from_array(source, chunks=(4, 24, 32), name="file"))
     with pytest.raises(ix.errors.LayerError, match=f"the dask array 'file', .*{message}"):
         export_values(array, workers=1)  # with two concurrent regions, the second may fail first
+
+
+def _disconnected(block):
+    raise ConnectionResetError("reset by my database")
+
+
+def _late(block):
+    raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("function", "text"), [(_disconnected, "ConnectionResetError: reset by my database"), (_late, "TimeoutError")]
+)
+def test_a_connection_error_of_a_function_is_not_reported_as_a_worker_that_died(function, text, monkeypatch):
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.01,))
+    array = array_of_function(function)
+    with pytest.raises(ix.errors.TargetError, match=rf"failed once, the last time with {text}\. ") as caught:
+        export_values(array, retries=0)
+    assert "died" not in str(caught.value)
+    assert "memory" not in str(caught.value)
+    with pytest.raises(ix.errors.TargetError, match="failed 3 times"):
+        export_values(array, retries=2)
 
 
 @pytest.mark.slow
