@@ -306,6 +306,11 @@ class Resampled(Expr):
     method: str
 
     @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the child in native byte order, which the kernels return."""
+        return self.child.dtype.newbyteorder("=")
+
+    @cached_property
     def bounds(self) -> IndexBox:
         """The voxels whose centre lies within the child's bounds."""
         return self.box_from_child(self.child.bounds)

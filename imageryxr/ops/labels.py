@@ -49,7 +49,7 @@ def unique_ids(
     Returns
     -------
     ids : ndarray
-        Ids in ascending order, with the dtype of ``seg``.
+        Ids in ascending order, with the dtype of ``seg`` in native byte order.
     counts : ndarray of int64
         Number of voxels of each id, in the order of ``ids``. Returned only with ``counts=True``, as in `numpy.unique`.
 
@@ -70,7 +70,7 @@ def unique_ids(
     volume = segmentation_volume(seg)
     ids, voxels = count_ids(volume) if counts else (find_ids(volume), np.empty(0, np.int64))
     shown = ids != 0
-    ids = np.asarray(ids[shown], dtype=volume.expr.dtype)
+    ids = np.asarray(ids[shown], dtype=volume.expr.dtype.newbyteorder("="))
     return (ids, voxels[shown]) if counts else ids
 
 
@@ -97,7 +97,7 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Same shape and dtype as ``seg``, with the selected ids in the attr ``ids``.
+        Same shape and dtype as ``seg`` (in native byte order), with the selected ids in the attr ``ids``.
 
     Warns
     -----
@@ -121,8 +121,9 @@ def select_ids(seg: xr.DataArray, ids: Iterable[int]) -> xr.DataArray:
     [[[0, 18446744073709551615, 0]]]
     """
     volume, requested = segmentation_volume(seg), RequestedIds.of(ids)
+    dtype = volume.expr.dtype.newbyteorder("=")
     pick = partial(_select, requested=requested)
-    expr = _RequestedIdsMap(volume.expr, pick, str(volume.expr.dtype), requested=requested, whole=volume.grid.box)
+    expr = _RequestedIdsMap(volume.expr, pick, dtype.str, requested=requested, whole=volume.grid.box)
     attrs = {**volume.attrs, "ids": requested.array.tolist()}
     return label_result(expr, volume.grid, volume, attrs=attrs, name="segmentation")
 

@@ -251,6 +251,29 @@ def test_a_halo_is_part_of_one_larger_read(monkeypatch):
     assert read == {"image": IMAGE.size, "segmentation": FINE.size}
 
 
+BIG_ENDIAN = {
+    "nearest": lambda seg: ix.regrid(seg, (4, 4, 40)),
+    "mode": lambda seg: ix.regrid(seg, (16, 16, 40)),
+    "linear": lambda seg: ix.regrid(seg.astype(">f4").assign_attrs(layer_type="image"), (4, 4, 40)),
+    "mean": lambda seg: ix.regrid(seg.astype(">u2").assign_attrs(layer_type="image"), (16, 16, 40)),
+    "select": lambda seg: ix.select_ids(seg, IDS[1:]),
+    "crop": lambda seg: ix.crop(seg, ix.BBox((5, -8, 1), (33, 60, 4), resolution=(8, 8, 40))),
+    "plane": lambda seg: ix.plane(seg, (280, 140, 120), (5, 6), normal=(0, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", BIG_ENDIAN)
+def test_verbs_of_big_endian_arrays_declare_the_dtype_that_they_compute(name):
+    verb, big = BIG_ENDIAN[name], FINE.copy(data=FINE.values.astype(">u8"))
+    held, lazy = verb(big), verb(big.chunk(x=7))
+    assert held.dtype.str == lazy.dtype.str == lazy.compute().dtype.str
+    np.testing.assert_array_equal(held.values, verb(FINE).values)
+
+
+def test_unique_ids_are_in_native_byte_order():
+    assert ix.unique_ids(FINE.astype(">u8")).dtype.str == np.dtype("u8").str
+
+
 def test_missing_ids_are_listed():
     for origin in (FINE, as_source(FINE)):
         with pytest.warns(ix.errors.MissingIdsWarning, match="2 of the 3 requested ids are not in the data: 77, 78"):
