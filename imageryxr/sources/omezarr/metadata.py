@@ -84,7 +84,7 @@ def axes_of(name: str, multiscale: dict[str, Any]) -> Axes:
     if not {"y", "x"} <= set(names) or len(set(names)) < len(names) or "space" in names:
         given = ", ".join(str(entry["name"]) for entry in entries) or "none"
         raise SourceError(f"{name} has the axes {given[:200]}; supported are y and x, and optionally z, c and t")
-    units = {names[i]: entries[i].get("unit") for i in space}
+    units = {names[i]: entries[i].get("unit") or entries[i].get("units") for i in space}
     return Axes(tuple(names), _factors(name, units), system)
 
 

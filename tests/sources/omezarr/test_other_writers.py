@@ -91,6 +91,13 @@ def test_an_axis_without_a_unit_uses_the_unit_of_the_others(tmp_path, units, res
     assert imageryxr.open_image(write(tmp_path, files)).attrs["resolution"] == resolution
 
 
+@pytest.mark.parametrize("unit", [{"units": "micrometer"}, {"unit": None, "units": "µm"}])
+def test_the_unit_of_an_axis_may_be_called_units(tmp_path, unit):
+    axes = [{"name": n, "type": "space", **unit} for n in "zyx"]
+    files = files_v2({"multiscales": [{**image([{"type": "scale", "scale": [0.04, 0.008, 0.008]}]), "axes": axes}]})
+    assert imageryxr.open_image(write(tmp_path, files)).attrs["resolution"] == (8, 8, 40)
+
+
 def test_chunks_that_are_absent_for_lack_of_a_separator_are_an_error(tmp_path):
     files = files_v2()
     del files["0/.zarray"]["dimension_separator"]
