@@ -46,6 +46,11 @@ def to_number(value: Any, *, text: bool = False) -> int | float | None:
         return None
 
 
+def name_array(name: Any, kind: str = "the array") -> str:
+    """Return the words of a message for an array: ``the array 'em'``, or ``the array`` if it has no name."""
+    return kind if name is None else f"{kind} {name!r}"
+
+
 def to_whole(value: Any) -> int | None:
     """Return an integer, or None for any other value; floats are not integers, even without a fraction."""
     try:

@@ -18,6 +18,7 @@ import xarray as xr
 from imageryxr.core.array_labels import CUTOUT, grid_of
 from imageryxr.core.bbox import DIMS, SNAP, Triple, snap_places
 from imageryxr.core.grid import Grid, check_same_grid
+from imageryxr.core.validate import name_array
 from imageryxr.errors import GridMismatchError, LayerError
 from imageryxr.graph.expr import Array
 from imageryxr.graph.labelled import Volume, is_dask, is_lazy
@@ -38,7 +39,7 @@ _R = TypeVar("_R")
 def first_cutout(array: xr.DataArray) -> xr.DataArray:
     """Return the first cutout of an array; raise `LayerError` if the array has none."""
     if not array.sizes[CUTOUT]:
-        raise LayerError(f"the array {array.name!r} has no cutouts; select at least one")
+        raise LayerError(f"{name_array(array.name)} has no cutouts; select at least one")
     return array.isel({CUTOUT: 0}, drop=True)
 
 
@@ -181,8 +182,8 @@ def first_voxels(array: xr.DataArray) -> _Points:
     centers = centers_of(array.coords)
     if centers is None:
         raise LayerError(
-            f"the cutouts {array.name!r} lack the coordinates 'center_x', 'center_y' and 'center_z', which "
-            "ix.cutouts sets"
+            f"{name_array(array.name, 'the cutouts')} lack the coordinates 'center_x', 'center_y' and 'center_z', "
+            "which ix.cutouts sets"
         )
     grid = grid_of(first_cutout(array))
     # The middle of the voxel that contains the centre has the offset 0.

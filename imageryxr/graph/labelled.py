@@ -18,6 +18,7 @@ from xarray.core import indexing
 from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, grid_of, plain_attrs
 from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid
+from imageryxr.core.validate import name_array
 from imageryxr.errors import ImageryError, LayerError, format_value
 from imageryxr.graph.block_check import Splits
 from imageryxr.graph.dask_inputs import input_boxes
@@ -130,8 +131,7 @@ def volume_of(array: xr.DataArray, *, tail: tuple[str, ...] = ()) -> Volume:
             advice = f"if only the names differ, use .rename({dict(zip(extra, absent, strict=True))})"
         else:
             advice = f"select along {extra[0]!r} first, e.g. .isel({extra[0]}=0)"
-        named = "the array" if array.name is None else f"the array {array.name!r}"
-        raise LayerError(f"{named} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
+        raise LayerError(f"{name_array(array.name)} {problem}, but dims {(*DIMS, *tail)} are needed: {advice}")
     grid = grid_of(array)
     data = _volume_data(array, grid.shape, dropped, tail)
     if is_dask(array):

@@ -14,7 +14,7 @@ import xarray as xr
 from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import Index3, IndexBox, tidy
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import to_number, to_numbers
+from imageryxr.core.validate import name_array, to_number, to_numbers
 from imageryxr.errors import LayerError, Message, MissingIdsWarning, OptionError, Wording, param, warn
 from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array
@@ -54,11 +54,11 @@ def _image_volume(image: xr.DataArray) -> Volume:
     dtype = volume.expr.dtype
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(
-            f"{image.name!r} is a segmentation but was given as the image; measure takes (segmentation, image), and "
-            "imageryxr.overlaps compares two segmentations"
+            f"{name_array(image.name)} is a segmentation but was given as the image; measure takes (segmentation, "
+            "image), and imageryxr.overlaps compares two segmentations"
         )
     if dtype.kind not in "buif":
-        raise LayerError(f"the image {image.name!r} has dtype {dtype}; grey values are integers or floats")
+        raise LayerError(f"{name_array(image.name, 'the image')} has dtype {dtype}; grey values are integers or floats")
     return volume
 
 

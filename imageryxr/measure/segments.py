@@ -12,6 +12,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS, IndexBox
+from imageryxr.core.validate import name_array
 from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, warn
 from imageryxr.graph.cutout_arrays import check_same_cutouts, contains_cutouts, first_cutout, first_voxels, map_cutouts
 from imageryxr.graph.expr import Array
@@ -170,8 +171,8 @@ def check_arrays(segmentation: xr.DataArray, image: xr.DataArray | None) -> list
     for array in arrays:
         if not contains_cutouts(array):
             raise LayerError(
-                f"{array.name!r} has dims {array.dims}, and the other array has the dim 'cutout'; cut both out around "
-                "the same centres: ix.cutouts(ix.align(image, segmentation), …)"
+                f"{name_array(array.name)} has dims {array.dims}, and the other array has the dim 'cutout'; cut both "
+                "out around the same centres: ix.cutouts(ix.align(image, segmentation), …)"
             )
     found = [array.transpose(CUTOUT, *DIMS) for array in arrays]
     if len(found) == 2:

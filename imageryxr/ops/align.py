@@ -12,7 +12,7 @@ from imageryxr.core.array_labels import grid_of, has_cutouts, layer_type_of
 from imageryxr.core.axis_mapping import GridMap
 from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
 from imageryxr.core.grid import Axis, Grid, check_extent, check_target_length, out_of_volume_error, warn_half_voxel
-from imageryxr.core.validate import check_choice, list_choices
+from imageryxr.core.validate import check_choice, list_choices, name_array
 from imageryxr.errors import (
     BoxError,
     GridMismatchError,
@@ -189,8 +189,8 @@ def _image_volume(image: xr.DataArray) -> Volume:
     volume = volume_of(image)
     if volume.attrs.get("layer_type") == "segmentation":
         raise LayerError(
-            f"{image.name!r} is a segmentation but was given as the image, and ids cannot be interpolated; give the "
-            "image first: align(image, segmentation)"
+            f"{name_array(image.name)} is a segmentation but was given as the image, and ids cannot be interpolated; "
+            "give the image first: align(image, segmentation)"
         )
     return volume
 
@@ -198,10 +198,12 @@ def _image_volume(image: xr.DataArray) -> Volume:
 def _check_method(method: Any, layer: str, da: xr.DataArray) -> Method:
     allowed = METHODS[layer]
     if da.dtype.kind not in "buif":
-        raise LayerError(f"{da.name!r} has dtype {da.dtype}, which cannot be resampled; give integers or floats")
+        raise LayerError(
+            f"{name_array(da.name)} has dtype {da.dtype}, which cannot be resampled; give integers or floats"
+        )
     if method is None:
         return allowed[0]
-    what = f"{da.name!r}, a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"
+    what = f"{name_array(da.name)}, a{'n image' if layer == 'image' else ' segmentation'} (dtype {da.dtype})"
     reason = "; averaged ids are meaningless" if layer == "segmentation" else ""
     advice = f"{reason}; set array.attrs['layer_type'] if the layer type is wrong"
     chosen: Method = check_choice("method", method, allowed, expected=f"{list_choices(allowed)} for {what}{advice}")

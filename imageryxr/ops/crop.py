@@ -10,6 +10,7 @@ import xarray as xr
 from imageryxr.core.array_labels import ArrayOrDataset, grid_of
 from imageryxr.core.bbox import DIMS, BBox, IndexBox
 from imageryxr.core.grid import Grid, check_extent, out_of_volume_error
+from imageryxr.core.validate import name_array
 from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.graph.labelled import attrs_on_grid, crop_volume, label_result, volume_of
 from imageryxr.ops.multiscale import level_grids
@@ -153,7 +154,7 @@ def crop_array(
     Raises `OutOfVolumeError` if the box lies wholly outside the array, unless ``outside_ok``; the error names the array
     as ``what``, and may suggest the unit of ``others``, by default of the levels of the volume.
     """
-    grid, what = grid_of(array), what or f"the array {array.name!r}"
+    grid, what = grid_of(array), what or name_array(array.name)
     box = grid.select(bbox)
     if not outside_ok and not box.clip(grid.box).voxels:
         raise out_of_volume_error(bbox, grid, what, others or level_grids(array))

@@ -20,6 +20,7 @@ from imageryxr.core.colors.ids import to_unsigned
 from imageryxr.core.colors.mapping import resolve_colors
 from imageryxr.core.colors.parse import parse_color
 from imageryxr.core.display import DRAWN_COLORS
+from imageryxr.core.validate import name_array
 from imageryxr.errors import ColorError, LayerError, OptionError, format_value, warn
 from imageryxr.graph.cutout_arrays import Places, as_blocks, centers_of, check_same_places, map_cutouts
 from imageryxr.graph.expr import Array
@@ -145,16 +146,18 @@ def _cutout_ids(columns: list[Any], segmentation: xr.DataArray) -> CutoutIds:
 def _column_values(column: xr.DataArray, segmentation: xr.DataArray) -> npt.NDArray[np.uint64]:
     if column.sizes[CUTOUT] != segmentation.sizes.get(CUTOUT):
         raise OptionError(
-            f"ids {column.name!r} has {column.sizes[CUTOUT]:,} values for {segmentation.sizes.get(CUTOUT, 0):,} "
-            "cutouts; take it from the same array, such as boxes.pre_id"
+            f"{name_array(column.name, 'ids')} has {column.sizes[CUTOUT]:,} values for "
+            f"{segmentation.sizes.get(CUTOUT, 0):,} cutouts; take it from the same array, such as boxes.pre_id"
         )
     places, centers = Places.of(segmentation), centers_of(column.coords)
     if places is not None and centers is not None:
         own = Places(centers, places.resolution, None)
-        check_same_places(own, places, f"ids {column.name!r} and the segmentation")
+        check_same_places(own, places, f"{name_array(column.name, 'ids')} and the segmentation")
     values = np.asarray(column.values)
     if values.dtype.kind not in "iu":
-        raise LayerError(f"ids {column.name!r} has dtype {values.dtype}, but ids are integers; give uint64")
+        raise LayerError(
+            f"{name_array(column.name, 'ids')} has dtype {values.dtype}, but ids are integers; give uint64"
+        )
     return to_unsigned(values).astype(np.uint64)
 
 
@@ -197,7 +200,7 @@ def _select_rows(segmentation: xr.DataArray, select: _SelectIds) -> xr.DataArray
     """Return the segmentation with the ids of each cutout only."""
     array = segmentation.transpose(CUTOUT, *DIMS)
     if array.dtype.kind not in "iu":
-        raise LayerError(f"{array.name!r} has dtype {array.dtype}, but a segmentation has integers")
+        raise LayerError(f"{name_array(array.name)} has dtype {array.dtype}, but a segmentation has integers")
     rows = np.arange(array.sizes[CUTOUT])[:, np.newaxis]
     if is_dask(array) or is_lazy(array):
         array = array.copy(data=as_blocks(array))

@@ -16,6 +16,7 @@ import xarray as xr
 from imageryxr.core.array_labels import CUTOUT, grid_of, layer_type_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.grid import Grid
+from imageryxr.core.validate import name_array
 from imageryxr.graph.cutout_arrays import check_same_cutouts, contains_cutouts, first_cutout, map_cutouts, route_cutouts
 from imageryxr.graph.expr import Array
 from imageryxr.ops.cutout_align import ranges_with_data
@@ -144,7 +145,7 @@ class _Labels:
 def _apply(call: _Call, arrays: list[xr.DataArray], by_slice: bool) -> xr.DataArray:
     first = arrays[0]
     for other in arrays[1:]:
-        check_same_cutouts(first, other, f"the arrays {first.name!r} and {other.name!r}")
+        check_same_cutouts(first, other, f"{name_array(first.name)} and {name_array(other.name, 'the other')}")
     labels = [_Labels.of(a) for a in arrays]
     zeros = [one.label(np.zeros(a.shape[1:], a.dtype)) for one, a in zip(labels, arrays, strict=True)]
     template = call(zeros)

@@ -16,7 +16,7 @@ from imageryxr.core.bbox import BBox, Index3, Triple, check_point, check_resolut
 from imageryxr.core.display import NM_PER_PIXEL, VISIBLE
 from imageryxr.core.grid import Grid, out_of_volume_error
 from imageryxr.core.orientation import Floats, axes_of_quaternion
-from imageryxr.core.validate import check_choice, check_counts, check_number, list_choices
+from imageryxr.core.validate import check_choice, check_counts, check_number, list_choices, name_array
 from imageryxr.errors import LayerError, LinkWarning, OptionError, OutOfVolumeError, warn
 from imageryxr.graph.labelled import clip_volume, label_result, volume_of
 from imageryxr.graph.oblique import Cut, plane_expr
@@ -276,7 +276,9 @@ def _choose_method(obj: xr.DataArray, method: Any) -> str:
     if "rgba" in obj.dims:
         raise LayerError("a plane cannot be cut through an RGBA picture; cut the layers first, then draw the overlay")
     if obj.dtype.kind not in "buif":
-        raise LayerError(f"{obj.name!r} has dtype {obj.dtype}, which cannot be resampled; give integers or floats")
+        raise LayerError(
+            f"{name_array(obj.name)} has dtype {obj.dtype}, which cannot be resampled; give integers or floats"
+        )
     allowed = [m for m in METHODS[layer] if m in ("nearest", "linear")]
     if obj.dtype == np.bool_ and (method is None or check_choice("method", method, METHODS["image"]) == "linear"):
         return "nearest"  # Booleans cannot be interpolated.

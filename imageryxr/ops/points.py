@@ -13,6 +13,7 @@ from imageryxr.core.annotation_values import as_triples
 from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, snap_places, tidy
 from imageryxr.core.grid import Grid
+from imageryxr.core.validate import name_array
 from imageryxr.errors import BoxError, OutOfVolumeError, format_value
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
@@ -172,7 +173,7 @@ def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
 def _outside_error(places: Places, unit: Triple, grid: Grid, name: Any, levels: Sequence[Grid]) -> OutOfVolumeError:
     """Return the error for points outside an array, with the unit or the order in which most of them lie inside."""
     first = tuple(tidy(v) for v in places[0])
-    named = "the array" if name is None else f"the array {name!r}"
+    named = name_array(name)
     shown = "nm" if unit == (1.0, 1.0, 1.0) else f"voxels of {format_triple(unit)} nm"
     message = (
         f"none of {len(places):,} points lies in {named}: the first is {first} in {shown}, and it covers {grid.bbox}"

@@ -17,6 +17,7 @@ import xarray as xr
 from imageryxr.core.bbox import IndexBox, is_covered_by
 from imageryxr.core.colors.ids import list_ids
 from imageryxr.core.fork import run_after_fork
+from imageryxr.core.validate import name_array
 from imageryxr.errors import LayerError, Message, MissingIdsWarning, Wording, warn
 from imageryxr.graph.expr import Array, Expr
 from imageryxr.graph.labelled import Volume, volume_of
@@ -38,17 +39,18 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
     volume = volume_of(seg)
     if volume.attrs.get("layer_type") == "image":
         raise LayerError(
-            f"{seg.name!r} is an image, not a segmentation; give the segmentation, or set "
+            f"{name_array(seg.name)} is an image, not a segmentation; give the segmentation, or set "
             "array.attrs['layer_type'] = 'segmentation' if its values are ids"
         )
     if volume.expr.dtype == np.bool_:
         raise LayerError(
-            f"{seg.name!r} is a mask (dtype bool); convert it to ids, e.g. mask.astype('uint8') for a segment with id 1"
+            f"{name_array(seg.name)} is a mask (dtype bool); convert it to ids, e.g. mask.astype('uint8') for a "
+            "segment with id 1"
         )
     if volume.expr.dtype.kind not in "iu":
         raise LayerError(
-            f"the segmentation {seg.name!r} has dtype {volume.expr.dtype}, but ids are integers, and floats cannot ",
-            "represent ids above 2**53; open it with ",
+            f"{name_array(seg.name, 'the segmentation')} has dtype {volume.expr.dtype}, but ids are integers, and "
+            "floats cannot represent ids above 2**53; open it with ",
             Wording("imageryxr.open_segmentation", "--segmentation"),
             ", or cast it with .astype('uint64') if its values are integers below 2**53",
         )

@@ -15,7 +15,7 @@ import xarray as xr
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors.mapping import ColorSpec
 from imageryxr.core.display import CONTRAST_LIMITS, DRAWN_COLORS
-from imageryxr.core.validate import check_axis, check_pair
+from imageryxr.core.validate import check_axis, check_pair, name_array
 from imageryxr.errors import LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.cutout_arrays import check_same_positions
 from imageryxr.graph.expr import Array, Expr, Mapped
@@ -316,17 +316,21 @@ def grey_volume(image: xr.DataArray, limits: tuple[float, float] | None) -> Volu
     volume = volume_of(image)
     dtype = volume.expr.dtype
     if volume.attrs.get("layer_type") == "segmentation":
-        raise LayerError(f"{image.name!r} is a segmentation, not an image; overlay takes (image, segmentation)")
+        raise LayerError(
+            f"{name_array(image.name)} is a segmentation, not an image; overlay takes (image, segmentation)"
+        )
     if dtype == np.bool_:
-        raise LayerError(f"{image.name!r} is a mask (dtype bool); convert it: mask.astype('uint8') * 255")
+        raise LayerError(f"{name_array(image.name)} is a mask (dtype bool); convert it: mask.astype('uint8') * 255")
     if dtype.kind not in "uif" or dtype.itemsize > 8:
-        raise LayerError(f"the image {image.name!r} has dtype {dtype}, which cannot be shown as grey values")
+        raise LayerError(
+            f"{name_array(image.name, 'the image')} has dtype {dtype}, which cannot be shown as grey values"
+        )
     limits = volume.attrs.get(CONTRAST_LIMITS) if limits is None else limits
     if limits is None and dtype == np.uint8:
         return volume
     if limits is None:
         raise LayerError(
-            f"the image {image.name!r} has dtype {dtype} and no contrast limits; give ",
+            f"{name_array(image.name, 'the image')} has dtype {dtype} and no contrast limits; give ",
             param("contrast_limits", text="(low, high)"),
             ", e.g. ",
             param("contrast_limits", (0, 4095)),

@@ -16,7 +16,7 @@ from imageryxr.core.array_labels import grid_of, layer_type_of, spatial_arrays
 from imageryxr.core.bbox import DIMS, BBox, format_triple
 from imageryxr.core.display import CONTRAST_LIMITS, VISIBLE
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_pair, check_whole
+from imageryxr.core.validate import check_pair, check_whole, name_array
 from imageryxr.errors import ImageryError, LayerError
 from imageryxr.graph.labelled import check_array
 from imageryxr.ops.multiscale import coarsest_level_for, levels_of
@@ -68,13 +68,17 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
     low, high = _check_percentiles(percentiles)
     check_array(image)
     if layer_type_of(image) == "segmentation":
-        raise LayerError(f"{image.name!r} is a segmentation, and percentiles of ids are meaningless; give the image")
+        raise LayerError(
+            f"{name_array(image.name)} is a segmentation, and percentiles of ids are meaningless; give the image"
+        )
     if image.dtype.kind not in "uif":
-        raise LayerError(f"{image.name!r} has dtype {image.dtype}; give an image of grey values, integers or floats")
+        raise LayerError(
+            f"{name_array(image.name)} has dtype {image.dtype}; give an image of grey values, integers or floats"
+        )
     values = _sample_values(image)
     seen = values[np.isfinite(values) & (values != 0)] if values.dtype.kind == "f" else values[values != 0]
     if not seen.size:
-        raise LayerError(f"{image.name!r} is 0 everywhere in its box; choose another box")
+        raise LayerError(f"{name_array(image.name)} is 0 everywhere in its box; choose another box")
     bottom, top = (float(v) for v in np.percentile(seen, (low, high)))
     return (bottom, top) if bottom < top else (bottom - 0.5, bottom + 0.5)
 

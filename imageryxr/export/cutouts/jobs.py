@@ -18,7 +18,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.units import show_bytes
-from imageryxr.core.validate import check_whole
+from imageryxr.core.validate import check_whole, name_array
 from imageryxr.errors import LayerError, Message, OptionError, Wording
 from imageryxr.export.cutouts.formats import Job, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
@@ -171,11 +171,13 @@ def _check_pictures(arrays: Mapping[str, xr.DataArray], text: str, *, is_jpeg: b
     is_picture = array.dims[-1] == "rgba" or array.dtype in (np.uint8, np.uint16, np.bool_)
     if array.ndim - (array.dims[-1] == "rgba") != 3 or not is_picture:
         raise LayerError(
-            f"{array.name!r} has dims {array.dims} and dtype {array.dtype}, which is not a picture; draw it first with "
-            "overlay or to_rgba"
+            f"{name_array(array.name)} has dims {array.dims} and dtype {array.dtype}, which is not a picture; draw it "
+            "first with overlay or to_rgba"
         )
     if is_jpeg and array.dtype == np.uint16:
-        raise LayerError(f"{array.name!r} has dtype uint16, which JPEG cannot store; draw it first with to_rgba")
+        raise LayerError(
+            f"{name_array(array.name)} has dtype uint16, which JPEG cannot store; draw it first with to_rgba"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------
