@@ -125,9 +125,9 @@ def open_neuroglancer(
     Warns
     -----
     LinkWarning
-        For each skipped layer, with the reason: it has no voxels, its transform rotates, its source is absent or
-        unreachable, or its server requires a token. For shaders that are drawn as grey values, and for selected roots
-        that are not current at the timestamp of their layer.
+        If the link has no layers. For each skipped layer, with the reason: it has no voxels, its transform rotates, its
+        source is absent or unreachable, or its server requires a token. For shaders that are drawn as grey values, and
+        for selected roots that are not current at the timestamp of their layer.
 
     Examples
     --------
@@ -155,6 +155,8 @@ def open_neuroglancer(
     state = parse_state(load_state(link, access, max_state_size=max_state_size), group)
     options = LayerOptions(policy, channel, time, Connection(access=access))
     options.check_names(state.order)
+    if not state.order:
+        warn("the link has no layers, so the tree is empty; copy the address again with the layers shown", LinkWarning)
     names = None if layers is None else check_texts("layers", layers, "a list of names of layers, such as ['em']")
     chosen = _select_layers(state, names)
     opened, failed = open_layers(state, chosen, options)

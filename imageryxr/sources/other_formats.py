@@ -7,6 +7,8 @@ function of the package accepts.
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,6 +172,22 @@ def _npy_code(place: Path) -> tuple[str, str, str]:
     return "", "numpy as np, dask", _index_to_3d(code, stored.ndim)
 
 
+def _npz_code(place: Path) -> tuple[str, str, str]:
+    found = []
+    with zipfile.ZipFile(place) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                is_short = np.lib.format.read_magic(file) == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if is_short else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            if len(shape) >= 2 and dtype.kind in "iuf":
+                found.append((math.prod(shape), name.removesuffix(".npy"), shape, dtype.str))
+    _, key, shape, kind = max(found)
+    # An array of the archive may be compressed as a whole, so it is read whole for any voxel.
+    whole = f"dask.delayed(lambda: np.load({str(place)!r})[{key!r}])()"
+    return "", "numpy as np, dask", _index_to_3d(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))
+
+
 def _nifti_code(place: Path) -> tuple[str, str, str]:
     return "nibabel", "nibabel", f"da.from_array(nibabel.load({str(place)!r}).dataobj).T"
 
@@ -251,6 +269,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], str, Callable[[Path], tuple[str, str, str
     ((".nrrd", ".nhdr"), "an NRRD file", _nrrd_code),
     ((".mrc", ".mrcs", ".map", ".rec"), "an MRC file", _mrc_code),
     ((".npy",), "a NumPy file", _npy_code),
+    ((".npz",), "a NumPy archive", _npz_code),
     ((".nii", ".nii.gz"), "a NIfTI file", _nifti_code),
     (_PICTURES, "a picture", _picture_code),
 )

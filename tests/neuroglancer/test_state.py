@@ -34,6 +34,12 @@ def cells(sample):
     return {"type": "segmentation", "name": "cells", "source": sample.segmentation}
 
 
+def test_a_link_without_layers_opens_as_an_empty_tree_with_a_warning():
+    for state in ({}, {"layers": []}, {"position": PLACE, "dimensions": DIMS}, "https://site/#!{}"):
+        with pytest.warns(ix.errors.LinkWarning, match="the link has no layers, so the tree is empty"):
+            assert not ix.open_neuroglancer(state).children
+
+
 def open_state(*layers, group=None, **state):
     """Open a state of some layers as a tree; warnings are errors."""
     whole = {"dimensions": DIMS, "position": PLACE, **state, "layers": list(layers)}

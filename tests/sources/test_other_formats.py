@@ -95,9 +95,14 @@ def write_tiff_slices(folder: Path, values: np.ndarray) -> Path:
     return folder / "slices"
 
 
+def write_npz(folder: Path, values: np.ndarray) -> Path:
+    np.savez_compressed(folder / "x.npz", names=np.arange(3), volume=values, half=values[::2])
+    return folder / "x.npz"
+
+
 WRITERS = {
     "an HDF5 file": write_h5, "a TIFF file": write_tif, "a TIFF file of a pyramid": write_ome_tif, "an NRRD file": write_nrrd,
-    "an MRC file": write_mrc, "a NumPy file": write_npy, "an N5 container": write_n5, "a folder of slices": write_slices,
+    "an MRC file": write_mrc, "a NumPy file": write_npy, "a NumPy archive": write_npz, "an N5 container": write_n5, "a folder of slices": write_slices,
     "a folder of slices in TIFF": write_tiff_slices,
 }  # fmt: skip
 
@@ -162,7 +167,7 @@ def test_the_code_in_the_error_reads_nothing_until_an_array_is_computed(tmp_path
 
 
 @pytest.mark.parametrize("values", [VALUES[0], VALUES[None], VALUES[None, None]])
-@pytest.mark.parametrize("write", [write_npy, write_tif])
+@pytest.mark.parametrize("write", [write_npy, write_npz, write_tif])
 def test_arrays_with_other_than_three_axes_open_as_three(tmp_path, write, values):
     path = write(tmp_path, values)
     with pytest.raises(SourceError) as caught:
@@ -189,7 +194,7 @@ def test_the_error_for_compressed_nrrd_and_nifti_names_the_package_to_install(tm
     assert "pip install nibabel, then run" in other_formats.format_problem(str(tmp_path / "x.nii.gz"))
 
 
-@pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.nrrd", "x.mrc", "x.npy", "x.png"])
+@pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.nrrd", "x.mrc", "x.npy", "x.npz", "x.png"])
 def test_a_file_whose_content_does_not_match_its_name_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"\0\1\2 nothing")
     with pytest.raises(SourceError, match="its header is not valid: .* Copy or download it again"):

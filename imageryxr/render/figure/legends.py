@@ -13,7 +13,7 @@ from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.ids import parse_id
 from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of
-from imageryxr.errors import ColorError, OptionError, format_value, param
+from imageryxr.errors import ColorError, OptionError, format_value, param, warn
 from imageryxr.render.figure.picture import Text, as_picture, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import check_label_size, check_legible, label_pixels, pixels_per_point
 from imageryxr.render.figure.scale_bars import largest_round_length
@@ -21,6 +21,9 @@ from imageryxr.render.figure.text import LEGIBLE, contrasting_color, font, one_l
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# Without room for so many ids, a warning states how to choose some.
+_MANY = 1000
 
 
 def legend(
@@ -75,6 +78,11 @@ def legend(
     OptionError
         If ``colors`` is empty, or there is no room for a single line.
 
+    Warns
+    -----
+    ImageryWarning
+        If there is no room for 1000 or more of the ids.
+
     Examples
     --------
     >>> from PIL import Image
@@ -111,6 +119,11 @@ def legend(
         )
     shown = lines if len(lines) <= room else lines[: room - 1]
     rest = len(lines) - len(shown)
+    if rest >= _MANY:
+        warn(
+            f"the legend has room for {len(shown)} of {len(lines):,} ids; give the ids that matter, such as the "
+            "largest: imageryxr.measure(segmentation).sortby('voxels', ascending=False).segment[:10]"
+        )
     ground = parse_color(background)
     ink = contrasting_color(PilImage.new("RGBA", (1, 1), ground), None)[:3]
     texts = [title, *(text for text, _ in shown), f"and {rest:,} more" if rest else ""]

@@ -33,6 +33,9 @@ from imageryxr.render.figure.text import contrasting_color, draw_text, fit_text_
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# More tiles are arranged in a square by default, because one row would be an illegible strip.
+_MOST_IN_A_ROW = 30
+
 
 def montage(
     images: xr.DataArray | Iterable[xr.DataArray | Image],
@@ -58,7 +61,8 @@ def montage(
         each chunk is read once. Tiles in a list are computed together, so that those of the same region share their
         reads.
     columns : int, optional
-        Number of tiles per row; 1 stacks the tiles vertically. Default: all in one row.
+        Number of tiles per row; 1 stacks the tiles vertically. Default: all in one row, or as many rows as columns if
+        there are more than 30 tiles.
     rows : int, optional
         Number of rows, instead of `columns`.
     spacing : int, default 10
@@ -167,7 +171,9 @@ def _column_count(columns: int | None, rows: int | None, count: int) -> int:
         )
     if rows is not None:
         return -(-count // check_whole("rows", rows, 1))
-    return count if columns is None else check_whole("columns", columns, 1)
+    if columns is None:
+        return count if count <= _MOST_IN_A_ROW else math.ceil(math.sqrt(count))
+    return check_whole("columns", columns, 1)
 
 
 def _list_images(images: Any) -> list[Any]:

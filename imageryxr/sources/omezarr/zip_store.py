@@ -51,7 +51,7 @@ def find_archive(path: str | os.PathLike[str]) -> Archive | None:
             break
     else:
         return None
-    if not zipfile.is_zipfile(file):
+    if file.suffix.lower() == ".npz" or not zipfile.is_zipfile(file):  # NumPy's archives contain no Zarr
         return None
     inner = "/".join(whole.parts[len(file.parts) :])
     return Archive(str(file), f"{inner}/" if inner else _root(str(file)))

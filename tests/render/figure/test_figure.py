@@ -226,6 +226,13 @@ def test_transparent_tiles_show_the_background():
     assert both.getpixel((2, 0)) == (0, 0, 255, 128)
 
 
+def test_a_montage_of_many_slices_is_a_square_by_default():
+    stack = xr.DataArray(np.zeros((250, 4, 4), np.uint8), dims=("z", "y", "x"))
+    assert montage(stack, spacing=0).size == (64, 64)
+    assert montage(stack[:30], spacing=0).size == (120, 4)
+    assert montage(stack, columns=250, spacing=0).size == (1000, 4)
+
+
 def test_a_montage_accepts_pictures_and_arrays(gray):
     assert montage([to_pil(gray[0]), gray[1], gray[[2]]], spacing=0).size == (21, 5)
     assert montage((tile for tile in [gray[0]]), columns=9).size == (7, 5)
@@ -533,6 +540,20 @@ def test_a_legend_lists_colours_in_order():
     assert wide.width > out.shape[1] * 0.9
     dark = np.asarray(legend(picture, {1: "red"}, background="black"))
     assert dark[:, 100:].max(axis=(0, 1)).min() > 200
+
+
+def test_a_legend_without_room_for_thousands_of_ids_suggests_the_largest():
+    picture = Image.new("L", (50, 120))
+    with pytest.warns(ImageryWarning, match=r"room for 3 of 2,000 ids; give .* the largest: imageryxr\.measure"):
+        legend(picture, dict.fromkeys(range(1, 2001), "red"))
+    seg = xr.DataArray(
+        np.repeat([1, 2, 2, 3, 3, 3], 4).reshape(1, 4, 6).astype(np.uint64),
+        Grid((1, 4, 6), (8, 8, 40), (0, 0, 0)).coords(),
+        ("z", "y", "x"),
+    )
+    largest = ix.measure(seg).sortby("voxels", ascending=False).segment[:2]
+    assert largest.values.tolist() == [3, 2]
+    assert legend(picture, ix.palette(largest)).width > 50
 
 
 def test_a_legend_states_the_number_of_omitted_entries(monkeypatch):
