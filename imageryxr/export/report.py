@@ -60,6 +60,8 @@ class ExportReport:
     run has written all regions or some slices of a region, or if the array is a crop of the one with the ids."""
     result: xr.DataArray | None = field(default=None, repr=False, compare=False)
     """The array, for targets in memory."""
+    kept_slices: int = 0
+    """Number of slices of the tasks of this run that an earlier, interrupted run of the same call had written."""
 
     @property
     def complete(self) -> bool:
@@ -74,6 +76,7 @@ class ExportReport:
             "regions": self.regions,
             "tasks": self.tasks,
             "skipped": self.skipped,
+            "kept_slices": self.kept_slices,
             "failed": [str(f) for f in self.failed],
             "bytes_written": self.bytes_written,
             "seconds": round(self.seconds, 3),
@@ -91,6 +94,8 @@ class ExportReport:
         parts = [f"{_tasks(self.tasks, self.regions)}, {written}"]
         if self.skipped:
             parts.append(f"{show_count(self.skipped, 'task')} {'was' if self.skipped == 1 else 'were'} done before")
+        if self.kept_slices:
+            parts.append(f"{show_count(self.kept_slices, 'finished slice')} of an interrupted run kept")
         if self.holes:
             parts.append(f"{show_count(len(self.holes), 'missing chunk')} filled with background")
         if self.absent_ids:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from imageryxr.core.array_labels import grid_of, has_cutouts, layer_type_of
 from imageryxr.core.axis_mapping import GridMap
-from imageryxr.core.bbox import DIMS, BBox, check_resolution, to_fraction
+from imageryxr.core.bbox import DIMS, BBox, check_resolution, tidy, to_fraction
 from imageryxr.core.grid import Axis, Grid, check_extent, check_target_length, out_of_volume_error, warn_half_voxel
 from imageryxr.core.validate import check_choice, list_choices, name_array
 from imageryxr.errors import (
@@ -292,17 +292,32 @@ def _common_box(image: Grid, segmentation: Grid) -> BBox:
     if box is None:
         raise GridMismatchError(
             f"the image and the segmentation do not overlap: the image covers {image.bbox}, the segmentation "
-            f"{segmentation.bbox}; "
-            + (_unit_hint(image, segmentation) or "check that both show the same volume, and their voxel offsets")
+            f"{segmentation.bbox}, {_distance(image, segmentation)}; ",
+            *_overlap_advice(image, segmentation),
         )
     return box
+
+
+def _distance(image: Grid, segmentation: Grid) -> str:
+    edges = [(DIMS[i], *image.axes[i].edges(), *segmentation.axes[i].edges()) for i in (2, 1, 0)]
+    gaps = [(dim, max(low - other_high, other_low - high)) for dim, low, high, other_low, other_high in edges]
+    return " and ".join(f"{tidy(float(gap)):,} nm apart along {dim}" for dim, gap in gaps if gap >= 0)
+
+
+def _overlap_advice(image: Grid, segmentation: Grid) -> tuple[str | Wording, ...]:
+    hint = _unit_hint(image, segmentation)
+    if hint:
+        return (hint,)
+    correction = ", or correct a wrong offset, such as segmentation.assign_coords(x=segmentation.x + 4000) in nm"
+    return "check that both show the same volume", Wording(correction, "")
 
 
 def _unit_hint(image: Grid, segmentation: Grid) -> str:
     """Return advice for layers that overlap only if the coordinates of one are in micrometres; otherwise ""."""
     for name, small, large in (("image", image, segmentation), ("segmentation", segmentation, image)):
         x, y, z = (1000 * r for r in small.resolution)
-        if Grid(small.shape, (x, y, z), small.voxel_offset).bbox.intersection(large.bbox) is not None:
+        is_plausible = all(a / 100 < b < a * 100 for a, b in zip((x, y, z), large.resolution, strict=True))
+        if is_plausible and Grid(small.shape, (x, y, z), small.voxel_offset).bbox.intersection(large.bbox) is not None:
             return (
                 f"they overlap if the coordinates of the {name} are in micrometres: set {name}[dim].attrs['units'] = "
                 "'um' for dim in 'zyx'"

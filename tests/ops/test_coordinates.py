@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.errors import GridMismatchError
 from tests.conftest import volume
 from tests.support.volumes import as_source
 
@@ -322,3 +323,17 @@ def test_attributes_of_results_are_numbers_text_and_flat_lists(sample, tmp_path)
     again = ix.open_neuroglancer(link, allow_local=True, layers=["em", "cells"]).imagery.view(size=(16, 12))
     np.testing.assert_array_equal(again.imagery.overlay().values, ds.imagery.overlay().values)
     assert again.cells.attrs["colors"] == ds.cells.attrs["colors"] == '{"1": "#ff0000"}'
+
+
+def test_layers_apart_are_an_error_with_their_distance():
+    moved = LABELS.assign_coords(x=LABELS.x + 4064)
+    with pytest.raises(GridMismatchError, match=r"4,000 nm apart along x; check .* or correct a wrong offset") as error:
+        ix.align(IMAGE, moved)
+    assert "micrometres" not in str(error.value)
+    assert ix.align(IMAGE, moved.assign_coords(x=moved.x - 4064)).sizes == {"z": 4, "y": 8, "x": 8}
+
+
+def test_layers_apart_by_their_unit_are_an_error_with_the_unit():
+    in_um = LABELS.assign_coords({dim: LABELS[dim].values / 1000 for dim in "zyx"}).drop_attrs()
+    with pytest.raises(GridMismatchError, match="overlap if the coordinates of the segmentation are in micrometres"):
+        ix.align(IMAGE, in_um)

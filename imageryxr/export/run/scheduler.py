@@ -65,6 +65,7 @@ class _Tally:
     regions: int = 0
     tasks: int = 0
     bytes: int = 0
+    kept_slices: int = 0
     retries: int = 0
     failed: list[FailedRegion] = field(default_factory=list)
 
@@ -108,6 +109,7 @@ def run_plan(
         tally.tasks,
         () if tally.failed else run.tracker.absent(),
         None if tally.failed else array,
+        tally.kept_slices,
     )
 
 
@@ -174,7 +176,9 @@ class _Run:
                         keep(replace(outcome.entry, ids=self.tracker.record(outcome.ids)), outcome.values)
                         tally.tasks += 1
                         tally.regions += stage == 0
-                        tally.bytes += outcome.entry.size if outcome.values is None else outcome.values.nbytes
+                        slices, size = outcome.kept
+                        tally.bytes += outcome.entry.size - size if outcome.values is None else outcome.values.nbytes
+                        tally.kept_slices += slices
                         loop.tick()
                     if tally.failed:
                         break  # the next stage needs all regions of this one

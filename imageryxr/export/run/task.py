@@ -60,6 +60,8 @@ class Outcome:
     """The voxels, for targets in memory."""
     ids: SeenBits | None = ()
     """The requested ids that the region contains, as bits; None if an earlier run had made a part of it."""
+    kept: tuple[int, int] = (0, 0)
+    """The number of slices that an earlier run had written, and their bytes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class Job:
                 kept = self._existing_files(box) if self.is_continued and self.slab_settings is not None else {}
                 files = {**kept, **self._write(reader.volume.expr, box, given, kept, self.place)}
         entry = Entry(number, files, tuple(sorted(holes)))
-        return Outcome(entry, values, None if kept else pack_seen(seen))
+        size = sum(record.size for record in kept.values())
+        return Outcome(entry, values, None if kept else pack_seen(seen), (len(kept), size))
 
     def _write(
         self, expr: Expr, box: IndexBox, given: Readings, kept: dict[str, FileRecord], place: Place

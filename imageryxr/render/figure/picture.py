@@ -19,7 +19,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, DRAWN_COLORS
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import ImageryError, LayerError, Message, OptionError, warn
+from imageryxr.errors import ImageryError, LayerError, Message, OptionError, param, warn
 from imageryxr.graph.cutout_arrays import grid_in_volume
 
 if TYPE_CHECKING:
@@ -153,8 +153,17 @@ def squeeze_slice(da: Any) -> xr.DataArray:
             )
         da = da.isel({thin: 0})
         dims.remove(thin)
+    _warn_of_outline_axis(da, dims)
     plane: xr.DataArray = da.transpose(*dims, *(["rgba"] if "rgba" in da.dims else []))
     return plane
+
+
+def _warn_of_outline_axis(da: xr.DataArray, dims: list[str]) -> None:
+    # Outlines that were drawn in one plane break into dots and dashes in slices along another.
+    drawn, across = da.attrs.get("outline_axis"), next(dim for dim in DIMS if dim not in dims)
+    if drawn in DIMS and drawn != across:
+        text = f"the outlines were drawn in slices across {drawn}, but the picture is a slice across {across}, "
+        warn(Message(text, "where they look broken: draw them with ", param("axis", across)))
 
 
 def _check_values(da: Any) -> None:

@@ -75,6 +75,11 @@ def test_finished_slices_are_not_drawn_again(tmp_path, monkeypatch, kind, thread
     report = export(place, workers=threads)
     assert report.complete
     assert len(pages) == count - len(kept)
+    assert report.kept_slices == 10
+    assert "; 10 finished slices of an interrupted run kept" in repr(report)
+    written = sum(p.stat().st_size for p in (tmp_path / "a").rglob("*") if p.is_file() and "manifest" not in p.name)
+    old = sum(p.stat().st_size for p in (tmp_path / "a").rglob("*") if p.name in kept)
+    assert report.bytes_written == written - old
     # the killed run may have filled missing chunks without reporting them
     assert report.holes == export(other).holes == ("computed://ramp, mip 0, box 0-64",)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")

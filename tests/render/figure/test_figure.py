@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 
 import dask
@@ -85,6 +86,20 @@ def test_masks_are_black_and_white(gray):
     picture = to_pil(mask)
     assert picture.mode == "L"
     np.testing.assert_array_equal(pixels(picture), np.where(mask[0], 255, 0))
+
+
+@pytest.mark.filterwarnings("ignore:the pixels are", "ignore:the text")
+@pytest.mark.parametrize("make", [to_pil, scale_bar, ix.plot, lambda picture: montage([picture, picture])])
+def test_a_picture_across_another_axis_than_its_outlines_warns(gray, make):
+    ids = gray.astype(np.uint64)
+    drawn, right = (ix.overlay(None, ids, outline=1, axis=axis).isel(y=[2]) for axis in "zy")
+    message = "drawn in slices across z, but the picture is a slice across y, where they look broken: draw .* axis='y'"
+    with pytest.warns(ImageryWarning, match=message):
+        make(drawn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the pixels are|the text")
+        make(right)
 
 
 def test_the_first_of_several_thin_axes_is_dropped(gray):
