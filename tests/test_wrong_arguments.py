@@ -176,6 +176,24 @@ def test_a_wrong_argument_is_an_imagery_error(name, tmp_path, monkeypatch):
     check_wrong_arguments(*CALLS[name])
 
 
+WRITERS = {
+    "export": lambda path: ix.export(GREY, f"{path}.ome.zarr"),
+    "sample": lambda path: ix.sample(path, shape=(4, 64, 64)),
+    "save_figure": lambda path: ix.save_figure(SLICE, f"{path}.png"),
+    "save_masks": lambda path: ix.save_masks(ix.split_masks(SEG, [1]), f"{path}_{{z}}.png"),
+    "save_palette": lambda path: ix.save_palette({1: "red"}, f"{path}.json"),
+}
+
+
+@pytest.mark.parametrize("path", ["file/name", "n" * 300, "a\0b"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_path_that_the_file_system_rejects_is_an_imagery_error(name, path, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ix.ImageryError):
+        WRITERS[name](f"{tmp_path}/{path}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 # Values of one item of a list of numbers, such as a point, a size or a resolution.
 ITEMS = [
     None, True, np.True_, math.nan, math.inf, 1e300, 2**64, 10**400, "1", "", np.array([3]), [1], (1, 2), {}, b"x", 1j,

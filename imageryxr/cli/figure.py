@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,7 +284,7 @@ def figure(
     voxels of the link, and colours, opacities and contrast are those of the link unless they are given.
     """
     address, out = _link_and_target(paths)
-    if out.exists() and not picture.overwrite:
+    if os.path.exists(out) and not picture.overwrite:
         raise ix.errors.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
     drawing.check_outline(context)

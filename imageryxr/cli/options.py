@@ -127,7 +127,7 @@ class DrawingOptions:
     outline: float | None = option("Width of outlines; default: no outlines.", python=("outline", "width"))
     outline_side: str = option("Side of the edge: 'out' or 'in'.", "out", python="side")
     merge: bool = option("Outline touching segments as one, or each of them.", True)
-    outline_alpha: float = option("Opacity of outlines, 0 to 1.", 1.0, python="alpha of an outline")
+    outline_alpha: float = option("Opacity of outlines, 0 to 1.", 1.0, python="outline alpha")
     outline_unit: str = option("Unit of --outline: 'px' or 'nm'.", "px", python="unit")
     contrast: str | None = option("Grey values that become black and white: low,high.", python="contrast_limits")
     axis: str | None = option(

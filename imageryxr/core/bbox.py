@@ -242,7 +242,8 @@ class BBox:
     Raises
     ------
     BoxError
-        If a corner is not three finite numbers, or the box is empty or inverted.
+        If a corner is not three finite numbers, the resolution is not three positive numbers, or the box is empty or
+        inverted.
 
     Examples
     --------
@@ -311,7 +312,7 @@ class BBox:
         Raises
         ------
         BoxError
-            If a number is not finite or a size is not positive.
+            If a number is not finite, or a size or resolution is not positive.
 
         Examples
         --------

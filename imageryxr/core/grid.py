@@ -112,7 +112,9 @@ class Grid:
     Raises
     ------
     GridError
-        If a size or resolution is not positive.
+        If the shape is not three positive integers, or the offset not three finite numbers.
+    BoxError
+        If the resolution is not three positive numbers.
 
     Examples
     --------

@@ -195,6 +195,8 @@ def export(
         lies inside a source of the array, even with ``overwrite``.
     TargetError
         If the target cannot be written, for example because the disk is full or another process is writing it.
+    LayerError
+        If ``da`` is a Dataset of layers or another object that is not one array.
     ChunkReadError
         If a source cannot be read.
 

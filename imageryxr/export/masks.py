@@ -18,7 +18,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, palette, parse_color
 from imageryxr.core.colors.ids import parse_id
 from imageryxr.core.grid import Axis
-from imageryxr.core.validate import check_flag, to_whole
+from imageryxr.core.validate import check_flag, check_path, to_whole
 from imageryxr.errors import GridError, LayerError, OptionError, TargetExistsError, format_value
 from imageryxr.export.store.local import replaced_file
 from imageryxr.export.targets.stack import fill_pattern
@@ -89,6 +89,7 @@ def save_masks(
         raise OptionError(
             f"path={format_value(path)} has no picture format of masks; write 'out/{{z}}_{{id}}.png', or .tif"
         )
+    check_path("path", text)
     fields = _fields(text)
     named = _masks_by_id(masks)
     axis = _axis_of(fields, [mask for _, mask in named])
@@ -221,10 +222,10 @@ def _check_files(text: str, files: list[Path], axis: str, overwrite: bool) -> No
             f"path={text!r} gives two pictures the same name; write {{id}} for the id and {{{axis}}} for the slice, "
             f"such as 'out/{{{axis}}}_{{id}}.png'"
         )
-    existing = [] if overwrite else [file for file in files if file.exists()]
+    existing = [] if overwrite else [file for file in files if os.path.exists(file)]
     if existing:
-        more = f" (and {len(existing) - 1:,} more)" if len(existing) > 1 else ""
-        raise TargetExistsError(f"{existing[0]}{more} exists; give overwrite=True to replace, or give another name")
+        more, it = (f" and {len(existing) - 1:,} more exist", "them") if len(existing) > 1 else (" exists", "it")
+        raise TargetExistsError(f"{existing[0]}{more}; give overwrite=True to replace {it}, or another name")
 
 
 def _mask_colors(names: list[Any], colors: Any) -> list[RGBA | None]:

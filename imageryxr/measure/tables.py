@@ -209,7 +209,7 @@ def run_measurement(
     TargetError
         If a file cannot be written.
     """
-    if plan.target.exists() and not overwrite and plan.segments is None:
+    if os.path.exists(plan.target) and not overwrite and plan.segments is None:
         overwrite_it = param("overwrite", True)
         raise TargetExistsError(f"{plan.target} exists; give ", overwrite_it, " to replace it, or another name")
     try:

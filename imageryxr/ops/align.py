@@ -68,8 +68,9 @@ def regrid(
     Returns
     -------
     DataArray
-        Array on the target grid, with the dtype and attrs of ``da``. Integers are rounded half up; the value is 0 where
-        a centre lies outside ``da``.
+        Array on the target grid, with the dtype and attrs of ``da``; ``resolution`` is that of the grid, and
+        ``voxel_offset`` is removed if the voxels differ. Integers are rounded half up; the value is 0 where a centre
+        lies outside ``da``.
 
     Raises
     ------
@@ -132,6 +133,10 @@ def align(
         If ``bbox`` lies wholly outside one of the layers.
     GridMismatchError
         If the layers do not overlap anywhere.
+    LayerError
+        If ``image`` is a segmentation, or ``segmentation`` an image.
+    OptionError
+        If ``to`` is not a target grid.
 
     Examples
     --------

@@ -310,7 +310,7 @@ def _unknown_columns(absent: list[Any], names: list[Any], columns: Any, what: st
     candidates = position_columns(columns, names)
     shown = ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
     choice = param(what, text=" or ".join(map(repr, candidates[:4])))
-    advice = Message("give ", choice) if candidates else f"name three of: {shown}"
+    advice = Message("give ", choice) if candidates else f"name three of its columns: {shown}"
     return OptionError(f"the table has no column {absent[0]!r} for ", param(what), f"{hint}; ", advice)
 
 

@@ -223,6 +223,8 @@ def bbox(tree: xr.DataTree, lo: Sequence[float], hi: Sequence[float], *, resolut
     ------
     BoxError
         As in `BBox`.
+    OptionError
+        If the tree does not define the unit.
     """
     return BBox(lo, hi, resolution=resolution_of(tree, resolution))
 
@@ -259,6 +261,8 @@ def around(
     ------
     BoxError
         As in `BBox.around`.
+    OptionError
+        If the tree does not define a unit.
     """
     unit = None if size_resolution is None else resolution_of(tree, size_resolution)
     return BBox.around(center, size, resolution=resolution_of(tree, resolution), size_resolution=unit)

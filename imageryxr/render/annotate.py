@@ -136,7 +136,9 @@ def annotate(
     Raises
     ------
     LayerError
-        If ``picture`` is not RGBA, its position in the volume is unknown, or ``annotations`` is not a table of them.
+        If ``picture`` is not RGBA, or its position in the volume is unknown.
+    BoxError, OptionError, LayerError
+        If ``annotations`` is not a table of positions; see `as_annotations`.
     ColorError
         If a colour or palette is invalid.
     OptionError

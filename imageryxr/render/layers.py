@@ -63,7 +63,7 @@ class Outline:
             "width": check_number("width", self.width, above=0, unit=unit),
             "side": check_choice("side", self.side, ("out", "in")),
             "merge": check_flag("merge", self.merge),
-            "alpha": check_alpha(self.alpha, "alpha of an outline"),
+            "alpha": check_alpha(self.alpha, "outline alpha"),
             "unit": unit,
         }
         for name, value in checked.items():

@@ -103,9 +103,10 @@ def overlay(
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), straight alpha; opaque if there is an image. Attrs are those of the image, plus
-        ``outline_axis`` if there are outlines. ``voxel_offset`` is that of the image's whole level; `grid_of` returns
-        the picture's own grid.
+        uint8, dims (z, y, x, rgba), straight alpha; opaque if there is an image. Attrs are those of the image without
+        ``layer_type``, plus ``segmentation_source``, the colours that `colors_of` returns, and ``outline_axis`` if
+        there are outlines. ``voxel_offset`` is that of the image's whole level; `grid_of` returns the picture's own
+        grid.
 
     Raises
     ------
@@ -271,7 +272,8 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
     Returns
     -------
     DataArray
-        uint8, dims (z, y, x, rgba), straight alpha, rounded to the nearest integer. Attrs are those of the first layer.
+        uint8, dims (z, y, x, rgba), straight alpha, rounded to the nearest integer. Attrs are those of the first layer,
+        with the colours of all layers, which `colors_of` returns.
 
     Raises
     ------

@@ -62,7 +62,9 @@ def plot(
     Raises
     ------
     OptionError, LayerError
-        If the array is not one slice, or has no coordinates.
+        If the array is not one slice, or an argument is invalid.
+    GridError
+        If the array has no coordinates.
 
     Examples
     --------

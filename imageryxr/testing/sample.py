@@ -168,7 +168,7 @@ def _marker(shape: tuple[int, int, int]) -> dict[str, Any]:
 def _is_complete(target: Sample) -> bool:
     """Return whether the sample exists; raise `TargetExistsError` if its folder contains something else."""
     path, parts = target.path, {"image", "segmentation", _MARKER}
-    if not path.exists():
+    if not os.path.exists(path):
         return False
     if not path.is_dir():
         raise TargetExistsError(f"{path} is a file; give the sample a folder of its own")

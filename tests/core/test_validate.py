@@ -44,7 +44,7 @@ NUMBERS = {
     "rest_alpha": (lambda v: ix.overlay(GREY, SEG, ids=[3], rest_alpha=v), 1),
     "width": (lambda v: ix.outline(SEG, width=v), 2),
     "width of an Outline": (lambda v: ix.Outline(v), 2),
-    "alpha of an outline": (lambda v: ix.outline(SEG, alpha=v), 1),
+    "outline alpha": (lambda v: ix.outline(SEG, alpha=v), 1),
     "contrast_limits": (lambda v: ix.to_rgba(GREY, contrast_limits=(0, v)), 40),
     "contrast_limits of an overlay": (lambda v: ix.overlay(GREY, SEG, contrast_limits=(v, 200)), 40),
     "h": (lambda v: ix.palette([1, 2], "husl", h=v), 1),

@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import os
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from imageryxr.core.colors.ids import parse_key
 from imageryxr.core.colors.parse import RGB, RGBA, hex_color, parse_color
 from imageryxr.core.validate import check_path
-from imageryxr.errors import ColorError, OptionError, param
+from imageryxr.errors import ColorError, OptionError, TargetError, param
 
 
 def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Path:
@@ -25,7 +27,7 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
         Id → colour, as `palette` returns it and ``overlay(colors=…)`` accepts it.
     path : str or path
         ``….json``, an object of id → "#rrggbb"; or ``….csv``, with the columns id and color. An existing file is
-        replaced.
+        replaced, and a missing folder is created.
 
     Returns
     -------
@@ -38,6 +40,8 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
         If an id or a colour is invalid.
     OptionError
         If the name ends in neither .json nor .csv.
+    TargetError
+        If the file cannot be written.
 
     Examples
     --------
@@ -59,7 +63,18 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows([("id", "color"), *rows])
         text = lines.getvalue()
-    target.write_text(text, encoding="utf-8")
+    beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, target)
+    except OSError as error:
+        with suppress(OSError):  # an error that removing the file repeats, such as a file in place of the folder
+            beside.unlink(missing_ok=True)
+        raise TargetError(
+            f"the palette {target} cannot be written ({error.strerror or error}); choose another folder, or check its "
+            "permissions and free space"
+        ) from error
     return target
 
 

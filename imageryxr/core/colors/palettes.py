@@ -234,8 +234,8 @@ def _hue_options(name: Any, h: float | None, s: float | None, l: float | None) -
     given = {key: value for key, value in (("h", h), ("s", s), ("l", l)) if value is not None}
     if given and name not in ("husl", "hls"):
         raise OptionError(
-            f"{', '.join(given)} apply only to the palettes 'husl' and 'hls', but the palette is {name!r}. "
-            "Leave them out, or write name='husl'."
+            f"{', '.join(f'{key}={value!r}' for key, value in given.items())}: only the palettes 'husl' and 'hls' have "
+            f"h, s and l, but the palette is {name!r}. Leave them out, or write name='husl'."
         )
     chosen = dict(zip("hsl", _IMAGERYCLIENT_HSL, strict=True))
     chosen |= {key: check_number(key, value, 0, 1) for key, value in given.items()}

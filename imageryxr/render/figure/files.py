@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_DPI, _MOST_PIXELS = 1e5, 2**16
+_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def save_figure(
@@ -64,7 +66,10 @@ def save_figure(
     Raises
     ------
     OptionError
-        If an option is outside its range.
+        If an option is outside its range, an array has several slices, or the format cannot store the picture, such as
+        JPEG transparent pixels.
+    LayerError
+        If an array contains segment ids or grey values other than uint8, or has other dims.
     TargetExistsError, TargetError
         If the file exists, or cannot be written.
 
@@ -111,18 +116,35 @@ def save_figure(
     else:
         dpi = native
     _warn_of_few_pixels(target.name, picture.width, dpi)
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise TargetExistsError(
             Message(f"{target} exists; give ", param("overwrite", True), " to replace it, or another name")
         )
     # Alpha is dropped from opaque pictures because JPEG does not support it and journals reject it.
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")
-    # The file is written under a temporary name and renamed, so that the target is always complete.
+    _write(target, _encode(picture, target, dpi=(dpi, dpi), **_save_options(target.suffix.lower(), step)))
+    return target
+
+
+def _encode(picture: Image, target: Path, **options: Any) -> bytes:
+    """Return a picture in the format of a path; raise `OptionError` if the format cannot store it."""
+    content = io.BytesIO()
+    try:
+        picture.save(content, _FORMATS[target.suffix.lower()], **options)
+    except OSError as error:
+        is_transparent = "A" in picture.getbands()
+        reason = "a JPEG cannot store transparent pixels" if is_transparent else str(error)
+        raise OptionError(param("path", str(target)), f" cannot be written: {reason}; end it in .png") from error
+    return content.getvalue()
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that the target is always complete."""
     beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(beside, dpi=(dpi, dpi), **_save_options(target.suffix.lower(), step))
+        beside.write_bytes(content)
         os.replace(beside, target)
     except OSError as error:
         # The message of the OSError contains the name of the temporary file, which the caller does not know.
@@ -131,8 +153,8 @@ def save_figure(
             f"({error.strerror or error}); choose another folder, or check its permissions and free space"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
-    return target
+        with suppress(OSError):  # an error that removing the file repeats, such as a file in place of the folder
+            beside.unlink(missing_ok=True)
 
 
 def _warn_of_few_pixels(name: str, width: int, dpi: float) -> None:
@@ -183,7 +205,7 @@ def _resample(picture: Image, width: int) -> Image:
 def check_suffix(path: str | os.PathLike[str]) -> Path:
     """Return the path of a picture, or raise `OptionError` if its format is not supported."""
     target = check_path("path", path)
-    if target.suffix.lower() not in (".png", ".tif", ".tiff", ".jpg", ".jpeg"):
+    if target.suffix.lower() not in _FORMATS:
         raise OptionError(
             param("path", str(target)),
             " has no supported picture format; end it in .png, .tif or .jpg (use ",

@@ -79,7 +79,7 @@ def inset(
     Raises
     ------
     OutOfVolumeError
-        If the part is outside the picture.
+        If the part extends beyond the picture.
     OptionError
         If the magnified part does not fit into the picture, or ``picture`` is a Pillow picture.
 

@@ -20,7 +20,7 @@ from matplotlib.colors import CSS4_COLORS, to_rgba
 from imageryxr.core.colors import Colors, palette, parse_color, resolve_colors, stable_table
 from imageryxr.core.colors.ids import neuroglancer_colors
 from imageryxr.core.colors.ids import splitmix64 as splitmix64_array
-from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
+from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError, TargetError
 from tests.support.color_rows import find_rows
 from tests.support.slow import slow_except
 
@@ -241,7 +241,7 @@ def test_an_unknown_palette_raises_with_suggestions(name, message):
 
 
 def test_hue_options_are_checked():
-    with pytest.raises(OptionError, match="only to the palettes 'husl' and 'hls'"):
+    with pytest.raises(OptionError, match=r"s=0\.5: only the palettes 'husl' and 'hls' have h, s and l"):
         palette([1], "tab10", s=0.5)
     with pytest.raises(OptionError, match=r"l=65"):
         palette([1], l=65)
@@ -657,6 +657,20 @@ def test_a_saved_palette_loads_unchanged(colors, kind, tmp_path_factory):
     back = load_palette(path)
     assert back == {i: c if c[3] < 255 else c[:3] for i, c in colors.items()}
     assert list(back) == list(colors)
+
+
+def test_a_palette_is_saved_into_a_new_folder_and_a_failed_save_is_a_target_error(tmp_path):
+    from imageryxr.core.colors import load_palette, save_palette
+
+    path = tmp_path / "new" / "p.json"
+    assert load_palette(save_palette({5: "red"}, path)) == {5: (255, 0, 0)}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TargetError, match=r"file/p\.json cannot be written \(.*\); choose another folder"):
+        save_palette({5: "red"}, tmp_path / "file" / "p.json")
+    path.with_suffix(".csv").mkdir()
+    with pytest.raises(TargetError, match="cannot be written"):
+        save_palette({5: "red"}, path.with_suffix(".csv"))
+    assert sorted(p.name for p in path.parent.iterdir()) == ["p.csv", "p.json"]
 
 
 @pytest.mark.parametrize("name", ["husl", "colorblind", "stable"])

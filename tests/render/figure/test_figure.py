@@ -24,6 +24,7 @@ from imageryxr.errors import (
     LayerError,
     OptionError,
     OutOfVolumeError,
+    TargetError,
     TargetExistsError,
 )
 from imageryxr.render.figure import array_to_pil, inset, legend, montage, save_figure, scale_bar, to_pil
@@ -500,6 +501,24 @@ def test_text_is_never_illegibly_small(monkeypatch):
         scale_bar(Image.new("L", (width, width)), nm_per_pixel=8)
     assert min(sizes) >= 9
     assert sizes[-1] >= 80
+
+
+def test_a_picture_that_its_format_cannot_store_is_an_error_that_names_a_format(tmp_path):
+    transparent = Image.fromarray(np.zeros((200, 200, 4), np.uint8))
+    with pytest.raises(
+        OptionError, match=r"a\.jpg' cannot be written: a JPEG cannot store transparent pixels; end it in"
+    ):
+        save_figure(transparent, tmp_path / "a.jpg")
+    with pytest.raises(OptionError, match=r"cannot be written: cannot write mode I;16 as JPEG; end it in \.png"):
+        save_figure(Image.fromarray(np.zeros((200, 200), np.uint16)), tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_below_a_file_in_place_of_a_folder_is_a_target_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file/a.png", f"{'a' * 300}.png"):
+        with pytest.raises(TargetError, match="cannot be written"):
+            save_figure(Image.new("L", (200, 200)), tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
