@@ -42,7 +42,7 @@ def is_link(source: str) -> bool:
 
 
 def show_source(source: str, timestamp: str | None, *, as_json: bool, reads: bool) -> bool:
-    """Print a description of a source; return whether all its levels can be read."""
+    """Print a description of a source; return whether all its levels can be read, which is tested if `reads`."""
     layer, choices = resolve_first(source, None, timestamp=timestamp, missing="raise")
     states = _level_states(layer, reads)
     if as_json:

@@ -205,7 +205,7 @@ def _to_text(value: Any) -> str:
 
 
 def _float_ids(values: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray[Any]:
-    """Return ids that pandas has converted to floats, because some are missing, as uint64."""
+    """Return ids as uint64 that pandas has converted to floats because some of them are missing."""
     finite = values[np.isfinite(values)]
     wrong = finite[(finite != np.floor(finite)) | (finite < 0)]
     if wrong.size:

@@ -289,7 +289,7 @@ def _is_too_long(shape: Index3, grid: Grid) -> bool:
 
 
 def _fits(bbox: BBox, grid: Grid, is_whole: bool) -> bool:
-    """Return whether a box overlaps a grid, or lies wholly in it."""
+    """Return whether a box overlaps a grid; with `is_whole`, whether it lies wholly in the grid."""
     if not is_whole:
         return bbox.intersection(grid.bbox) is not None
     return all(a <= lo and hi <= b for (lo, hi), (a, b) in zip(bbox.edges(), grid.bbox.edges(), strict=True))

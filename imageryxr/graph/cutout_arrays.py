@@ -208,7 +208,7 @@ class Places:
 
     @classmethod
     def of(cls, array: xr.DataArray, *, phases: bool = True) -> Places | None:
-        """Return the positions of cutouts (cutout, z, y, x); None if the array lacks their centres."""
+        """Return the positions of cutouts (cutout, z, y, x), with `phases` if requested; None without centres."""
         centers = centers_of(array.coords)
         if centers is None:
             return None

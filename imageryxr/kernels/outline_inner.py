@@ -60,7 +60,10 @@ def _mark_borders(
     merge: bool,
     out: NDArray[np.uint8],
 ) -> None:
-    """Write 1 where two pixels belong to different segments, otherwise 0; hidden pixels count as one segment."""
+    """Write 1 where two pixels belong to different segments, otherwise 0; hidden pixels count as one segment.
+
+    With `merge`, all shown pixels count as one segment, too.
+    """
     if merge:
         for x in range(out.size):
             out[x] = one_shown[x] != other_shown[x]

@@ -119,7 +119,11 @@ def sum_block(
     histogram: bool,
     is_exact: bool,
 ) -> SegmentSums:
-    """Return the sums of the segments of a block."""
+    """Return the sums of the segments of a block.
+
+    With `histogram`, the grey values are counted. If `is_exact` is False, sums of indexes are Python integers, because
+    they could exceed int64.
+    """
     from imageryxr.kernels import segment_sums
 
     found, tally = segment_sums.sum_segments(labels, None if requested is None else requested.array)

@@ -320,7 +320,10 @@ def _display_attrs(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
 def displayed_limits(
     contrast: tuple[float, float] | None, *, normalized: bool, dtype: np.dtype[Any]
 ) -> tuple[float, float] | None:
-    """Return the grey values that the viewer shows as black and white; None if it shows uint8 values unchanged."""
+    """Return the grey values that the viewer shows as black and white; None if it shows uint8 values unchanged.
+
+    If `normalized`, the limits in `contrast` are fractions of the range of the data type.
+    """
     top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
     if contrast is not None and normalized:
         return contrast[0] * top, contrast[1] * top

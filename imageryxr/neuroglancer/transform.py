@@ -99,7 +99,7 @@ class Transform:
 
     @staticmethod
     def _complete(order: list[int], axes: Sequence[str]) -> bool:
-        """Fill the entries of axes that the source lacks, or return False if one of its axes is not used once."""
+        """Fill the entries of axes that the source lacks; return False unless each of its axes is used exactly once."""
         used = [i for i in order if i >= 0]
         if len(set(used)) < len(used) or any(axis in axes and i not in used for i, axis in enumerate(AXES)):
             return False
@@ -111,7 +111,7 @@ class Transform:
         return True
 
     def _size(self, place: int, *, in_source: bool) -> float | None:
-        """Return the size of a voxel in nm along an axis of the source or an added axis; None if it is not set."""
+        """Return the size of a voxel in nm along a source axis (`in_source`) or an added axis, or None."""
         dimensions = self.inputs if in_source or self.inputs is not None else self.outputs
         if place < 0 or dimensions is None:
             return None

@@ -189,7 +189,7 @@ def _by_type(table: Any, name: Any, by: str | None, id: str | None, *, distinct:
 
 
 def _resolve_name(name: Any, count: int, has_hues: bool) -> str | int | Mapping[Any, Any]:
-    """Return the name of a palette, the seed of Neuroglancer's colours, or a mapping."""
+    """Return the meaning of ``name``: the name of a palette, the seed of Neuroglancer's colours, or a mapping."""
     if isinstance(name, Mapping):
         return name
     if name is None:

@@ -215,7 +215,7 @@ def _initial_size(expr: Expr, axis: int, n: int, granule: int) -> tuple[int, int
 
 
 def _memory_limit(regions: Regions, limits: RegionLimits, rereads_too_much: bool) -> int:
-    """Return the bytes of memory that a region may use: more if smaller regions read too many chunks repeatedly."""
+    """Return the bytes of memory that a region may use: more if the usual limit causes too many rereads."""
     if not rereads_too_much:
         return limits.budget
     return limits.most * (limits.threads // min(limits.threads, len(regions)))

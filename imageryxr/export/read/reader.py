@@ -142,7 +142,8 @@ class SweepReader:
         for store in self._stores:
             leaf = store.window.leaf
             found.setdefault(leaf, []).extend(store.values(needs.get(leaf, [])))
-        # a box that spans two windows may also need voxels between them; its leaf is then read from the source
+        # A box that spans two windows may also need voxels between them. The leaves of such boxes are left
+        # out here, so they are read from the source.
         return {leaf: values for leaf, values in found.items() if len(values) >= len(needs.get(leaf, []))}
 
 

@@ -42,7 +42,7 @@ class FileRecord(NamedTuple):
 
 @contextmanager
 def disk_errors(place: str, *, keeps_old: bool = False) -> Iterator[None]:
-    """Raise `TargetError` with advice in place of an `OSError`; it may state that earlier files remain."""
+    """Raise `TargetError` with advice in place of an `OSError`; with `keeps_old`, it calls the target untouched."""
     try:
         yield
     except ImageryError:

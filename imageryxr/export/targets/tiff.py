@@ -47,7 +47,7 @@ def is_imagej_type(layer: ArrayInfo) -> bool:
 
 
 def tiff_page_tags(layer: ArrayInfo, pixel: tuple[float, float, float], *, imagej: bool) -> dict[str, Any]:
-    """Return the arguments of `tifffile` for colours and voxel size; for ImageJ with ``spacing`` and ``unit``."""
+    """Return the arguments of `tifffile` for colours and voxel size; with `imagej` in the form that ImageJ reads."""
     width, height, depth = pixel
     tags: dict[str, Any] = {"photometric": "rgb" if layer.channels else "minisblack"}
     if layer.channels == 4:

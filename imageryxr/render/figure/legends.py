@@ -173,7 +173,7 @@ def _scale_colors(scale: Mapping[str, Any], title: str) -> tuple[dict[str, str],
 
 
 def _round_numbers(low: float, high: float, is_whole: bool) -> list[float]:
-    """Return three to eight round numbers between two limits, from the second limit on."""
+    """Return three to eight round numbers between two limits, from `high` to `low`; integers if `is_whole`."""
     bottom, top = min(low, high), max(low, high)
     if not 0 < top - bottom < math.inf:
         return [high, low]

@@ -188,7 +188,7 @@ def _list_images(images: Any) -> list[Any]:
 
 
 def _tile_names(images: xr.DataArray | list[Any], dim: str, *, as_index: bool) -> list[str]:
-    """Check the tiles and return a name for each; computes nothing."""
+    """Check the tiles and return the name of each, as in `_tile_name`; computes nothing."""
     from PIL import Image
 
     if not isinstance(images, xr.DataArray):
@@ -238,7 +238,7 @@ def _to_blocks(image: Any) -> Any:
 
 
 def _tile_name(tile: Any, dim: str, number: int, as_index: bool) -> str:
-    """Return the name of a tile: the coordinate or index of its slice, or its number."""
+    """Return the name of a tile: the coordinate or, with `as_index`, the index of its slice; otherwise its number."""
     if not isinstance(tile, xr.DataArray):
         return str(number)
     thin = [d for d in (dim, *DIMS) if d in tile.coords and tile.coords[d].size == 1]

@@ -24,7 +24,7 @@ from imageryxr.sources.fetch.validators import Validator
 
 Ids = npt.NDArray[np.uint64]
 
-# Number of roots that are cached for a table at an instant, and number of pairs of a table and an instant.
+# Number of roots in the cache of a table at an instant, and number of such caches in a process.
 REMEMBERED, STATES = 2_000_000, 8
 # Supervoxels whose ids differ only in this number of low bits share an entry on the disk. They lie in one chunk of the
 # graph or in neighbouring ones, because the high bits of an id are the position of its chunk.

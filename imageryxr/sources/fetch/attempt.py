@@ -198,7 +198,7 @@ def _file_name(url: WebURL) -> str:
 def request_slot(
     service: str, width: int, stop: threading.Event, *, from_link: bool
 ) -> AbstractContextManager[RequestBudget]:
-    """Return a context in which another HTTP client may make one request to a service, within the same limits."""
+    """Return a context in which another HTTP client may make one request, within the limits of `RequestBudgets`."""
     return _state.budgets.slot(service, width, stop, service, from_link=from_link)
 
 

@@ -194,7 +194,10 @@ class RequestBudgets:
     def acquire(
         self, service: str, most: int, stop: threading.Event, host: str, *, from_link: bool
     ) -> Steps[RequestBudget]:
-        """Wait until fewer requests run than the limits of the service and of the process, and count one more."""
+        """Wait until fewer requests run than the limits of the service and of the process, and count one more.
+
+        Requests of links wait at a smaller limit of the process.
+        """
         budget = self.of(service)
         yield from budget.acquire(most, stop, host)
         try:

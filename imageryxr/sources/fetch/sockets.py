@@ -164,7 +164,7 @@ class LimitedSocket:
                 yield self.wait_for(error, is_write=True)
 
     def wait_for(self: Any, error: Exception, *, is_write: bool = False) -> Wait:
-        """Return the wait for a system call that would have blocked."""
+        """Return the `Wait` after a system call that would have blocked: until the socket can be read, or written."""
         # TLS may have to send before it can receive, and the reverse.
         if isinstance(error, ssl.SSLError):
             is_write = isinstance(error, ssl.SSLWantWriteError)
@@ -315,7 +315,7 @@ def is_idle(sock: Any) -> bool:
 
 
 def wait_until_ready(sock: Any, seconds: float, *, is_write: bool = False) -> bool:
-    """Wait for a number of seconds, and return whether a socket can be read, or written."""
+    """Wait at most some seconds until a socket can be read, or with `is_write` written; return whether it can."""
     if hasattr(select, "poll"):  # a selector makes four system calls instead of one
         waiting = select.poll()
         waiting.register(sock.fileno(), select.POLLOUT if is_write else select.POLLIN)  # and errors
