@@ -146,7 +146,7 @@ def _definitions(code: str, name: str) -> Iterator[str]:
 
 
 def _is_grey_map(code: str, shown: str, sliders: bool) -> bool:
-    """Return whether contrast limits alone reproduce what a shader shows; `sliders` is whether sliders set the limits."""
+    """Return whether contrast limits alone reproduce what a shader shows; `sliders` is whether sliders set them."""
     if "colormap" in code or not shown:
         return False
     called = re.fullmatch(r"(?:1(?:\.0*)?-)?(\w+)\(\)", shown)
