@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from imageryxr.core.array_labels import layer_type_of, list_from_attr, parse_json_attr, spatial_arrays
+from imageryxr.core.colors.ids import list_unique_ids, neuroglancer_seed
+from imageryxr.core.colors.mapping import ColorSpec, resolve_colors
 from imageryxr.core.colors.parse import hex_color
 from imageryxr.core.display import (
     CONTRAST_LIMITS,
@@ -28,7 +31,7 @@ from imageryxr.core.display import (
     SegmentDisplay,
 )
 from imageryxr.core.validate import check_flag
-from imageryxr.errors import LayerError, LinkError, OptionError, format_value
+from imageryxr.errors import LayerError, LinkError, OptionError, format_value, param
 from imageryxr.neuroglancer.layers import displayed_limits
 from imageryxr.neuroglancer.linked_segments import restore_links
 from imageryxr.neuroglancer.local_annotations import annotation_specs
@@ -42,18 +45,30 @@ SITE = "https://neuroglancer-demo.appspot.com"
 
 
 def neuroglancer_link(
-    obj: xr.DataTree | xr.Dataset | xr.DataArray, *, site: str = SITE, allow_local: bool = False
+    obj: xr.DataTree | xr.Dataset | xr.DataArray,
+    *,
+    ids: Iterable[int] | None = None,
+    colors: ColorSpec = None,
+    site: str = SITE,
+    allow_local: bool = False,
 ) -> str:
     """Return a Neuroglancer link that shows the layers of a tree, Dataset or array at its position.
 
-    Computes nothing. Segments, colours, alphas and contrast come from the layers' attrs. The link of a tree also
-    contains the layers that `open_neuroglancer` did not open, such as meshes.
+    Computes nothing. Segments, colours, alphas and contrast come from the layers' attrs, unless ``ids`` or ``colors``
+    are given. The link of a tree also contains the layers that `open_neuroglancer` did not open, such as meshes.
 
     Parameters
     ----------
     obj : DataTree, Dataset or DataArray
         A result of `open_neuroglancer`, ``view``, `align`, `open_image` or `open_segmentation`. For a Dataset or array
         the viewer is centred on its grid.
+    ids : iterable of int, optional
+        The segments that the link selects in each segmentation. Default: the keys of the dict ``colors``, or those
+        that the layer's attrs select.
+    colors : optional
+        Colours of the selected segments, as in `overlay`: a dict id → colour, such as ``colors_of(picture, ids)``, the
+        name of a palette, or ``("neuroglancer", seed)``. Default: those of the layer's attrs; for a layer without
+        display settings, the colours that `overlay` gives to ``ids``.
     site : str, default "https://neuroglancer-demo.appspot.com"
         URL of the viewer, such as ``"https://spelunker.cave-explorer.org"``.
     allow_local : bool, default False
@@ -69,7 +84,11 @@ def neuroglancer_link(
     LinkError
         If the viewer cannot open the source of a layer.
     LayerError
-        If there are no layers.
+        If there are no layers, or no segmentation for ``ids`` or ``colors``.
+    ColorError
+        If ``colors`` is invalid or lacks one of ``ids``.
+    OptionError
+        If ``colors`` is a palette and no segments are selected.
 
     Examples
     --------
@@ -79,6 +98,10 @@ def neuroglancer_link(
     >>> again = ix.open_neuroglancer(link, allow_local=True)
     >>> again["image/image"].identical(em.assign_attrs(again["image/image"].attrs))
     True
+    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> link = ix.neuroglancer_link(seg, colors={5: "red", 7: "cyan"}, allow_local=True)
+    >>> ix.open_neuroglancer(link, allow_local=True)["segmentation/segmentation"].attrs["selected_ids"]
+    [5, 7]
     """
     check_flag("allow_local", allow_local)
     if not isinstance(site, str):
@@ -86,6 +109,8 @@ def neuroglancer_link(
     if isinstance(obj, xr.DataArray):
         obj = obj.to_dataset(name=obj.name or layer_type_of(obj))
     arrays = layers_of(obj) if isinstance(obj, xr.DataTree) else _dataset_layers(obj)
+    if ids is not None or colors is not None:
+        arrays = _select_segments(arrays, ids, colors)
     ours = {name: _layer_spec(name, array, allow_local) for name, array in arrays.items()}
     kept = [entry for name in (UNSUPPORTED, UNOPENED) for entry in list_from_attr(parse_json_attr(obj.attrs.get(name)))]
     others = {o["name"]: json.loads(o["json"]) for o in kept if o.get("json")}
@@ -116,6 +141,43 @@ def _dataset_layers(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
             "the layers itself: give an image and a segmentation, such as the Dataset of `align`, instead of a picture"
         )
     return found
+
+
+def _select_segments(arrays: Mapping[str, xr.DataArray], ids: Any, colors: Any) -> dict[str, xr.DataArray]:
+    """Return the layers, with segmentations whose attrs select segments and contain their colours."""
+    if all(layer_type_of(array) != "segmentation" for array in arrays.values()):
+        raise LayerError("ids and colors are those of segments, but no layer is a segmentation: leave them out")
+    wanted = None if ids is None else list_unique_ids(ids)
+    found = {}
+    for name, array in arrays.items():
+        if layer_type_of(array) == "segmentation":
+            look = SegmentDisplay.from_attrs(array.attrs)
+            array = array.assign_attrs(_selected_display(look, wanted, colors).to_attrs())
+        found[name] = array
+    return found
+
+
+def _selected_display(look: SegmentDisplay | None, ids: list[int] | None, colors: Any) -> SegmentDisplay:
+    """Return display settings that select segments and contain their colours."""
+    shown = look or SegmentDisplay()
+    chosen = colors if ids is None and isinstance(colors, Mapping) else shown.selected_ids if ids is None else ids
+    selected = tuple(list_unique_ids(chosen))
+    hidden = tuple(i for i in shown.hidden_ids if i not in selected)
+    shown = replace(shown, selected_ids=selected, hidden_ids=hidden)
+    seed = neuroglancer_seed(colors)
+    if seed is not None:
+        return replace(shown, colors={}, color_seed=seed, default_color=None)
+    if colors is None and look is not None:
+        return shown
+    if not selected:
+        raise OptionError(
+            param("colors", colors), " needs the ids of segments, because a link lists each colour: give ",
+            param("ids", ...),
+        )  # fmt: skip
+    found = resolve_colors(colors, selected)
+    rgba = np.column_stack([found.colors_for(selected), found.alphas_for(selected)]).tolist()
+    own = {i: (r, g, b, a) for i, (r, g, b, a) in zip(selected, rgba, strict=True)}
+    return replace(shown, colors={**shown.colors, **own})
 
 
 def _layer_spec(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, Any]:

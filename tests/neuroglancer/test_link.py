@@ -252,6 +252,50 @@ def test_layer_names_that_a_tree_cannot_have_are_changed(sample):
     assert list(tree.imagery.view(size=(4, 4)).data_vars) == ["a/b", "..", "a/b′", "layer 3"]
 
 
+def segmentation_spec(link):
+    state = neuroglancer.parse_url(link).to_json()
+    return next(layer for layer in state["layers"] if layer["type"] == "segmentation")
+
+
+def test_a_link_shows_chosen_segments_in_the_colours_of_their_figure(sample):
+    ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
+    ids = [*ix.unique_ids(ds.segmentation)[:2].tolist(), 2**64 - 1]
+    for colors in (None, "tab10", {i: (i % 256, 7, 9) for i in ids}, ("neuroglancer", 7)):
+        picture = ix.overlay(ds.image, ds.segmentation, ids=ids, colors=colors)
+        link = ix.neuroglancer_link(ds, ids=ids, colors=colors, allow_local=True)
+        assert [int(i) for i in segmentation_spec(link)["segments"]] == ids
+        opened = ix.open_neuroglancer(link, allow_local=True)["segmentation/segmentation"]
+        assert opened.attrs["selected_ids"] == ids
+        drawn = ix.overlay(None, opened)
+        assert ix.colors_of(drawn, ids) == ix.colors_of(picture, ids)
+    again = ix.neuroglancer_link(ds, colors=ix.colors_of(picture, ids), allow_local=True)
+    assert segmentation_spec(again)["segmentColors"] == {
+        str(i): "#" + bytes(rgb).hex() for i, rgb in ix.colors_of(picture, ids).items()
+    }
+
+
+def test_chosen_segments_replace_those_of_the_layer(sample):
+    """The colours that the layer gives to segments stay, and a chosen segment is not listed as hidden."""
+    link = {"layers": [{**cells(segments=["5", "!7"], segmentColors={"7": "#ff0000"}), "name": "cells"}]}
+    tree = ix.open_neuroglancer(on_sample(link, sample), allow_local=True)
+    spec = segmentation_spec(ix.neuroglancer_link(tree, ids=[7, 9], allow_local=True))
+    assert spec["segments"] == ["7", "9"]
+    assert spec["segmentColors"] == {"7": "#ff0000"}
+    spec = segmentation_spec(ix.neuroglancer_link(tree, colors={9: "blue"}, allow_local=True))
+    assert spec["segments"] == ["9", "!7"]
+    assert spec["segmentColors"] == {"7": "#ff0000", "9": "#0000ff"}
+
+
+def test_segments_that_a_link_cannot_show_raise(sample):
+    em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
+    with pytest.raises(ix.errors.OptionError, match="colors='tab10' needs the ids of segments"):
+        ix.neuroglancer_link(seg, colors="tab10", allow_local=True)
+    with pytest.raises(ix.errors.LayerError, match="no layer is a segmentation"):
+        ix.neuroglancer_link(em, ids=[5], allow_local=True)
+    with pytest.raises(ix.errors.ColorError, match="no colour for 1 of the 2 ids: 7"):
+        ix.neuroglancer_link(seg, ids=[5, 7], colors={5: "red"}, allow_local=True)
+
+
 # --- the view --------------------------------------------------------------------------------------------------------------
 
 
