@@ -121,7 +121,7 @@ def _read_csv(path: str) -> Any:
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """What is drawn onto the picture, and how it is printed."""
+    """The scale bar, legend and inset of a picture, and its printed size."""
 
     square: bool = option("Resample to square pixels, or draw one pixel per voxel.", True)
     scale: int = option("Pixels per voxel, 1 to 100.", 1)

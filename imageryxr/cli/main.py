@@ -48,7 +48,7 @@ def common(
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What `imageryxr info` reads and prints."""
+    """The state that `imageryxr info` reads, and the form in which it is printed."""
 
     json: bool = option("Print JSON.", False)
     timestamp: str | None = option("Instant of a graphene segmentation, ISO 8601; default: now.")

@@ -1,4 +1,4 @@
-"""What keeps forks and threads safe: functions that a forked child runs first, and cached properties without a lock.
+"""Functions that a forked child runs first, and cached properties without a lock, for safe forks and threads.
 
 A forked child has the locks and sockets of its parent, but none of the threads that would release or use them.
 """

@@ -165,15 +165,15 @@ def export(
     **options
         OME-Zarr: ``chunks`` and ``shards`` (z, y, x voxels; default (16, 256, 256) and none: give shards if many small
         files are a problem), ``compressor`` ("zstd", "lz4", "gzip", with a level as in "zstd:5", or None), ``levels``
-        (default: halve until a level is one chunk wide; 1 for no pyramid; NaN is left out of means), ``version``
-        ("0.5", or "0.4" for older readers), ``layer_type``. Precomputed: ``chunks``, ``levels``, ``encoding`` ("raw",
-        "jpeg", "png", "compressed_segmentation"), ``quality`` (of JPEG, default 85), ``gzip`` (for "raw" and
-        "compressed_segmentation"; default False, which any reader and any web server supports. True makes a
-        segmentation some 4 times smaller, a raw image 1.2 times, and is meant for buckets: objects are marked as
-        gzipped, and CloudVolume, TensorStore and browsers decompress them. On a local disk, file names then end in
-        ``.gz``, and only CloudVolume and imageryxr find them), ``layer_type``. PNG: ``compress_level`` (0 to 9, default
-        3: little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); for a single file
-        also ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18;
+        (default: until the longest side is at most that of a chunk, or twice that in precomputed; 1 for no pyramid; NaN
+        is left out of means), ``version`` ("0.5", or "0.4" for older readers), ``layer_type``. Precomputed: ``chunks``,
+        ``levels``, ``encoding`` ("raw", "jpeg", "png", "compressed_segmentation"), ``quality`` (of JPEG, default 85),
+        ``gzip`` (for "raw" and "compressed_segmentation"; default False, which any reader and any web server supports.
+        True makes a segmentation some 4 times smaller, a raw image 1.2 times, and is meant for buckets: objects are
+        marked as gzipped, and CloudVolume, TensorStore and browsers decompress them. On a local disk, file names then
+        end in ``.gz``, and only CloudVolume and imageryxr find them), ``layer_type``. PNG: ``compress_level`` (0 to 9,
+        default 3: little larger than 9 and several times as fast). TIFF: ``compression`` ("zlib" or None); for a single
+        file also ``axis`` ("z", "y", "x") and ``bigtiff``. Video: ``axis``, ``fps`` (default 12), ``crf`` (default 18;
         smaller is better). Cutouts: ``scale`` (pixels per voxel of pictures and pages, default 1), ``quality`` (of
         JPEG; a page has PNG without it), ``labels``, and ``compressor`` of Zarr.
 

@@ -40,7 +40,7 @@ _MERGED_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """What a measurement reads and writes, from `plan_measurement`; creating it reads no voxels.
+    """The plan of a measurement, from `plan_measurement`; creating it reads no voxels.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class MeasurementPlan:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What is measured, as JSON: an unfinished measurement continues only if it is the same."""
+        """The layers and options of the measurement as JSON; an unfinished one continues only if they are equal."""
         layers = [
             {
                 **{name: str(volume.attrs.get(name)) for name in ("source", "mip", "timestamp")},

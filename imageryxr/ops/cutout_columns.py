@@ -190,7 +190,7 @@ class _SelectIds:
 
 
 def selections_of(array: da.Array) -> list[tuple[str, CutoutIds]]:
-    """Return the selections of ids of each cutout in a dask array: the key that blocks record, and the ids."""
+    """Return the selections of ids by `apply_columns` in the graph of an array: the key and the ids of each."""
     tasks = [getattr(layer, "task", None) for layer in array.dask.layers.values()]
     found = [getattr(task, "func", None) for task in tasks]
     return [(f.key, f.requested) for f in found if isinstance(f, _SelectIds) and f.is_reported]

@@ -32,7 +32,7 @@ Rect = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class LabelStyle:
-    """How labels are written."""
+    """The size and the colour of labels."""
 
     size: int
     """Height of the text in pixels."""

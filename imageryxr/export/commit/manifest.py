@@ -42,7 +42,7 @@ Run = Annotated[str, Meta(pattern=r"^[0-9a-f]{12}\Z")]
 
 
 class SliceNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How the files of a stack are named: a pattern, and the axis that it is filled in along."""
+    """The names of the files of a stack: a pattern, and the axis that it is filled in along."""
 
     pattern: str
     axis: Annotated[str, Meta(pattern=r"^[zyx]\Z")]
@@ -76,7 +76,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Identifies this export in the journal, which may have entries of earlier exports."""
     began: str = msgspec.field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     names: SliceNames | None = None
-    """How the files are named, for targets that share their folder: see `Target.names`."""
+    """The names of the files, for targets that share their folder: see `Target.names`."""
     outdated: tuple[SliceNames, ...] = ()
     """The `names` of exports that this one replaces. Files that only they have are removed when it is complete."""
     result: Count | None = None

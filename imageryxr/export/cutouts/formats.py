@@ -57,7 +57,7 @@ class Job(ABC):
     """One export: the arrays, and where their cutouts are written."""
 
     data: CutoutPlace
-    """Where cutouts are written."""
+    """The place to which cutouts are written."""
     keys: dict[tuple[str, int], str]
     """The file of each cutout of each variable."""
 

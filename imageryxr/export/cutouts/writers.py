@@ -115,7 +115,7 @@ def split_place(place: str) -> tuple[str, str]:
 
 
 class CutoutSite:
-    """Where an export of cutouts writes: the folder of its target, on a disk or in a bucket.
+    """The place to which an export of cutouts writes: the folder of its target, on a disk or in a bucket.
 
     `token` identifies the export.
     """

@@ -41,7 +41,7 @@ class WorkerWatch(ABC):
     _confirmed: float = field(default=0.0, init=False)
 
     def ensure(self) -> None:
-        """Check unless the last check is recent."""
+        """Raise `TargetError` as `check` does; reuse the result of the last check if it is recent."""
         if abs(time.time() - self._confirmed) > self.VALID_SECONDS:
             self.check()
 

@@ -27,7 +27,7 @@ SETTLED_SECONDS = 2.0
 
 
 class FileRecord(NamedTuple):
-    """What the journal records of a file."""
+    """The record of a file in the journal."""
 
     size: int
     """Bytes."""

@@ -78,7 +78,7 @@ class FormatOptions(
 
 
 class DaskClient(Protocol):
-    """What an export needs of a `distributed.Client`, a package without complete types."""
+    """The methods of a `distributed.Client` that exports call, because distributed has no complete types."""
 
     def submit(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Run a function on a worker."""

@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 class DiskPlace(NamedTuple):
-    """Where the objects of a store are cached on a disk."""
+    """The place of the objects of a store in a disk cache."""
 
     folder: str
     limit: int
@@ -207,7 +207,7 @@ MOST_INDEXES, _MOST_BYTES = 4096, 64 << 20
 
 
 class IndexPlace(NamedTuple):
-    """Where an index is stored in its shard."""
+    """The place of an index in its shard."""
 
     part: ByteRange
     size: int

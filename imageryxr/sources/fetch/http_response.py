@@ -83,7 +83,7 @@ def read_response(sock: Any, method: str, limits: RequestLimits, body_limit: Bod
     """Return the response to a request that was sent, and whether the connection can be used again.
 
     `body_limit` returns, for a status and headers, the largest size of the body, and whether a longer body is cut off
-    instead of an error.
+    instead of causing an error.
 
     Raises
     ------

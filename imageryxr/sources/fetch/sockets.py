@@ -97,7 +97,7 @@ class RequestLimits:
 
 
 class Wait(NamedTuple):
-    """What the steps of a request wait for: a socket, or anything else that is checked again after some seconds."""
+    """The condition that a request waits for: a socket, or anything else that is checked again after some seconds."""
 
     seconds: float
     """Longest wait, after which the steps go on."""

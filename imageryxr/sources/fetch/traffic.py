@@ -9,7 +9,7 @@ from imageryxr.core.fork import run_after_fork
 
 
 class Traffic(NamedTuple):
-    """What this process has read so far."""
+    """The reads of this process so far."""
 
     requests: int = 0
     """Requests to servers, including retries."""

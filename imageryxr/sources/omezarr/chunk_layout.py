@@ -150,7 +150,7 @@ StoredAxes = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """How the chunks of an array are stored."""
+    """The storage layout of the chunks of an array."""
 
     array: Any
     """Array of zarr-python whose chunks are the smallest chunks that can be read; it decodes them."""
