@@ -105,7 +105,7 @@ class Grid:
         Number of voxels along (z, y, x), in the order of the array.
     resolution : tuple of 3 float
         Nanometres per voxel along (x, y, z).
-    voxel_offset : tuple of 3 int or float
+    voxel_offset : tuple of 3 int or float, default (0, 0, 0)
         Index (x, y, z) of the first voxel. Its lower corner lies at ``voxel_offset * resolution`` nm. Offsets are
         integers in precomputed layers, but not necessarily in other formats.
 
@@ -127,7 +127,7 @@ class Grid:
 
     shape: Index3
     resolution: Triple
-    voxel_offset: tuple[int | float, int | float, int | float]
+    voxel_offset: tuple[int | float, int | float, int | float] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         try:

@@ -273,3 +273,7 @@ def test_grids_with_other_differences_do_not_warn(labels):
         warnings.simplefilter("error")
         ix.align(precomputed_like((0.25, 0.25, 0)), cells)
         ix.align(precomputed_like((0.5, 0.5, 0.5)), cells)
+
+
+def test_a_grid_without_an_offset_begins_at_zero():
+    assert ix.Grid((2, 3, 4), (8, 8, 40)) == ix.Grid((2, 3, 4), (8, 8, 40), (0, 0, 0))
