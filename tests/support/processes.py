@@ -44,6 +44,8 @@ def forked_workers() -> Iterator[None]:
 
 def spawned_workers() -> dask.config.set:
     """Start the worker processes of dask clusters as new interpreters, as for users."""
+    import distributed  # noqa: F401 - sets its options, which the end of the context would remove with this one
+
     return dask.config.set({METHOD: "spawn"})
 
 

@@ -33,6 +33,8 @@ ANSWER_SECONDS = 15.0
 """Seconds to wait for answers; the scheduler handles workers that do not answer."""
 PAUSE_SECONDS, FIRST_PAUSE_SECONDS = 2.0, 0.2
 """Seconds between checks for new workers, and between checks for the first worker."""
+MOST_STARTS = 4
+"""How often processes of this machine are started that are killed while they start."""
 
 
 def worker_threads(client: Any) -> dict[str, int]:
@@ -176,13 +178,18 @@ class LocalExecutor(ClusterExecutor):
         self._processes = count
         self._environment = dict(os.environ)
         self._nannies = nannies = list[Nanny]()
+        self._exit_codes = exit_codes = list[int]()
 
         class RecordedNanny(Nanny):
-            """A nanny that can be reached before its worker has started."""
+            """A nanny that can be reached before its worker has started, and records the exit codes of its worker."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
                 nannies.append(self)
+
+            def _on_worker_exit_sync(self, exitcode: int) -> None:
+                exit_codes.append(exitcode)
+                super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
         self._cluster = LocalCluster(
             n_workers=0,
@@ -201,12 +208,27 @@ class LocalExecutor(ClusterExecutor):
         self._starting = start_thread(self._start_workers, count)
 
     def _start_workers(self, count: int) -> None:
-        async def start() -> None:
-            for _ in range(count):
-                self._cluster.worker_spec.update(self._cluster.new_worker_spec())
-            await self._cluster
+        """Start the processes, and others in place of those that are killed meanwhile; a nanny restarts no such."""
+        cluster = self._cluster
 
-        self._cluster.sync(start)
+        async def start() -> None:
+            for name in [name for name, nanny in cluster.workers.items() if nanny.status.name in ("closed", "failed")]:
+                del cluster.workers[name], cluster.worker_spec[name]
+            for _ in range(count - len(cluster.worker_spec)):
+                cluster.worker_spec.update(cluster.new_worker_spec())
+            await cluster
+
+        for number in range(MOST_STARTS):
+            try:
+                cluster.sync(start)
+                return
+            except RuntimeError:
+                if number + 1 == MOST_STARTS or not self._were_killed():
+                    raise
+
+    def _were_killed(self) -> bool:
+        """Return whether all processes that have ended were killed by a signal."""
+        return bool(self._exit_codes) and all(code < 0 or code == 255 for code in self._exit_codes)
 
     def slots(self) -> int:
         """Return two slots per process, so that no process idles while results are transferred."""
@@ -215,6 +237,13 @@ class LocalExecutor(ClusterExecutor):
     def check(self) -> None:
         """Raise `TargetError` if the processes cannot start, for example because they run the caller's script."""
         error = self._starting.exception() if self._starting.done() else None
+        if error is not None and self._were_killed():
+            raise TargetError(
+                "the processes of ",
+                param("client", "processes"),
+                " were killed while they started; probably the machine has too little memory: give fewer ",
+                param("workers"),
+            ) from error
         if isinstance(error, RuntimeError) and getattr(sys.modules.get("__main__"), "__file__", None):
             raise TargetError(
                 "the processes of ",

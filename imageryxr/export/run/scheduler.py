@@ -217,6 +217,8 @@ class _Scheduler:
         """Region number and failed attempts of each submitted region, by its future."""
         self.waiting: list[tuple[float, int, int]] = []
         """Regions that wait for a retry: a heap of (time, region number, failed attempts)."""
+        self.lost = set[int]()
+        """Regions whose last worker died. They wait until other regions have freed memory."""
         self.idle = 0
         """Number of successive rounds in which no future finished."""
         self.is_wait_reported = False
@@ -228,6 +230,8 @@ class _Scheduler:
         begun = 0
         try:
             while begun < len(numbers) or self.under_way or self.waiting:
+                if begun == len(numbers) and not self.under_way:
+                    self._end_waits()
                 while len(self.under_way) < self.workers.slots():
                     if self.waiting and self.waiting[0][0] <= time.monotonic():
                         _, number, tries = heapq.heappop(self.waiting)
@@ -243,6 +247,11 @@ class _Scheduler:
             self.workers.cancel(list(self.under_way))
             self.under_way.clear()
             self.waiting.clear()
+
+    def _end_waits(self) -> None:
+        """Let regions whose worker died be retried now, because no other region uses memory."""
+        self.waiting = [(0.0 if number in self.lost else at, number, tries) for at, number, tries in self.waiting]
+        heapq.heapify(self.waiting)
 
     def _submit(self, number: int, tries: int) -> None:
         stage, box = self.stages.box(number)
@@ -289,6 +298,7 @@ class _Scheduler:
 
     def _handle_failure(self, number: int, tries: int, error: Exception) -> None:
         self.workers.check()
+        (self.lost.add if type(error).__name__ == "KilledWorker" else self.lost.discard)(number)
         wait = self._retry_delay(number, tries, error) if tries < self.retries else None
         if wait is not None:
             heapq.heappush(self.waiting, (time.monotonic() + wait, number, tries + 1))

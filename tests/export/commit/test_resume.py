@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,30 @@ def test_an_export_survives_a_lost_connection(tmp_path, monkeypatch):
     assert digest(tmp_path / "o.zarr") == digest(tmp_path / "p.zarr") | {
         "zarr.json": digest(tmp_path / "o.zarr")["zarr.json"]
     }
+
+
+class SourceWithKilledWorkers(Computed):
+    """A source that fails the first three reads of its last slices as if their worker had died."""
+
+    calls: list = []  # noqa: RUF012
+
+    def read(self, mip, box):
+        from distributed.scheduler import KilledWorker
+
+        if box.stop[0] >= 12 and len(self.calls) < 3:
+            self.calls.append(box)
+            raise KilledWorker("a task", None, 1)
+        return super().read(mip, box)
+
+
+def test_a_region_whose_worker_died_does_not_wait_while_nothing_else_runs(tmp_path, monkeypatch):
+    """The delays are for outages of a network; a worker that died leaves only its memory to wait for."""
+    SourceWithKilledWorkers.calls.clear()
+    monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (100.0,))
+    began = time.monotonic()
+    report = ix.export(array_of(SourceWithKilledWorkers()), tmp_path / "o.zarr", chunks=(12, 48, 64), workers=2)
+    assert report.retries == 3
+    assert time.monotonic() - began < 30
 
 
 def test_a_missing_chunk_is_an_error_or_is_counted(tmp_path, sample):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import dask.array as da
@@ -159,6 +160,48 @@ def test_killed_processes_lose_only_their_regions(tmp_path, truth):
     assert report.retries > 0
     assert report.complete
     assert digest(tmp_path / "a") == truth
+
+
+@contextmanager
+def killed_at_start(number):
+    """Kill the first worker processes that this process starts, while they start; yield the list of their ids."""
+    import psutil
+
+    before, killed, ended = set(psutil.Process().children()), list[int](), threading.Event()
+
+    def kill():
+        while not ended.wait(0.02):
+            for child in set(psutil.Process().children()) - before:
+                is_worker = child.pid not in killed and any("spawn_main" in part for part in child.cmdline())
+                if is_worker and len(killed) < number:
+                    child.kill()
+                    killed.append(child.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_processes_that_are_killed_while_they_start_are_started_again(tmp_path, truth):
+    with spawned_workers(), killed_at_start(3) as killed:
+        report = ix.export(picture(), tmp_path / "a" / "o.zarr", client="processes", workers=2, **OPTIONS)
+    assert len(killed) == 3
+    assert report.complete
+    assert digest(tmp_path / "a") == truth
+
+
+def test_processes_that_are_always_killed_while_they_start_are_an_error(tmp_path):
+    with (
+        spawned_workers(),
+        killed_at_start(100),
+        pytest.raises(ix.errors.TargetError, match="were killed while they started; probably .* too little memory"),
+    ):
+        ix.export(picture(), tmp_path / "o.zarr", client="processes", workers=2, **OPTIONS)
+    assert not (tmp_path / "o.zarr").exists()
 
 
 def test_errors_of_workers_keep_their_type(tmp_path, cluster):
