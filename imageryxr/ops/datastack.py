@@ -95,6 +95,10 @@ def open_datastack(
         If the instant is before the first state of the graph or in the future.
     SegmentError, StaleRootError
         If an id is not a root, or is not current at the instant.
+    MipError
+        If a layer has no such level.
+    OptionError
+        If both ``version`` and ``timestamp`` are given, or the segmentation has no versions.
     ServerError
         If a server does not respond.
 

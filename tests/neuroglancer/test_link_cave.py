@@ -98,7 +98,7 @@ class TestStaleRoots:
         assert cave.count("is_latest_roots") == request_count
 
     def test_an_id_that_is_not_a_root_warns(self, cave, state):
-        with pytest.warns(ix.errors.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of a graph"):
+        with pytest.warns(ix.errors.LinkWarning, match=r"selects ids that have no voxels: 7 is not an id of graphene"):
             ix.open_neuroglancer(self.link(state, cave_server.MERGE + 1, 7), allow_local=True)
 
 

@@ -188,8 +188,8 @@ def open_graphene(
     connection = to_connection(connection)
     graph = graph_at(address, token=token, connection=connection)
     info, clock = graph.info()
-    parse_timestamp(timestamp)  # raises for an invalid timestamp, also if it is not used
-    instant = pin_instant(graph, timestamp, clock) if agglomerate else None
+    wanted = parse_timestamp(timestamp)  # raises for an invalid timestamp, also if it is not used
+    instant = pin_instant(graph, wanted, clock) if agglomerate else None
     stored = _supervoxels(graph, info, missing)
     if instant is not None and stored.dtype != np.uint64:
         raise SourceError(f"the supervoxels of {graph.name} are {stored.dtype}; a graph requires uint64")
@@ -290,7 +290,7 @@ def _check_id_layers(source: GrapheneSource, ids: npt.NDArray[np.uint64]) -> Non
     wrong = ids[layers != np.uint64(source.root_layer)]
     if len(wrong):
         raise SegmentError(
-            f"{int(wrong[0])} is {_node_kind(source, wrong[0])}, not a root of {source.name}; give root ids ",
+            f"{int(wrong[0])} is {_node_kind(source, wrong[0])} of {source.name}; give root ids ",
             f"(layer {source.root_layer}), or ",
             param("agglomerate", False),
             " to open supervoxels",
@@ -314,8 +314,8 @@ def _check_no_roots(source: GrapheneSource, roots: npt.NDArray[np.uint64], other
 
 def _node_kind(source: GrapheneSource, number: np.uint64) -> str:
     layer = int(number >> np.uint64(64 - source.layer_bits))
-    named = {0: "not an id of a graph", 1: "a supervoxel", source.root_layer: "a root"}
-    return named.get(layer, f"a node of layer {layer}")
+    named = {0: "not an id", 1: "a supervoxel and not a root", source.root_layer: "a root"}
+    return named.get(layer, f"a node of layer {layer} and not a root")
 
 
 def _stale_error(source: GrapheneSource, successors: dict[int, list[int]]) -> StaleRootError:

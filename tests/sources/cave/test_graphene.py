@@ -256,6 +256,15 @@ class TestInstant:
         assert before.data.name != after.data.name
         assert tokenize(before) != tokenize(after)
 
+    def test_a_timestamp_without_a_time_zone_warns_once(self, cave):
+        naive = utc(NOW).replace(tzinfo=None)
+        with pytest.warns(ix.errors.NaiveTimestampWarning) as caught:
+            ix.open_segmentation(cave.table, token=TOKEN, timestamp=naive)
+        assert len(caught) == 1
+        with pytest.warns(ix.errors.NaiveTimestampWarning) as caught:
+            ix.open_datastack(DATASTACK, server_address=cave.url, token=TOKEN, timestamp=naive)
+        assert len(caught) == 1
+
     def test_an_edit_applies_from_its_own_instant_on(self, cave):
         assert (segmentation(cave, MERGE).values == cave.truth(MERGE)).all()
         assert (segmentation(cave, MERGE - 1e-6).values == cave.truth(BEGIN)).all()
@@ -496,7 +505,7 @@ class TestIds:
         assert not isinstance(caught.value, ix.errors.StaleRootError)
         with pytest.raises(ix.errors.SegmentError, match=f"{supervoxel} is a supervoxel.*agglomerate=False"):
             segmentation(cave, NOW, ids=[supervoxel])
-        with pytest.raises(ix.errors.SegmentError, match="17 is not an id of a graph"):
+        with pytest.raises(ix.errors.SegmentError, match="17 is not an id of graphene"):
             segmentation(cave, NOW, ids=[17])
         with pytest.raises(ix.errors.OptionError, match="stale='drop'"):
             segmentation(cave, NOW, ids=[cave.graph.merged], stale="drop")
