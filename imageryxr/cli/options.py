@@ -129,6 +129,7 @@ class DrawingOptions:
     merge: bool = option("Outline touching segments as one, or each of them.", True)
     outline_alpha: float = option("Opacity of outlines, 0 to 1.", 1.0, python="outline alpha")
     outline_unit: str = option("Unit of --outline: 'px' or 'nm'.", "px", python="unit")
+    outline_color: str | None = option("One colour for all outlines; default: that of each segment.", python="color")
     contrast: str | None = option("Grey values that become black and white: low,high.", python="contrast_limits")
     axis: str | None = option(
         "Axis that slices and outlines are perpendicular to: z, y or x. Default: that in the pattern of a stack, or z."
@@ -146,23 +147,21 @@ class DrawingOptions:
     def overlay_options(self, axis: str) -> dict[str, Any]:
         """Return the options of `imageryxr.overlay`."""
         limits = None if self.contrast is None else parse_numbers(self.contrast, "--contrast", (2,))
-        side: Any = self.outline_side
-        unit: Any = self.outline_unit
+        style: dict[str, Any] = {"side": self.outline_side, "merge": self.merge, "alpha": self.outline_alpha}
+        style |= {"unit": self.outline_unit, "color": self.outline_color}
         return {
             "ids": self.id_list,
             "colors": _palette(self.colors),
             "alpha": self.alpha,
             "rest_alpha": self.rest_alpha,
-            "outline": None
-            if self.outline is None
-            else ix.Outline(self.outline, side=side, merge=self.merge, alpha=self.outline_alpha, unit=unit),
+            "outline": None if self.outline is None else ix.Outline(self.outline, **style),
             "contrast_limits": None if limits is None else (limits[0], limits[1]),
             "axis": axis,
         }
 
     def check_outline(self, context: typer.Context) -> None:
         """Raise `OptionError` if the command line, not a job file, styles outlines without giving their width."""
-        styles = ("outline_side", "merge", "outline_alpha", "outline_unit")
+        styles = ("outline_side", "merge", "outline_alpha", "outline_unit", "outline_color")
         typed = ["--" + name.replace("_", "-") for name in styles if origin(context, name) == "COMMANDLINE"]
         if self.outline is None and typed:
             raise OptionError(f"{', '.join(typed)} without --outline draws nothing: also give --outline WIDTH")

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.colors.mapping import ColorSpec
+from imageryxr.core.colors.parse import hex_color, parse_color
 from imageryxr.core.validate import check_choice, check_flag, check_number, to_flag, to_number
 from imageryxr.errors import OptionError, param
 
@@ -39,16 +40,22 @@ class Outline:
         Opacity, from 0 (invisible) to 1 (opaque).
     unit : {"px", "nm"}, default "px"
         Pixels of the picture, or nanometres, which keep the line's width the same at all resolutions.
+    color : optional
+        One colour for all lines, such as ``"white"``, in any form of a colour in `overlay`. Default: that of each
+        segment.
 
     Raises
     ------
     OptionError
         If a value is outside its range.
+    ColorError
+        If ``color`` is not a colour.
 
     Examples
     --------
-    >>> Outline(3, side="in")
-    Outline(width=3, side='in', merge=True, alpha=1.0, unit='px')
+    >>> import imageryxr as ix
+    >>> ix.Outline(3, side="in", color="white")
+    Outline(width=3, side='in', merge=True, alpha=1.0, unit='px', color='#ffffff')
     """
 
     width: float = 10
@@ -56,6 +63,7 @@ class Outline:
     merge: bool = True
     alpha: float = 1.0
     unit: Literal["px", "nm"] = "px"
+    color: Any = None
 
     def __post_init__(self) -> None:
         unit = check_choice("unit", self.unit, ("px", "nm"), expected="'px' (pixels) or 'nm' (nanometres)")
@@ -65,6 +73,7 @@ class Outline:
             "merge": check_flag("merge", self.merge),
             "alpha": check_alpha(self.alpha, "outline alpha"),
             "unit": unit,
+            "color": None if self.color is None else hex_color(parse_color(self.color)),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

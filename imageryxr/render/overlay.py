@@ -182,6 +182,7 @@ def outline(
     colors: ColorSpec | Sequence[Any] = None,
     alpha: float = 1.0,
     unit: Literal["px", "nm"] = "px",
+    color: Any = None,
     ids: Iterable[int] | None = None,
     axis: str = "z",
 ) -> xr.DataArray:
@@ -194,7 +195,7 @@ def outline(
     ----------
     segmentation : DataArray
         Ids (z, y, x).
-    width, side, merge, alpha, unit
+    width, side, merge, alpha, unit, color
         As in `Outline`.
     colors, ids, axis
         As in `overlay`.
@@ -217,7 +218,7 @@ def outline(
     >>> ix.outline(seg, width=3, side="in", merge=False).sizes["rgba"]
     4
     """
-    layer = Layer(None, ids, colors, alpha=0, rest_alpha=0, outline=Outline(width, side, merge, alpha, unit))
+    layer = Layer(None, ids, colors, alpha=0, rest_alpha=0, outline=Outline(width, side, merge, alpha, unit, color))
     labels = segmentation_volume(segmentation)
     expr = replace(paint_segments(labels, None, layer, DIMS.index(check_axis(axis))), own=None)
     attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([expr.describe_colors()])}

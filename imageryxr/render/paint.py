@@ -13,6 +13,7 @@ import numpy as np
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.colors.ids import list_ids
+from imageryxr.core.colors.parse import parse_color
 from imageryxr.core.display import SegmentDisplay, describe_colors
 from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Grid
@@ -134,7 +135,7 @@ class PaintedSegments(RgbaExpr, RequestsIds):
             labels.transpose(order),
             None if image is None else image.transpose(order),
             self._fill_table(labels),
-            None if self.outline is None else self._table(labels, self.outline.alpha, 0.0, None),
+            None if self.outline is None else self._line_table(labels, self.outline),
             limit=float(style.width),
             steps=self._steps,
             side=style.side,
@@ -153,6 +154,14 @@ class PaintedSegments(RgbaExpr, RequestsIds):
         """Return the colour table of the fill; None if only outlines are drawn."""
         is_filled = self.alpha > 0 or self.rest > 0 or self.own is not None
         return self._table(labels, self.alpha, self.rest, self.own) if is_filled or self.outline is None else None
+
+    def _line_table(self, labels: Array, style: Outline) -> Any:
+        """Return the colour table of the outlines."""
+        if style.color is None:
+            return self._table(labels, style.alpha, 0.0, None)
+        *rgb, alpha = parse_color(style.color)
+        in_one_color = replace(self, colors=self.colors.in_one_color(rgb), saturation=1.0)
+        return in_one_color._table(labels, style.alpha * alpha / 255, 0.0, None)
 
     def _table(self, labels: Array, alpha: float, rest: float, own: tuple[bytes, bytes] | None) -> Any:
         """Return the colour table of the kernels; ``alpha``, ``rest`` and ``own`` as in the fields of this class."""

@@ -106,6 +106,11 @@ class Colors:
             out[places >= 0] = self.alpha[places[places >= 0]]
         return out
 
+    def in_one_color(self, rgb: Sequence[int]) -> Colors:
+        """Return colours that draw the same ids with the same alphas, all in one colour."""
+        one = np.array([rgb], np.uint8)
+        return Colors(self.ids, one.repeat(len(self.ids), axis=0), self.alpha, one if self.shows_all else one[:0])
+
     def _find_ids(self, wanted: UInt64Array) -> npt.NDArray[np.intp]:
         """Return the position of each id in `ids`, or -1."""
         if not len(self.ids):
