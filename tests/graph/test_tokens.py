@@ -111,7 +111,7 @@ def test_ids_and_their_counts_equal_numpy(chunks, kind, dtype):
     ids, counts = ix.unique_ids(array, counts=True)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(counts, voxels)
-    assert ids.dtype == array.dtype
+    assert ids.dtype == array.dtype.newbyteorder("=")
     assert counts.dtype == np.int64
     np.testing.assert_array_equal(ix.unique_ids(array), expected)
 
