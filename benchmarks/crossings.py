@@ -53,7 +53,7 @@ class Calls:
 
 
 @contextmanager
-def counting() -> Iterator[Calls]:
+def count_calls() -> Iterator[Calls]:
     """Record the calls on this thread and on threads that start in the context."""
     calls = Calls()
     threading.setprofile(calls.record)
@@ -84,7 +84,7 @@ def count(use: Callable[[str, str], None], sample: ix.Sample) -> Calls:
     """Return the calls of the second use in this process."""
     layers = (sample.image, sample.segmentation)
     use(*layers)
-    with counting() as calls:
+    with count_calls() as calls:
         use(*layers)
     return calls
 

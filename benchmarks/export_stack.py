@@ -109,20 +109,20 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
     plan = ix.plan_export(drawn, folder / "plan.ome.zarr", levels=1)
     read, regions = box_reader(drawn), plan.regions
 
-    def reading(i: int) -> SweepReader:
+    def read_region(i: int) -> SweepReader:
         sources = SweepReader(read.volume.expr, whole_sweep(read.volume.expr, regions[i]))
         sources.advance(0)
         return sources
 
-    def reading_plainly(i: int) -> None:
+    def read_with_plain_calls(i: int) -> None:
         for leaf, boxes in required_boxes(read.volume.expr, regions[i]).items():
             for box in boxes:
                 leaf.read(box)
 
-    held = reading(0).readings(regions[0])
+    held = read_region(0).readings(regions[0])
     first = draw(read.volume.expr, regions[0], lambda _: held).copy()
 
-    def drawing(_: int) -> None:
+    def draw_region(_: int) -> None:
         for piece in bricks(regions[0], plan.target.granule):
             draw(read.volume.expr, piece, lambda _: held)
 
@@ -132,13 +132,13 @@ def throughput(folder: Path, slices: int) -> dict[str, float]:
         (scratch / name).mkdir(parents=True)
     place = Folder(str(scratch / "data"), str(scratch / "new"))
 
-    def writing(i: int) -> None:
+    def write_region(i: int) -> None:
         place.put((f"{i}-{k}", v) for k, v in plan.target.encode(0, regions[0], first))
 
-    parts = {"read": reading, "draw": drawing, "write": writing}
+    parts = {"read": read_region, "draw": draw_region, "write": write_region}
     found = {name: min(_time_parallel(part, len(regions)) for _ in range(3)) for name, part in parts.items()}
     alone = _time_parallel(max(parts.items(), key=lambda part: found[part[0]])[1], len(regions), 1)
-    plain = _time_parallel(reading_plainly, len(regions))
+    plain = _time_parallel(read_with_plain_calls, len(regions))
     shutil.rmtree(scratch)
     BUFFERS.clear()
     times = []

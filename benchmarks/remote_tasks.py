@@ -129,7 +129,7 @@ def scroll(folder: Path) -> Iterator[Round]:
             yield row, cost, whole
 
 
-def again(folder: Path) -> Iterator[Round]:
+def repeat_figure(folder: Path) -> Iterator[Round]:
     """A second figure of the same layers, opened again."""
     costs = []
 
@@ -148,7 +148,7 @@ def again(folder: Path) -> Iterator[Round]:
     yield "again", second, costs[0]
 
 
-def opening(folder: Path) -> Iterator[Round]:
+def open_layers(folder: Path) -> Iterator[Round]:
     """Opening with and without a scheme, and one round trip."""
     for scheme, name in (("precomputed://", "raw"), ("zarr://", "zarr05"), ("", "raw"), ("", "zarr05")):
         cost = measure_cost(folder, lambda url, s=scheme, n=name: lambda: ix.open_multiscale(f"{s}{url}/{n}"))
@@ -177,7 +177,7 @@ def export(folder: Path) -> Iterator[Round]:
         )
 
 
-TASKS = {"figure": figure, "scroll": scroll, "again": again, "opening": opening, "export": export}
+TASKS = {"figure": figure, "scroll": scroll, "again": repeat_figure, "opening": open_layers, "export": export}
 
 
 def write_deep(folder: Path) -> None:
