@@ -96,7 +96,7 @@ class OutputArray:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in a graph
+# checks in a graph
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ _EMPTY = IndexBox((0, 0, 0), (0, 0, 0))
 
 
 def _collect_tables(expr: Expr, box: IndexBox, found: dict[Expr, IndexBox]) -> None:
-    """Add the box that is needed of each expression with a table."""
+    """Add to `found`, for each expression with a table below ``expr``, the box of it that ``box`` needs."""
     box = box.clip(expr.bounds)
     if not box.voxels or not has_tables(expr):
         return

@@ -185,7 +185,7 @@ def read_color(value: Any, what: str) -> RGBA:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in a written state
+# links between the layers of a state that is written
 
 
 def restore_links(layers: Mapping[str, dict[str, Any]], ours: set[str]) -> dict[str, dict[str, Any]]:

@@ -61,7 +61,7 @@ def decode_text(data: bytes) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# from text
+# states in text
 
 
 def parse_json(text: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _convert_escapes(inner: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# from Python
+# states as Python values
 
 
 def normalize_state(state: Mapping[Any, Any], limit: int) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Progress:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# on a disk
+# manifests on a disk
 
 
 def open_place(folder: str, watch: Watch | None = None, *, fresh: bool = False) -> Place:
@@ -321,7 +321,7 @@ def _explain_folder(path: str) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in a bucket
+# manifests in a bucket
 
 
 class BucketManifest(ManifestStore):

@@ -86,7 +86,7 @@ def _files(target: Target) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# on a disk
+# overlaps on a disk
 
 
 def _on_disk(target: Target, source: str) -> Relation | None:
@@ -157,7 +157,7 @@ def _identities(folder: str) -> set[Identity]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# in a bucket
+# overlaps in a bucket
 
 
 def _in_bucket(target: Target, source: str) -> Relation | None:

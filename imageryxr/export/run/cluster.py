@@ -34,7 +34,7 @@ ANSWER_SECONDS = 15.0
 PAUSE_SECONDS, FIRST_PAUSE_SECONDS = 2.0, 0.2
 """Seconds between checks for new workers, and between checks for the first worker."""
 MOST_STARTS = 4
-"""How often processes of this machine are started that are killed while they start."""
+"""Maximum number of starts of the processes of this machine, because a process may be killed while it starts."""
 
 
 def worker_threads(client: Any) -> dict[str, int]:

@@ -185,7 +185,7 @@ def _unpack_input(read: Any, box: IndexBox) -> tuple[BoxReader, Readings]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# for other processes
+# jobs for other processes
 
 
 def restrict_reader(read: BoxReader, box: IndexBox) -> Any:
