@@ -49,6 +49,9 @@ from imageryxr.graph.labelled import attrs_on_grid, label_result, volume_of
 from imageryxr.neuroglancer.dimensions import NATIVE, Placement
 from imageryxr.neuroglancer.fetch import check_trusted
 from imageryxr.neuroglancer.layer_sources import resolve_layer_source
+from imageryxr.neuroglancer.shader_controls import type_range
+from imageryxr.neuroglancer.shader_limits import find_grey_limits
+from imageryxr.neuroglancer.shaders import strip_comments
 from imageryxr.neuroglancer.state import LinkState
 from imageryxr.neuroglancer.state_layers import LinkLayer
 from imageryxr.ops.multiscale import first_resolution
@@ -304,6 +307,10 @@ def _display_attrs(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
         return layer.look.to_attrs()
     out: dict[str, Any] = {OPACITY: layer.opacity}
     limits = displayed_limits(layer.contrast, normalized=layer.normalized, dtype=dtype)
+    stated = type_range(dtype) if limits is None else limits
+    shown = find_grey_limits(strip_comments(layer.shader), layer.controls, dtype, stated)
+    if shown is not None and shown != stated:
+        limits = shown
     if limits is not None:
         out[CONTRAST_LIMITS] = limits
     if layer.shader:
@@ -312,7 +319,7 @@ def _display_attrs(layer: LinkLayer, dtype: np.dtype[Any]) -> dict[str, Any]:
         _warn(
             f"the viewer blends the layer {layer.name!r} of the link additively; here it is drawn over the layers below"
         )
-    if not layer.plain_shader:
+    if shown is None:
         _warn(f"the layer {layer.name!r} of the link has a custom shader, which is drawn as grey values")
     return out
 
@@ -324,8 +331,8 @@ def displayed_limits(
 
     If `normalized`, the limits in `contrast` are fractions of the range of the data type.
     """
-    top = 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+    low, top = type_range(dtype)
     if contrast is not None and normalized:
         return contrast[0] * top, contrast[1] * top
     # The viewer's default is the whole range of the data type.
-    return (0.0, top) if contrast is None and dtype != np.uint8 else contrast
+    return (low, top) if contrast is None and dtype != np.uint8 else contrast

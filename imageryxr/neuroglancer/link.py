@@ -35,7 +35,9 @@ from imageryxr.errors import LayerError, LinkError, OptionError, format_value, p
 from imageryxr.neuroglancer.layers import displayed_limits
 from imageryxr.neuroglancer.linked_segments import restore_links
 from imageryxr.neuroglancer.local_annotations import annotation_specs
-from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options
+from imageryxr.neuroglancer.shader_controls import DEFAULT_SHADER
+from imageryxr.neuroglancer.shader_limits import find_grey_limits
+from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options, strip_comments
 from imageryxr.neuroglancer.state_writer import saved_link, state_of_dataset, state_of_tree
 from imageryxr.ops.tree import dimensions_of, layers_of
 from imageryxr.sources.address import parse_address
@@ -248,26 +250,43 @@ def _image_spec(array: xr.DataArray, rest: Mapping[str, Any]) -> dict[str, Any]:
     controls = rest.get("shaderControls")
     controls = dict(controls) if isinstance(controls, Mapping) else {}
     if limits is not None and not _shader_shows_limits(limits, attrs.get(SHADER, ""), controls, array.dtype):
-        control = displayed_invlerp(out.get("shader", ""))
-        if control is None and out.get("shader"):
-            out["shader"] = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
-        name, inverted = control or ("normalized", False)
-        low, high = reversed(limits) if inverted else limits
+        return {**out, **_write_limits(limits, attrs.get(SHADER, ""), controls, array.dtype)}
+    return {**out, "shaderControls": controls} if controls else out
+
+
+def _write_limits(limits: Any, shader: str, controls: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return the entries ``shader`` and ``shaderControls`` that show contrast limits."""
+    name, inverted = displayed_invlerp(shader) or ("normalized", False)
+    tried = []
+    for low, high in (limits, (limits[1], limits[0])):
         setting = controls.get(name)
         setting = dict(setting) if isinstance(setting, Mapping) else {}
-        controls[name] = {**setting, "range": [_json_number(low), _json_number(high)]}
-    return {**out, "shaderControls": controls} if controls else out
+        tried.append({**controls, name: {**setting, "range": [_json_number(low), _json_number(high)]}})
+    code = strip_comments(shader)
+    for changed in tried:
+        if find_grey_limits(code, changed, dtype, tuple(limits)) == tuple(limits):
+            return {"shaderControls": changed}
+    if find_grey_limits(code, tried[0], dtype) is None and displayed_invlerp(shader):
+        return {"shaderControls": tried[inverted]}  # a shader that shows colours keeps them
+    if find_grey_limits("", tried[0], dtype, tuple(limits)) == tuple(limits):
+        return {"shader": DEFAULT_SHADER, "shaderControls": tried[0]}
+    # An invlerp control ignores limits that the data type does not have.
+    low, high = map(float, limits)
+    shown = f"(float(toRaw(getDataValue())) - ({low!r})) / ({high - low!r})"
+    return {"shader": f"void main() {{\n  emitGrayscale({shown});\n}}\n"}
 
 
 def _shader_shows_limits(limits: Any, shader: str, controls: Mapping[str, Any], dtype: np.dtype[Any]) -> bool:
     """Return whether a shader with its controls already shows the contrast limits."""
     if not shader and not controls:
         return False
-    try:
-        options = image_options({"shader": shader, "shaderControls": controls}, "shader")
-    except LinkError:
-        return False
-    shown = displayed_limits(options["contrast"], normalized=options["normalized"], dtype=dtype)
+    shown = find_grey_limits(strip_comments(shader), controls, dtype, tuple(limits))
+    if shown is None:
+        try:
+            options = image_options({"shader": shader, "shaderControls": controls}, "shader")
+        except LinkError:
+            return False
+        shown = displayed_limits(options["contrast"], normalized=options["normalized"], dtype=dtype)
     return shown is not None and all(abs(a - b) <= 1e-9 * abs(b) for a, b in zip(limits, shown, strict=True))
 
 

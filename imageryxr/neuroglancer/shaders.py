@@ -1,4 +1,6 @@
-"""Read the contrast and the channel of an image layer from its shader, for shaders that show grey values.
+"""Read the contrast and the channel of an image layer from the text of its shader.
+
+`shader_limits` evaluates a shader. What is read here also applies to shaders that cannot be evaluated.
 
 A shader is untrusted text. Every search here takes linear time: no pattern may scan the whole text for a missing
 closing bracket once per opening bracket.
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imageryxr.core.validate import to_whole
+from imageryxr.neuroglancer.shader_limits import find_channels
 from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_share, closing_quote
 
 _INVERTED = re.compile(r"1(\.0*)?-\w+\(\)")
@@ -35,8 +38,7 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     if limits is None:
         limits = _slider_limits(code, controls, where)
         normalized = limits is not None
-    shown = _grey_expression(code)
-    if limits is not None and not normalized and _INVERTED.fullmatch(shown):
+    if limits is not None and not normalized and _INVERTED.fullmatch(_grey_expression(code)):
         limits = limits[1], limits[0]
     opacity = as_share(spec.get("opacity", 0.5), f"{where}.opacity")
     return {
@@ -44,8 +46,7 @@ def image_options(spec: Mapping[str, Any], where: str) -> dict[str, Any]:
         "normalized": normalized,
         "opacity": opacity,
         "shader": shader,
-        "plain_shader": not code.strip()
-        or _is_grey_map(code, _strip_neutral_sliders(shown, code, controls), normalized),
+        "controls": dict(controls),
         "additive": spec.get("blend") == "additive",
     }
 
@@ -59,6 +60,9 @@ def displayed_channel(spec: Mapping[str, Any]) -> int:
     shader, controls = spec.get("shader"), spec.get("shaderControls")
     code = strip_comments(shader) if isinstance(shader, str) else ""
     settings = controls if isinstance(controls, Mapping) else {}
+    channels = find_channels(code, settings) if code.strip() else set()
+    if len(channels) == 1:
+        return min(channels)[0]
     declared = declared_controls(code)
     # The viewer's default shader has the control "normalized".
     names = rank_controls(declared, {}, code) if code.strip() else ["normalized"]
@@ -145,30 +149,6 @@ def _definitions(code: str, name: str) -> Iterator[str]:
             position = end + 1
 
 
-def _is_grey_map(code: str, shown: str, sliders: bool) -> bool:
-    """Return whether contrast limits alone reproduce what a shader shows; `sliders` is whether sliders set them."""
-    if "colormap" in code or not shown:
-        return False
-    called = re.fullmatch(r"(?:1(?:\.0*)?-)?(\w+)\(\)", shown)
-    if called and called[1] in {"normalized", *declared_controls(code)}:
-        return True
-    if sliders:
-        return "brightness" not in shown
-    return shown in ("toNormalized(getDataValue())", "toNormalized(getDataValue(0))")
-
-
-def _strip_neutral_sliders(shown: str, code: str, controls: Mapping[str, Any]) -> str:
-    """Return the shown expression without the sliders ``brightness`` and ``contrast`` if they are 0, their default."""
-    sliders = _float_sliders(code)
-    for name in ("brightness", "contrast"):
-        if name not in sliders:
-            continue
-        default = _DEFAULT.search(sliders[name])
-        if as_number(controls.get(name, default.group(1) if default else 0), name) == 0:
-            shown = shown.replace(f"+{name}", "").replace(f"*exp({name})", "")
-    return shown
-
-
 def _float_sliders(code: str) -> dict[str, str]:
     """Return the float sliders of a shader: name → rest of the line."""
     out: dict[str, str] = {}
@@ -194,8 +174,9 @@ def declared_controls(code: str) -> dict[str, str]:
 
 def _invlerp_limits(shader: str, controls: Mapping[str, Any], where: str) -> tuple[float, float] | None:
     """Return the range of the invlerp control from its settings, or from its declaration in the shader."""
-    declared = declared_controls(shader)
-    for name in rank_controls(declared, controls, shader):
+    # The viewer's default shader has the control "normalized"; settings of other controls have no effect.
+    declared = declared_controls(shader) if shader.strip() else {"normalized": ""}
+    for name in rank_controls(declared, {}, shader):
         setting = controls.get(name)
         if isinstance(setting, Mapping) and setting.get("range") is not None:
             return _read_range(setting["range"], f"{where}.shaderControls.{name}.range")
@@ -236,7 +217,7 @@ def _slider_limits(shader: str, controls: Mapping[str, Any], where: str) -> tupl
     found = []
     sliders = _float_sliders(shader)
     for name, default in (("black", 0.0), ("white", 1.0)):
-        if name not in controls and f"float {name}" not in shader:
+        if f"float {name}" not in shader:
             return None
         declared = _DEFAULT.search(sliders.get(name, ""))
         found.append(as_number(controls.get(name, declared.group(1) if declared else default), f"{where}: {name}"))

@@ -60,8 +60,8 @@ class LinkLayer:
     """Whether the contrast is a fraction of the range of the data type."""
     opacity: float = 0.5
     shader: str = ""
-    plain_shader: bool = True
-    """Whether the shader shows grey values that contrast limits fully describe."""
+    controls: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Settings of the shader's controls."""
     channel: int = 0
     """Channel that the shader shows."""
     timestamp: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 import random
 import re
 import socket
@@ -484,11 +485,11 @@ def test_the_range_of_a_shader_is_read_and_written_back(sample, head, value, con
 
 
 def test_custom_shaders_warn(sample):
-    slider = "#uicontrol float brightness slider(min=-1, max=1)\n"
-    for value in ("toNormalized(getDataValue()) + brightness", "pow(toNormalized(getDataValue()), 0.5)"):
+    slider = "#uicontrol float gamma slider(min=0, max=4)\n"
+    for value in ("pow(toNormalized(getDataValue()), gamma)", "pow(toNormalized(getDataValue()), 0.5)"):
         shader = f"{slider}void main() {{ emitGrayscale({value}); }}"
         layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": shader}
-        layer["shaderControls"] = {"brightness": 0.1}
+        layer["shaderControls"] = {"gamma": 0.1}
         with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
             open_on_sample({"layers": [layer]}, sample)
 
@@ -544,13 +545,16 @@ BRIGHTER = """#uicontrol float brightness slider(min=-1, max=1, default=0.0)
 void main() { emitGrayscale(toNormalized(getDataValue()) + brightness); }"""
 
 
-def test_a_slider_that_is_not_drawn_warns(sample):
-    layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER}
-    open_on_sample({"layers": [layer]}, sample)  # the default of the slider, 0, changes no pixel
-    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
-        open_on_sample({"layers": [{**layer, "shaderControls": {"brightness": 0.2}}]}, sample)
-    with pytest.warns(ix.errors.LinkWarning, match="has a custom shader"):
-        open_on_sample({"layers": [{**layer, "shader": BRIGHTER.replace("0.0", "-0.3")}]}, sample)
+def test_a_slider_of_brightness_is_drawn(sample):
+    def limits(**changes):
+        layer = {"type": "image", "name": "em", "source": "IMAGE", "shader": BRIGHTER, **changes}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return open_on_sample({"layers": [layer]}, sample)["em/image"].attrs.get("contrast_limits")
+
+    assert limits() is None  # the default of the slider, 0, changes no pixel
+    assert limits(shaderControls={"brightness": 0.2}) == (-51, 204)
+    assert limits(shader=BRIGHTER.replace("0.0", "-0.4")) == (102, 357)
 
 
 def test_a_rotated_cross_section_warns(sample):
