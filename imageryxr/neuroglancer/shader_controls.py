@@ -136,5 +136,7 @@ def _read_choice(parameters: Mapping[str, Any], setting: Any) -> Value:
     options = list(options.values()) if isinstance(options, Mapping) else options
     if not isinstance(options, list) or not options:
         raise UnsupportedShaderError("a select control without options")
-    found: Value = next((v for v in (setting, parameters.get("default")) if v in options), options[0])
-    return found
+    for value in (setting, parameters.get("default")):
+        if value is not None and value in options:
+            return value  # type: ignore[no-any-return]
+    return options[0]  # type: ignore[no-any-return]

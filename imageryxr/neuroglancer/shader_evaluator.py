@@ -30,12 +30,12 @@ Channel = tuple[int, ...]
 Color = tuple[float, float, float, float]
 
 
-class _ReturnSignal(Exception):
+class _Returned(Exception):  # noqa: N818, it is not an error
     def __init__(self, value: Value | None) -> None:
         self.value = value
 
 
-class _DiscardSignal(Exception):
+class _Discarded(Exception):  # noqa: N818, it is not an error
     pass
 
 
@@ -81,7 +81,7 @@ class Evaluator:
             for node in self.shader.constants:
                 self._execute(node, self.globals)
             self._execute(self.shader.functions["main"].body, {})
-        except (_ReturnSignal, _DiscardSignal):
+        except (_Returned, _Discarded):
             pass
         except (ArithmeticError, ValueError, TypeError, RecursionError) as error:
             raise UnsupportedShaderError(str(error)) from None
@@ -107,10 +107,10 @@ class Evaluator:
             case ("evaluate", value):
                 self._value(value, local)
             case ("return", value):
-                raise _ReturnSignal(None if value is None else self._value(value, local))
+                raise _Returned(None if value is None else self._value(value, local))
             case ("discard", _):
                 self.color = None
-                raise _DiscardSignal
+                raise _Discarded
 
     def _emit(self, name: str, values: Sequence[Value]) -> None:
         if name == "emitIntensity":  # only for volume rendering
@@ -182,7 +182,7 @@ class Evaluator:
         returned: Value | None = None
         try:
             self._execute(function.body, local)
-        except _ReturnSignal as signal:
+        except _Returned as signal:
             returned = signal.value
         self.calls -= 1
         if function.returns == "void":

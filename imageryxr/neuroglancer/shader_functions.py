@@ -23,6 +23,7 @@ Value: TypeAlias = float | bool | str | tuple[float, ...] | DataValue
 """Numbers are Python ints and floats as GLSL's; vectors are tuples of floats."""
 
 _PARTS = {letter: number for letters in ("xyzw", "rgba", "stpq") for number, letter in enumerate(letters)}
+_LARGEST_INTEGER = 2**64
 _SIZES = {"vec2": 2, "vec3": 3, "vec4": 4}
 
 
@@ -56,7 +57,10 @@ def combine(sign: str, left: Value, right: Value) -> Value:
     """Return the result of a binary operator; vectors are combined by component."""
     if sign in ("==", "!="):
         return (left == right) == (sign == "==")
-    return _by_component(lambda a, b: _combine_numbers(sign, a, b), left, right)
+    found = _by_component(lambda a, b: _combine_numbers(sign, a, b), left, right)
+    if isinstance(found, int) and abs(found) > _LARGEST_INTEGER:
+        raise UnsupportedShaderError("an integer that overflows")
+    return found
 
 
 def _combine_numbers(sign: str, left: float, right: float) -> float:
@@ -145,9 +149,9 @@ _NUMERIC: dict[str, Callable[..., float]] = {
 def _apply(function: Callable[..., float]) -> Callable[..., Value]:
     def apply(*values: Value) -> Value:
         found = _by_component(lambda *numbers: float(function(*numbers)), *values)
-        # GLSL has these functions also for integers, which they return as integers.
-        keep = all(isinstance(v, int) and not isinstance(v, bool) for v in values) and isinstance(found, float)
-        return int(found) if keep and found.is_integer() and function in (abs, min, max) else found
+        # GLSL has these functions also for integers.
+        is_whole = function in (abs, min, max) and all(type(v) is int for v in values)
+        return int(found) if is_whole and isinstance(found, float) else found
 
     return apply
 

@@ -6,6 +6,7 @@ The shader is evaluated for many data values, so that contrast limits are report
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from imageryxr.neuroglancer.shader_functions import UnsupportedShaderError
 from imageryxr.neuroglancer.shader_syntax import parse_shader
 
 _TOLERANCE = 1 / 510  # half a grey level of a picture
-_ROUNDS = 3
+_STEEP = 1 / 3
+_ROUNDS = 6
 
 Limits = tuple[float, float]
 Curve = dict[float, float]
@@ -82,14 +84,9 @@ def _sample(shader: Evaluator, controls: ShaderControls, dtype: np.dtype[Any]) -
                 return None
             curve[raw] = color[0]
         # Sample the steep parts more densely, because a narrow range may lie between two samples.
-        pairs = _pairs(curve)
-        wanted = [v for a, b in pairs if {curve[a], curve[b]} == {0.0, 1.0} for v in np.linspace(a, b, 17)]
+        steep = [(a, b) for a, b in pairwise(sorted(curve)) if abs(curve[a] - curve[b]) > _STEEP]
+        wanted = [v for a, b in steep for v in np.linspace(a, b, 17)]
     return curve
-
-
-def _pairs(curve: Curve) -> list[tuple[float, float]]:
-    order = sorted(curve)
-    return list(zip(order[:-1], order[1:], strict=True))
 
 
 def _candidates(expected: Limits | None, controls: ShaderControls, curve: Curve) -> Iterator[Limits]:

@@ -219,7 +219,8 @@ class _Parser:
         kind, text = self.tokens[self.at]
         self.at += 1
         if kind == "number":
-            found: Node = ("literal", float(text) if re.search("[.eE]", text) else int(text))
+            is_float = re.search("[.eE]", text) or len(text) > 19
+            found: Node = ("literal", float(text) if is_float else int(text))
         elif kind == "text":
             found = ("literal", text[1:-1])
         elif text == "(":
@@ -235,7 +236,7 @@ class _Parser:
         return found
 
     def arguments(self) -> list[Node]:
-        found = []
+        found: list[Node] = []
         if self.take("void"):
             self.need(")")
             return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 import random
 import re
 import socket
 import urllib.parse
+import warnings
 from contextlib import suppress
 from importlib.metadata import metadata
 
