@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+import imageryxr as ix
+from imageryxr.accessor import ImageryArray, ImageryDataset, ImageryTree
 from tests.support.sample_volume import session_sample
 
 # It loads the kernels, and is imported only by the process that forks the workers of clusters.
@@ -55,9 +58,25 @@ def sample_path(request: pytest.FixtureRequest) -> Path:
     return session_sample(request).path
 
 
+@functools.cache
+def public_names() -> tuple[str, ...]:
+    """Return the full names of all that users call: the public names, and the methods of the accessors."""
+    values = [getattr(ix, name) for name in ix.__all__ if name != "errors"]
+    for accessor in (ImageryArray, ImageryDataset, ImageryTree):
+        values += [accessor, *(value for value in vars(accessor).values() if inspect.isfunction(value))]
+    return ("imageryxr", *{f"{value.__module__}.{value.__qualname__}" for value in values})
+
+
 @pytest.fixture(autouse=True)
-def _names(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    if isinstance(request.node, pytest.DoctestItem):
-        doctest_namespace["os"] = os
-        if "sample_path" in "".join(e.source for e in request.node.dtest.examples):
-            doctest_namespace["sample_path"] = request.getfixturevalue("sample_path")
+def _new_session(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the examples of public functions as in a new session, without the names of their modules.
+
+    They write the sample volume into the current folder; here it exists.
+    """
+    if not isinstance(request.node, pytest.DoctestItem):
+        return
+    test = request.node.dtest
+    if test.name in public_names() or test.name.rpartition(".")[0] in public_names():
+        test.globs.clear()
+    if 'ix.sample("sample")' in "".join(example.source for example in test.examples):
+        monkeypatch.chdir(session_sample(request).path.parent)

@@ -1,7 +1,7 @@
 """Open connectomics volumes as lazy, labelled xarray objects, and draw segmentations over images.
 
 >>> import imageryxr as ix
->>> sample = ix.sample(sample_path)
+>>> sample = ix.sample("sample")
 >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
 >>> box = ix.BBox.around((4600, 2560, 130), (512, 512), resolution=(8, 8, 40))
 >>> ds = ix.align(em, seg, bbox=box)
@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from imageryxr.testing.sample import sample as sample
 
 __version__ = "0.1.0"
+
+del annotations  # the feature of __future__ is not part of the package
 
 # Modules load when a name is first used, so that the import stays fast.
 _MODULES = {

@@ -103,7 +103,7 @@ class ImageryArray:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> em.imagery.grid.resolution
     (8.0, 8.0, 40.0)
     >>> em.imagery.crop(ix.BBox.around((4300, 2200, 120), (64, 64), resolution=(8, 8, 40))).shape
@@ -163,7 +163,7 @@ class ImageryDataset:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> ds.imagery.overlay(alpha=0.3).dims
     ('z', 'y', 'x', 'rgba')
@@ -219,7 +219,7 @@ class ImageryTree:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}]}
     >>> tree = ix.open_neuroglancer(state, allow_local=True)
     >>> tree.imagery.view(size=(64, 48)).em.shape

@@ -14,8 +14,7 @@
     ├── ColorError (ValueError)                an invalid colour or palette
     ├── SegmentError (KeyError)                a required id that does not exist
     │   ├── StaleRootError                     a root id that is not current at the timestamp of its layer
-    │   └── IdError                            a value that is not an id, such as a float; also LayerError, OptionError
-    │                                          and ColorError
+    │   └── IdError                            a value that is not an id, such as a float
     ├── SourceError (ValueError)               a source with an invalid address or metadata
     │   ├── AddressError                       an unknown scheme or a malformed address
     │   ├── SourceNotFoundError (FileNotFoundError)
@@ -226,10 +225,7 @@ class StaleRootError(SegmentError):
 
 
 class IdError(SegmentError, LayerError, OptionError, ColorError):
-    """A value that is not a segment id, such as a float, wherever ids are given.
-
-    Ids are arguments, keys of colours and values of arrays, so each of the errors for these catches this one.
-    """
+    """A value that is not a segment id, such as a float, in an argument, an array or the keys of colours."""
 
 
 class SourceError(ImageryError, ValueError):

@@ -96,3 +96,8 @@ def test_dir_lists_only_public_names():
     listed = dir(ix)
     assert {name for name in listed if not name.startswith("__")} == set(ix.__all__)
     assert "__version__" in listed
+
+
+def test_the_feature_of_future_is_not_an_attribute_of_the_package():
+    with pytest.raises(AttributeError, match="has no attribute 'annotations'"):
+        _ = ix.annotations

@@ -89,13 +89,14 @@ def grid_of(da: xr.DataArray | xr.Dataset | xr.DataTree) -> Grid:
 
     Examples
     --------
-    >>> grid = Grid((4, 8, 8), (4.04, 4.04, 40), (10, 20, 3))
+    >>> import numpy as np, xarray as xr, imageryxr as ix
+    >>> grid = ix.Grid((4, 8, 8), (4.04, 4.04, 40), (10, 20, 3))
     >>> array = xr.DataArray(np.zeros(grid.shape), coords=grid.coords(), dims=("z", "y", "x"))
-    >>> grid_of(array) == grid
+    >>> ix.grid_of(array) == grid
     True
-    >>> grid_of(array.isel(x=slice(2, None, 2))).resolution
+    >>> ix.grid_of(array.isel(x=slice(2, None, 2))).resolution
     (8.08, 4.04, 40.0)
-    >>> grid_of(array.isel(z=[2])).resolution
+    >>> ix.grid_of(array.isel(z=[2])).resolution
     (4.04, 4.04, 40.0)
     """
     if isinstance(da, xr.DataTree):

@@ -247,7 +247,8 @@ class BBox:
 
     Examples
     --------
-    >>> box = BBox((100, 200, 10), (612, 712, 11), resolution=(8, 8, 40))
+    >>> import imageryxr as ix
+    >>> box = ix.BBox((100, 200, 10), (612, 712, 11), resolution=(8, 8, 40))
     >>> box.lo_nm
     (800.0, 1600.0, 400.0)
     >>> box.size_nm
@@ -316,9 +317,10 @@ class BBox:
 
         Examples
         --------
-        >>> BBox.around((5319, 8677, 1201), (400, 400), resolution=(6, 6, 30))
+        >>> import imageryxr as ix
+        >>> ix.BBox.around((5319, 8677, 1201), (400, 400), resolution=(6, 6, 30))
         BBox(lo=(5119, 8477, 1201), hi=(5519, 8877, 1202), resolution=(6.0, 6.0, 30.0))
-        >>> BBox.around((100.5, 100.5, 7.5), (4, 4), resolution=(4, 4, 40), size_resolution=(8, 8, 40))
+        >>> ix.BBox.around((100.5, 100.5, 7.5), (4, 4), resolution=(4, 4, 40), size_resolution=(8, 8, 40))
         BBox(lo=(48, 48, 7), hi=(52, 52, 8), resolution=(8.0, 8.0, 40.0))
         """
         point, extent = check_point(center, "center"), check_point(size, "size", (2, 3))

@@ -236,7 +236,7 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> picture = ix.overlay(ds.image, ds.segmentation, ids=[1, 2], colors={1: "red", 2: "blue"})
     >>> ix.colors_of(picture)

@@ -118,7 +118,8 @@ class Grid:
 
     Examples
     --------
-    >>> grid = Grid((1, 2, 3), (8, 8, 40), (100, 200, 10))
+    >>> import imageryxr as ix
+    >>> grid = ix.Grid((1, 2, 3), (8, 8, 40), (100, 200, 10))
     >>> grid.coords()["x"].values
     array([804., 812., 820.])
     >>> print(grid.bbox)

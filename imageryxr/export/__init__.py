@@ -53,7 +53,7 @@ def plan_export(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image, mip=2)
+    >>> em = ix.open_image(ix.sample("sample").image, mip=2)
     >>> plan = ix.plan_export(em, "stack/z{z:04d}.png", workers=2)
     >>> plan.bytes_to_write == em.size
     True
@@ -202,8 +202,8 @@ def export(
 
     Examples
     --------
-    >>> import imageryxr as ix, tempfile
-    >>> em = ix.open_image(ix.sample(sample_path).image, mip=2).isel(z=slice(0, 3))
+    >>> import os, tempfile, imageryxr as ix
+    >>> em = ix.open_image(ix.sample("sample").image, mip=2).isel(z=slice(0, 3))
     >>> out = tempfile.TemporaryDirectory()
     >>> report = ix.export(em, out.name + "/stack/z{z:02d}.png")
     >>> sorted(os.listdir(out.name + "/stack"))

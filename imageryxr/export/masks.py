@@ -76,7 +76,7 @@ def save_masks(
     ``.items()`` does through a dict.
 
     >>> import tempfile, imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> part = seg.isel(z=slice(0, 2), y=slice(0, 32), x=slice(0, 32))
     >>> masks = ix.split_masks(part, ix.unique_ids(part)[:1])
     >>> files = ix.save_masks(masks, tempfile.mkdtemp() + "/{z}_{id}.png")

@@ -72,7 +72,7 @@ def contacts(segmentation: xr.DataArray, *, ids: Iterable[int] | None = None) ->
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> touching = ix.contacts(seg.isel(z=slice(0, 2)))
     >>> bool((touching.segment_a < touching.segment_b).all())
     True

@@ -124,7 +124,7 @@ def cutouts(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> synapses = {"x": [4300, 4650], "y": [2300, 2500], "z": [110, 131], "pre_id": [7, 9]}
     >>> boxes = ix.cutouts(ds, synapses, (64, 48, 5), resolution=(8, 8, 40))

@@ -59,7 +59,7 @@ def overlaps(a: xr.DataArray, b: xr.DataArray, *, background: bool = False) -> x
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation).isel(z=slice(0, 2))
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation).isel(z=slice(0, 2))
     >>> same = ix.overlaps(seg, seg)
     >>> same.variation_of_information, bool((same.segment_a == same.segment_b).all())
     (0.0, True)

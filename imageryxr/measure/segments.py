@@ -96,7 +96,7 @@ def measure(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> cells = ix.measure(seg.isel(z=slice(0, 4)))
     >>> largest = cells.isel(segment=cells.volume.argmax("segment"))
     >>> largest.centroid.sel(axis="z").item() > 0

@@ -39,7 +39,7 @@ def to_dataframe(measurements: xr.Dataset) -> pd.DataFrame:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> table = ix.measure(seg.isel(z=slice(0, 2))).imagery.to_dataframe()
     >>> table.index.name, table.index.dtype
     ('segment', dtype('uint64'))

@@ -95,12 +95,12 @@ def neuroglancer_link(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> link = ix.neuroglancer_link(em, allow_local=True)
     >>> again = ix.open_neuroglancer(link, allow_local=True)
     >>> again["image/image"].identical(em.assign_attrs(again["image/image"].attrs))
     True
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> link = ix.neuroglancer_link(seg, colors={5: "red", 7: "cyan"}, allow_local=True)
     >>> ix.open_neuroglancer(link, allow_local=True)["segmentation/segmentation"].attrs["selected_ids"]
     [5, 7]

@@ -132,7 +132,7 @@ def open_neuroglancer(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> state = {
     ...     "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
     ...     "position": [4600.5, 2560.5, 130.5],

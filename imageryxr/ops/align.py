@@ -82,7 +82,7 @@ def regrid(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     >>> fine = ix.regrid(seg, like=em)
     >>> fine.shape == em.shape, fine.dtype
@@ -141,7 +141,7 @@ def align(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     >>> box = ix.BBox.around((4300, 2200, 120), (256, 256), resolution=(8, 8, 40))
     >>> ix.align(em, seg, bbox=box).sizes

@@ -58,7 +58,7 @@ def crop(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> box = ix.BBox.around((4300, 2200, 120), (64, 48), resolution=(8, 8, 40))
     >>> ix.crop(em, box).shape
     (1, 48, 64)
@@ -129,7 +129,7 @@ def box_around(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> em.imagery.around((4300, 2200, 120), (64, 48))
     BBox(lo=(4268, 2176, 120), hi=(4332, 2224, 121), resolution=(8.0, 8.0, 40.0))
     """

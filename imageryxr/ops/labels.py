@@ -61,7 +61,7 @@ def unique_ids(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> ids, voxels = ix.unique_ids(seg.isel(z=slice(0, 2)), counts=True)
     >>> len(ids) > 100, int(voxels.min()) > 0
     (True, True)

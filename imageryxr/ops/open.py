@@ -113,7 +113,7 @@ def open_image(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> em.dims, em.dtype, em.attrs["resolution"]
     (('z', 'y', 'x'), dtype('uint8'), (8.0, 8.0, 40.0))
     """
@@ -187,7 +187,7 @@ def open_segmentation(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation, mip=1)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation, mip=1)
     >>> seg.dtype, seg.attrs["resolution"]
     (dtype('uint64'), (32.0, 32.0, 40.0))
     """
@@ -240,7 +240,7 @@ def open_multiscale(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> tree = ix.open_multiscale(ix.sample(sample_path).image)
+    >>> tree = ix.open_multiscale(ix.sample("sample").image)
     >>> list(tree.children)
     ['0', '1', '2']
     >>> tree["1/image"].attrs["resolution"]

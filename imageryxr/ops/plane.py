@@ -96,7 +96,7 @@ def plane(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> side = ix.plane(em, (4600.5, 2560.5, 130.5), (256, 200), normal=(1, 1, 0.2), resolution=(8, 8, 40))
     >>> side.shape, side.attrs["resolution"]
     ((1, 200, 256), (8.0, 8.0, 8.0))
@@ -163,7 +163,7 @@ def tree_plane(tree: xr.DataTree, size: Sequence[int], *, nm_per_pixel: float | 
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}],
     ...          "crossSectionOrientation": [0.5, 0.5, 0.5, 0.5]}
     >>> ix.open_neuroglancer(state, allow_local=True).imagery.plane((120, 80)).em.shape

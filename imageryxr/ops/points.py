@@ -65,7 +65,7 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> ids = ix.sample_points(seg, [(4300, 2300, 110), (4700, 2600, 130), (0, 0, 0)], resolution=(8, 8, 40))
     >>> ids.dims, ids.dtype, int(ids[2])
     (('point',), dtype('uint64'), 0)

@@ -33,7 +33,7 @@ def progress() -> Iterator[None]:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> with ix.progress():
     ...     em = em.isel(z=slice(0, 2)).load()
     """

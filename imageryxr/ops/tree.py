@@ -73,7 +73,7 @@ def view(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> state = {"layers": [{"type": "image", "name": "em", "source": sample.image}]}
     >>> tree = ix.open_neuroglancer(state, allow_local=True)
     >>> tree.imagery.view(size=(100, 50, 4)).em.shape

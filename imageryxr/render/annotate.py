@@ -154,7 +154,7 @@ def annotate(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> slice_ = ix.to_rgba(ix.crop(em, ix.BBox.around((4600, 2560, 130), (64, 64), resolution=(8, 8, 40))))
     >>> points = ix.as_annotations([[4600.5, 2560.5, 130.5]], resolution=(8, 8, 40))
     >>> ix.annotate(slice_, points, color="red").values[0, 32, 32]

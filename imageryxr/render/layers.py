@@ -93,7 +93,7 @@ class Layer:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> cells = ix.Layer(ds.segmentation, alpha=0.2)
     >>> one = ix.Layer(ds.segmentation, ids=[1], colors={1: "red"}, alpha=0, outline=2)

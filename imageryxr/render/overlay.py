@@ -128,7 +128,7 @@ def overlay(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=2)
     >>> picture.dims, picture.dtype
@@ -214,7 +214,7 @@ def outline(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> seg = ix.open_segmentation(ix.sample(sample_path).segmentation)
+    >>> seg = ix.open_segmentation(ix.sample("sample").segmentation)
     >>> ix.outline(seg, width=3, side="in", merge=False).sizes["rgba"]
     4
     """
@@ -251,7 +251,7 @@ def to_rgba(image: xr.DataArray, *, contrast_limits: tuple[float, float] | None 
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> ix.to_rgba(em, contrast_limits=(60, 220)).dims
     ('z', 'y', 'x', 'rgba')
     """
@@ -288,7 +288,7 @@ def composite(*layers: xr.DataArray) -> xr.DataArray:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> ix.composite(ix.to_rgba(ds.image), ix.outline(ds.segmentation, width=2)).name
     'composite'

@@ -50,7 +50,7 @@ def overlay_view(
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation))
     >>> ds.imagery.overlay(alpha=0.3).sizes["rgba"]
     4

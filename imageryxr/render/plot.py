@@ -71,7 +71,7 @@ def plot(
     >>> import matplotlib
     >>> matplotlib.use("agg")
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image, mip=2)
+    >>> em = ix.open_image(ix.sample("sample").image, mip=2)
     >>> drawn = em.isel(z=[3]).imagery.plot()
     >>> [round(float(v), 3) for v in drawn.get_extent()]
     [32.768, 40.96, 24.576, 16.384]

@@ -60,7 +60,7 @@ def contrast_limits(image: xr.DataArray, percentiles: Sequence[float] = (1, 99))
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> low, high = ix.contrast_limits(em)
     >>> 0 < low < high < 256
     True
@@ -144,7 +144,7 @@ def thumbnail(obj: xr.DataArray | xr.Dataset | xr.DataTree, size: int = 256) -> 
     Examples
     --------
     >>> import imageryxr as ix
-    >>> em = ix.open_image(ix.sample(sample_path).image)
+    >>> em = ix.open_image(ix.sample("sample").image)
     >>> em.imagery.thumbnail().size
     (256, 256)
     """

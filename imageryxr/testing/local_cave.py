@@ -60,7 +60,7 @@ class LocalCave:
     Examples
     --------
     >>> import imageryxr as ix
-    >>> sample = ix.sample(sample_path)
+    >>> sample = ix.sample("sample")
     >>> em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
     >>> box = ix.BBox.around((4600, 2560, 130), (64, 64, 8), resolution=(8, 8, 40))
     >>> with LocalCave(ix.align(em, seg, bbox=box)) as cave:

@@ -114,9 +114,9 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
 
     Examples
     --------
-    >>> import tempfile
+    >>> import tempfile, imageryxr as ix
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     block = sample(f"{folder}/block", shape=(4, 64, 64))
+    ...     block = ix.sample(f"{folder}/block", shape=(4, 64, 64))
     ...     sorted(entry.name for entry in block.path.iterdir())
     ['image', 'imageryxr-sample.json', 'segmentation']
     >>> block.image

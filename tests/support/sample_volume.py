@@ -22,9 +22,9 @@ def _sample_folder(request: pytest.FixtureRequest) -> Path:
     with suppress(
         AttributeError, OSError
     ):  # pytest runs without the cache plugin, or the folder of the cache is not writable
-        return request.config.cache.mkdir(f"imageryxr-{code.hexdigest()}") / "sample-volume"  # type: ignore[union-attr]
+        return request.config.cache.mkdir(f"imageryxr-{code.hexdigest()}") / "sample"  # type: ignore[union-attr]
     base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sample-volume"
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sample"
 
 
 def session_sample(request: pytest.FixtureRequest) -> Sample:

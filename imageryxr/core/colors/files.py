@@ -45,8 +45,8 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
 
     Examples
     --------
-    >>> import tempfile
-    >>> path = save_palette({864691135617152361: "red", 5: (0, 90, 255)}, tempfile.mkdtemp() + "/cells.json")
+    >>> import tempfile, imageryxr as ix
+    >>> path = ix.save_palette({864691135617152361: "red", 5: (0, 90, 255)}, tempfile.mkdtemp() + "/cells.json")
     >>> print(path.read_text())
     {
       "864691135617152361": "#ff0000",
@@ -105,8 +105,8 @@ def load_palette(path: str | os.PathLike[str]) -> dict[int, RGB | RGBA]:
 
     Examples
     --------
-    >>> import tempfile
-    >>> load_palette(save_palette({7: "red"}, tempfile.mkdtemp() + "/cells.csv"))
+    >>> import tempfile, imageryxr as ix
+    >>> ix.load_palette(ix.save_palette({7: "red"}, tempfile.mkdtemp() + "/cells.csv"))
     {7: (255, 0, 0)}
     """
     source, kind = _check_suffix(path)

@@ -91,9 +91,10 @@ def palette(
 
     Examples
     --------
-    >>> palette([864691135617152361, 5], "tab10")
+    >>> import imageryxr as ix
+    >>> ix.palette([864691135617152361, 5], "tab10")
     {864691135617152361: (31, 119, 180), 5: (255, 127, 14)}
-    >>> palette([5], "stable") == {5: palette(range(100), "stable")[5]}
+    >>> ix.palette([5], "stable") == {5: ix.palette(range(100), "stable")[5]}
     True
     """
     check_flag("distinct", distinct)

@@ -81,9 +81,9 @@ def save_figure(
 
     Examples
     --------
-    >>> import tempfile
+    >>> import tempfile, imageryxr as ix
     >>> from PIL import Image
-    >>> path = save_figure(Image.new("L", (1004, 500)), tempfile.mkdtemp() + "/a.png", width_mm=85, nm_per_pixel=4)
+    >>> path = ix.save_figure(Image.new("L", (1004, 500)), tempfile.mkdtemp() + "/a.png", width_mm=85, nm_per_pixel=4)
     >>> with Image.open(path) as back:
     ...     round(back.info["dpi"][0])
     300

@@ -90,12 +90,11 @@ def inset(
 
     Examples
     --------
-    >>> from imageryxr.core.grid import Grid
-    >>> grid = Grid((1, 90, 120), (8, 8, 40), (0, 0, 0))
-    >>> import numpy as np
+    >>> import numpy as np, xarray as xr, imageryxr as ix
+    >>> grid = ix.Grid((1, 90, 120), (8, 8, 40), (0, 0, 0))
     >>> em = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords())
     >>> em = em.assign_attrs(resolution=grid.resolution)
-    >>> inset(em, BBox((10, 10, 0), (22, 20, 1), resolution=(8, 8, 40))).size
+    >>> ix.inset(em, ix.BBox((10, 10, 0), (22, 20, 1), resolution=(8, 8, 40))).size
     (120, 90)
     """
     from PIL import Image as PilImage

@@ -85,8 +85,9 @@ def legend(
 
     Examples
     --------
+    >>> import imageryxr as ix
     >>> from PIL import Image
-    >>> legend(Image.new("L", (300, 200)), {5: "red", 7: "blue"}, names={5: "axon", 7: "dendrite"}).mode
+    >>> ix.legend(Image.new("L", (300, 200)), {5: "red", 7: "blue"}, names={5: "axon", 7: "dendrite"}).mode
     'RGB'
     """
     from PIL import Image as PilImage

@@ -105,10 +105,11 @@ def montage(
 
     Examples
     --------
+    >>> import numpy as np, xarray as xr, imageryxr as ix
     >>> stack = xr.DataArray(np.zeros((4, 20, 30), np.uint8), dims=("z", "y", "x"))
-    >>> montage(stack).size
+    >>> ix.montage(stack).size
     (150, 20)
-    >>> montage(stack, columns=2, spacing=4, background=None).size
+    >>> ix.montage(stack, columns=2, spacing=4, background=None).size
     (64, 44)
     """
     spacing = check_whole("spacing", spacing, 0, 10_000, unit="pixels")

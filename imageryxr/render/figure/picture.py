@@ -64,10 +64,11 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
 
     Examples
     --------
+    >>> import numpy as np, xarray as xr, imageryxr as ix
     >>> volume = xr.DataArray(np.zeros((5, 40, 60), np.uint8), dims=("z", "y", "x"))
-    >>> to_pil(volume.isel(z=0)).size
+    >>> ix.to_pil(volume.isel(z=0)).size
     (60, 40)
-    >>> to_pil(volume.isel(y=[7])).size
+    >>> ix.to_pil(volume.isel(y=[7])).size
     (60, 5)
     """
     scale = check_whole("scale", scale, 1, 100, unit="pixels per voxel")

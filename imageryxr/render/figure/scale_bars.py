@@ -106,8 +106,9 @@ def scale_bar(
 
     Examples
     --------
+    >>> import imageryxr as ix
     >>> from PIL import Image
-    >>> scale_bar(Image.new("L", (400, 300)), nm_per_pixel=4).mode
+    >>> ix.scale_bar(Image.new("L", (400, 300)), nm_per_pixel=4).mode
     'L'
     """
     check_position(position)
