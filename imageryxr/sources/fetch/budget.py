@@ -114,6 +114,8 @@ class RequestBudget(_Queue):
     def __init__(self) -> None:
         super().__init__()
         self._running: list[threading.Event] = []
+        self._most = 1
+        """Largest limit of the requests so far."""
         self._accepted = float("inf")
         self._halved_at = 0.0
 
@@ -123,6 +125,8 @@ class RequestBudget(_Queue):
 
     def acquire(self, most: int, stop: threading.Event, host: str) -> Steps[None]:
         """Wait until fewer requests run than the limit, and count one more; `stop` ends the wait."""
+        with self._lock:
+            self._most = max(self._most, most)
         yield from self._enter(_Ticket(most), stop, host)
 
     def _take(self, ticket: _Ticket, stop: threading.Event) -> None:
@@ -154,12 +158,14 @@ class RequestBudget(_Queue):
         return bool(self._running or self._waiting)
 
     def _admissible(self) -> Iterator[_Ticket]:
-        count, is_exact = len(self._running), False
+        count, is_exact, largest = len(self._running), False, self.limit(self._most)
         for ticket in self._waiting:
             limit = self.limit(ticket.most)
             if count >= limit and not is_exact:
                 # Cancelled requests are not counted, because they may last until their timeout.
                 count, is_exact = count - sum(stop.is_set() for stop in self._running), True
+            if count >= largest:  # hundreds of threads check their tickets, which must not take all their time
+                return
             # A request with a small limit of its own waits without delaying those with a larger one.
             if count < limit:
                 count += 1

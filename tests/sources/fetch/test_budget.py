@@ -59,6 +59,35 @@ def test_the_limit_recovers_by_one_per_round_of_successes():
     assert budget.limit(64) == 64
 
 
+def test_a_waiting_request_is_checked_without_a_look_at_all_others(monkeypatch):
+    """Each of a thousand waiting threads checks five times per second; looks at all others took all their time."""
+    budget, stop = RequestBudget(), threading.Event()
+    running, *waiting = [budget.acquire(most, stop, "host") for most in (1, *[1, 4, 1] * 300)]
+    for _ in range(3):
+        budget.record(429, 1, time.monotonic())
+    with suppress(StopIteration):
+        next(running)
+    for steps in waiting:
+        next(steps)
+    looks, limit = [], RequestBudget.limit
+    monkeypatch.setattr(RequestBudget, "limit", lambda self, most: looks.append(most) or limit(self, most))
+    for steps in waiting:
+        next(steps)
+    assert len(looks) < 5 * len(waiting)
+
+
+def test_a_request_with_a_larger_limit_passes_those_that_wait_at_a_smaller_one():
+    budget, stop = RequestBudget(), threading.Event()
+    running, small, large, larger = [budget.acquire(most, stop, "host") for most in (1, 1, 2, 3)]
+    with suppress(StopIteration):
+        next(running)
+    next(small)
+    for steps in (large, larger):
+        with pytest.raises(StopIteration):
+            next(steps)
+    next(small)
+
+
 def test_other_statuses_do_not_change_the_limit():
     budget = RequestBudget()
     for status in (200, 404, 403, 500):
