@@ -22,6 +22,15 @@ def run_after_fork(function: Function) -> Function:
     return function
 
 
+def hold_during_forks(lock: Any) -> None:
+    """Let forks wait until no thread holds a lock, because a child could never acquire a lock that a thread holds.
+
+    The lock must be reentrant, since the thread that forks may hold it.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+
+
 class cached_property(functools.cached_property[Value]):  # noqa: N801 - named as the one in functools
     """A property that is computed once per object; two threads may compute the same value at the same time.
 

@@ -21,7 +21,13 @@ from typing import Any, TypeVar, cast
 import numba
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime.nrt import rtsys
+
+from imageryxr.core.fork import hold_during_forks
+
+# numba holds this lock while it compiles or loads a kernel, which may take seconds.
+hold_during_forks(global_compiler_lock)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

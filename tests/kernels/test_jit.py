@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numba.core.compiler_lock import global_compiler_lock
 
 import imageryxr
-from tests.support.processes import python
+from imageryxr.kernels.jit import compile_kernel
+from tests.support.processes import python, succeeds_in_fork
 
 PACKAGE = Path(imageryxr.__file__).parent
 
@@ -198,3 +202,45 @@ def test_numba_can_compile_after_kernels_were_loaded(tmp_path, modules, start):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "0"
+
+
+@pytest.mark.slow
+def test_a_child_forked_while_a_thread_compiles_a_kernel_compiles_it_as_well():
+    @compile_kernel
+    def first(values):
+        return values.sum()
+
+    @compile_kernel
+    def second(values):
+        return values.max()
+
+    values = np.arange(3.0)
+    thread = threading.Thread(target=first, args=(values,))
+    thread.start()
+    while global_compiler_lock._lock.acquire(blocking=False):  # until the thread compiles
+        global_compiler_lock._lock.release()
+        if not thread.is_alive():
+            break
+    assert succeeds_in_fork(lambda: first(values) + second(values))
+    thread.join()
+
+
+def test_a_fork_waits_for_a_lock_that_a_thread_holds():
+    code = """
+import os, threading, time
+from imageryxr.core.fork import hold_during_forks
+lock, held = threading.RLock(), threading.Event()
+hold_during_forks(lock)
+def hold():
+    with lock:
+        held.set()
+        time.sleep(0.3)
+threading.Thread(target=hold).start()
+held.wait()
+pid = os.fork()
+if not pid:
+    os._exit(not lock.acquire(timeout=10))
+assert lock.acquire(timeout=10)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
