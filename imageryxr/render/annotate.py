@@ -28,7 +28,7 @@ from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.ops.annotations import as_annotations
 from imageryxr.ops.cutout_align import map_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
-from imageryxr.render.figure.print_size import check_label_size
+from imageryxr.render.figure.print_size import check_label_size, label_pixels
 from imageryxr.render.figure.text import LEGIBLE
 from imageryxr.render.mark_colors import column_values, mark_colors
 from imageryxr.render.mark_labels import LabelStyle
@@ -62,7 +62,9 @@ def annotate(
     depth: float | None = None,
     fade: bool = False,
     labels: str | None = None,
-    label_size: int = 12,
+    label_size: int | None = None,
+    label_pt: float | None = None,
+    width_mm: float | None = None,
     label_color: Any = "white",
     axis: Literal["z", "y", "x"] | None = None,
 ) -> xr.DataArray:
@@ -120,8 +122,13 @@ def annotate(
     labels : str, optional
         Name of the column whose text is written beside each mark, moved apart so that no two labels overlap. Labels
         without room are omitted, with one warning.
-    label_size : int, default 12
-        Height of the labels in pixels.
+    label_size : int, optional
+        Height of the labels in pixels. Default: 12 or, on a Pillow picture, 1/40 of the smaller side of
+        its slices if that is more.
+    label_pt : float, optional
+        Height of the labels in points at the printed width, instead of ``label_size``.
+    width_mm : float, optional
+        Printed width of the picture, for ``label_pt``. Default: its width at 300 pixels per inch.
     label_color : colour or None, default "white"
         Colour of the labels, which have a contrasting halo. None: the colour of each mark.
     axis : {"z", "y", "x"}, optional
@@ -170,7 +177,7 @@ def annotate(
     style = _mark_style(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill, picture, volume.grid, across)
     texts = _label_texts(table, labels)
     label_style = LabelStyle(
-        check_label_size(label_size, LEGIBLE),
+        _label_height(label_size, label_pt, width_mm, picture.sizes.get(DIMS[_turned_axes(across)[2]], 1)),
         None if label_color is None else parse_color(label_color),
     )
     drawing = _Drawing(table, style, across, sizes, texts, label_style)
@@ -285,6 +292,11 @@ def _slice_axis(picture: xr.DataArray, axis: Any) -> int:
 def _turned_axes(axis: int) -> list[int]:
     """Return the axes of the array in the order (slice, row, column)."""
     return [axis, *(other for other in range(3) if other != axis)]
+
+
+def _label_height(label_size: Any, label_pt: Any, width_mm: Any, width: int) -> int:
+    height = label_pixels(label_size, label_pt, width_mm, width)
+    return 12 if height is None else height if label_size is None else check_label_size(label_size, LEGIBLE)
 
 
 def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:

@@ -15,6 +15,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.errors import LayerError, OptionError, param
 from imageryxr.graph.cutout_arrays import contains_cutouts
 from imageryxr.render.figure.picture import KEPT_ATTRS, Text, View, attach_geometry, geometry_of, smallest_text
+from imageryxr.render.figure.print_size import label_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +36,9 @@ def accepts_pictures(verb: Verb) -> Verb:
             return verb(picture, *args, **kwargs)
         if kwargs.get("axis") is not None:
             raise OptionError(param("axis", kwargs["axis"]), " is only for arrays; omit it for a Pillow picture")
-        return _draw_on_picture(picture, lambda array, axis: verb(array, *args, **{**kwargs, "axis": axis}), kwargs)
+        height = _label_height(picture, kwargs)
+        options = {**kwargs, "label_size": height, "label_pt": None, "width_mm": None}
+        return _draw_on_picture(picture, lambda array, axis: verb(array, *args, **{**options, "axis": axis}), options)
 
     return wrapper  # type: ignore[return-value]
 
@@ -50,11 +53,21 @@ def _draw_on_picture(picture: Image, draw: Callable[..., xr.DataArray], options:
         )
     canvas = picture.convert("RGBA")
     views = [_draw_on_view(canvas, view, draw) for view in geometry.views]
-    text = smallest_text(
-        geometry.text, Text(options.get("label_size", 12), "annotate") if options.get("labels") else None
-    )
+    text = smallest_text(geometry.text, Text(options["label_size"], "annotate") if options.get("labels") else None)
     out = canvas if picture.mode == "RGBA" else canvas.convert("RGB")
     return attach_geometry(out, geometry.nm, geometry.taken, text, views)
+
+
+def _label_height(picture: Image, options: dict[str, Any]) -> int:
+    """Return the height of labels in pixels; by default it grows with the slices that the picture shows."""
+    given = options.get
+    height = label_pixels(given("label_size"), given("label_pt"), given("width_mm"), picture.width)
+    if height is not None:
+        return height
+    sides = [
+        min(right - left, bottom - top) for left, top, right, bottom in (v.rect for v in geometry_of(picture).views)
+    ]
+    return max(12, round(min(sides, default=0) / 40))
 
 
 def _draw_on_view(canvas: Image, view: View, draw: Callable[..., xr.DataArray]) -> View:

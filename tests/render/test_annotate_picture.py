@@ -136,3 +136,24 @@ def test_a_picture_of_unknown_position_is_an_error_with_advice():
             ix.annotate(odd, table)
     with pytest.raises(OptionError, match="axis='y' is only for arrays"):
         ix.annotate(image, table, axis="y")
+
+
+def test_labels_grow_with_an_enlarged_picture_and_can_be_given_in_points():
+    rgba = picture((1, 250, 300), (8, 8, 8))
+    table = {"x": [1000], "y": [1000], "z": [4], "name": ["axon"]}
+    large, small = (ix.to_pil(rgba, scale=scale) for scale in (4, 1))
+
+    def draw(image, **options):
+        return pixels(ix.annotate(image, table, labels="name", **options))
+
+    np.testing.assert_array_equal(draw(large), draw(large, label_size=25))
+    np.testing.assert_array_equal(draw(small), draw(small, label_size=12))
+    pair = ix.montage([large, large], columns=1)
+    np.testing.assert_array_equal(draw(pair), draw(pair, label_size=25))
+    np.testing.assert_array_equal(draw(large, label_pt=12), draw(large, label_size=50))
+    np.testing.assert_array_equal(draw(large, label_pt=7, width_mm=85), draw(large, label_size=35))
+    array = ix.annotate(rgba, table, labels="name", label_pt=7, width_mm=25.4)
+    np.testing.assert_array_equal(array, ix.annotate(rgba, table, labels="name", label_size=29))
+    for image in (large, rgba):
+        with pytest.raises(OptionError, match="cannot be combined"):
+            ix.annotate(image, table, labels="name", label_size=12, label_pt=7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import uuid
 from contextlib import suppress
@@ -179,7 +178,7 @@ def _warn_of_small_text(text: Text, dpi: float, width_mm: float) -> None:
                 Wording(f"the text that {verb} drew", "text on the picture"),
                 f" is {points:.1f} pt high at the printed width of {width_mm:.0f} mm; less than {LEAST_POINTS:g} pt ",
                 "is hard to read; draw it with ",
-                Wording(f"label_size={math.ceil(7 * dpi / 72)}", printed) if verb == "annotate" else printed,
+                printed,
             )
         )
 

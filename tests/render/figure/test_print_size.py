@@ -175,12 +175,12 @@ def test_the_warning_of_small_text_names_the_call_that_drew_it_and_its_argument(
         ),
         r"montage drew.*with label_pt=7, width_mm=85": ix.montage([ix.scale_bar(em)], labels=["a"], label_size=10),
         r"inset drew.*with label_pt=7, width_mm=85": ix.inset(em, PART, scale_bar=True, label_size=10),
-        r"annotate drew.*with label_size=24": marked,
+        r"annotate drew.*with label_pt=7, width_mm=85": marked,
     }
     for message, picture in cases.items():
         with pytest.warns(ImageryWarning, match=message):
             ix.save_figure(picture, tmp_path / "a.png", width_mm=85, overwrite=True)
-    larger = ix.annotate(ix.to_pil(em), axon, labels="kind", label_size=24)
+    larger = ix.annotate(ix.to_pil(em), axon, labels="kind", label_pt=7, width_mm=85)
     ix.save_figure(larger, tmp_path / "b.png", width_mm=85)
 
 
