@@ -14,7 +14,7 @@ from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, snap_places, tidy
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import name_array
-from imageryxr.errors import BoxError, OutOfVolumeError, format_value
+from imageryxr.errors import BoxError, OutOfVolumeError, format_value, warn
 from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
@@ -62,6 +62,11 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     ChunkReadError
         If a chunk cannot be read.
 
+    Warns
+    -----
+    ImageryWarning
+        If more than half of the points lie outside, but more of them would lie inside in another unit or order.
+
     Examples
     --------
     >>> import imageryxr as ix
@@ -73,9 +78,17 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     places, unit = _points_array(points), check_resolution(resolution)
     layers: Mapping[Any, Any] = spatial_arrays(obj) if isinstance(obj, xr.Dataset) else {None: obj}
     volumes = {name: volume_of(array, tail=_tail_dims(array)) for name, array in layers.items()}
-    if len(places) and not any(_count_inside(places, unit, volume.grid) for volume in volumes.values()):
-        name, volume = next(iter(volumes.items()))
-        raise _outside_error(places, unit, volume.grid, layers[name].name, level_grids(layers[name]))
+    inside = {name: _count_inside(places, unit, volume.grid) for name, volume in volumes.items()}
+    if len(places) > 2 * max(inside.values(), default=0):
+        name = max(inside, key=inside.__getitem__)
+        grid, levels = volumes[name].grid, level_grids(layers[name])
+        message = _outside_message(places, unit, grid, layers[name].name, inside[name])
+        advice = _unit_advice(places, unit, grid, levels, inside[name])
+        if not inside[name]:
+            default = "; give points inside the array, in units of resolution=(x, y, z nm per unit)"
+            raise OutOfVolumeError(message + (advice or default))
+        if advice:
+            warn(message + advice)
     values = {name: _sample_volume(volume, places, unit) for name, volume in volumes.items()}
     return xr.Dataset(values, attrs=obj.attrs) if isinstance(obj, xr.Dataset) else values[None]
 
@@ -170,15 +183,21 @@ def _read_voxels(volume: Volume, z: Indexes, y: Indexes, x: Indexes) -> Array:
     return found
 
 
-def _outside_error(places: Places, unit: Triple, grid: Grid, name: Any, levels: Sequence[Grid]) -> OutOfVolumeError:
-    """Return the error for points outside an array, with the unit or the order in which most of them lie inside."""
-    first = tuple(tidy(v) for v in places[0])
-    named = name_array(name)
+def _outside_message(places: Places, unit: Triple, grid: Grid, name: Any, inside: int) -> str:
+    first = tuple(tidy(v) for v in places[~_is_inside(places, unit, grid)][0])
     shown = "nm" if unit == (1.0, 1.0, 1.0) else f"voxels of {format_triple(unit)} nm"
-    message = (
-        f"none of {len(places):,} points lies in {named}: the first is {first} in {shown}, and it covers {grid.bbox}"
+    covered = f"the array covers {grid.bbox}"
+    if not inside:
+        return f"none of {len(places):,} points lies in {name_array(name)}: the first is {first} in {shown}; {covered}"
+    return (
+        f"{len(places) - inside:,} of {len(places):,} points lie outside of {name_array(name)} and have the value 0: "
+        f"the first of them is {first} in {shown}; {covered}"
     )
-    best, advice = 0, "; give points inside the array, in units of resolution=(x, y, z nm per unit)"
+
+
+def _unit_advice(places: Places, unit: Triple, grid: Grid, levels: Sequence[Grid], inside: int) -> str:
+    """Return the unit or the order in which more points than `inside` lie in an array; "" if there is none."""
+    best, advice = inside, ""
     for other in dict.fromkeys([(1.0, 1.0, 1.0), grid.resolution, *(level.resolution for level in levels)]):
         count = _count_inside(places, other, grid)
         if other != unit and count > best:
@@ -187,10 +206,16 @@ def _outside_error(places: Places, unit: Triple, grid: Grid, name: Any, levels: 
             best, advice = count, f". The points are inside if they are in {meant}: give resolution={given}"
     if _count_inside(places[:, ::-1], unit, grid) > best:
         advice = ". Read as (z, y, x), the points are inside: give their numbers in the order (x, y, z)"
-    return OutOfVolumeError(message + advice)
+    return advice
 
 
 def _count_inside(places: Places, unit: Sequence[float], grid: Grid) -> int:
+    return int(np.count_nonzero(_is_inside(places, unit, grid)))
+
+
+def _is_inside(places: Places, unit: Sequence[float], grid: Grid) -> npt.NDArray[np.bool_]:
     indexes = _voxel_indexes(places, unit, grid)
-    inside = np.all([(i >= 0) & (i < n) for i, n in zip(indexes, grid.shape, strict=True)], axis=0)
-    return int(np.count_nonzero(inside))
+    inside: npt.NDArray[np.bool_] = np.all(
+        [(i >= 0) & (i < n) for i, n in zip(indexes, grid.shape, strict=True)], axis=0
+    )
+    return inside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -303,3 +304,20 @@ def test_a_table_with_ambiguous_positions_raises_with_advice(sample):
     typed = str(error.value).partition("give ")[2]
     found = ix.sample_points(seg, eval(typed, {"table": table}), resolution=(8, 8, 40))
     np.testing.assert_array_equal(found.values, ix.sample_points(seg, rows, resolution=(8, 8, 40)).values)
+
+
+def test_points_of_which_most_lie_outside_cause_a_warning_with_their_unit(sample):
+    seg = ix.open_segmentation(sample.segmentation)
+    box = ix.grid_of(seg).bbox
+    lo, hi = np.array(box.lo), np.array(box.hi)
+    voxels = np.random.default_rng(0).uniform(lo, hi, (100, 3))
+    nm = voxels * box.resolution
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ix.sample_points(seg, np.concatenate([nm, voxels[:80]]))  # fewer than half
+    given = np.concatenate([nm[:2], voxels])
+    message = r"100 of 102 points lie outside of the array 'segmentation' and have the value 0: the first of them is .*"
+    with pytest.warns(ix.errors.ImageryWarning, match=message + r"give resolution=\(16, 16, 40\)") as caught:
+        found = ix.sample_points(seg, given)
+    assert len(caught) == 1
+    assert not found.values[2:].any()
