@@ -188,11 +188,12 @@ def _not_found_error(address: Address) -> SourceNotFoundError:
         "(OME-Zarr) exists or can be read"
     )  # fmt: skip
     below = _child_volumes(path)
-    advice = (
-        f"its folders {' and '.join(below)} are volumes: give {address.public}/{below[0]}"
-        if below
-        else "check the path"
-    )
+    if below:
+        advice = f"its folders {' and '.join(below)} are volumes: give {address.public}/{below[0]}"
+    elif path is not None and _is_volume(path.parent):
+        advice = f"the folder above it is a volume: give {address.public.rstrip('/').rpartition('/')[0]}"
+    else:
+        advice = "check the path"
     return SourceNotFoundError(f"there is no volume at {address.public}: {where}; {advice}")
 
 
@@ -202,7 +203,11 @@ def _child_volumes(path: Path | None) -> list[str]:
         folders = sorted(p for p in path.iterdir() if p.is_dir())[:50] if path is not None else []
     except OSError:
         return []
-    return [p.name for p in folders if any((p / name).is_file() for name in ("info", "zarr.json", ".zattrs"))]
+    return [p.name for p in folders if _is_volume(p)]
+
+
+def _is_volume(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("info", "zarr.json", ".zattrs"))
 
 
 def _check_graph(address: Address, token: str | Token | None, access: Access) -> None:

@@ -235,3 +235,9 @@ def test_a_folder_of_volumes_raises_with_the_addresses_that_open(sample):
         ix.open_image(sample)
     with pytest.raises(ix.errors.LinkError, match=r"address of a layer, not a link.*open_image"):
         ix.open_neuroglancer(sample.image)
+
+
+@pytest.mark.parametrize("missing", ["8_8_40", "level"])
+def test_a_folder_within_a_volume_raises_with_the_address_of_the_volume(sample, missing):
+    with pytest.raises(ix.errors.SourceNotFoundError, match=r"the folder above it is a volume: give \S+/image$"):
+        ix.open_image(f"{sample.image.removeprefix('precomputed://')}/{missing}")
