@@ -52,12 +52,13 @@ def plane(
     obj : DataArray or Dataset
         Image or segmentation, dims (z, y, x).
     center : sequence of 3 numbers
-        The point (x, y, z) at the centre of pixel ``(height // 2, width // 2)``, in units of ``resolution``.
+        The point (x, y, z) at the centre of pixel ``(height // 2, width // 2)``, in units of ``resolution``. In voxels,
+        the centre of voxel 52 is 52.5; at 52, the border of two slices, the image is their mean.
     size : sequence of 2 or 3 int
         Width and height in pixels and, for a stack, the number of planes; the middle plane contains the centre.
     normal : {"z", "y", "x"} or sequence of 3 numbers, default "z"
-        The direction (x, y, z) perpendicular to the plane. A name gives a slice along the axes: columns along x and
-        rows along y for "z"; x and z for "y"; y and z for "x".
+        The direction (x, y, z) perpendicular to the plane, in nm. A name gives a slice along the axes: columns along x
+        and rows along y for "z"; x and z for "y"; y and z for "x".
     up : sequence of 3 numbers, optional
         The direction (x, y, z) that points up in the picture, for a ``normal`` given in numbers. Default: −y, or −z
         if ``normal`` is along y.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_DPI, _MOST_PIXELS = 1e5, 2**16
-_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG", ".pdf": "PDF"}
 
 
 def save_figure(
@@ -35,14 +35,15 @@ def save_figure(
     nm_per_pixel: float | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a picture as PNG, TIFF or JPEG with its printed size and the physical size of its pixels.
+    """Write a picture as PNG, TIFF, JPEG or PDF with its printed size and the physical size of its pixels.
 
     Parameters
     ----------
     picture : PIL.Image.Image or DataArray
         A picture as `to_pil`, `montage` or `scale_bar` return it, or one slice as `overlay` returns it.
     path : str or path
-        ``….png``, ``….tif``, ``….tiff``, or ``….jpg`` for opaque pictures (lossy).
+        ``….png``, ``….tif``, ``….tiff``, ``….jpg`` for opaque pictures (lossy), or ``….pdf``, a page of the size of the
+        picture that contains its pixels without loss. Use `plot` for lines and text that remain lines and text.
     dpi : float, optional
         Pixels per inch in print, by default 300.
     width_mm : float, optional
@@ -50,10 +51,10 @@ def save_figure(
         are not changed. With `dpi` the picture is resampled to satisfy both: pixels are repeated if it becomes larger
         by a whole factor, otherwise Lanczos' filter is used.
     nm_per_pixel : float, optional
-        Width of a pixel in nm, stored in the file: as the text entry ``nm_per_pixel`` of a PNG, or as JSON in the
-        description of a TIFF. The resolution of the TIFF is that of print; use `export` for TIFFs that are calibrated
-        in ImageJ. Default: from the coordinates of the array, or from the picture's metadata. After resampling the
-        file has the width of the new pixels.
+        Width of a pixel in nm, stored in the file: as the text entry ``nm_per_pixel`` of a PNG, as an entry of this
+        name in the information of a PDF, or as JSON in the description of a TIFF. The resolution of the TIFF is that of
+        print; use `export` for TIFFs that are calibrated in ImageJ. Default: from the coordinates of the array, or from
+        the picture's metadata. After resampling the file has the width of the new pixels.
     overwrite : bool, default False
         Whether to replace an existing file.
 
@@ -122,15 +123,19 @@ def save_figure(
     # Alpha is dropped from opaque pictures because JPEG does not support it and journals reject it.
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")
-    _write(target, _encode(picture, target, dpi=(dpi, dpi), **_save_options(target.suffix.lower(), step)))
+    _write(target, _encode(picture, target, dpi, step))
     return target
 
 
-def _encode(picture: Image, target: Path, **options: Any) -> bytes:
+def _encode(picture: Image, target: Path, dpi: float, step: float | None) -> bytes:
     """Return a picture in the format of a path; raise `OptionError` if the format cannot store it."""
-    content = io.BytesIO()
+    kind, content = target.suffix.lower(), io.BytesIO()
+    if kind == ".pdf":
+        from imageryxr.render.figure.pdf import encode_pdf
+
+        return encode_pdf(picture, dpi, step)
     try:
-        picture.save(content, _FORMATS[target.suffix.lower()], **options)
+        picture.save(content, _FORMATS[kind], dpi=(dpi, dpi), **_save_options(kind, step))
     except OSError as error:
         is_transparent = "A" in picture.getbands()
         reason = "a JPEG cannot store transparent pixels" if is_transparent else str(error)
@@ -207,8 +212,8 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() not in _FORMATS:
         raise OptionError(
             param("path", str(target)),
-            " has no supported picture format; end it in .png, .tif or .jpg (use ",
-            "array.imagery.plot() for SVG and PDF)",
+            " has no supported picture format; end it in .png, .tif, .jpg or .pdf (use ",
+            "array.imagery.plot() for SVG)",
         )
     return target
 

@@ -555,7 +555,7 @@ def test_coarse_pictures_warn_and_invalid_sizes_raise(tmp_path):
     ):
         with pytest.raises(OptionError, match=message):
             save_figure(small, tmp_path / "b.png", **options)
-    with pytest.raises(OptionError, match=r"\.png, \.tif or \.jpg"):
+    with pytest.raises(OptionError, match=r"\.png, \.tif, \.jpg or \.pdf"):
         save_figure(small, tmp_path / "b.svg")
 
 
