@@ -7,7 +7,8 @@ flags, the groups of the help, keys of job files and the names in messages follo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,10 +19,12 @@ from typer.core import TyperCommand
 
 from imageryxr.cli.messages import FLAGS, fail, raise_on_sigterm
 from imageryxr.core.option import Option
-from imageryxr.errors import ImageryError
+from imageryxr.errors import ImageryError, OptionError
 
 
-def option(help: str, default: Any = None, *, python: str | Iterable[str] = (), **settings: Any) -> Any:
+def option(
+    help: str, default: Any = None, *, python: str | Iterable[str] = (), needs: str = "", **settings: Any
+) -> Any:
     """Return the field of a dataclass that declares an option.
 
     Parameters
@@ -32,11 +35,15 @@ def option(help: str, default: Any = None, *, python: str | Iterable[str] = (), 
         The value without the option; ``...`` if the option is required.
     python : str or iterable of str
         Parameters of Python's functions that the option sets, if their names differ from that of the field.
+    needs : str
+        The flags, with their values, without which the option has no effect, such as ``--outline WIDTH``. If there are
+        several, one of them is enough. On the command line the option without them is an error; a job file may have it,
+        because the command line may add them.
     **settings
         Further arguments of `typer.Option`.
     """
     names = (python,) if isinstance(python, str) else tuple(python)
-    metadata = {"option": Option(help, default, python=names, settings=settings)}
+    metadata = {"option": Option(help, default, python=names, needs=needs, settings=settings)}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
@@ -99,8 +106,9 @@ def add_command(app: typer.Typer, function: Callable[..., Any]) -> None:
     hints = get_type_hints(function, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) or is_typeddict(hint)}
     declared = {name: list(_group_options(group)) for name, group in groups.items()}
+    own = inspect.signature(function).parameters
     parameters = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in own.items():
         if name not in groups:
             parameters.append(parameter.replace(annotation=hints[name]))
         for one in declared.get(name, ()):
@@ -108,7 +116,14 @@ def add_command(app: typer.Typer, function: Callable[..., Any]) -> None:
             for known in one.option.python or (one.key,):
                 FLAGS.setdefault(known, one.flag)
 
+    if "context" not in own:
+        parameters.append(_CONTEXT)
+
     def run(**values: Any) -> Any:
+        for options in declared.values():
+            _check_needs(values["context"], options, values)
+        if "context" not in own:
+            del values["context"]
         for name, group in groups.items():
             values[name] = group(**{one.key: values.pop(one.name) for one in declared[name]})
         return function(**values)
@@ -116,6 +131,27 @@ def add_command(app: typer.Typer, function: Callable[..., Any]) -> None:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command(function.__name__, cls=GroupedCommand, help=inspect.getdoc(function))(run)
+
+
+_CONTEXT = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+
+def _check_needs(context: typer.Context, options: Iterable[_GroupOption], values: Mapping[str, Any]) -> None:
+    """Raise `OptionError` if options of the command line have no effect without others, which are not given."""
+    idle: dict[str, list[str]] = {}
+    for one in options:
+        needed = [flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", one.option.needs)]
+        if needed and all(values[name] is None for name in needed) and origin(context, one.name) == "COMMANDLINE":
+            idle.setdefault(one.option.needs, []).append(one.flag)
+    for needs, flags in idle.items():
+        alone = "has no effect by itself" if len(flags) == 1 else "have no effect by themselves"
+        raise OptionError(f"{', '.join(flags)} {alone}: also give {needs}")
+
+
+def origin(context: typer.Context, name: str) -> str:
+    """Return where an option was given, such as ``"COMMANDLINE"``, or ``"DEFAULT_MAP"`` for a job file."""
+    source = context.get_parameter_source(name)
+    return "" if source is None else source.name
 
 
 class GroupedCommand(TyperCommand):

@@ -15,9 +15,9 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.cli.commands import option
+from imageryxr.cli.commands import option, origin
 from imageryxr.cli.messages import FLAGS, command_text
-from imageryxr.cli.options import DrawingOptions, PlaceOptions, SourceOptions, cut_layers, draw_layers, origin
+from imageryxr.cli.options import DrawingOptions, PlaceOptions, SourceOptions, cut_layers, draw_layers
 from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, plan_export
@@ -112,7 +112,6 @@ def export(
     file; 3 regions failed (--on-error collect); 130 interrupted; 143 terminated. Default box: the whole extent of the
     sources. A stack of pictures is sliced along the axis in its pattern, and outlines are drawn in these slices.
     """
-    drawing.check_outline(context)
     options = _format_options(target, drawing.axis, format)
     options, square = _drop_unsupported(context, target, options, run["square"])
     axis = drawing.axis or _slicing_axis(target)

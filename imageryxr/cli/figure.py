@@ -13,7 +13,7 @@ import typer
 import xarray as xr
 
 import imageryxr as ix
-from imageryxr.cli.commands import option
+from imageryxr.cli.commands import option, origin
 from imageryxr.cli.messages import rename_parameters
 from imageryxr.cli.options import (
     DrawingOptions,
@@ -51,8 +51,11 @@ class PointOptions:
     points_column: str | None = option(
         "Column of their positions, such as pre_pt_position, or three columns: x,y,z. Default: x,y,z or the only one.",
         python="position",
+        needs="--points FILE or --table NAME",
     )
-    points_resolution: str = option("Nanometres per unit of the positions: x,y,z; 1,1,1 means nm.", "1,1,1", python=())
+    points_resolution: str = option(
+        "Nanometres per unit of the positions: x,y,z; 1,1,1 means nm.", "1,1,1", python=(), needs="--points FILE"
+    )
     table: str | None = option("Draw the rows of a CAVE table or view of --datastack, such as synapses_pni_2.")
 
     def read_points(self) -> list[xr.Dataset]:
@@ -131,7 +134,7 @@ class PictureOptions:
         "Magnify a part in a corner: x0,y0,z0:x1,y1,z1 in units of --resolution; or two numbers per corner, across and "
         "down."
     )
-    inset_zoom: int = option("Magnification of the inset.", 3, python="zoom")
+    inset_zoom: int = option("Magnification of the inset.", 3, python="zoom", needs="--inset x0,y0,z0:x1,y1,z1")
     label_pt: float | None = option("Height of text in points; default with --width-mm: 7.")
     width_mm: float | None = option("Printed width in mm; with --dpi the picture is resampled to both.")
     dpi: float | None = option("Pixels per inch in print; default: 300, or by --width-mm.")
@@ -287,15 +290,18 @@ def figure(
     if os.path.exists(out) and not picture.overwrite:
         raise ix.errors.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
     check_suffix(out)
-    drawing.check_outline(context)
     axis = drawing.axis or "z"
     options = drawing.overlay_options(axis)
     tree = None
     if address is not None:
-        _refuse_sources(sources.image, sources.segmentation, place.bbox, place.to, sources.channel, sources.time)
-        dataset = _link_view(address, place, link)
+        _refuse_options(context, picture.inset)
+        dataset = _link_view(address, place, link, sources.missing)
         rgba, layers = dataset.imagery.overlay(**options), {str(n): v for n, v in dataset.data_vars.items()}
     else:
+        if idle := _typed(context, _OF_LINKS):
+            raise OptionError(
+                f"{', '.join(idle)} {'needs' if len(idle) == 1 else 'need'} a link: write imageryxr figure LINK {out}"
+            )
         opened, tree = sources.open()
         layers = cut_layers(opened, place.box(place.unit(tree), axis), plane=axis, to=place.to)
         check_one_slice(layers, axis)
@@ -318,16 +324,30 @@ def _link_and_target(paths: list[str]) -> tuple[str | None, Path]:
     return (paths[0] if len(paths) == 2 else None), Path(paths[-1])
 
 
-def _refuse_sources(*given: Any) -> None:
-    if any(value is not None for value in given):
-        raise OptionError(
-            "a link defines the layers and the position; omit --image, --segmentation, --bbox, --to, --channel and "
-            "--time"
-        )
+_OF_LINKS = ("layers", "group", "allow_local", "max_state_size")
+_OF_SOURCES = ("image", "segmentation", "image_mip", "seg_mip", "channel", "time", "assume", "datastack",
+               "server_address", "timestamp", "agglomerate", "bbox", "to", "table")  # fmt: skip
 
 
-def _link_view(address: str, place: PlaceOptions, link: LinkOptions) -> xr.Dataset:
-    limits: dict[str, Any] = {"allow_local": link.allow_local, "max_state_size": link.max_state_size}
+def _typed(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Return the flags of the options that the command line gives."""
+    return [f"--{name.replace('_', '-')}" for name in names if origin(context, name) == "COMMANDLINE"]
+
+
+def _refuse_options(context: typer.Context, inset: str | None) -> None:
+    """Raise `OptionError` if options are given that have no effect with a link."""
+    # The corners of an inset are in units of --resolution.
+    given = _typed(context, _OF_SOURCES if inset is not None else (*_OF_SOURCES, "resolution"))
+    if given:
+        raise OptionError(f"a link defines the layers, the position and its unit; omit {', '.join(given)}")
+
+
+def _link_view(address: str, place: PlaceOptions, link: LinkOptions, missing: Any) -> xr.Dataset:
+    limits: dict[str, Any] = {
+        "allow_local": link.allow_local,
+        "max_state_size": link.max_state_size,
+        "missing": missing,
+    }
     tree = ix.open_neuroglancer(address, layers=split_names(link.layers), group=link.group, **limits)
     shape = (512, 512) if place.size is None else parse_numbers(place.size, "--size", (2, 3))
     point = None if place.center is None else parse_numbers(place.center, "--center", (3,))

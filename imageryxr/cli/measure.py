@@ -54,7 +54,7 @@ def measure(sources: SourceOptions, place: MeasurePlaceOptions, run: MeasureOpti
     130 interrupted; 143 terminated. Default box: the whole extent of the sources.
     """
     opened, tree = sources.open()
-    to = place.to or ("segmentation" if len(opened) == 2 else None)
+    to = "segmentation" if place.to is None and len(opened) == 2 else place.to
     layers = cut_layers(opened, place.box(place.unit(tree)), to=to)
     if "segmentation" not in layers:
         raise OptionError("measure needs segments: give --segmentation SOURCE")
@@ -71,6 +71,10 @@ def _run_measure(plan: MeasurementPlan, run: MeasureOptions) -> None:
     """Print the plan, or measure and print what was written."""
     if run.workers is not None:
         check_whole("workers", run.workers, 1)
+    if run.scheduler not in (None, "threads", "processes") and "://" not in run.scheduler:
+        raise OptionError(
+            f"--scheduler {run.scheduler} is none of threads, processes and an address such as tcp://host:8786"
+        )
     if run.dry_run:
         print(json.dumps(plan.to_dict(), indent=2) if run.json else plan)
         return
@@ -104,9 +108,5 @@ def _dask_scheduler(scheduler: str | None, workers: int | None) -> Iterator[None
         with Client(scheduler):
             yield
         return
-    if scheduler not in (None, "threads", "processes"):
-        raise OptionError(
-            f"--scheduler {scheduler} is none of threads, processes and an address such as tcp://host:8786"
-        )
     with dask.config.set(scheduler=scheduler or "threads", num_workers=workers):
         yield

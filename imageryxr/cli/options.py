@@ -6,13 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import typer
 import xarray as xr
 
 import imageryxr as ix
 from imageryxr.cli.commands import option
 from imageryxr.core.validate import check_axis
 from imageryxr.errors import OptionError, format_value
+
+_IMAGE = "--image SOURCE or --datastack NAME"
+_SEGMENTATION = "--segmentation SOURCE or --datastack NAME"
+_OUTLINE = "--outline WIDTH"
 
 Opened = tuple[dict[str, xr.DataArray], xr.DataTree | None]
 
@@ -23,8 +26,8 @@ class SourceOptions:
 
     image: str | None = option("Source of the image.")
     segmentation: str | None = option("Source of the segmentation.")
-    image_mip: int | None = option("Level of the image; default: the finest.")
-    seg_mip: int | None = option("Level of the segmentation; default: the finest.")
+    image_mip: int | None = option("Level of the image; default: the finest.", needs=_IMAGE)
+    seg_mip: int | None = option("Level of the segmentation; default: the finest.", needs=_SEGMENTATION)
     channel: int | None = option("Channel of an image with several, from 0.")
     time: int | None = option("Time point of an image with several, from 0.")
     assume: str = option("Point of a voxel that an OME-Zarr translation refers to: 'center' or 'corner'.", "center")
@@ -32,9 +35,11 @@ class SourceOptions:
         "Missing chunks: 'raise', 'fill' or 'warn'. Default: fill value in Zarr, an error in other formats."
     )
     datastack: str | None = option("A CAVE datastack, instead of --image and --segmentation.")
-    server_address: str | None = option("Info service of --datastack; default: that of caveclient.")
-    timestamp: str | None = option("Instant of a graphene segmentation, ISO 8601; default: now.")
-    agglomerate: bool = option("Read root ids or supervoxels of a graphene segmentation.", True)
+    server_address: str | None = option(
+        "Info service of --datastack; default: that of caveclient.", needs="--datastack NAME"
+    )
+    timestamp: str | None = option("Instant of a graphene segmentation, ISO 8601; default: now.", needs=_SEGMENTATION)
+    agglomerate: bool = option("Read root ids or supervoxels of a graphene segmentation.", True, needs=_SEGMENTATION)
 
     def open(self) -> Opened:
         """Open the layers; return them with the tree of a datastack, or None for other sources."""
@@ -44,17 +49,21 @@ class SourceOptions:
         # These apply to the image, or to the segmentation if there is no image.
         chosen: dict[str, Any] = {"channel": self.channel, "time": self.time, "assume": self.assume}
         opened = {}
-        if self.image:
+        if self.image is not None:
             opened["image"] = ix.open_image(self.image, mip=self.image_mip, **common, **chosen)
-        if self.segmentation:
-            common |= {"timestamp": self.timestamp, "agglomerate": self.agglomerate, **({} if self.image else chosen)}
+        if self.segmentation is not None:
+            common |= {
+                "timestamp": self.timestamp,
+                "agglomerate": self.agglomerate,
+                **(chosen if self.image is None else {}),
+            }
             opened["segmentation"] = ix.open_segmentation(self.segmentation, mip=self.seg_mip, **common)
         if not opened:
             raise OptionError("no source: give --image SOURCE, --segmentation SOURCE or both, or --datastack NAME")
         return opened, None
 
     def _open_datastack(self, name: str) -> Opened:
-        if self.image or self.segmentation:
+        if (self.image, self.segmentation) != (None, None):
             raise OptionError("--datastack defines the sources; omit --image and --segmentation")
         if (self.channel, self.time) != (None, None):
             raise OptionError("--channel and --time need --image; the layers of a datastack have one of each")
@@ -125,11 +134,13 @@ class DrawingOptions:
     alpha: float | None = option("Opacity of the fill, 0 to 1; default: 0.2, or that of the layer.")
     rest_alpha: float | None = option("With --ids: opacity of the other segments; default: 0.")
     outline: float | None = option("Width of outlines; default: no outlines.", python=("outline", "width"))
-    outline_side: str = option("Side of the edge: 'out' or 'in'.", "out", python="side")
-    merge: bool = option("Outline touching segments as one, or each of them.", True)
-    outline_alpha: float = option("Opacity of outlines, 0 to 1.", 1.0, python="outline alpha")
-    outline_unit: str = option("Unit of --outline: 'px' or 'nm'.", "px", python="unit")
-    outline_color: str | None = option("One colour for all outlines; default: that of each segment.", python="color")
+    outline_side: str = option("Side of the edge: 'out' or 'in'.", "out", python="side", needs=_OUTLINE)
+    merge: bool = option("Outline touching segments as one, or each of them.", True, needs=_OUTLINE)
+    outline_alpha: float = option("Opacity of outlines, 0 to 1.", 1.0, python="outline alpha", needs=_OUTLINE)
+    outline_unit: str = option("Unit of --outline: 'px' or 'nm'.", "px", python="unit", needs=_OUTLINE)
+    outline_color: str | None = option(
+        "One colour for all outlines; default: that of each segment.", python="color", needs=_OUTLINE
+    )
     contrast: str | None = option("Grey values that become black and white: low,high.", python="contrast_limits")
     axis: str | None = option(
         "Axis that slices and outlines are perpendicular to: z, y or x. Default: that in the pattern of a stack, or z."
@@ -158,19 +169,6 @@ class DrawingOptions:
             "contrast_limits": None if limits is None else (limits[0], limits[1]),
             "axis": axis,
         }
-
-    def check_outline(self, context: typer.Context) -> None:
-        """Raise `OptionError` if the command line, not a job file, styles outlines without giving their width."""
-        styles = ("outline_side", "merge", "outline_alpha", "outline_unit", "outline_color")
-        typed = ["--" + name.replace("_", "-") for name in styles if origin(context, name) == "COMMANDLINE"]
-        if self.outline is None and typed:
-            raise OptionError(f"{', '.join(typed)} without --outline draws nothing: also give --outline WIDTH")
-
-
-def origin(context: typer.Context, name: str) -> str:
-    """Return where an option was given, such as ``"COMMANDLINE"``, or ``"DEFAULT_MAP"`` for a job file."""
-    source = context.get_parameter_source(name)
-    return "" if source is None else source.name
 
 
 def cut_layers(
@@ -214,8 +212,12 @@ def _middle_slice(grid: ix.Grid, plane: str) -> ix.BBox:
 def draw_layers(layers: dict[str, xr.DataArray], options: dict[str, Any]) -> xr.DataArray:
     """Return the picture of the layers, lazily, with options as `overlay_options` returns them."""
     if "segmentation" not in layers:
-        if options["ids"] or options["colors"] or options["outline"]:
-            raise OptionError("--ids, --colors and --outline need segments: also give --segmentation SOURCE")
+        names = ("ids", "colors", "alpha", "rest_alpha", "outline")
+        given = [f"--{name.replace('_', '-')}" for name in names if options[name] is not None]
+        if given:
+            raise OptionError(
+                f"{', '.join(given)} {'draws' if len(given) == 1 else 'draw'} segments: also give --segmentation SOURCE"
+            )
         return ix.to_rgba(layers["image"], contrast_limits=options["contrast_limits"])
     return ix.overlay(layers.get("image"), layers["segmentation"], **options)
 

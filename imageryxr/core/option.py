@@ -18,5 +18,7 @@ class Option:
     """The flag without dashes, with underscores, if it differs from the name of the value."""
     python: tuple[str, ...] = ()
     """Parameters of Python's functions that the option sets, if their names differ from that of the value."""
+    needs: str = ""
+    """The flags, with their values, without which the option has no effect; one of them is enough."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `typer.Option`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -123,3 +126,15 @@ def test_a_palette_draws_the_colours_that_it_draws_in_python(sample, tmp_path, c
     picture = both.imagery.overlay(colors=colors, ids=ids)
     with Image.open(tmp_path / "a.png") as drawn:
         np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), picture.values[0, ..., :3])
+
+
+def test_missing_chunks_of_a_link_may_be_an_error(tmp_path, sample):
+    (tmp_path / "em").mkdir()
+    info = Path(sample.image.removeprefix("precomputed://").removeprefix("file://"), "info")
+    (tmp_path / "em/info").write_bytes(info.read_bytes())
+    state = json.dumps({"layers": [{"type": "image", "name": "em", "source": f"precomputed://file://{tmp_path}/em"}]})
+    call = ["figure", state, tmp_path / "a.png", "--allow-local", "--size", "20,20"]
+    assert run(*call).returncode == 0
+    failed = run(*call, "--overwrite", "--missing", "raise")
+    assert failed.returncode == 1
+    assert "the store has no chunk" in failed.stderr

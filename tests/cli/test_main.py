@@ -200,8 +200,14 @@ def test_figures_are_written_in_each_format(sample, tmp_path, name, message):
         ),
         (["figure", "a.png", "--image", "SEG"], "--segmentation"),
         (["export", "a.ome.zarr", "--image", "IM", "--image-mip", "7"], "open one of mip 0"),
-        (["figure", "{}", "a.png", "--to", "8,8,40"], "omit --image, --segmentation, --bbox, --to"),
-        (["figure", "{}", "a.png", "--channel", "0"], "omit --image, --segmentation, --bbox, --to"),
+        (
+            ["figure", "{}", "a.png", "--to", "8,8,40"],
+            "a link defines the layers, the position and its unit; omit --to",
+        ),
+        (
+            ["figure", "{}", "a.png", "--channel", "0"],
+            "a link defines the layers, the position and its unit; omit --channel",
+        ),
         (["export", "a.ome.zarr", "--datastack", "d", "--channel", "0"], "--channel and --time need --image"),
     ],
 )

@@ -93,6 +93,65 @@ def test_outline_options_without_outlines_are_refused(tmp_path, sample, command,
     assert command("export", "--config", job(lines), "--dry-run")[0] == 0
 
 
+IDLE = {
+    "figure": [
+        (["--layers", "em"], "--layers needs a link: write imageryxr figure LINK"),
+        (["--group", "1", "--allow-local"], "--group, --allow-local need a link"),
+        (["--max-state-size", "1 MB"], "--max-state-size needs a link"),
+        (["--points-column", "pt"], "--points-column has no effect by itself: also give --points FILE or --table NAME"),
+        (["--points-resolution", "8,8,40"], "also give --points FILE"),
+        (["--inset-zoom", "2"], "also give --inset"),
+        (["--seg-mip", "1"], "--seg-mip has no effect by itself: also give --segmentation SOURCE"),
+        (["--alpha", "0.5"], "--alpha draws segments: also give --segmentation SOURCE"),
+    ],
+    "export": [
+        (["--server-address", "https://a.b"], "--server-address has no effect by itself: also give --datastack NAME"),
+        (["--timestamp", "2024-01-01"], "--timestamp has no effect by itself: also give --segmentation SOURCE"),
+        (["--no-agglomerate"], "--agglomerate has no effect by itself"),
+        (["--rest-alpha", "0.5"], "--rest-alpha draws segments"),
+    ],
+    "measure": [
+        (["--seg-mip", "1", "--timestamp", "2024-01-01"], "--seg-mip, --timestamp have no effect by themselves"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("verb", "case"), [(verb, case) for verb, cases in IDLE.items() for case in cases])
+def test_an_option_without_effect_is_refused(tmp_path, sample, command, verb, case):
+    typed, message = case
+    target = {"figure": ["o.png"], "export": ["o.ome.zarr"], "measure": ["--output", "o.csv"]}[verb]
+    place = [*PLACE[:3], "64,48", *PLACE[4:]] if verb == "figure" else PLACE
+    code, out, err = command(verb, *target[:-1], tmp_path / target[-1], "--image", sample.image, *place, *typed)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--image", "--segmentation", "--datastack", "--to"])
+def test_an_empty_value_is_not_taken_for_an_absent_option(tmp_path, sample, command, flag):
+    other = ["--segmentation", sample.segmentation] if flag == "--image" else ["--image", sample.image]
+    code, out, err = command("export", tmp_path / "o.zarr", *other, flag, "", *PLACE, "--dry-run")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize("typed", [["--image", "IM"], ["--resolution", "8,8,40"], ["--datastack", "a"], ["--table", "b"],
+                                   ["--seg-mip", "1", "--segmentation", "SEG"]])  # fmt: skip
+def test_options_of_sources_are_refused_with_a_link(tmp_path, command, typed):
+    code, out, err = command("figure", "{}", tmp_path / "o.png", *typed)
+    assert (code, out) == (2, "")
+    assert f"a link defines the layers, the position and its unit; omit {', '.join(sorted(typed[::2])[::-1])}" in err
+
+
+def test_measure_checks_the_scheduler_before_it_reuses_a_table(tmp_path, sample, command):
+    call = ["measure", "--output", tmp_path / "o.csv", "--segmentation", sample.segmentation, *PLACE]
+    assert command(*call)[0] == 0
+    for more in ([], ["--dry-run"]):
+        code, _, err = command(*call, "--scheduler", "thread", *more)
+        assert code == 2
+        assert "--scheduler thread is none of threads, processes" in err
+
+
 @pytest.mark.parametrize("value", [True, 4, "4"])
 def test_memory_without_a_unit_is_refused(tmp_path, value):
     with pytest.raises(ix.errors.OptionError, match="'4 GB'"):
