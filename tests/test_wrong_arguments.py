@@ -297,6 +297,22 @@ def test_a_float_as_an_id_is_one_error_everywhere(name, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mip": -1}, {"mip": 1.0}, {"grid": (1, 2, 3)}, {"chunks": (0, 6, 40)}, {"chunks": 64}, {"chunks": (6, 40)},
+        {"encoding": None}, {"placeholder": "yes"}, {"dtype": np.uint8},
+    ],
+)  # fmt: skip
+def test_each_field_of_a_level_is_checked(fields):
+    (name,) = fields
+    with pytest.raises(ix.errors.OptionError, match=rf"^{name}=.* must be "):
+        ix.Level(**{"mip": 0, "grid": ix.grid_of(GREY), "chunks": (2, 6, 40), **fields})
+    level = ix.Level(np.int64(1), ix.grid_of(GREY), [2, np.int64(6), 40])
+    assert level == ix.Level(1, ix.grid_of(GREY), (2, 6, 40))
+    assert hash(level)
+
+
 @pytest.mark.parametrize("values", [[str(i) for i in range(40)], pd.date_range("2020", periods=40)])
 def test_texts_and_dates_are_not_positions_in_nm(values):
     with pytest.raises(GridError, match="a grid needs numbers in nm"):

@@ -16,8 +16,18 @@ import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox, format_triple, to_fraction
 from imageryxr.core.grid import Grid
-from imageryxr.core.validate import check_choice, to_numbers, to_whole
-from imageryxr.errors import ChoiceError, ChunkReadError, Message, MipError, MissingChunkWarning, Wording, param, warn
+from imageryxr.core.validate import check_choice, check_counts, check_flag, check_whole, to_numbers, to_whole
+from imageryxr.errors import (
+    ChoiceError,
+    ChunkReadError,
+    Message,
+    MipError,
+    MissingChunkWarning,
+    OptionError,
+    Wording,
+    param,
+    warn,
+)
 
 LayerType = Literal["image", "segmentation"]
 Missing = Literal["raise", "fill", "warn"] | None
@@ -25,9 +35,22 @@ Assume = Literal["center", "corner"]
 Stale = Literal["raise", "update", "keep"]
 
 
+_LEVEL_FIELDS: tuple[tuple[str, Any, str], ...] = (
+    ("grid", Grid, "a Grid, such as imageryxr.grid_of(array)"),
+    ("encoding", str, "the name of an encoding, such as 'raw'"),
+    ("dtype", str | None, "the name of a data type, such as 'uint8', or None"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One resolution of a layer."""
+    """One resolution of a layer.
+
+    Raises
+    ------
+    OptionError
+        If a field is of another type, or a chunk has no voxels.
+    """
 
     mip: int
     """Index in the layer's own list of levels, placeholders included. Usually 0 is the finest."""
@@ -41,6 +64,20 @@ class Level:
     """Whether the metadata list the level although it holds no data."""
     dtype: str | None = None
     """Data type of its voxels by name; None if it is that of the source."""
+
+    def __post_init__(self) -> None:
+        is_counts = type(self.chunks) is tuple and len(self.chunks) == 3 and all(type(n) is int for n in self.chunks)
+        if not (is_counts and min(self.chunks) > 0):
+            counts = check_counts("chunks", self.chunks, "three counts of voxels (z, y, x), such as (64, 64, 64)")
+            object.__setattr__(self, "chunks", counts)
+        if type(self.mip) is not int or self.mip < 0:
+            object.__setattr__(self, "mip", check_whole("mip", self.mip))
+        is_listed_only: Any = self.placeholder
+        if type(is_listed_only) is not bool:
+            object.__setattr__(self, "placeholder", check_flag("placeholder", is_listed_only))
+        for name, kind, expected in _LEVEL_FIELDS:
+            if not isinstance(getattr(self, name), kind):
+                raise OptionError(param(name, getattr(self, name)), " must be ", expected)
 
 
 @runtime_checkable
