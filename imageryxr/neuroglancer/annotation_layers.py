@@ -8,7 +8,6 @@ https://github.com/google/neuroglancer/blob/master/src/annotation/rendering.md.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,17 +18,15 @@ import xarray as xr
 
 from imageryxr.core.annotations import DIM, ENDS, RADII
 from imageryxr.core.array_labels import plain_attrs
-from imageryxr.core.bbox import DIMS, BBox
-from imageryxr.core.colors.parse import hex_color, parse_color
+from imageryxr.core.bbox import DIMS, BBox, Triple
 from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
 from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
+from imageryxr.neuroglancer.annotation_colors import annotation_color
 from imageryxr.neuroglancer.dimensions import AXES
 from imageryxr.neuroglancer.layers import LayerOptions, check_source, limit_time
-from imageryxr.neuroglancer.linked_segments import read_color
-from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations
-from imageryxr.neuroglancer.shaders import strip_comments
+from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations, update_spec
 from imageryxr.neuroglancer.state import LinkState
-from imageryxr.neuroglancer.state_layers import LinkLayer, SkippedLayer, read_source
+from imageryxr.neuroglancer.state_layers import LinkLayer, SkippedLayer, public_json, read_source
 from imageryxr.neuroglancer.transform import Transform, read_transform
 from imageryxr.ops.open_annotations import read_annotations
 from imageryxr.ops.tree_annotations import REGION
@@ -40,13 +37,6 @@ from imageryxr.sources.annotations.source import AnnotationSource
 
 MOST_CELLS = 1000
 """Largest number of cells of a spatial index that are read for a layer of a link."""
-DEFAULT_COLOR = "#ffff00"
-"""Colour of annotations in the viewer, if a layer states none."""
-
-_SET_COLOR = re.compile(r"\bsetColor\s*\(([^;{}]{0,300})\)\s*;")
-_PROPERTY = re.compile(r"prop_([A-Za-z]\w{0,255})\s*\(\s*\)")
-_VECTOR = re.compile(r"vec([34])\s*\(([\d.,\s]{1,100})\)")
-_CONTROL = re.compile(r"#uicontrol\s+vec3\s+(\w{1,100})\s+color\s*(?:\(\s*default\s*=\s*\"([^\"\n]{0,60})\"\s*\))?")
 
 
 def is_annotation_layer(layer: SkippedLayer) -> bool:
@@ -55,11 +45,11 @@ def is_annotation_layer(layer: SkippedLayer) -> bool:
 
 
 def open_annotation_layers(
-    state: LinkState, names: Sequence[str] | None, options: LayerOptions
+    state: LinkState, names: Sequence[str] | None, options: LayerOptions, resolution: Triple | None = None
 ) -> tuple[dict[str, list[xr.Dataset]], dict[str, str]]:
     """Return the Datasets of annotation layers by name, one for each type, and by name why others cannot be opened.
 
-    ``names`` are the layers to open; None for all.
+    ``names`` are the layers to open; None for all. `resolution` is the nm per unit of a link without dimensions.
     """
     opened: dict[str, list[xr.Dataset]] = {}
     failed: dict[str, str] = {}
@@ -69,31 +59,40 @@ def open_annotation_layers(
             continue
         try:
             with limit_time(began):
-                opened[layer.name] = _open_layer(layer, json.loads(layer.raw), state, options)
+                opened[layer.name] = _open_layer(layer, json.loads(layer.raw), state, options, resolution)
         except ImageryError as error:
             failed[layer.name] = error.message
     return opened, failed
 
 
 def _open_layer(
-    layer: SkippedLayer, spec: Mapping[str, Any], state: LinkState, options: LayerOptions
+    layer: SkippedLayer, spec: Mapping[str, Any], state: LinkState, options: LayerOptions, resolution: Triple | None
 ) -> list[xr.Dataset]:
     where = f"layers[{layer.name!r}]"
+    spec = update_spec(spec, where)
     url, transform = _read_source(spec, where)
     if is_local(url):
         dims = {n: (scale, unit) for n, scale, unit in _check_identity(transform)} or dict(state.dimensions)
+        if not dims and resolution is not None:
+            dims = {axis: (size, "nm") for axis, size in zip(AXES, resolution, strict=True)}
         found = read_local_annotations(spec, dims, where)
         filters = _segment_filters(layer, spec, state)
         found = [_filter_annotations(part, filters) for part in found] if filters is not None else found
     else:
         found = [_open_precomputed(layer, url, transform, spec, state, options)]
-    color, column, problem = _annotation_color(spec, found, where)
+    color, column, problem = annotation_color(spec, found, where)
     if problem:
         warn(f"the layer {layer.name!r} of the link is drawn differently from the viewer: {problem}", LinkWarning)
     is_visible = (
         spec.get("visible", True) is not False and not spec.get("archived") and layer.name in state.shown_layers
     )
-    attrs = {LAYER: layer.name, VISIBLE: is_visible, LINK_LAYER: layer.raw, "color": color, "color_column": column}
+    attrs = {
+        LAYER: layer.name,
+        VISIBLE: is_visible,
+        LINK_LAYER: public_json(spec),
+        "color": color,
+        "color_column": column,
+    }
     kept = plain_attrs({key: value for key, value in attrs.items() if value is not None})
     # xarray does not allow slashes in the names of a tree's variables.
     slashes = [
@@ -200,13 +199,18 @@ def _transform_annotations(annotations: xr.Dataset, scales: Sequence[float], shi
 
 
 def _segment_filters(layer: SkippedLayer, spec: Mapping[str, Any], state: LinkState) -> dict[str, set[int]] | None:
-    """Return the visible segments of the linked layer for each relationship that filters, or None without a filter."""
+    """Return the visible segments of the linked layer for each relationship that filters, or None without a filter.
+
+    As in the viewer, annotations are not filtered if no segments are visible, unless ``ignoreNullSegmentFilter`` is
+    False.
+    """
     wanted = spec.get("filterBySegmentation")
     names = wanted if isinstance(wanted, list) else ["segments"] if wanted is True else []
     linked = spec.get("linkedSegmentationLayer")
     linked = {"segments": linked} if isinstance(linked, str) else linked
     by_layer = {entry.name: entry for entry in state.layers}
     found: dict[str, set[int]] = {}
+    is_complete = True
     for name in (n for n in names if isinstance(n, str)):
         other = linked.get(name) if isinstance(linked, Mapping) else None
         if not isinstance(other, str):
@@ -217,9 +221,13 @@ def _segment_filters(layer: SkippedLayer, spec: Mapping[str, Any], state: LinkSt
                 "be opened; all annotations are shown",
                 LinkWarning,
             )
+            is_complete = False
             continue
         found[name] = set(by_layer[other].look.selected_ids)
-    return found or None
+    if any(found.values()):
+        return found
+    hides_all = bool(names) and is_complete and spec.get("ignoreNullSegmentFilter") is False
+    return found if hides_all else None
 
 
 def _filter_annotations(annotations: xr.Dataset, filters: Mapping[str, set[int]]) -> xr.Dataset:
@@ -231,56 +239,3 @@ def _filter_annotations(annotations: xr.Dataset, filters: Mapping[str, set[int]]
         related: npt.NDArray[Any] = annotations[name].values.reshape(len(chosen), -1)
         chosen |= (np.isin(related, np.array(sorted(segments), np.uint64)) & (related != 0)).any(axis=1)
     return annotations.isel({DIM: np.flatnonzero(chosen)})
-
-
-# ---------------------------------------------------------------------------------------------------------
-# colours
-
-
-def _annotation_color(
-    spec: Mapping[str, Any], annotations: Sequence[xr.Dataset], where: str
-) -> tuple[str, str | None, str]:
-    """Return the colour of a layer, the property that colours each annotation, and what cannot be drawn.
-
-    Raises `LinkError` if the layer's colour is invalid.
-    """
-    color = hex_color(read_color(spec.get("annotationColor", DEFAULT_COLOR), f"{where}.annotationColor"))
-    shader = spec.get("shader")
-    if not isinstance(shader, str) or not shader.strip():
-        return color, None, ""
-    code = strip_comments(shader)
-    calls = [call.strip() for call in _SET_COLOR.findall(code)]
-    if not calls:
-        return color, None, ""
-    if len(set(calls)) == 1:
-        call = calls[0]
-        if re.fullmatch(r"defaultColor\s*\(\s*\)", call):
-            return color, None, ""
-        found = _PROPERTY.fullmatch(call)
-        if found and all(found[1] in part for part in annotations):
-            return color, found[1], ""
-        constant = _constant_color(call, code, spec.get("shaderControls"))
-        if constant is not None:
-            return constant, None, ""
-    return color, None, "its shader computes colours, but here its annotations are drawn in one colour"
-
-
-def _constant_color(call: str, code: str, controls: Any) -> str | None:
-    vector = _VECTOR.fullmatch(call)
-    if vector is not None:
-        try:
-            numbers = [float(part) for part in vector[2].split(",")]
-        except ValueError:
-            return None
-        numbers = numbers * 3 if len(numbers) == 1 and vector[1] == "3" else numbers
-        if len(numbers) != int(vector[1]):
-            return None
-        return hex_color(parse_color(tuple(round(255 * min(max(n, 0.0), 1.0)) for n in numbers)))
-    for name, default in _CONTROL.findall(code):
-        if name == call:
-            value = controls.get(name, default) if isinstance(controls, Mapping) else default
-            try:
-                return hex_color(read_color(value or "white", "shaderControls"))
-            except LinkError:
-                return None
-    return None

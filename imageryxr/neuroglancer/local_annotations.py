@@ -43,9 +43,35 @@ _KINDS: dict[str, tuple[AnnotationType, tuple[str, ...]]] = {
 }
 
 
+#: Annotations of CAVE's older viewer that only group other annotations of the list.
+_GROUPS = ("collection", "line_strip", "spoke")
+
+
 def is_local(url: str) -> bool:
     """Return whether the annotations of a source are in the link itself."""
     return url.rstrip("/") in ("local://annotations", "local://annotation")
+
+
+def update_spec(spec: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return an annotation layer of an older viewer in the present form; other layers unchanged.
+
+    Older layers have local annotations without a source, in units of the layer's ``voxelSize`` in nm, and a list
+    ``points``. Raises `LinkError` if an entry is invalid.
+    """
+    if spec.get("source") is not None:
+        return spec
+    entries = list(as_list(spec.get("annotations") or [], f"{where}.annotations", None))
+    points = as_list(spec.get("points") or [], f"{where}.points", None)
+    entries += [{"type": "point", "id": str(number), "point": point} for number, point in enumerate(points)]
+    new: dict[str, Any] = {k: v for k, v in spec.items() if k not in ("points", "voxelSize")}
+    new |= {"type": "annotation", "source": {"url": "local://annotations"}, "annotations": entries}
+    if spec.get("voxelSize") is not None:
+        if spec.get("transform") is not None:
+            raise LinkError("its voxelSize and transform scale local annotations, which is not supported")
+        sizes = as_numbers(spec["voxelSize"], f"{where}.voxelSize", 3)
+        dims = {axis: [float(f"{size * 1e-9:.12g}"), "m"] for axis, size in zip(AXES, sizes, strict=True)}
+        new["source"]["transform"] = {"outputDimensions": dims}
+    return new
 
 
 def read_local_annotations(
@@ -72,12 +98,16 @@ def read_local_annotations(
             if kind == "ellipsoid" and (rows[1] < 0).any():
                 raise LinkError(f"{what} has negative radii")
             grouped[kind].append((number, rows[0], rows[-1]))
+    if not grouped:
+        raise LinkError("it has no annotations with a position")
     return [_make_dataset(kind, rows, entries, spec, where) for kind, rows in grouped.items()]
 
 
 def _geometry(entry: Mapping[str, Any], what: str) -> list[tuple[AnnotationType, list[Any]]]:
     """Return the type and the coordinates of the parts of an annotation."""
     stored = entry.get("type", "point")
+    if stored in _GROUPS:
+        return []
     if stored == "polyline":
         points = as_list(entry.get("points"), f"{what}.points", None)
         return [("line", [a, b]) for a, b in pairwise(points)]

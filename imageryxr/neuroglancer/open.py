@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from imageryxr.core.array_labels import grid_of, plain_attrs
+from imageryxr.core.bbox import Triple
 from imageryxr.core.display import (
     DIMENSIONS,
     DISPLAY,
@@ -160,7 +161,7 @@ def open_neuroglancer(
     names = None if layers is None else check_texts("layers", layers, "a list of names of layers, such as ['em']")
     chosen = _select_layers(state, names)
     opened, failed = open_layers(state, chosen, options)
-    annotations, reasons = open_annotation_layers(state, names, options)
+    annotations, reasons = open_annotation_layers(state, names, options, _unit_of_link(state, opened))
     if reasons and names is not None:
         raise LinkError("; ".join(_layer_message(name, reason, "") for name, reason in reasons.items()))
     if failed and names is not None:
@@ -248,15 +249,20 @@ def _select_layers(state: LinkState, requested: Collection[str] | None) -> list[
     return [layer for layer in state.layers if layer.name in requested]
 
 
+def _unit_of_link(state: LinkState, opened: Mapping[str, xr.DataArray]) -> Triple | None:
+    """Return nm per unit (x, y, z) of positions, by default those of the first layer."""
+    if state.pose.resolution is None and opened:
+        return grid_of(next(iter(opened.values()))).resolution
+    return state.pose.resolution
+
+
 def _build_tree(
     state: LinkState,
     opened: Mapping[str, xr.DataArray],
     unsupported: list[dict[str, str]],
     annotations: Mapping[str, list[xr.Dataset]],
 ) -> xr.DataTree:
-    pose, resolution = state.pose, state.pose.resolution
-    if resolution is None and opened:
-        resolution = grid_of(next(iter(opened.values()))).resolution
+    pose, resolution = state.pose, _unit_of_link(state, opened)
     attrs: dict[str, Any] = {"title": state.title, "layout": state.layout}
     if resolution is not None:
         attrs[DIMENSIONS] = {axis: [size, "nm"] for axis, size in zip("xyz", resolution, strict=True)}

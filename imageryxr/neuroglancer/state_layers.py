@@ -145,7 +145,7 @@ def _read_layer(name: str, spec: Mapping[str, Any]) -> LinkLayer | SkippedLayer:
     raw = spec.get("source")
     urls = _list_sources(raw, where)
     kind = "auto" if kind is None else kind
-    same = {"segmentation_with_graph": "segmentation", "new": "auto"}
+    same = {"segmentation_with_graph": "segmentation", "new": "auto", "pointAnnotation": "annotation"}
     kind = same.get(kind, kind) if isinstance(kind, str) else format_value(kind)
     volumes = [(url, item) for url, item in urls if _is_volume(url)]
     drawn = [(url, item) for url, item in volumes if kind in KINDS and _is_enabled(item, where)]

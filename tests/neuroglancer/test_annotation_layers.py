@@ -332,3 +332,95 @@ def test_a_view_beyond_the_annotations_that_were_read_warns(sample):
         tree.imagery.view(size=(200, 64))
     with pytest.warns(LinkWarning, match="beyond the part of the layer 'notes'"):
         tree.imagery.plane((200, 64))
+
+
+# --- rules of the viewer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "camera"),
+    [
+        ({"type": "annotation", "annotations": [{"type": "point", "id": "a", "point": [4600.5, 2560.5, 130.5]}]}, {}),
+        (
+            {
+                "type": "annotation",
+                "voxelSize": [4, 4, 40],
+                "annotations": [{"type": "point", "id": "a", "point": [9201, 5121, 130.5]}],
+            },
+            {},
+        ),
+        ({"type": "annotation", "points": [[4600.5, 2560.5, 130.5]]}, {}),
+        ({"type": "pointAnnotation", "voxelSize": [8, 8, 40], "points": [[4600.5, 2560.5, 130.5]]}, {}),
+        (
+            {"type": "annotation", "points": [[9201, 5121, 130.5]]},
+            {
+                "dimensions": None,
+                "position": None,
+                "navigation": {
+                    "pose": {"position": {"voxelSize": [4, 4, 40], "voxelCoordinates": [9201, 5121, 130.5]}}
+                },
+            },
+        ),
+        ({"type": "annotation", "points": [[4600.5, 2560.5, 130.5]]}, {"dimensions": None, "position": None}),
+    ],
+)
+def test_annotations_of_older_viewers_need_no_source(sample, layer, camera):
+    """Neuroglancer reads them as local annotations (layer/annotation/index.ts, getLegacyDataSourceSpecifications)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tree = open_layers(sample, {"name": "notes", **layer}, camera=camera)
+        again = ix.open_neuroglancer(ix.neuroglancer_link(tree, allow_local=True), allow_local=True)
+    for opened in (tree, again):
+        notes = opened["notes"]
+        assert (notes.x.item(), notes.y.item(), notes.z.item()) == (36804, 20484, 5220)
+
+
+def test_groups_of_annotations_are_omitted_and_their_members_are_kept(sample):
+    group = {"type": "collection", "id": "g", "childAnnotationIds": ["a1"], "source": [1, 2, 3]}
+    tree = open_layers(sample, {**NOTES, "annotations": [group, *POINTS]})
+    assert tree["notes"].link_id.values.tolist() == ["a1", "b2"]
+    with pytest.warns(LinkWarning, match="'notes' of the link is left out: it has no annotations with a position"):
+        tree = open_layers(sample, {**NOTES, "annotations": [group]})
+    assert layers_of_link(tree)["notes"]["annotations"] == [group]
+
+
+LINE = {"type": "line", "id": "l", "pointA": [4600, 2560, 130.5], "pointB": [4610, 2570, 130.5]}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "shader", "color", "reason"),
+    [
+        (POINTS, "setPointMarkerColor(vec3(1, 0, 0));", "#ff0000", None),
+        (POINTS, "setColor(vec3(0, 1, 0)); setPointMarkerColor(vec3(1, 0, 0));", "#ff0000", None),
+        (POINTS, "setLineColor(vec3(1, 0, 0)); setColor(defaultColor());", "#ffff00", None),
+        ([LINE], "setLineColor(vec3(1, 0, 0));", "#ff0000", None),
+        ([LINE], "setLineColor(vec3(1, 0, 0), vec3(0, 1, 0));", "#ffff00", "computes colours"),
+        ([LINE], "setLineColor(vec3(1, 0, 0)); setPolyLineColor(vec3(0, 1, 0));", "#ffff00", "computes colours"),
+        ([LINE, *POINTS], "setLineColor(vec3(1, 0, 0)); setPointMarkerColor(vec3(0, 1, 0));", "#ffff00", "computes"),
+        (POINTS, "if (true) setColor(vec3(1, 0, 0));", "#ffff00", "by conditions"),
+        (POINTS, "setColor(defaultColor()); if (false) discard;", "#ffff00", "by conditions"),
+        (POINTS, "setPointMarkerSize(3.0);", "#ffff00", "sets no colour"),
+    ],
+)
+def test_a_shader_colours_the_annotations_of_each_type(sample, annotations, shader, color, reason):
+    layer = {**NOTES, "annotations": annotations, "shader": f"void main() {{ {shader} }}"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        node = open_layers(sample, layer)["notes"]
+    for part in node.children.values() or [node]:
+        assert part.attrs["color"] == color
+    messages = [str(w.message) for w in caught if issubclass(w.category, LinkWarning)]
+    assert len(messages) == (reason is not None)
+    assert all("the layer 'notes'" in m and reason in m for m in messages)
+
+
+@pytest.mark.parametrize(
+    ("segments", "ignored", "shown"),
+    [([], None, ["a1", "b2"]), (["!12"], None, ["a1", "b2"]), ([], False, []), (["12"], None, ["b2"])],
+)
+def test_a_filter_without_visible_segments_shows_all_annotations(sample, segments, ignored, shown):
+    """By default the viewer ignores such a filter (annotation_layer_state.ts, displayUnfiltered)."""
+    layer = {**NOTES, "linkedSegmentationLayer": "cells", "filterBySegmentation": True}
+    layer |= {} if ignored is None else {"ignoreNullSegmentFilter": ignored}
+    tree = open_layers(sample, {**CELLS, "segments": segments}, layer)
+    assert tree["notes"].link_id.values.tolist() == shown
