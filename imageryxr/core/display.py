@@ -184,9 +184,10 @@ def describe_colors(
     """Return a description, for JSON, of the colours of a layer's segments.
 
     `selected` are the selected segments, None for all; `has_rest` is whether the others are also drawn; a `saturation`
-    of 1 leaves the colours unchanged, 0 is white. The result has ``ids`` (id → "#rrggbb"), ``others`` (how the colours
-    of other ids are determined; None if they are not drawn) and ``saturation``. If there are too many ids for an
-    attribute, ``omitted`` is their number.
+    of 1 leaves the colours unchanged, 0 is white. The result has ``ids`` (id → "#rrggbb"), ``unselected`` (the same for
+    unselected ids with a colour of their own, if there are any), ``others`` (how the colours of other ids are
+    determined; None if they are not drawn) and ``saturation``. If there are too many ids for an attribute, ``omitted``
+    is their number.
     """
     ids = colors.ids if selected is None else np.array(list(selected), np.uint64)
     ids = ids[colors.is_shown(ids)]
@@ -194,11 +195,17 @@ def describe_colors(
     if colors.shows_all and (selected is None or has_rest):
         others = ["neuroglancer", colors.seed] if colors.mode == "neuroglancer" else _name_of_table(colors)
     out: dict[str, Any] = {"ids": {}, "others": others, "saturation": saturation}
-    if len(ids) > _MAX_IDS:
-        return {**out, "omitted": len(ids)}
+    unselected = np.setdiff1d(colors.ids, ids) if has_rest and selected is not None else ids[:0]
+    count = len(ids) + len(unselected)
+    if count > _MAX_IDS:
+        return {**out, "omitted": count}
+    out["ids"] = _hex_colors(colors, ids, saturation)
+    return {**out, "unselected": _hex_colors(colors, unselected, saturation)} if len(unselected) else out
+
+
+def _hex_colors(colors: Colors, ids: Any, saturation: float) -> dict[str, str]:
     rgb = _desaturate(colors.colors_for(ids), saturation).tolist()
-    out["ids"] = {str(i): "#" + bytes(c).hex() for i, c in zip(ids.tolist(), rgb, strict=True)}
-    return out
+    return {str(i): "#" + bytes(c).hex() for i, c in zip(ids.tolist(), rgb, strict=True)}
 
 
 def describe_masks(colors: Mapping[Any, Any]) -> dict[str, Any]:
@@ -229,7 +236,7 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     Raises
     ------
     ColorError
-        If the attributes of the array do not record its colours.
+        If the attributes of the array do not record its colours, for example of more than 5000 listed ids.
     OptionError
         If ``ids`` is required.
 
@@ -246,6 +253,13 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     True
     """
     layers = _parse_layers(picture)
+    omitted = sum(layer.get("omitted", 0) for layer in layers)
+    if omitted:
+        raise ColorError(
+            f"the picture shows {omitted:,} segments of listed ids, more than the {_MAX_IDS:,} that its attributes "
+            "record; use the colours that it was drawn with, as in imageryxr.palette(ids, colors); those of a link are "
+            f"the attr {COLORS!r} of its layer"
+        )
     if ids is None:
         return _all_colors(layers)
     ids = list(ids) if isinstance(ids, Iterator | Set) else ids
@@ -269,15 +283,16 @@ def recorded_colors(picture: Any, ids: Any) -> tuple[Any, Any]:
         layers = _parse_layers(picture)
     except ColorError:
         return rgb, found
-    for layer in layers:
-        listed = {int(name): parse_color(color)[:3] for name, color in layer["ids"].items() if name.isdecimal()}
+    for layer in (layer for layer in layers if "omitted" not in layer):
+        own = {**layer["ids"], **layer.get("unselected", {})}
+        listed = {int(name): parse_color(color)[:3] for name, color in own.items() if name.isdecimal()}
         shown = Colors(np.array(list(listed), np.uint64), np.array(list(listed.values()), np.uint8).reshape(-1, 3))
         for colors, saturation in ((shown, 1.0), (layer["others"], layer["saturation"])):
             if colors is None:
                 continue
-            own = colors if isinstance(colors, Colors) else _parse_others(colors)
-            new = own.is_shown(ids) & ~found
-            rgb[new], found[new] = _desaturate(own.colors_for(ids[new]), saturation), True
+            rule = colors if isinstance(colors, Colors) else _parse_others(colors)
+            new = rule.is_shown(ids) & ~found
+            rgb[new], found[new] = _desaturate(rule.colors_for(ids[new]), saturation), True
     return rgb, found
 
 
@@ -295,13 +310,12 @@ def _parse_layers(picture: Any) -> list[dict[str, Any]]:
 
 
 def _all_colors(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
-    omitted = sum(layer.get("omitted", 0) for layer in layers)
     names = [name for layer in layers for name in layer["ids"]]
-    if omitted or not names:
-        why = f"{omitted:,} ids are too many for its attributes" if omitted else "its colours depend on the ids alone"
+    if not names:
         raise OptionError(
-            f"the picture does not list the ids that it shows: {why}; give the ids as the second argument, for example "
-            "imageryxr.unique_ids(segmentation), or those of annotations: np.unique(annotations.pre_pt_root_id)"
+            "the picture does not list the ids that it shows: its colours depend on the ids alone; give the ids as the "
+            "second argument, for example imageryxr.unique_ids(segmentation), or those of annotations: "
+            "np.unique(annotations.pre_pt_root_id)"
         )
     keys = {name: int(name) if name.isdecimal() else name for name in names}
     return {keys[name]: color for name in keys if (color := _find_color(layers, name)) is not None}
@@ -309,8 +323,9 @@ def _all_colors(layers: list[dict[str, Any]]) -> dict[Any, RGB]:
 
 def _find_color(layers: list[dict[str, Any]], name: str) -> RGB | None:
     for layer in layers:
-        if name in layer["ids"]:
-            return parse_color(layer["ids"][name])[:3]
+        own = {**layer.get("unselected", {}), **layer["ids"]}
+        if name in own:
+            return parse_color(own[name])[:3]
         if layer["others"] is not None and name.isdecimal():
             rgb = _desaturate(_parse_others(layer["others"]).colors_for([int(name)]), layer["saturation"])[0]
             return (int(rgb[0]), int(rgb[1]), int(rgb[2]))

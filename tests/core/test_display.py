@@ -61,6 +61,28 @@ def test_the_colours_of_a_layer_of_a_link_are_those_of_its_pixels():
     assert ix.colors_of(everything, IDS) == pixels(everything)
 
 
+def test_the_colours_of_unselected_segments_are_those_of_their_pixels():
+    """Also those with a colour of their own, as the viewer draws segmentColors of segments that are not selected."""
+    colors = {5: "#102030", 2**63 + 7: "#405060"}
+    for form in (colors, {"colors": {str(i): c for i, c in colors.items()}, "selected_ids": [1, 5], "rest_alpha": 0.4}):
+        if "colors" in form:
+            picture = ix.overlay(None, SEG.assign_attrs(form))
+        else:
+            picture = ix.overlay(None, SEG, ids=[5], colors=form, rest_alpha=0.4)
+        assert {tuple(c) for c in pixels(picture).values()} >= {(16, 32, 48), (64, 80, 96)}
+        assert ix.colors_of(picture, IDS) == pixels(picture)
+
+
+def test_a_picture_of_more_ids_than_its_attributes_record_raises():
+    colors = {i: f"#{i:06x}" for i in range(1, 6002)}
+    selected = SEG.assign_attrs(selected_ids=list(colors))
+    pictures = [ix.overlay(None, SEG, colors=colors), ix.overlay(None, selected)]
+    pictures += [ix.overlay(None, SEG, colors=colors, ids=[1], rest_alpha=0.5)]
+    for picture in pictures:
+        with pytest.raises(ix.errors.ColorError, match="6,001 segments of listed ids, more than the 5,000"):
+            ix.colors_of(picture, [1, 5])
+
+
 def test_the_colour_of_the_top_layer_takes_precedence():
     layers = [
         ix.Layer(SEG, colors=dict.fromkeys(IDS, "red"), alpha=1),
