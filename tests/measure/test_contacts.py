@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import imageryxr as ix
-from imageryxr.errors import LayerError, MissingIdsWarning, SegmentError
+from imageryxr.errors import LayerError, MissingIdsWarning, OptionError, SegmentError
 from tests.conftest import FIB25, volume
 from tests.support.counted_source import READS, array_in_memory, open_counted
 from tests.support.measured import IDS, RESOLUTION, as_segmentation, chunkings, corners_nm, count_faces, label_arrays
@@ -33,6 +33,37 @@ def test_contacts_equal_a_count_of_all_faces_for_every_chunking(labels, chunks):
         np.testing.assert_allclose(contact.area, areas.sum(), rtol=1e-12)
         center = np.average(rows[:, 1:], axis=0, weights=areas)
         np.testing.assert_allclose(contact.centroid, corners_nm(center), rtol=1e-12, atol=1e-9)
+
+
+@given(labels=label_arrays(), chunks=chunkings)
+def test_contacts_with_the_background_add_up_to_the_surface_of_each_segment(labels, chunks):
+    seg = as_segmentation(labels, chunks)
+    found = ix.contacts(seg, background=True)
+    inner = found.isel(contact=(found.segment_a != 0).values)
+    assert inner.identical(ix.contacts(seg))
+    table = found.imagery.to_dataframe()
+    for segment in IDS[1:].tolist():
+        mask = labels == segment
+        steps = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(3)]
+        own = table[(table.segment_a == segment) | (table.segment_b == segment)]
+        assert own.faces.sum() == sum(steps)
+        np.testing.assert_allclose(own.area.sum(), np.dot(steps, AREAS), rtol=1e-12)
+
+
+def test_requested_ids_and_cutouts_have_contacts_with_the_background():
+    labels = np.zeros((4, 6, 8), np.uint64)
+    labels[:, 2:4, 2:5], labels[:, 2:4, 5] = 7, 9
+    seg = as_segmentation(labels)
+    for found in (ix.contacts(seg, ids=[7], background=True), ix.contacts(seg, background=True)):
+        pairs = list(zip(found.segment_a.values.tolist(), found.segment_b.values.tolist(), strict=True))
+        assert pairs == ([(0, 7), (7, 9)] if len(pairs) == 2 else [(0, 7), (0, 9), (7, 9)])
+        assert found.faces.values[0] == 4 * (2 + 3 + 3)
+    grid = ix.grid_of(seg)
+    middle = np.add(grid.voxel_offset, (4, 3, 2)) * grid.resolution
+    boxes = ix.cutouts(seg, [middle], size=(8, 6, 4))
+    cut = ix.contacts(boxes, background=True)
+    assert cut.segment_a.values.tolist() == [0, 0, 7]
+    np.testing.assert_array_equal(cut.area, ix.contacts(seg, background=True).area)
 
 
 @pytest.mark.slow
@@ -128,3 +159,5 @@ def test_wrong_arguments_are_errors():
         ix.contacts(array_in_memory(), ids=[0])
     with pytest.raises(LayerError, match="ids are integers"):
         ix.contacts(array_in_memory().astype(float))
+    with pytest.raises(OptionError, match="background=0"):
+        ix.contacts(array_in_memory(), background=0)
