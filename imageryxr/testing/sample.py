@@ -122,7 +122,8 @@ def sample(path: str | os.PathLike[str], *, shape: tuple[int, int, int] = _SHAPE
     >>> block.image
     'precomputed://file:///.../block/image'
     """
-    target = Sample(_check_path(path).expanduser().resolve(), _check_shape(shape))
+    # `Path.resolve` raises RuntimeError for links that form a loop, at which the write below fails with advice
+    target = Sample(Path(os.path.realpath(_check_path(path).expanduser())), _check_shape(shape))
     if _is_complete(target):
         return target
     try:

@@ -277,6 +277,12 @@ def test_a_path_that_cannot_be_written_raises(tmp_path: Path) -> None:
         sample(tmp_path / "file" / "block", shape=(4, 64, 64))
 
 
+def test_links_that_form_a_loop_raise(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(TargetError, match="cannot be written"):
+        sample(tmp_path / "loop" / "block", shape=(4, 64, 64))
+
+
 def test_empty_folders_missing_parents_and_unusual_names_work(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "a" / "b" / "ein Würfel, 1%"):

@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Meta
 
 from imageryxr.core.bbox import Index3
-from imageryxr.errors import ManifestError, Message, TargetError, param
+from imageryxr.errors import ImageryError, ManifestError, Message, TargetError, param
 from imageryxr.export.store.bucket import Bucket, Place, Watch
 from imageryxr.export.store.lease import Lease
 from imageryxr.export.store.local import FileRecord, Folder, TargetLock, is_remote
@@ -208,7 +208,7 @@ class ManifestStore(ABC):
 
     def load(self) -> Header | None:
         """Return the header, None if there is no manifest."""
-        with _explain_folder(self.base + ".json"):
+        with _explain_unreadable(self.base + ".json"):
             text = self.place.get(self.name + ".json")
         return None if text is None else Header.parse(text, f"{self.base}.json")
 
@@ -260,7 +260,8 @@ class LocalManifest(ManifestStore):
         return [self.name + ".log"]
 
     def _lines(self) -> Iterator[bytes]:
-        with suppress(FileNotFoundError), _explain_folder(self.base + ".log"), open(self.base + ".log", "rb") as file:
+        log = self.base + ".log"
+        with suppress(FileNotFoundError), _explain_unreadable(log), open(log, "rb") as file:
             yield from file
 
     def save(self, header: Header) -> None:
@@ -318,6 +319,20 @@ def _explain_folder(path: str) -> Iterator[None]:
             f"{path} is a folder, but the export needs this name for a file of its manifest; remove the folder, or "
             "choose another target"
         ) from None
+
+
+@contextmanager
+def _explain_unreadable(path: str) -> Iterator[None]:
+    """Raise `TargetError` with advice if a file of the manifest exists but cannot be read."""
+    try:
+        with _explain_folder(path):
+            yield
+    except (ImageryError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise TargetError(
+            f"{path} cannot be read ({error.strerror or error}); check its permissions, or choose another target"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------------------

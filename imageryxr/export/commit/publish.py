@@ -140,7 +140,8 @@ class DiskSite(Site):
         place, folder = self._target.place, self._base.rpartition("/")[0] or "/"
         while not os.path.isdir(folder):
             if os.path.lexists(folder) and not os.path.isdir(folder):  # another process may have created it just now
-                raise TargetError(f"could not write {place}: {folder} is a file, not a folder")
+                what = "a symbolic link without a target" if os.path.islink(folder) else "a file"
+                raise TargetError(f"could not write {place}: {folder} is {what}, not a folder")
             folder = os.path.dirname(folder)
         try:
             path = os.path.join(folder, self._probe)

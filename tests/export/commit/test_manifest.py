@@ -308,6 +308,13 @@ def test_a_folder_in_place_of_a_manifest_is_an_error(tmp_path, end, overwrite):
     assert path.is_dir()
 
 
+@pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
+def test_a_manifest_that_cannot_be_read_is_an_error_of_the_target(tmp_path, kind):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ix.errors.TargetError, match=r"manifest.json cannot be read \(.*\); check its permissions"):
+        run(kind, tmp_path / "loop")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # a running export
 

@@ -285,6 +285,9 @@ def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ix.errors.TargetError, match="is a file, not a folder"):
         ix.plan_export(picture(), tmp_path / "file" / "o.zarr").validate()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ix.errors.TargetError, match="is a symbolic link without a target, not a folder"):
+        ix.plan_export(picture(), tmp_path / "link" / "o.zarr").validate()
     with pytest.raises(ix.errors.TargetError, match="could not write /proc/"):
         ix.plan_export(picture(), "/proc/o.zarr").validate()
 
