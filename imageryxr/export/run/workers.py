@@ -83,6 +83,11 @@ class WorkerPool:
     expected: int = 0
     """Number of workers that have not joined yet."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # clients and functions stay in this process; in another one, a plan describes its workers
+        described = (self.kind, self.workers, self.threads, self.memory, _refuse_job)
+        return partial(WorkerPool, expected=self.expected), described
+
     def at_once(self, regions: Regions) -> int:
         """Return how many regions a worker processes at a time."""
         return min(self.threads, len(regions))
@@ -103,6 +108,10 @@ class WorkerPool:
         """Return the limits of regions; those that avoid repeated reads may use `factor` times the usual memory."""
         most = max(self.budget, factor * (self.memory_per_region() or 0))
         return RegionLimits(self.budget, most, self.workers * self.threads, self.threads)
+
+
+def _refuse_job(job: Job) -> RegionExecutor:
+    raise OptionError("a plan from another process has no workers; call export with the array")
 
 
 def find_workers(client: Any, count: int | None, memory: Any) -> WorkerPool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imageryxr.errors import ImageryError, OptionError, TargetError, param
 
@@ -284,6 +284,9 @@ class TargetLock:
 
         self._path = Path(path)
         self._lock = FileLock(path, mode=0o666, thread_local=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TargetLock, (str(self._path),)
 
     @contextmanager
     def hold(self) -> Iterator[None]:

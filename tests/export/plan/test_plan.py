@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -157,6 +159,19 @@ def test_a_plan_lists_finished_regions(tmp_path, monkeypatch):
     # a continued export keeps the regions of its first run
     monkeypatch.setattr(sys.modules["imageryxr.export.plan.regions"], "START_VOXELS", 1 << 22)
     assert ix.plan_export(picture(), tmp_path / "z{z}.png", workers=7).regions == plan.regions
+
+
+@pytest.mark.parametrize("client", ["threads", "processes"])
+@pytest.mark.parametrize("target", ["o.ome.zarr", "z{z}.png", "o.tif", "o.mp4", "memory://"])
+def test_a_pickled_plan_describes_the_same_export(tmp_path, client, target):
+    """A plan is a value that scripts store or return from a process."""
+    place = target if "://" in target else tmp_path / target
+    plan = ix.plan_export(picture(), place, client=client, workers=2)
+    for copy in (pickle.loads(pickle.dumps(plan)), cloudpickle.loads(cloudpickle.dumps(plan))):
+        assert repr(copy) == repr(plan)
+        assert copy.pool.threads == plan.pool.threads
+        assert list(copy.regions) == list(plan.regions)
+        copy.validate()
 
 
 @pytest.mark.slow
