@@ -14,7 +14,7 @@ from typing import Any
 from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.core.display import SegmentDisplay, merge_equivalences
 from imageryxr.errors import ColorError, LinkError, format_value
-from imageryxr.neuroglancer.validate import as_list, as_mapping, as_share, as_whole
+from imageryxr.neuroglancer.validate import as_list, as_mapping, as_number, as_share, as_whole
 
 TOP_ID = 2**64 - 1
 LINKS = ("linkedSegmentationGroup", "linkedSegmentationColorGroup")
@@ -82,7 +82,8 @@ def read_segments(spec: Mapping[str, Any], where: str) -> SegmentSettings:
         _read_equivalences(spec.get("equivalences"), where),
         None if hide is None else hide is not False,
         _read_segment_colors(spec.get("segmentColors"), where),
-        None if seed is None else as_whole(seed, f"{where}.colorSeed", 2**32 - 1),
+        # As in the viewer (segment_color.ts), a seed is an unsigned integer of 32 bits.
+        None if seed is None else int(as_number(seed, f"{where}.colorSeed")) % 2**32,
         None if default is None else read_color(default, f"{where}.segmentDefaultColor"),
         spec.get("baseSegmentColoring") is True,
     )

@@ -222,6 +222,11 @@ def undrawn_features(state: LinkState, *, group_was_chosen: bool) -> list[str]:
         others = (" for the other",) if count == 2 else (" to ", param("group", count - 1), " for the others")
         text = f"the link shows {count} groups of layers side by side; this is group 0 ({names}); give "
         out.append(Message(text, param("group", 1), *others))
+    visible = {layer.name: layer for layer in state.layers if layer.visible}
+    lowest = next((visible[name] for name in state.shown_layers if name in visible), None)
+    if lowest is not None and lowest.kind == "image" and lowest.opacity == 0:
+        text = "where no other layer covers it (opacity 0); here it is opaque, as any lowest image"
+        out.append(f"the viewer hides the layer {lowest.name!r} of the link {text}")
     dims = screen_dimensions(shown)
     if dims is None:
         out.append(f"the link displays the dimensions {', '.join(shown)}; a picture shows x, y and z")

@@ -131,6 +131,24 @@ def looks(*layers):
     return {layer.name: layer.look for layer in parse_state({"layers": specs}).layers}
 
 
+@pytest.mark.parametrize(("stated", "seed"), [(5, 5), ("12", 12), (2**32 + 5, 5), (-1, 2**32 - 1), (5.7, 5)])
+def test_a_color_seed_has_32_bits(cells, stated, seed):
+    """In segment_color.ts, ``x >>> 0``."""
+    tree = open_state({**cells, "colorSeed": stated})
+    assert tree["cells/segmentation"].attrs["color_seed"] == seed
+
+
+def test_a_lowest_image_of_opacity_0_warns(image, cells):
+    """Where nothing covers it, the viewer shows its background (SliceViewRenderHelper in sliceview/frontend.ts)."""
+    hidden = {**image, "opacity": 0}
+    state = {"dimensions": DIMS, "position": PLACE}
+    with pytest.warns(ix.errors.LinkWarning, match="hides the layer 'em' of the link .*opacity 0"):
+        ix.open_neuroglancer({**state, "layers": [hidden, cells]}, allow_local=True)
+    open_state(image, {**hidden, "name": "b"})
+    open_state({**hidden, "visible": False}, {**image, "name": "b"})
+    open_state(cells, hidden)
+
+
 def test_a_linked_layer_adds_its_segments_to_those_of_its_root(cells):
     """google/neuroglancer#303."""
     found = looks(
