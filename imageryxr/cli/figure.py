@@ -31,7 +31,7 @@ from imageryxr.errors import ImageryError, OptionError, warn
 from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.square_pixels import square_pixels
-from imageryxr.render.figure.files import check_suffix
+from imageryxr.render.figure.files import check_suffix, saved_size
 from imageryxr.render.figure.picture import geometry_of
 from imageryxr.render.figure.print_size import check_length, label_pixels
 
@@ -232,11 +232,9 @@ def inset_box(text: str, unit: list[float], axis: str, grid: ix.Grid) -> ix.BBox
 
 def write(picture: Image, out: Path, look: PictureOptions, *, where: ix.BBox) -> None:
     """Write a picture and print what was written."""
-    from PIL import Image
-
     ix.save_figure(picture, out, dpi=look.dpi, width_mm=look.width_mm, overwrite=look.overwrite)
-    with Image.open(out) as saved:
-        print(f"wrote {out}: {saved.width} × {saved.height} pixels, {where}")
+    width, height = saved_size(picture, look.dpi, look.width_mm)
+    print(f"wrote {out}: {width} × {height} pixels, {where}")
 
 
 def warn_outside(rgba: xr.DataArray) -> None:

@@ -63,7 +63,8 @@ def neuroglancer_link(
     ----------
     obj : DataTree, Dataset or DataArray
         A result of `open_neuroglancer`, ``view``, `align`, `open_image` or `open_segmentation`. For a Dataset or array
-        the viewer is centred on its grid.
+        the viewer is centred on its grid, and shows each layer where its source is stored, even if the coordinates of
+        the array were changed since.
     ids : iterable of int, optional
         The segments that the link selects in each segmentation. Default: the keys of the dict ``colors``, or those
         that the layer's attrs select.

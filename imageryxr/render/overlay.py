@@ -92,7 +92,8 @@ def overlay(
         Opacity of the segments that are not in ``ids`` or, without ``ids``, not in the dict ``colors``. Segments
         without a colour in the dict get the default colour of their id. Default: that in the layer's attrs, or 0.
     outline : Outline, int or bool, optional
-        Outlines around the drawn segments: an `Outline`, a width in pixels, or True for the default outline.
+        Outlines around the drawn segments: an `Outline`, a width in pixels, or True for ``Outline()``, 10 pixels
+        wide and outside.
     overlap : bool, default True
         Whether later masks are drawn over earlier ones; if False, the first mask is drawn where masks overlap.
     contrast_limits : (low, high), optional

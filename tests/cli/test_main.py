@@ -173,6 +173,7 @@ def test_raw_exports_the_voxels_of_one_layer(sample, tmp_path):
     [
         ("a.jpg", "wrote"),
         ("a.tif", "wrote"),
+        ("a.pdf", "wrote"),
         ("a", "no supported picture format"),
         ("a.xyz", "no supported picture format"),
         ("a.png", "wrote"),

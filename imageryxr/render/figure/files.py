@@ -111,7 +111,7 @@ def save_figure(
         _warn_of_small_text(geometry.text, native, picture.width / native * 25.4)
     if dpi is not None and inches is not None:
         before = picture.width
-        picture = _resample(picture, max(1, round(inches * dpi)))
+        picture = _resample(picture, saved_size(picture, dpi, width_mm))
         step = None if step is None else step * before / picture.width
     else:
         dpi = native
@@ -188,13 +188,21 @@ def _warn_of_small_text(text: Text, dpi: float, width_mm: float) -> None:
         )
 
 
-def _resample(picture: Image, width: int) -> Image:
-    """Return a picture resampled to a width: by repeating pixels for whole factors, otherwise by Lanczos' filter."""
+def saved_size(picture: Image, dpi: float | None, width_mm: float | None) -> tuple[int, int]:
+    """Return the width and height in pixels with which `save_figure` writes a picture."""
+    if dpi is None or width_mm is None:
+        return picture.size
+    width = max(1, round(width_mm / 25.4 * dpi))
+    return width, picture.height if width == picture.width else max(1, round(picture.height * width / picture.width))
+
+
+def _resample(picture: Image, size: tuple[int, int]) -> Image:
+    """Return a picture resampled to a size: by repeating pixels for whole factors, otherwise by Lanczos' filter."""
     from PIL import Image as PilImage
 
+    width, height = size
     if width == picture.width:
         return picture
-    height = max(1, round(picture.height * width / picture.width))
     if width % picture.width == 0:
         return picture.resize((width, height), PilImage.Resampling.NEAREST)
     if picture.mode.startswith("I;16"):

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
+from imageryxr.render.figure.files import saved_size
 from imageryxr.render.figure.picture import geometry_of, overlap_area
 
 RNG = np.random.default_rng(7)
@@ -195,6 +196,7 @@ def test_width_and_dpi_can_be_combined(mode, pixels, tmp_path):
     path = ix.save_figure(picture, tmp_path / "a.png", width_mm=85, dpi=300, nm_per_pixel=4)
     with Image.open(path) as back:
         assert back.width == 1004  # 85 mm / 25.4 · 300
+        assert back.size == saved_size(picture, 300, 85)
         assert round(back.info["dpi"][0]) == 300
         assert float(back.info["nm_per_pixel"]) == pytest.approx(4 * pixels / 1004, rel=1e-5)
         if mode in ("L", "I;16") and pixels < 1004:
