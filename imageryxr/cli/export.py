@@ -37,8 +37,8 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a byte order mark
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise OptionError(f"--config {path} cannot be read: {error}") from None
     names = {(param.name or "").replace("_", "-") for param in context.command.params} - {"config"}
     unknown = sorted(key for key in values if key.replace("_", "-") not in names)

@@ -285,9 +285,9 @@ def figure(
     voxels of the link, and colours, opacities and contrast are those of the link unless they are given.
     """
     address, out = _link_and_target(paths)
+    check_suffix(out)
     if os.path.exists(out) and not picture.overwrite:
         raise ix.errors.TargetExistsError(f"{out} exists; give --overwrite to replace it, or another name")
-    check_suffix(out)
     axis = drawing.axis or "z"
     options = drawing.overlay_options(axis)
     tree = None

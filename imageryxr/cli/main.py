@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from imageryxr.cli.demo import run_demo
 from imageryxr.cli.export import export
 from imageryxr.cli.figure import figure
 from imageryxr.cli.measure import measure
-from imageryxr.cli.messages import INTERRUPTED, command_text, fail, print_error
+from imageryxr.cli.messages import FAILED, INTERRUPTED, command_text, fail, print_error
 from imageryxr.errors import ImageryError, ImageryWarning
 
 app = typer.Typer(
@@ -96,6 +98,9 @@ def _warn(message: Any, category: type[Warning], *where: Any, **more: Any) -> No
 _USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
+_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def main() -> None:
     """Run the command line; errors of imageryxr are printed in one line and set the exit code."""
     as_json = "--json" in sys.argv[1:]
@@ -104,6 +109,7 @@ def main() -> None:
             warnings.simplefilter("always", ImageryWarning)
             warnings.showwarning = _warn
             code = app(standalone_mode=False)
+            sys.stdout.flush()
     except _USAGE as error:
         in_file = getattr(getattr(error, "ctx", None), "default_map", None) or {}
         if as_json or in_file.get("json") is True:
@@ -112,6 +118,12 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except ImageryError as error:  # an error in a job file, or of `imageryxr cache`
         fail(error, as_json=as_json)
+    except OSError as error:
+        if error.errno not in _NO_OUTPUT or error.filename is not None:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it at exit, which would fail again
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        code = FAILED
     except typer.Abort:
         code = INTERRUPTED
     if code == INTERRUPTED:

@@ -56,6 +56,17 @@ def test_a_job_file_value_of_another_type_is_an_error(command, job, lines):
     assert lines.split(" = ")[0] in json.loads(out)["message"]
 
 
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"\xff\xfe", 2), (b"\xef\xbb\xbflevels = 1", 0), (b"levels = 1\x00", 2)]
+)
+def test_a_job_file_may_begin_with_a_byte_order_mark_and_must_be_text(tmp_path, sample, command, content, code):
+    (tmp_path / "job.toml").write_bytes(content)
+    call = ["export", tmp_path / "o.zarr", "--image", sample.image, *PLACE, "--config", tmp_path / "job.toml"]
+    found, _, err = command(*call, "--dry-run")
+    assert found == code
+    assert ("job.toml cannot be read" in err) == bool(code)
+
+
 def test_scratch_false_in_a_job_file_is_accepted(command, job):
     code, _, err = command("export", "--config", job("scratch = false"), "--dry-run")
     assert code == 0, err
@@ -172,6 +183,39 @@ def test_file_names_that_are_too_long_or_contain_nul_bytes_are_refused(tmp_path,
     with pytest.raises(ix.errors.OptionError, match="too long for file systems|NUL byte|thousands of characters"):
         ix.export(array_of(Computed()), f"{tmp_path}/{name}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "target", ["precomputed://", "precomputed:///", "precomputed://file://", "precomputed://s3://"]
+)
+def test_a_target_without_a_location_is_refused(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ix.errors.OptionError, match="has no location"):
+        ix.export(array_of(Computed()), target, overwrite=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["precomputed://.", "{here}", "../o.zarr", "precomputed://.."])
+def test_the_working_folder_is_not_replaced(tmp_path, monkeypatch, target):
+    here = tmp_path / "o.zarr"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(ix.errors.OptionError, match="is the working folder .* or contains it"):
+        ix.export(array_of(Computed()), target.format(here=here), overwrite=True)
+    assert here.samefile(".")
+    assert ix.export(array_of(Computed()), "precomputed://new").complete
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_standard_output_is_an_error_in_one_line(sample):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "imageryxr", "info", sample.image], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: standard output cannot be written: No space left on device\n",
+    )
 
 
 @pytest.mark.parametrize("name", ["a" * 224 + ".tif", "a" * 210 + "{z}.png"])

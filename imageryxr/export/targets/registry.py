@@ -79,10 +79,25 @@ def choose_target(target: str | os.PathLike[str], layer: ArrayInfo, **options: A
         raise OptionError(param("target", text), " contains a NUL byte, which paths cannot; remove it")
     what, factory, place = _find_factory(text)
     _check_options(what, options, _keyword_names(factory))
+    if factory is precomputed and re.fullmatch(r"([a-z0-9+-]+:/*)*", place):
+        raise OptionError(param("target", text), " has no location; give a path or a URL, such as precomputed://layer")
     chosen = factory(place, layer, **options)
     if chosen.kind != "memory" and not is_remote(chosen.root):
         _check_lengths(chosen, text)
+        if is_volume(text):
+            _check_working_folder(chosen.root, text)
     return chosen
+
+
+def _check_working_folder(root: str, text: str) -> None:
+    """Raise `OptionError` if the folder of a volume, which is replaced when the volume is complete, is in use."""
+    here = os.getcwd()
+    if f"{here}{os.sep}".startswith(root.rstrip(os.sep) + os.sep):
+        raise OptionError(
+            param("target", text),
+            f" is the working folder {here} or contains it, and the folder of the target is replaced; give a new ",
+            "folder, or change to another working folder",
+        )
 
 
 def _check_lengths(chosen: Target, text: str) -> None:
