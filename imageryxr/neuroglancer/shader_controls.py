@@ -19,6 +19,7 @@ from imageryxr.errors import LinkError
 from imageryxr.neuroglancer.linked_segments import read_color
 from imageryxr.neuroglancer.shader_evaluator import Channel, Invlerp
 from imageryxr.neuroglancer.shader_functions import UnsupportedShaderError, Value
+from imageryxr.neuroglancer.shader_syntax import MAX_CODE
 
 DEFAULT_SHADER = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
 """The viewer's shader of layers that have none."""
@@ -46,6 +47,8 @@ def read_controls(code: str, settings: Mapping[str, Any], dtype: np.dtype[Any]) 
 
     Raises `UnsupportedShaderError` if a directive is not supported.
     """
+    if len(code) > MAX_CODE:
+        raise UnsupportedShaderError("the code is too long")
     found = ShaderControls(_DIRECTIVE.sub("", code))
     if "#" in found.code:
         raise UnsupportedShaderError("preprocessor directives")

@@ -22,7 +22,7 @@ from imageryxr.neuroglancer.shader_functions import (
 )
 from imageryxr.neuroglancer.shader_syntax import TYPES, Node, ParsedShader, ShaderFunction
 
-_MAX_STEPS = 5000
+_MAX_STEPS = 200_000
 _MAX_CALLS = 8
 _EMITTED_SIZES = {"emitGrayscale": 1, "emitRGB": 3, "emitRGBA": 4}
 
@@ -66,13 +66,15 @@ class Evaluator:
     """Largest value of the data type, for ``toNormalized``; None for floats."""
     channels: set[Channel] = field(default_factory=set)
     """Channels that were read."""
+    steps: int = 0
+    """Number of operations so far, for all data values."""
 
     def run(self, raw: float) -> Color | None:
         """Return the colour that the shader shows for a data value, from 0 to 1; None if it shows none.
 
         Raises `UnsupportedShaderError` if the shader is not supported.
         """
-        self.raw, self.steps, self.calls = raw, 0, 0
+        self.raw, self.calls = raw, 0
         self.color: Color | None = None
         self.globals: dict[str, Value] = {"true": True, "false": False, "VOLUME_RENDERING": False, **self.variables}
         if "main" not in self.shader.functions:

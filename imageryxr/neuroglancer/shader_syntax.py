@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from imageryxr.neuroglancer.shader_functions import UnsupportedShaderError
 
 TYPES = {"float", "int", "uint", "bool", "vec2", "vec3", "vec4", "void"}
-_MAX_CODE = 20_000
+MAX_CODE = 20_000
+"""Largest number of characters of a shader that is evaluated."""
 _MAX_DEPTH = 40
 _TOKEN = re.compile(
     r"\s*(?:((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[fFuU]?|([A-Za-z_]\w*)|(\"[^\"\n]*\")|"
@@ -46,8 +47,6 @@ def parse_shader(code: str) -> ParsedShader:
 
     Raises `UnsupportedShaderError` if it has a statement that is not supported.
     """
-    if len(code) > _MAX_CODE:
-        raise UnsupportedShaderError("the code is too long")
     return _Parser(_tokens(code)).program()
 
 
