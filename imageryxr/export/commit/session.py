@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 from msgspec.structs import replace
@@ -294,6 +295,9 @@ class Workspace:
             self.header = replace(self.header, result=written)
         elif not self.header.direct:
             self.data.put(self.target.commit().items())
+            self.site.check_complete(
+                self.header, lambda: chain(self.target.preamble(), self.target.commit(), self._keys())
+            )
         with self.overlapping.hold_locks() as others:
             self.overlapping.replace(others)
             self.header = replace(self.header, phase="publishing")

@@ -19,6 +19,7 @@ import zarr
 
 import imageryxr as ix
 from imageryxr.export.commit.manifest import Entry, Header
+from imageryxr.export.commit.session import Workspace
 from imageryxr.export.store.local import FileRecord
 from imageryxr.sources.resolve import resolve_source
 from tests.conftest import volume
@@ -285,6 +286,26 @@ def test_a_missing_chunk_is_an_error_or_is_counted(tmp_path, sample):
     assert "3 missing chunks filled" in repr(report)
     again = ix.export(ix.open_image(tmp_path / "em", missing="fill"), tmp_path / "a.zarr", levels=1)
     assert again.holes == report.holes
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "zarr2", "precomputed", "png", "tiffs"])
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_file_that_another_program_removes_during_an_export_is_an_error(tmp_path, monkeypatch, kind, number):
+    """Some clusters remove old files from their scratch disks, also those of exports that run for weeks."""
+    publish = Workspace.publish
+
+    def remove_and_publish(space):
+        sorted(path for path in (tmp_path / "a").rglob("*-work-*/data/**/*") if path.is_file())[number].unlink()
+        return publish(space)
+
+    run(kind, tmp_path / "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "publish", remove_and_publish)
+        with pytest.raises(ix.errors.TargetError, match="was removed by another program.*same call restores"):
+            run(kind, tmp_path / "a")
+    assert digest(tmp_path / "a").keys() & digest(tmp_path / "b").keys() == set()
+    run(kind, tmp_path / "a")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
 @pytest.mark.parametrize(("kind", "files"), [("omezarr", 50), ("png", 9), ("tiff", 9)])
