@@ -57,7 +57,7 @@ _MOST_LETTERS = 1800
 def format_value(value: object, length: int = 100) -> str:
     """Return the repr of a value in one line for a message, cut to a length and without passwords of URLs."""
     try:
-        text = repr(value)[: 4 * length]
+        text = f"<{type(value).__name__}>" if hasattr(value, "dims") else repr(value)[: 4 * length]
     except Exception:  # integers of thousands of digits; deeply nested lists; a repr that fails
         text = f"a {type(value).__name__} that is too long to show"
     text = re.sub(r"//[^/\s@]+@", "//", re.sub(r"\s*\n\s*", " ", text))

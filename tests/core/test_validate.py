@@ -236,6 +236,7 @@ def test_a_choice_suggests_the_most_similar_one():
 
 def test_messages_show_values_in_one_short_line_without_passwords():
     assert format_value(np.zeros((3, 3))) == "array([[0., 0., 0.], [0., 0., 0.], [0., 0., 0.]])"
+    assert format_value(SEG) == "<DataArray>"  # its repr has a line for each row and attribute
     assert format_value("https://me:secret@host/a") == "'https://host/a'"
     assert len(format_value("a" * 10**6)) == 101
     assert "too long" in format_value(10**5000)
