@@ -137,15 +137,18 @@ def _plain_array(values: Any) -> npt.NDArray[Any]:
     if isinstance(values, pd.Categorical):
         values = np.asarray(values)
     if isinstance(values, pd.api.extensions.ExtensionArray):
+        if isinstance(values, pd.arrays.TimedeltaArray):
+            return np.asarray(values)
         if isinstance(values.dtype, pd.DatetimeTZDtype):
             return np.asarray(pd.DatetimeIndex(values).tz_convert("UTC").tz_localize(None))
         values = values.to_numpy(dtype=values.dtype.numpy_dtype if _is_complete(values) else object)
     elif not isinstance(values, np.ndarray):
         # NumPy would convert large integers beside a None, and columns of some libraries, to floats.
         items = values.to_list() if hasattr(values, "to_list") else list(values)
-        values = np.empty(len(items), dtype=object)
-        values[:] = items
+        values = np.fromiter(items, object, len(items))
     found: npt.NDArray[Any] = values
+    if found.ndim > 1:
+        found = np.fromiter((row.tolist() for row in found), object, len(found))
     return found.astype(object) if found.dtype.kind in "SUT" else found
 
 
@@ -199,9 +202,15 @@ def _is_missing(value: Any) -> bool:
 
 def _to_text(value: Any) -> str:
     try:
-        return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value)
+        return json.dumps(value, default=_to_plain)
     except (TypeError, ValueError):
         return str(value)
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError
 
 
 def _float_ids(values: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray[Any]:

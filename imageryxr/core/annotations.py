@@ -142,6 +142,14 @@ def stack_axes(annotations: xr.Dataset, names: tuple[str, str, str], rows: Any =
     return np.stack([np.asarray(c if rows is None else c[rows], np.float64) for c in columns], axis=1)
 
 
+def annotation_centers(annotations: xr.Dataset) -> Floats:
+    """Return the positions (x, y, z) of annotations in nm, of lines and boxes their middles."""
+    points = stack_axes(annotations, (DIMS[2], DIMS[1], DIMS[0]))
+    if annotations.attrs.get("annotation_type") in ("line", "box"):
+        return (points + stack_axes(annotations, (ENDS[2], ENDS[1], ENDS[0]))) / 2
+    return points
+
+
 def _axis_variables(names: tuple[str, ...], triples: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {name: (DIM, np.ascontiguousarray(triples[:, 2 - axis]), {"units": "nm"}) for axis, name in enumerate(names)}
 
@@ -151,8 +159,9 @@ def _property_variable(name: str, values: Any, count: int, strict: bool) -> tupl
     if isinstance(values, xr.DataArray | xr.Variable) and values.ndim == 1:
         values, attrs = values.values, dict(values.attrs)
     else:
-        triples = as_triples(values)
-        if triples is not None:
+        triples = None if is_id_name(name) else as_triples(values)
+        # Triples of integers beyond 2**53 become text like other lists, because floats would lose digits.
+        if triples is not None and not (np.abs(triples) >= 2**53).any():
             return ((DIM, AXIS), _check_length(triples, name, count))
     plain = _check_length(property_values(values, name, strict=strict), name, count)
     categories = [] if is_id_name(name) else list_categories(values, plain)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotation_values import as_triples, is_triple
-from imageryxr.core.annotations import AXIS, DIM, ENDS, stack_axes
+from imageryxr.core.annotations import AXIS, DIM, annotation_centers
 from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS, Triple, tidy
 from imageryxr.errors import BoxError, OptionError
@@ -22,18 +22,11 @@ Points = npt.NDArray[np.float64]
 def read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
     """Return the centres (n, 3) as (x, y, z) in nm, and the other columns as variables along ``cutout``."""
     is_annotations = _is_annotations(centers)
-    if is_annotations and unit != (1.0, 1.0, 1.0):
-        raise OptionError(
-            f"resolution={unit} was given, but the positions of annotations are in nm; omit resolution. If the "
-            "positions are not in nm, pass their unit to as_annotations(table, resolution=…)"
-        )
     _check_position_columns(centers, unit)
     table = convert_table(_single_point(centers), resolution=unit)
     if not table.sizes[DIM]:
         raise BoxError("centers has no rows; give at least one point (x, y, z)")
-    points = stack_axes(table, (DIMS[2], DIMS[1], DIMS[0]))
-    if table.attrs.get("annotation_type") in ("line", "box"):
-        points = (points + stack_axes(table, (ENDS[2], ENDS[1], ENDS[0]))) / 2
+    points = annotation_centers(table)
     is_named = is_annotations or _has_ids(centers)
     columns: dict[str, Any] = {}
     for name, variable in table.variables.items():

@@ -1,4 +1,4 @@
-"""Convert measurements to tables with one row per segment, contact or overlap."""
+"""Convert measurements and annotations to tables with one row per segment, contact, overlap or annotation."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from imageryxr.core.annotations import DIM
+from imageryxr.core.array_labels import split_columns
 from imageryxr.errors import LayerError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ROWS = ("segment", "contact", "overlap")
+_ROWS = ("segment", "contact", "overlap", DIM)
 
 
 def to_dataframe(measurements: xr.Dataset) -> pd.DataFrame:
-    """Return measurements as a table with one row per segment, contact or overlap.
+    """Return measurements or annotations as a table with one row per segment, contact, overlap or annotation.
 
     In memory: a Dataset that is lazy is computed. `xarray.Dataset.to_dataframe` would repeat each row for every axis.
 
     Parameters
     ----------
     measurements : Dataset
-        The result of `measure`, `contacts` or `overlaps`, or a selection of it.
+        The result of `measure`, `contacts` or `overlaps`, a Dataset of annotations, or a selection of one.
 
     Returns
     -------
     pandas.DataFrame
         A variable with another dim has one column per label: ``centroid_x``, ``centroid_y``, ``centroid_z``,
         ``percentiles_95``. The index of `measure` is the segment's id; contacts and overlaps have the columns
-        ``segment_a`` and ``segment_b``.
+        ``segment_a`` and ``segment_b``, and annotations the column ``id``.
 
     Raises
     ------
     LayerError
-        If the Dataset has no dim segment, contact or overlap.
+        If the Dataset has no dim segment, contact, overlap or annotation.
 
     Examples
     --------
@@ -48,23 +50,12 @@ def to_dataframe(measurements: xr.Dataset) -> pd.DataFrame:
     if rows is None:
         raise LayerError(
             f"the Dataset has the dims {list(map(str, measurements.dims))}; a table needs the result of "
-            "imageryxr.measure, imageryxr.contacts or imageryxr.overlaps"
+            "imageryxr.measure, imageryxr.contacts or imageryxr.overlaps, or annotations"
         )
     columns: dict[str, xr.DataArray] = {}
     for name, variable in {**measurements.coords, **measurements.data_vars}.items():
         if rows in variable.dims and name != rows:
-            columns |= _columns(str(name), variable, rows)
+            columns |= split_columns(str(name), variable, rows)
     ordered = {name: (rows, column.to_numpy()) for name, column in columns.items()}
     index: dict[str, Any] = {rows: measurements.indexes[rows]} if rows in measurements.indexes else {}
     return xr.Dataset(ordered, coords=index).to_dataframe()
-
-
-def _columns(name: str, variable: xr.DataArray, rows: str) -> dict[str, xr.DataArray]:
-    others = [dim for dim in variable.dims if dim != rows]
-    if not others:
-        return {name: variable}
-    found: dict[str, xr.DataArray] = {}
-    for i, label in enumerate(variable[others[0]].to_numpy().tolist()):
-        shown = f"{label:g}" if isinstance(label, float) else str(label)
-        found |= _columns(f"{name}_{shown}", variable.isel({others[0]: i}, drop=True), rows)
-    return found

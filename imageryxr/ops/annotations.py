@@ -12,12 +12,15 @@ import pandas as pd
 import xarray as xr
 
 from imageryxr.core.annotation_values import as_triples, is_missing, is_triple, property_values
-from imageryxr.core.annotations import AnnotationType, annotation_type_of, make_annotations
+from imageryxr.core.annotations import AXIS, DIM, AnnotationType, annotation_type_of, make_annotations
+from imageryxr.core.array_labels import split_columns
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
+from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.core.validate import suggest_names
 from imageryxr.errors import BoxError, Message, OptionError, format_value, param, warn
 
 _DEFAULT = ("x", "y", "z")
+_POSITION_NAME = "(^|_)(pos|position|point|pt|cent(er|re|roid)|coords?|coordinates?|xyz)"
 
 
 def as_annotations(
@@ -36,8 +39,10 @@ def as_annotations(
 
     Parameters
     ----------
-    table : DataFrame, dict, or array_like of shape (n, 3)
-        A table with a row per annotation; or an array of positions (x, y, z).
+    table : DataFrame, Dataset, dict, or array_like of shape (n, 3)
+        A table with a row per annotation; or an array of positions (x, y, z). The rows of a Dataset, such as that of
+        `measure`, are its first dim, and positions in another unit of length, ``attrs["units"]``, are converted. A
+        Dataset of annotations is returned unchanged, unless another argument is given.
     position : three names, or a name, default ("x", "y", "z")
         The columns of the positions. A single name means a column of triples, as in CAVE tables
         (``"pre_pt_position"``; also as text, "[1 2 3]" or "1, 2, 3", from a CSV file), or the prefix of three columns
@@ -61,7 +66,8 @@ def as_annotations(
         n - 1, as a variable. A column whose name is already a variable, such as ``x``, becomes ``x_column``. Columns of
         ids (``id``, ``…_id``) are uint64, even if the table stores them as objects, digits or nullable integers; a
         missing id or an empty text is 0. Other missing values are NaN, NaT or
-        None. Other columns of triples have dims (annotation, axis), and their numbers are not converted to nm. The attr
+        None. Other columns of triples have dims (annotation, axis), and their numbers are not converted to nm. Other
+        lists, and all lists of ids, become JSON text. The attr
         ``categories`` of a column of texts lists all its values, so that a part of the table has the same colours.
 
     Raises
@@ -98,10 +104,13 @@ def convert_table(
     annotation_type: AnnotationType | None = None,
 ) -> xr.Dataset:
     """Return the Dataset of a table, whose ids may occur several times; see `as_annotations`."""
-    if isinstance(table, xr.Dataset) and "annotation" in table.dims:
-        annotation_type_of(table)
-        return table
     unit = check_resolution(resolution)
+    if isinstance(table, xr.Dataset) and DIM in table.dims:
+        own = annotation_type_of(table)
+        check_in_nm(unit)
+        is_default = isinstance(position, Sequence) and tuple(position) == _DEFAULT
+        if is_default and annotation_type in (None, own) and end is None and radius is None:
+            return table
     columns, names = table_columns(table)
     used: set[Any] = set()
     if columns is None:
@@ -109,6 +118,11 @@ def convert_table(
     else:
         _warn_other_resolution(table, unit)
         places = _named_triples(columns, names, position, "position", used)
+        if unit != (1.0, 1.0, 1.0) and any(_stated_unit(columns[name]) for name in used):
+            raise OptionError(
+                f"resolution={unit} was given, but the table states the unit of its positions in attrs['units']; omit "
+                "resolution"
+            )
     places = _triples_in_nm(places, unit, "positions")
     if end is not None and radius is not None:
         raise OptionError("end= and radius= were both given; give end= for lines and boxes, or radius= for ellipsoids")
@@ -125,6 +139,15 @@ def convert_table(
     _check_ids(ids)
     attrs = _table_attrs(table)
     return make_annotations(kind, places, ends=ends, radii=radii, ids=ids, properties=rest, attrs=attrs, strict=True)
+
+
+def check_in_nm(unit: Triple) -> None:
+    """Raise `OptionError` if a resolution is given for a Dataset of annotations, whose positions are in nm."""
+    if unit != (1.0, 1.0, 1.0):
+        raise OptionError(
+            f"resolution={unit} was given, but the positions of annotations are in nm; omit resolution. If the "
+            "positions are not in nm, pass their unit to as_annotations(table, resolution=…)"
+        )
 
 
 def _check_ids(ids: Any) -> None:
@@ -154,7 +177,7 @@ def table_columns(table: Any) -> tuple[Any, list[Any]]:
     if isinstance(table, np.ndarray) and table.dtype.names:
         table = {name: table[name] for name in table.dtype.names}
     if isinstance(table, xr.Dataset):
-        table = {name: variable for name, variable in table.variables.items() if variable.ndim}
+        table = _dataset_columns(table)
     if isinstance(table, Mapping) or hasattr(table, "columns"):
         names = list(getattr(table, "columns", table))
         repeated = next((name for name in names if names.count(name) > 1), None) if len(names) < 10_000 else None
@@ -175,6 +198,20 @@ def table_columns(table: Any) -> tuple[Any, list[Any]]:
     return None, []
 
 
+def _dataset_columns(table: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return the columns of a Dataset such as that of `measure`: its variables along the first dim."""
+    rows = next((variable.dims[0] for variable in table.data_vars.values() if variable.ndim), None)
+    columns: dict[str, xr.DataArray] = {}
+    for key, variable in {**table.coords, **table.data_vars}.items():
+        if rows not in variable.dims:
+            continue
+        if set(variable.dims) == {rows, AXIS}:
+            columns[str(key)] = variable.transpose(rows, AXIS)
+        else:
+            columns |= split_columns(str(key), variable, rows)
+    return columns
+
+
 def _index_columns(table: Any) -> dict[Any, Any]:
     """Return the levels of the index of a DataFrame as columns; none for the default index, 0 to n - 1."""
     if not isinstance(table, pd.DataFrame):
@@ -183,8 +220,13 @@ def _index_columns(table: Any) -> dict[Any, Any]:
     if index.names == [None] and index.equals(pd.RangeIndex(len(index))):
         return {}
     names = ["index" if index.nlevels == 1 else f"level_{i}" for i in range(index.nlevels)]
-    levels = zip(names, index.names, strict=True)
-    return {default if name is None else name: index.get_level_values(i) for i, (default, name) in enumerate(levels)}
+    columns: dict[Any, Any] = {}
+    for i, (default, given) in enumerate(zip(names, index.names, strict=True)):
+        name = default if given is None else given
+        while name in columns:
+            name = f"{name}_index"
+        columns[name] = index.get_level_values(i)
+    return columns
 
 
 def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: set[Any]) -> Any:
@@ -192,13 +234,13 @@ def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: 
     if isinstance(given, str):
         if given in names:
             used.add(given)
-            return _column_triples(columns[given], given, what)
+            return _column_triples(columns[given], given, what) * length_of(columns[given])
         three = [f"{given}_{axis}" for axis in "xyz"]
         if set(three) - {*names}:
             raise _unknown_columns([given], names, columns, what)
     else:
         three = list(given) if isinstance(given, Sequence) else []
-        if len(three) != 3 or not all(isinstance(name, str | int) for name in three):
+        if len(three) != 3 or not all(isinstance(name, str | int | tuple) for name in three):
             raise OptionError(param(what, given), " is not the name of a column or of three columns (x, y, z)")
         absent = [name for name in three if name not in names]
         if absent and tuple(three) == _DEFAULT:
@@ -208,7 +250,7 @@ def _named_triples(columns: Any, names: list[Any], given: Any, what: str, used: 
         if absent:
             raise _unknown_columns(absent, names, columns, what)
     used.update(three)
-    parts = [_numbers(columns[name], name, what) for name in three]
+    parts = [_numbers(columns[name], name, what) * length_of(columns[name]) for name in three]
     if len({len(part) for part in parts}) > 1:
         sizes = ", ".join(f"{name!r} has {len(part):,}" for name, part in zip(three, parts, strict=True))
         raise OptionError(f"the columns of {what} differ in length: {sizes} values; give one of each per annotation")
@@ -243,6 +285,17 @@ def _radii(columns: Any, names: list[Any], given: Any, count: int, unit: Triple,
     if values.ndim == 1:
         values = np.repeat(values[:, np.newaxis], 3, axis=1)
     return _triples_in_nm(values, unit, "radii")
+
+
+def _stated_unit(values: Any) -> Any:
+    unit = values.attrs.get("units") if isinstance(values, xr.DataArray) else None
+    return unit if has_unit(unit) else None
+
+
+def length_of(values: Any) -> float:
+    """Return the nanometres of the unit that an xarray object states; 1 if it states none."""
+    unit = _stated_unit(values)
+    return 1.0 if unit is None else length_in_nm(unit)
 
 
 def _column_triples(values: Any, name: str, what: str) -> Any:
@@ -289,20 +342,17 @@ def _triples_in_nm(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float
 
 def position_columns(columns: Any, names: list[Any]) -> list[str]:
     """Return the valid values of ``position``: columns of triples, and prefixes of three columns."""
-    triples = [
-        name
-        for name in names
-        if isinstance(name, str) and as_triples(columns[name], bare=_is_position_name(name)) is not None
-    ]
+    triples = [name for name in names if isinstance(name, str) and _has_triples(columns[name], name)]
     stems = [name[:-2] for name in names if isinstance(name, str) and name.endswith("_x")]
     return triples + [stem for stem in stems if not {f"{stem}_{axis}" for axis in "xyz"} - {*names}]
 
 
-def _is_position_name(name: str) -> bool:
-    return (
-        re.search(r"(^|_)(pos|position|point|pt|cent(er|re|roid)|coords?|coordinates?|xyz)(_|$)", name.lower())
-        is not None
-    )
+def _has_triples(values: Any, name: str) -> bool:
+    """Return whether a column holds triples, or, if it has no rows, has a name of positions."""
+    if not len(values):
+        return re.search(f"{_POSITION_NAME}$", name.lower()) is not None
+    is_bare = re.search(f"{_POSITION_NAME}(_|$)", name.lower()) is not None
+    return as_triples(values, bare=is_bare) is not None
 
 
 def _unknown_columns(absent: list[Any], names: list[Any], columns: Any, what: str) -> OptionError:

@@ -80,6 +80,8 @@ def open_annotations(
     -----
     MissingIdsWarning
         If some of ``ids`` do not exist, or some of ``segments`` have no annotations.
+    ImageryWarning
+        If annotations whose stored positions are not finite numbers are omitted.
 
     Notes
     -----
@@ -177,6 +179,14 @@ def make_dataset(info: AnnotationInfo, records: Records, name: str, related: lis
     ``name`` is the address of the layer without secrets. ``related`` has, for each relationship, the rows of
     annotations and the related segments, pair by pair.
     """
+    is_finite = np.isfinite(records.values[GEOMETRY]).all(axis=1)
+    if not is_finite.all():
+        warn(
+            f"{np.count_nonzero(~is_finite):,} of {len(is_finite):,} annotations of {name} have positions that are not "
+            f"finite numbers and are omitted, the first with the id {records.ids[~is_finite][0]}"
+        )
+        records = records.select(is_finite)
+        related = None if related is None else [_select_pairs(pairs, is_finite) for pairs in related]
     stored = records.values[GEOMETRY].astype(np.float64).reshape(
         len(records.ids), 1 if info.type == "point" else 2, 3
     ) * np.array(info.units)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotation_values import as_triples
+from imageryxr.core.annotations import DIM, annotation_centers, annotation_type_of
 from imageryxr.core.array_labels import ArrayOrDataset, spatial_arrays
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, snap_places, tidy
 from imageryxr.core.grid import Grid
@@ -19,7 +20,7 @@ from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
 from imageryxr.graph.to_dask import to_dask
-from imageryxr.ops.annotations import position_columns
+from imageryxr.ops.annotations import check_in_nm, length_of, position_columns
 from imageryxr.ops.multiscale import level_grids
 
 Places = npt.NDArray[np.float64]
@@ -36,7 +37,8 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     obj : DataArray or Dataset
         Array with dims (z, y, x) or (z, y, x, rgba), or a Dataset, of which variables with these dims are sampled.
     points : array_like of shape (n, 3), Series, DataFrame, Dataset or dict
-        Points (x, y, z) in units of ``resolution``, in any order. A table must have the columns ``x``, ``y`` and ``z``,
+        Points (x, y, z) in units of ``resolution``, in any order; lines and boxes of `as_annotations` are sampled in
+        their middle. A table must have the columns ``x``, ``y`` and ``z``,
         or exactly one column of triples, such as ``pt_position`` of a CAVE table (also as text, "[1 2 3]", from a CSV
         file), or three columns ``pt_position_x``, ``…_y`` and ``…_z``. If there are several, give one of them:
         ``table["pre_pt_position"]``. A single point can be given as three numbers.
@@ -75,7 +77,12 @@ def sample_points(obj: ArrayOrDataset, points: Any, *, resolution: Sequence[floa
     >>> ids.dims, ids.dtype, int(ids[2])
     (('point',), dtype('uint64'), 0)
     """
-    places, unit = _points_array(points), check_resolution(resolution)
+    unit = check_resolution(resolution)
+    if isinstance(points, xr.Dataset) and DIM in points.dims:
+        annotation_type_of(points)
+        check_in_nm(unit)
+        points = annotation_centers(points)
+    places = _points_array(points)
     layers: Mapping[Any, Any] = spatial_arrays(obj) if isinstance(obj, xr.Dataset) else {None: obj}
     volumes = {name: volume_of(array, tail=_tail_dims(array)) for name, array in layers.items()}
     inside = {name: _count_inside(places, unit, volume.grid) for name, volume in volumes.items()}
@@ -135,14 +142,18 @@ def _points_array(points: Any) -> Places:
             f"{len(bad)} of {len(found)} points are not finite, the first is row {bad[0]}, {found[bad[0]].tolist()}; "
             "remove these rows, e.g. with table.dropna()"
         )
-    return found
+    return found * length_of(points)
+
+
+def _scaled(values: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
+    return values if factor == 1 else values * factor
 
 
 def _table_positions(table: Any) -> Any:
     """Return the positions of a table: its columns x, y and z, or its only column of triples."""
     absent = [c for c in "xyz" if c not in table]
     if not absent:
-        points = [np.asarray(table[c]) for c in "xyz"]
+        points = [_scaled(np.asarray(table[c]), length_of(table[c])) for c in "xyz"]
         if len({p.shape for p in points}) > 1 or points[0].ndim != 1:
             raise BoxError(f"x, y and z of points have shapes {[p.shape for p in points]}: give lists of equal length")
         return np.stack(points, axis=1)

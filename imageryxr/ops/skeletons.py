@@ -12,6 +12,7 @@ import xarray as xr
 
 from imageryxr.core.annotations import make_annotations
 from imageryxr.core.colors.ids import list_unique_ids
+from imageryxr.errors import warn
 from imageryxr.ops.open_annotations import warn_missing_ids
 from imageryxr.sources.annotations.folder import open_folder
 from imageryxr.sources.annotations.skeletons import find_skeletons, read_skeletons
@@ -61,6 +62,8 @@ def open_skeletons(
     -----
     MissingIdsWarning
         If segments have no skeleton.
+    ImageryWarning
+        If edges whose stored positions are not finite numbers are omitted.
 
     Notes
     -----
@@ -81,7 +84,13 @@ def open_skeletons(
         if number not in found:
             continue
         skeleton = found[number]
-        first, second = skeleton.edges[:, 0], skeleton.edges[:, 1]
+        is_finite: npt.NDArray[np.bool_] = np.isfinite(skeleton.vertices[skeleton.edges]).all(axis=(1, 2))
+        if not is_finite.all():
+            warn(
+                f"{np.count_nonzero(~is_finite):,} of {len(is_finite):,} edges of the skeleton of {number} in "
+                f"{folder.name} have positions that are not finite numbers and are omitted"
+            )
+        first, second = skeleton.edges[is_finite].T
         starts.append(skeleton.vertices[first])
         ends.append(skeleton.vertices[second])
         radii.append((skeleton.radii[first] + skeleton.radii[second]) / 2)

@@ -281,3 +281,94 @@ def test_triples_that_are_text_in_a_csv_file_are_positions(tmp_path, form):
 def test_other_text_is_not_read_as_triples(text):
     with pytest.raises(BoxError, match="does not hold triples"):
         ix.as_annotations({"p": [text, "[1 2 3]"]}, position="p")
+
+
+def labels_of_two_segments():
+    """Return a segmentation in which the segments 7 and `BIG` touch."""
+    ids = np.zeros((3, 4, 5), np.uint64)
+    ids[1], ids[2] = 7, BIG
+    coords = {dim: (dim, (np.arange(n) + 0.5) * 8, {"units": "nm"}) for dim, n in zip("zyx", ids.shape, strict=True)}
+    return xr.DataArray(ids, coords, ("z", "y", "x"))
+
+
+def test_measurements_are_tables_of_annotations():
+    labels = labels_of_two_segments()
+    cells = ix.measure(labels, labels.astype("u1"), percentiles=[5, 50, 95])
+    points = ix.as_annotations(cells, position="centroid")
+    assert points.segment.values.tolist() == [7, BIG]
+    np.testing.assert_array_equal(points.z, [12, 20])
+    assert points.bbox_min.dims == ("annotation", "axis")
+    np.testing.assert_array_equal(points.percentiles_50, cells.percentiles.sel(percentile=50))
+    boxes = ix.as_annotations(cells, position="bbox_min", end="bbox_max", annotation_type="box")
+    np.testing.assert_array_equal(boxes.x_end, [40, 40])
+    touching = ix.as_annotations(ix.contacts(labels), position="centroid")
+    assert touching.segment_b.values.tolist() == [BIG]
+    assert ix.as_annotations(ix.contacts(labels * 0), position="centroid").sizes["annotation"] == 0
+
+
+def test_positions_of_a_dataset_have_the_unit_that_it_states():
+    stated = {axis: ("place", PLACES[:, i], {"units": "um"}) for i, axis in enumerate("xyz")}
+    points = ix.as_annotations(xr.Dataset({**stated, "name": ("place", ["a", "b"])}))
+    np.testing.assert_array_equal(np.stack([points.x, points.y, points.z], axis=1), PLACES * 1000)
+    assert points.name.values.tolist() == ["a", "b"]
+    with pytest.raises(OptionError, match=r"the table states the unit of its positions.* omit resolution"):
+        ix.as_annotations(xr.Dataset(stated), resolution=(8, 8, 40))
+
+
+def test_arguments_for_annotations_are_not_ignored():
+    points = ix.as_annotations({**position_columns(), "id": [BIG, 3]})
+    with pytest.raises(OptionError, match="the positions of annotations are in nm; omit resolution"):
+        ix.as_annotations(points, resolution=(8, 8, 40))
+    spheres = ix.as_annotations(points, radius=50)
+    assert spheres.attrs["annotation_type"] == "ellipsoid"
+    assert spheres.id.values.tolist() == [BIG, 3]
+    assert ix.as_annotations(points) is points
+
+
+@pytest.mark.parametrize("name", ["root_ids", "numbers"])
+@pytest.mark.parametrize("kind", [list, np.array])
+@pytest.mark.parametrize("width", [2, 3])
+def test_lists_of_ids_keep_their_digits(name, kind, width):
+    rows = [[2**63 + 1, 5, BIG][:width], [1, 2, BIG - 1][:width]]
+    values = kind(rows) if kind is list else np.array(rows, np.uint64)
+    found = ix.as_annotations({**position_columns(), name: values})
+    assert found[name].values.tolist() == [str(row) for row in rows]
+
+
+def test_levels_of_an_index_with_one_name_are_all_kept():
+    index = pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["kind", "kind"])
+    found = ix.as_annotations(pd.DataFrame(position_columns(), index=index))
+    assert found.kind.values.tolist() == ["a", "b"]
+    assert found.kind_index.values.tolist() == [1, 2]
+
+
+def test_columns_of_two_levels_can_be_positions():
+    table = pd.DataFrame(PLACES, columns=pd.MultiIndex.from_product([["pt"], ["x", "y", "z"]]))
+    found = ix.as_annotations(table, position=[("pt", axis) for axis in "xyz"])
+    np.testing.assert_array_equal(found.y, PLACES[:, 1])
+
+
+def test_durations_stay_durations():
+    found = ix.as_annotations(pd.DataFrame({**position_columns(), "age": pd.to_timedelta(["1s", None])}))
+    assert found.age.dtype.kind == "m"
+    assert np.isnat(found.age.values).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("columns", [["id", "pt_position", "pt_root_id"], ["pt_x", "pt_y", "pt_z", "pt_root_id"]])
+def test_a_table_without_rows_needs_no_other_arguments_than_one_with_rows(columns):
+    table = pd.DataFrame({name: [] for name in columns})
+    assert ix.as_annotations(table).sizes == {"annotation": 0}
+    assert ix.sample_points(labels_of_two_segments(), table).shape == (0,)
+    with pytest.raises(BoxError, match="centers has no rows"):
+        ix.cutouts(labels_of_two_segments(), table, (2, 2, 2))
+
+
+def test_tables_of_annotations_have_a_row_for_each_annotation():
+    ends = PLACES + 1
+    lines = ix.as_annotations({**position_columns(), "id": [BIG, 3], "pre_pt_position": TRIPLES}, end=ends)
+    table = lines.assign(post=(("annotation", "post_segment"), np.array([[BIG, 0], [1, 2]], np.uint64)))
+    table = table.imagery.to_dataframe()
+    assert table["id"].tolist() == [BIG, 3]
+    assert table["post_0"].tolist() == [BIG, 1]
+    np.testing.assert_array_equal(table[["x", "y_end"]], np.stack([PLACES[:, 0], ends[:, 1]], axis=1))
+    np.testing.assert_array_equal(table["pre_pt_position_y"], PLACES[:, 1])

@@ -383,3 +383,15 @@ def test_related_segments_have_the_colours_of_segments(layers):
 def test_the_categories_of_an_enum_are_all_its_labels(layers):
     found = open_annotations(layers[0] / "point", segments=[LARGE - 7])
     assert json.loads(found.kind.attrs["categories"]) == ["axon", "dendrite", "soma"]
+
+
+@pytest.mark.parametrize("place", [None, (1, np.nan, 2)])
+def test_a_layer_without_finite_positions_is_empty(tmp_path, place):
+    entries = [{**random_annotations("point", 1)[0], "place": place}] if place else []
+    with np.errstate(invalid="ignore"):
+        writer_of("point", entries).write(tmp_path)
+    address = f"precomputed://file://{tmp_path}"
+    with pytest.warns(ix.errors.ImageryWarning if place else MissingIdsWarning, match="1 of 1 annot|related to the seg"):
+        found = open_annotations(address, segments=entries[0]["pre"] if place else [5])
+    assert found.sizes["annotation"] == 0
+    assert found.pre.dtype == np.uint64

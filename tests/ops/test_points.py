@@ -321,3 +321,21 @@ def test_points_of_which_most_lie_outside_cause_a_warning_with_their_unit(sample
         found = ix.sample_points(seg, given)
     assert len(caught) == 1
     assert not found.values[2:].any()
+
+
+def test_annotations_are_sampled_at_their_middle_in_nm(sample):
+    labels = array_in_memory()
+    z, y, x = (float(labels[dim][2]) for dim in "zyx")
+    lines = ix.as_annotations([[x - 3, y - 5, z]], end=[[x + 3, y + 5, z]])
+    assert int(ix.sample_points(labels, lines)[0]) == int(labels[2, 2, 2])
+    with pytest.raises(ix.errors.OptionError, match="the positions of annotations are in nm; omit resolution"):
+        ix.sample_points(labels, lines, resolution=(8, 8, 40))
+
+
+def test_points_of_an_array_have_the_unit_that_it_states():
+    labels = array_in_memory()
+    place = [[float(labels[dim][2]) / 1000 for dim in "xyz"]]
+    points = xr.DataArray(place, dims=("point", "axis"), attrs={"units": "um"})
+    table = xr.Dataset({axis: ("point", [place[0][i]], {"units": "um"}) for i, axis in enumerate("xyz")})
+    for one in (points, table):
+        assert int(ix.sample_points(labels, one)[0]) == int(labels[2, 2, 2])

@@ -8,7 +8,7 @@ from cloudvolume import CloudVolume, Skeleton
 
 import imageryxr as ix
 from imageryxr import open_skeletons
-from imageryxr.errors import AuthError, ChunkReadError, MissingIdsWarning, NoVolumeError, SourceError
+from imageryxr.errors import AuthError, ChunkReadError, ImageryWarning, MissingIdsWarning, NoVolumeError, SourceError
 from tests.support.shards import spec
 from tests.support.source_suite import serving
 
@@ -129,3 +129,14 @@ def test_sources_without_skeletons_and_invalid_infos_are_errors(tmp_path, sample
         (tmp_path / "skel/info").write_text(json.dumps(info | change))
         with pytest.raises(SourceError, match=message):
             open_skeletons(address, [5])
+
+
+def test_edges_without_a_finite_position_are_omitted_with_a_warning(tmp_path):
+    vertices = np.array([[0, 0, 0], [8, 8, 8], [np.nan, 0, 0]], np.float32)
+    stored = Skeleton(vertices, np.array([[0, 1], [1, 2]], np.uint32), segid=5)
+    (tmp_path / "info").write_text(json.dumps({"@type": "neuroglancer_skeletons", "vertex_attributes": []}))
+    stored.extra_attributes = []
+    (tmp_path / "5").write_bytes(stored.to_precomputed())
+    with pytest.warns(ImageryWarning, match="1 of 2 edges of the skeleton of 5 .* are omitted"):
+        found = open_skeletons(f"precomputed://file://{tmp_path}", 5)
+    assert found.x_end.values.tolist() == [8]

@@ -5,6 +5,7 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -189,6 +190,9 @@ def parse_info(info: dict[str, Any], name: str) -> AnnotationInfo:
         raise NoVolumeError(
             f"{name} holds no annotations: the @type of its info is {format_value(kind)} instead of {KIND!r}"
         )
+    bounds = info.get("lower_bound")
+    if isinstance(bounds, list):  # Neuroglancer's writer states infinite bounds of a collection without annotations
+        info = {**info, "lower_bound": [0.0 if n in (math.inf, -math.inf) or n != n else n for n in bounds]}
     try:
         return msgspec.convert(info, AnnotationInfo)
     except msgspec.ValidationError as error:
