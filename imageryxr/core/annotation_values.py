@@ -223,7 +223,8 @@ def _float_ids(values: npt.NDArray[Any], name: str, strict: bool) -> npt.NDArray
     if finite.size and np.abs(finite).max() >= _EXACT_FLOAT:
         raise LayerError(
             f"the ids in {name!r} were converted to floats, and those beyond 2**53 have lost digits; read the table "
-            f"with dtype={{{name!r}: 'UInt64'}}, or leave the column out"
+            f"with dtype={{{name!r}: 'UInt64'}}, select rows of a Dataset with isel, as where converts integers, or "
+            "leave the column out"
         )
     return np.where(np.isfinite(values), values, 0).astype(np.uint64)
 

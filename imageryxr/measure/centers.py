@@ -27,6 +27,12 @@ def read_centers(centers: Any, unit: Triple) -> tuple[Points, dict[str, Any]]:
     if not table.sizes[DIM]:
         raise BoxError("centers has no rows; give at least one point (x, y, z)")
     points = annotation_centers(table)
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if len(bad):  # a Dataset of annotations after `Dataset.where`
+        raise BoxError(
+            f"{len(bad):,} of {len(points):,} centers are missing or not finite, the first in row {bad[0]}; remove "
+            "these rows with annotations.dropna('annotation', subset=['x', 'y', 'z'])"
+        )
     is_named = is_annotations or _has_ids(centers)
     columns: dict[str, Any] = {}
     for name, variable in table.variables.items():

@@ -84,7 +84,7 @@ def open_skeletons(
         if number not in found:
             continue
         skeleton = found[number]
-        is_finite: npt.NDArray[np.bool_] = np.isfinite(skeleton.vertices[skeleton.edges]).all(axis=(1, 2))
+        is_finite = np.asarray(np.isfinite(skeleton.vertices[skeleton.edges]).all(axis=(1, 2)))
         if not is_finite.all():
             warn(
                 f"{np.count_nonzero(~is_finite):,} of {len(is_finite):,} edges of the skeleton of {number} in "

@@ -173,7 +173,7 @@ def annotate(
     across = _slice_axis(picture, axis)
     opacity = check_number("alpha", alpha, 0, 1)
     sizes = _sizes(table, size)
-    stroke = _stroke_width(width, annotation_type_of(table), marker, unit, sizes)
+    stroke = _stroke_width(width, annotation_type_of(table), marker, unit, size)
     style = _mark_style(marker, unit, stroke, edgecolor, edgewidth, depth, fade, fill, picture, volume.grid, across)
     texts = _label_texts(table, labels)
     label_style = LabelStyle(
@@ -317,14 +317,14 @@ def _sizes(table: xr.Dataset, size: Any) -> npt.NDArray[np.float32]:
     return numbers.astype(np.float32)
 
 
-def _stroke_width(width: Any, kind: str, marker: Any, unit: Any, sizes: npt.NDArray[np.float32]) -> float:
+def _stroke_width(width: Any, kind: str, marker: Any, unit: Any, size: Any) -> float:
     check_choice("marker", marker, get_args(Marker))
     check_choice("unit", unit, ("px", "nm"))
     if width is not None:
         return check_number("width", width, 0)
-    if kind != "point" or unit == "nm" or len(sizes) > 1:
+    if kind != "point" or unit == "nm" or isinstance(size, str):
         return 2.0
-    return max(1.5, float(sizes[0]) / 5)
+    return max(1.5, float(size) / 5)
 
 
 def _place_marks(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from imageryxr.core.annotation_values import is_id_name
+from imageryxr.core.annotation_values import column_texts, is_id_name, property_values
 from imageryxr.core.annotations import CATEGORIES, DIM
 from imageryxr.core.colors import RGBA, parse_color, resolve_colors
 from imageryxr.core.colors.palettes import category_colors, colormap
@@ -52,11 +52,23 @@ def mark_colors(
 
     With ``rows``, return the colours of these rows only; palettes and limits still depend on all annotations.
     """
+    annotations = _with_exact_ids(annotations, color)
     if rows is not None and _has_segments(annotations, color, colors, cmap, limits):
         # Such a colour depends on the id alone.
         return _all_colors(annotations.isel({DIM: rows}), picture, color, colors, cmap, limits)
     made = _all_colors(annotations, picture, color, colors, cmap, limits)
     return made if rows is None or len(made.rgba) == 1 else replace(made, rgba=made.rgba[rows])
+
+
+def _with_exact_ids(annotations: xr.Dataset, color: Any) -> xr.Dataset:
+    """Return annotations whose ids are integers again if, for example, `Dataset.where` has made them floats."""
+    name = "id" if isinstance(color, Mapping) else color
+    if not isinstance(name, str) or not is_id_name(name) or name not in annotations.variables:
+        return annotations
+    column = annotations[name]
+    if column.dims != (DIM,) or column.dtype.kind != "f":
+        return annotations
+    return annotations.assign({name: (DIM, property_values(column.values, name))})
 
 
 def _has_segments(annotations: xr.Dataset, color: Any, colors: Any, cmap: Any, limits: Any) -> bool:
@@ -139,7 +151,13 @@ def _is_missing(value: Any) -> bool:
     return value is None or value != value or value == ""
 
 
-def _by_value(distinct: list[Any], inverse: npt.NDArray[np.intp], name: str, colors: Mapping[Any, Any]) -> MarkColors:
+def _by_value(
+    distinct: list[Any],
+    inverse: npt.NDArray[np.intp],
+    name: str,
+    colors: Mapping[Any, Any],
+    texts: Mapping[Any, str] | None = None,
+) -> MarkColors:
     table = np.array([parse_color(colors[v]) if v in colors else MISSING for v in distinct], np.uint8).reshape(-1, 4)
     used = {v: colors[v] for v in distinct if v in colors}
     if distinct and not used:
@@ -147,7 +165,7 @@ def _by_value(distinct: list[Any], inverse: npt.NDArray[np.intp], name: str, col
             f"none of the values of {name!r}, such as {distinct[0]!r}, has a colour in the dict, whose keys are "
             f"{list(colors)[:5]}; give a dict value → colour"
         )
-    return MarkColors(table[inverse], _record(used, name))
+    return MarkColors(table[inverse], _record(used, name, texts))
 
 
 def _distinct(values: npt.NDArray[Any]) -> tuple[list[Any], npt.NDArray[np.intp]]:
@@ -166,8 +184,11 @@ def _distinct(values: npt.NDArray[Any]) -> tuple[list[Any], npt.NDArray[np.intp]
 def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
     values = np.asarray(column.values)
     distinct, inverse = _distinct(values)
+    is_time = values.dtype.kind in "mM"
+    texts = dict(zip(distinct, column_texts(np.unique(values)), strict=True)) if is_time else None
     if isinstance(colors, Mapping):
-        return _by_value(distinct, inverse, name, {_plain(k): v for k, v in colors.items()})
+        given = {np.array(k, values.dtype).item() if is_time else _plain(k): v for k, v in colors.items()}
+        return _by_value(distinct, inverse, name, given, texts)
     if colors is not None and not isinstance(colors, str):
         raise ColorError(
             f"colors={format_value(colors)} is neither a dict nor the name of a palette; for the categories of "
@@ -176,15 +197,16 @@ def _by_category(column: xr.DataArray, name: str, colors: Any) -> MarkColors:
     present = [v for v in distinct if v is not None]
     known: list[Any] = [False, True] if values.dtype == bool else json.loads(column.attrs.get(CATEGORIES, "[]"))
     ordered = [*known, *(v for v in present if v not in {*known})]
-    return _by_value(distinct, inverse, name, category_colors(ordered, colors))
+    return _by_value(distinct, inverse, name, category_colors(ordered, colors), texts)
 
 
-def _record(colors: Mapping[Any, Any], name: str) -> dict[str, Any] | None:
+def _record(colors: Mapping[Any, Any], name: str, texts: Mapping[Any, str] | None = None) -> dict[str, Any] | None:
     if len(colors) > _MOST_NAMES:
         return None
     # A name of digits would be read as the id of a segment.
-    texts = {value: str(value) for value in colors}
-    return describe_masks({f"{name} {t}" if t.isdecimal() else t: parse_color(colors[v]) for v, t in texts.items()})
+    texts = texts or {value: str(value) for value in colors}
+    names = {value: f"{name} {texts[value]}" if texts[value].isdecimal() else texts[value] for value in colors}
+    return describe_masks({names[value]: parse_color(color) for value, color in colors.items()})
 
 
 def _by_segment(ids: npt.NDArray[Any], picture: xr.DataArray, colors: Any) -> MarkColors:

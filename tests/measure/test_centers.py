@@ -135,3 +135,9 @@ def test_a_column_with_the_name_of_a_dim_is_an_error():
     table = {"x": [0], "y": [60], "z": [0], "center": [3]}
     with pytest.raises(OptionError, match="rename the column"):
         ix.cutouts(VOLUME, table, (4, 4, 1))
+
+
+def test_annotations_without_a_position_are_refused():
+    points = ix.as_annotations({"x": [1, 2], "y": [1, 2], "z": [1, 2]})
+    with pytest.raises(BoxError, match=r"1 of 2 centers are missing .* row 0; .*dropna\('annotation', subset="):
+        ix.cutouts(VOLUME, points.where(points.x > 1), (2, 2, 2))

@@ -391,7 +391,9 @@ def test_a_layer_without_finite_positions_is_empty(tmp_path, place):
     with np.errstate(invalid="ignore"):
         writer_of("point", entries).write(tmp_path)
     address = f"precomputed://file://{tmp_path}"
-    with pytest.warns(ix.errors.ImageryWarning if place else MissingIdsWarning, match="1 of 1 annot|related to the seg"):
+    with pytest.warns(
+        ix.errors.ImageryWarning if place else MissingIdsWarning, match="1 of 1 annot|related to the seg"
+    ):
         found = open_annotations(address, segments=entries[0]["pre"] if place else [5])
     assert found.sizes["annotation"] == 0
     assert found.pre.dtype == np.uint64
