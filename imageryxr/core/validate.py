@@ -47,8 +47,12 @@ def to_number(value: Any, *, text: bool = False) -> int | float | None:
 
 
 def name_array(name: Any, kind: str = "the array") -> str:
-    """Return the words of a message for an array: ``the array 'em'``, or ``the array`` if it has no name."""
-    return kind if name is None else f"{kind} {name!r}"
+    """Return the words of a message for an array: ``the array 'em'``, or ``the array`` if it has no name.
+
+    xarray names an array of dask blocks after its dask graph; such a name is omitted.
+    """
+    is_generated = isinstance(name, str) and re.fullmatch(r".*-[0-9a-f]{32}", name) is not None
+    return kind if name is None or is_generated else f"{kind} {name!r}"
 
 
 def to_whole(value: Any) -> int | None:

@@ -240,3 +240,12 @@ def test_messages_show_values_in_one_short_line_without_passwords():
     assert format_value("https://me:secret@host/a") == "'https://host/a'"
     assert len(format_value("a" * 10**6)) == 101
     assert "too long" in format_value(10**5000)
+
+
+def test_messages_omit_the_name_that_xarray_takes_from_a_dask_graph():
+    mask = xr.DataArray((SEG > 3).chunk().data, SEG.coords, SEG.dims)
+    assert mask.name is not None
+    with pytest.raises(ImageryError, match="^the array is a mask"):
+        ix.measure(mask)
+    with pytest.raises(ImageryError, match="^the array 'own' is a mask"):
+        ix.measure(mask.rename("own"))
