@@ -273,3 +273,15 @@ def _parse_triple(text: str, bare: bool) -> list[str] | None:
     found = re.fullmatch(rf"\s*[\[(]{mark}\s*([^\[\]()]*?)\s*[\])]{mark}\s*", text)
     parts = re.split(r"\s*,\s*|\s+", found[1]) if found else []
     return parts if len(parts) == 3 else None
+
+
+def split_columns(name: str, variable: xr.DataArray, rows: Any) -> dict[str, xr.DataArray]:
+    """Return a variable as columns along the dim ``rows``, one for each label of its other dims."""
+    others = [dim for dim in variable.dims if dim != rows]
+    if not others:
+        return {name: variable}
+    found: dict[str, xr.DataArray] = {}
+    for i, label in enumerate(variable[others[0]].to_numpy().tolist()):
+        shown = f"{label:g}" if isinstance(label, float) else str(label)
+        found |= split_columns(f"{name}_{shown}", variable.isel({others[0]: i}, drop=True), rows)
+    return found

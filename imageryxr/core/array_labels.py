@@ -391,15 +391,3 @@ def assign_extra_coords(array: xr.DataArray, grid: Grid, extras: Sequence[ExtraC
         found.setdefault(extra.name, variable)
     kept = {name: variable for name, variable in found.items() if name not in conflicts}
     return array.assign_coords(kept) if kept else array
-
-
-def split_columns(name: str, variable: xr.DataArray, rows: Any) -> dict[str, xr.DataArray]:
-    """Return a variable as columns along the dim ``rows``, one for each label of its other dims."""
-    others = [dim for dim in variable.dims if dim != rows]
-    if not others:
-        return {name: variable}
-    found: dict[str, xr.DataArray] = {}
-    for i, label in enumerate(variable[others[0]].to_numpy().tolist()):
-        shown = f"{label:g}" if isinstance(label, float) else str(label)
-        found |= split_columns(f"{name}_{shown}", variable.isel({others[0]: i}, drop=True), rows)
-    return found

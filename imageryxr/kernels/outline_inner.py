@@ -62,7 +62,7 @@ def _mark_borders(
 ) -> None:
     """Write 1 where two pixels belong to different segments, otherwise 0; hidden pixels count as one segment.
 
-    With `merge`, all shown pixels count as one segment, too.
+    With `merge`, all shown pixels are outlined as one segment.
     """
     if merge:
         for x in range(out.size):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from imageryxr.core.annotation_values import split_columns
 from imageryxr.core.annotations import DIM
-from imageryxr.core.array_labels import split_columns
 from imageryxr.errors import LayerError
 
 if TYPE_CHECKING:

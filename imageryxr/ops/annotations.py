@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from imageryxr.core.annotation_values import as_triples, is_missing, is_triple, property_values
+from imageryxr.core.annotation_values import as_triples, is_missing, is_triple, property_values, split_columns
 from imageryxr.core.annotations import AXIS, DIM, AnnotationType, annotation_type_of, make_annotations
-from imageryxr.core.array_labels import split_columns
 from imageryxr.core.bbox import Triple, check_resolution, format_triple, tidy
 from imageryxr.core.units import has_unit, length_in_nm
 from imageryxr.core.validate import suggest_names

@@ -6,16 +6,15 @@ import csv
 import io
 import json
 import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from imageryxr.core.colors.ids import parse_key
 from imageryxr.core.colors.parse import RGB, RGBA, hex_color, parse_color
 from imageryxr.core.validate import check_path
-from imageryxr.errors import ColorError, OptionError, TargetError, param
+from imageryxr.core.write_file import write_file
+from imageryxr.errors import ColorError, OptionError, param
 
 
 def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Path:
@@ -63,18 +62,7 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
         lines = io.StringIO()
         csv.writer(lines, lineterminator="\n").writerows([("id", "color"), *rows])
         text = lines.getvalue()
-    beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, target)
-    except OSError as error:
-        with suppress(OSError):  # an error that removing the file repeats, such as a file in place of the folder
-            beside.unlink(missing_ok=True)
-        raise TargetError(
-            f"the palette {target} cannot be written ({error.strerror or error}); choose another folder, or check its "
-            "permissions and free space"
-        ) from error
+    write_file(target, text.encode("utf-8"))
     return target
 
 

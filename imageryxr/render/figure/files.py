@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from imageryxr.core.validate import check_flag, check_number, check_path
-from imageryxr.errors import Message, OptionError, TargetError, TargetExistsError, Wording, param, warn
+from imageryxr.core.write_file import write_file
+from imageryxr.errors import Message, OptionError, TargetExistsError, Wording, param, warn
 from imageryxr.render.figure.picture import Text, as_picture, geometry_of
 from imageryxr.render.figure.print_size import LEAST_POINTS, PRINT_DPI, check_length
 from imageryxr.render.figure.scale_bars import pixel_size
@@ -123,7 +123,7 @@ def save_figure(
     # Alpha is dropped from opaque pictures because JPEG does not support it and journals reject it.
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
         picture = picture.convert("RGB")
-    _write(target, _encode(picture, target, dpi, step))
+    write_file(target, _encode(picture, target, dpi, step))
     return target
 
 
@@ -141,24 +141,6 @@ def _encode(picture: Image, target: Path, dpi: float, step: float | None) -> byt
         reason = "a JPEG cannot store transparent pixels" if is_transparent else str(error)
         raise OptionError(param("path", str(target)), f" cannot be written: {reason}; end it in .png") from error
     return content.getvalue()
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that the target is always complete."""
-    beside = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, target)
-    except OSError as error:
-        # The message of the OSError contains the name of the temporary file, which the caller does not know.
-        raise TargetError(
-            f"{target} cannot be written: creating a file in the folder {target.parent} failed "
-            f"({error.strerror or error}); choose another folder, or check its permissions and free space"
-        ) from error
-    finally:
-        with suppress(OSError):  # an error that removing the file repeats, such as a file in place of the folder
-            beside.unlink(missing_ok=True)
 
 
 def _warn_of_few_pixels(name: str, width: int, dpi: float) -> None:

@@ -665,7 +665,7 @@ def test_a_palette_is_saved_into_a_new_folder_and_a_failed_save_is_a_target_erro
     path = tmp_path / "new" / "p.json"
     assert load_palette(save_palette({5: "red"}, path)) == {5: (255, 0, 0)}
     (tmp_path / "file").write_text("")
-    with pytest.raises(TargetError, match=r"file/p\.json cannot be written \(.*\); choose another folder"):
+    with pytest.raises(TargetError, match=r"file/p\.json cannot be written: .*/file failed \(.*\); choose another"):
         save_palette({5: "red"}, tmp_path / "file" / "p.json")
     path.with_suffix(".csv").mkdir()
     with pytest.raises(TargetError, match="cannot be written"):
