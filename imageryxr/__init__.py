@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from imageryxr.core.grid import Grid as Grid
     from imageryxr.export import export as export
     from imageryxr.export import plan_export as plan_export
-    from imageryxr.export.masks import save_masks as save_masks
+    from imageryxr.export.mask_pictures import save_masks as save_masks
     from imageryxr.export.plan.plan import ExportPlan as ExportPlan
     from imageryxr.export.report import ExportReport as ExportReport
     from imageryxr.measure import measure as measure
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from imageryxr.neuroglancer.open import open_neuroglancer as open_neuroglancer
     from imageryxr.ops.align import align as align
     from imageryxr.ops.align import regrid as regrid
-    from imageryxr.ops.annotations import as_annotations as as_annotations
+    from imageryxr.ops.annotation_tables import as_annotations as as_annotations
     from imageryxr.ops.crop import crop as crop
     from imageryxr.ops.datastack import open_datastack as open_datastack
     from imageryxr.ops.labels import select_ids as select_ids

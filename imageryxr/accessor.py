@@ -15,7 +15,7 @@ from imageryxr.core.display import colors_of
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryError
 from imageryxr.export import export, plan_export
-from imageryxr.export.masks import save_masks
+from imageryxr.export.mask_pictures import save_masks
 from imageryxr.measure.contacts import contacts
 from imageryxr.measure.cutouts import cutouts
 from imageryxr.measure.overlaps import overlaps

@@ -15,7 +15,7 @@ from imageryxr.sources.fetch.disk_cache import VARIABLE, DiskCache, Usage, absol
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show or clear the disk cache of remote chunks.")
 
-Folder = Annotated[
+CacheFolder = Annotated[
     Path | None, typer.Option("--folder", help=f"Folder of the cache. Default: the environment variable {VARIABLE}.")
 ]
 _NOTHING = Usage(0, 0, None)
@@ -23,14 +23,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def info(folder: Folder = None, as_json: Json = False) -> None:
+def info(folder: CacheFolder = None, as_json: Json = False) -> None:
     """Print the number and the size of the cached chunks."""
     cache = _open(folder)
     _print(cache, "contains {}", cache.usage() if cache.exists else _NOTHING, as_json)
 
 
 @app.command()
-def clear(folder: Folder = None, as_json: Json = False) -> None:
+def clear(folder: CacheFolder = None, as_json: Json = False) -> None:
     """Remove all cached chunks; other files in the folder are kept."""
     cache = _open(folder)
     _print(cache, "contained {}, which were removed", cache.clear() if cache.exists else _NOTHING, as_json)

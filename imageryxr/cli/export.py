@@ -22,7 +22,7 @@ from imageryxr.core.validate import suggest_names
 from imageryxr.errors import ImageryError, OptionError
 from imageryxr.export import check_tries, plan_export
 from imageryxr.export.plan.plan import ExportPlan
-from imageryxr.export.targets.options import FormatOptions, RunOptions
+from imageryxr.export.targets.format_options import FormatOptions, RunOptions
 from imageryxr.export.targets.registry import is_volume, options_of
 
 NOT_COMPLETE = 3

@@ -31,9 +31,9 @@ from imageryxr.errors import ImageryError, OptionError, warn
 from imageryxr.export.plan.reads import coverage_warning
 from imageryxr.graph.labelled import box_reader
 from imageryxr.ops.square_pixels import square_pixels
-from imageryxr.render.figure.files import check_suffix, saved_size
 from imageryxr.render.figure.picture import geometry_of
 from imageryxr.render.figure.print_size import check_length, label_pixels
+from imageryxr.render.figure.save import check_suffix, saved_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

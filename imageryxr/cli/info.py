@@ -16,7 +16,7 @@ from imageryxr.core.units import show_count
 from imageryxr.errors import AuthError, ImageryError, MissingChunkError
 from imageryxr.neuroglancer.fetch import load_state
 from imageryxr.neuroglancer.layer_sources import resolve_first
-from imageryxr.neuroglancer.layers import check_source, limit_time
+from imageryxr.neuroglancer.open_layers import check_source, limit_time
 from imageryxr.neuroglancer.state import parse_state
 from imageryxr.sources.base import Level, Source, levels_by_resolution
 from imageryxr.sources.cave.graphene import GrapheneSource

@@ -14,7 +14,7 @@ from imageryxr.export.plan.planner import plan_array
 from imageryxr.export.report import ExportReport
 from imageryxr.export.run.scheduler import run_plan
 from imageryxr.export.run.workers import exit_if_spawned, find_workers
-from imageryxr.export.targets.options import Client, FormatOptions
+from imageryxr.export.targets.format_options import Client, FormatOptions
 
 if TYPE_CHECKING:
     from imageryxr.export.cutouts.jobs import CutoutPlan

@@ -14,7 +14,7 @@ from imageryxr.graph.lazy_indexing import Ranges, as_range
 
 
 @dataclass(frozen=True)
-class Window:
+class BlockPart:
     """The part of a base array that a block contains."""
 
     ranges: Ranges
@@ -43,11 +43,11 @@ class UnknownMoveError(Exception):
     """Raised for a task that changes values, or whose function is not known."""
 
 
-def slice_window(window: Window, index: Any) -> Window:
-    """Return the window of a block after indexing."""
-    if not isinstance(index, tuple) or sum(item is not None for item in index) != len(window.axes):
+def slice_part(part: BlockPart, index: Any) -> BlockPart:
+    """Return the part of a block after indexing."""
+    if not isinstance(index, tuple) or sum(item is not None for item in index) != len(part.axes):
         raise UnknownMoveError
-    ranges, left = list(window.ranges), iter(window.axes)
+    ranges, left = list(part.ranges), iter(part.axes)
     axes: list[int | None] = []
     for item in index:
         if item is None:
@@ -69,7 +69,7 @@ def slice_window(window: Window, index: Any) -> Window:
             ranges[axis] = picked
         if kept:
             axes.append(axis)
-    return Window(tuple(ranges), tuple(axes))
+    return BlockPart(tuple(ranges), tuple(axes))
 
 
 def _pick_indexes(own: range, item: Any) -> range:
@@ -82,8 +82,8 @@ def _pick_indexes(own: range, item: Any) -> range:
     return found
 
 
-def shuffle_windows(parts: list[Window], order: Any, v: int) -> Window:
-    """Return the window of blocks that are concatenated along axis ``v``, with their planes reordered by ``order``."""
+def shuffle_parts(parts: list[BlockPart], order: Any, v: int) -> BlockPart:
+    """Return the part of blocks that are concatenated along axis ``v``, with their planes reordered by ``order``."""
     axis = parts[0].axes[v]
     if axis is None or any(part.axes != parts[0].axes for part in parts):
         raise UnknownMoveError
@@ -92,11 +92,11 @@ def shuffle_windows(parts: list[Window], order: Any, v: int) -> Window:
     if found is None or any(other != others[0] for other in others):
         raise UnknownMoveError
     ranges = tuple(found if a == axis else r for a, r in enumerate(parts[0].ranges))
-    return Window(ranges, parts[0].axes)
+    return BlockPart(ranges, parts[0].axes)
 
 
-def join_windows(parts: list[Window], counts: tuple[int, ...]) -> Window:
-    """Return the window of an array that is assembled from blocks in C order, ``counts`` of them along each axis."""
+def join_parts(parts: list[BlockPart], counts: tuple[int, ...]) -> BlockPart:
+    """Return the part of an array that is assembled from blocks in C order, ``counts`` of them along each axis."""
     axes = parts[0].axes
     if len(axes) != len(counts):
         raise UnknownMoveError
@@ -114,7 +114,7 @@ def join_windows(parts: list[Window], counts: tuple[int, ...]) -> Window:
     for v, axis in enumerate(axes):
         if axis is not None:
             ranges[axis] = _chain_ranges([along[v][i] for i in range(counts[v])])
-    return Window(tuple(ranges), axes)
+    return BlockPart(tuple(ranges), axes)
 
 
 def _chain_ranges(ranges: list[range]) -> range:

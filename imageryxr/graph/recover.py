@@ -28,7 +28,7 @@ from imageryxr.core.fork import cached_property
 from imageryxr.graph.block_check import Splits
 from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, dask_leaves, without_p2p
 from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
-from imageryxr.graph.index_ranges import UnknownMoveError, Window, join_windows, shuffle_windows, slice_window
+from imageryxr.graph.index_ranges import BlockPart, UnknownMoveError, join_parts, shuffle_parts, slice_part
 from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view
 from imageryxr.graph.to_dask import BoxDep
 
@@ -121,13 +121,13 @@ class _Base:
     axes: tuple[int | None, ...]
     is_whole_input: bool = False
 
-    def window(self, index: Sequence[int]) -> Window:
-        """Return the window of a block."""
+    def part(self, index: Sequence[int]) -> BlockPart:
+        """Return the part of a block."""
         ranges = list(self.ranges)
         for pieces, i, axis in zip(self._pieces, index, self.axes, strict=True):
             if axis is not None:
                 ranges[axis] = pieces[i]
-        return Window(tuple(ranges), self.axes)
+        return BlockPart(tuple(ranges), self.axes)
 
     @cached_property
     def _pieces(self) -> list[list[range]]:
@@ -142,7 +142,7 @@ class _GraphWalk:
         self.array, self.deep = array, deep
         self.graph = array.dask
         self.layers = self.graph.layers
-        self.seen: dict[Any, Window] = {}
+        self.seen: dict[Any, BlockPart] = {}
         self._base: tuple[str, _Base] | None = None
         self._others: set[str] = set()
 
@@ -160,7 +160,7 @@ class _GraphWalk:
         self._base = (name, found)
         return found
 
-    def window(self, key: Any, layer: Mapping[Any, Any] | None = None) -> Window:
+    def part(self, key: Any, layer: Mapping[Any, Any] | None = None) -> BlockPart:
         """Return the part of the base array that the value of a key of the graph contains."""
         if key in self.seen:
             return self.seen[key]
@@ -168,22 +168,22 @@ class _GraphWalk:
             raise UnknownMoveError
         base = self._base_at(key[0])
         if base is not None:
-            return base.window(key[1:])
+            return base.part(key[1:])
         above = None
         if layer is None or key not in layer:
             above, layer = layer, self.layers.get(key[0])
         try:
             if isinstance(layer, Blockwise):
-                found = self._transposed_window(key, layer)
+                found = self._transposed_part(key, layer)
             elif layer is None or key not in layer:
                 raise UnknownMoveError
             else:
-                found = self._moved_window(layer[key], layer)
+                found = self._moved_part(layer[key], layer)
         except UnknownMoveError:
             if above is None or not self.deep:
                 raise
             self._base = (key[0], self._rechunked_base(key[0], above))
-            return self._base[1].window(key[1:])
+            return self._base[1].part(key[1:])
         self.seen[key] = found
         return found
 
@@ -210,7 +210,7 @@ class _GraphWalk:
             raise UnknownMoveError
         return _input_base(self.graph, name, splits, self.array.dtype)
 
-    def _transposed_window(self, key: Any, layer: Blockwise) -> Window:
+    def _transposed_part(self, key: Any, layer: Blockwise) -> BlockPart:
         task = layer.task
         if getattr(task, "func", None) is not np.transpose or len(layer.indices) != 1:
             raise UnknownMoveError
@@ -219,37 +219,37 @@ class _GraphWalk:
         if order is None or not isinstance(below, str) or letters is None or layer.new_axes:
             raise UnknownMoveError
         index = tuple(key[1:][out.index(letter)] for letter in letters)
-        inner = self.window((below, *index))
-        return Window(inner.ranges, tuple(inner.axes[a] for a in order))
+        inner = self.part((below, *index))
+        return BlockPart(inner.ranges, tuple(inner.axes[a] for a in order))
 
-    def _moved_window(self, task: Any, layer: Mapping[Any, Any]) -> Window:
+    def _moved_part(self, task: Any, layer: Mapping[Any, Any]) -> BlockPart:
         target = getattr(task, "target", None)  # Only an alias has a target.
         if target is not None:
-            return self.window(target, layer)
+            return self.part(target, layer)
         function, arguments = getattr(task, "func", None), list(getattr(task, "args", ()))
         if function is getitem and len(arguments) == 2:
-            return slice_window(self.window(_referenced_key(arguments[0]), layer), arguments[1])
+            return slice_part(self.part(_referenced_key(arguments[0]), layer), arguments[1])
         if function is _getitem and len(arguments) == 2:
-            return slice_window(self.window(_referenced_key(arguments[0]), layer), _layer_value(layer, arguments[1])[1])
+            return slice_part(self.part(_referenced_key(arguments[0]), layer), _layer_value(layer, arguments[1])[1])
         if function is concatenate_arrays and len(arguments) == 3:
-            parts = [self.window(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
-            return shuffle_windows(parts, np.argsort(_layer_value(layer, arguments[1])[1]), int(arguments[2]))
+            parts = [self.part(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
+            return shuffle_parts(parts, np.argsort(_layer_value(layer, arguments[1])[1]), int(arguments[2]))
         if function is concatenate_shaped and len(arguments) == 2:
-            parts = [self.window(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
-            return join_windows(parts, tuple(int(n) for n in _sequence_items(arguments[1])))
+            parts = [self.part(_referenced_key(part), layer) for part in _sequence_items(arguments[0])]
+            return join_parts(parts, tuple(int(n) for n in _sequence_items(arguments[1])))
         raise UnknownMoveError
 
     def recover(self, dims: Sequence[str], tail: Sequence[str]) -> RecoveredArray:
         """Return the expression of the array, in terms of the base."""
         array = self.array
-        self.window((array.name, *(0 for _ in array.shape)))
+        self.part((array.name, *(0 for _ in array.shape)))
         assert self._base is not None
         name, base = self._base
         if name == array.name:
-            whole = Window(base.ranges, base.axes)
+            whole = BlockPart(base.ranges, base.axes)
         else:
             counts = array.numblocks
-            whole = join_windows([self.window((array.name, *i)) for i in product(*map(range, counts))], counts)
+            whole = join_parts([self.part((array.name, *i)) for i in product(*map(range, counts))], counts)
         if whole.shape != array.shape or base.expr.dtype != array.dtype or len(base.expr.tail) != len(tail):
             raise UnknownMoveError
         if whole.ranges[3:] != tuple(map(range, base.expr.tail)) or not whole.has_names(dims, tail):
@@ -261,7 +261,7 @@ class _GraphWalk:
         return RecoveredArray(expr, base.dask_inputs, _visible_splits(base, whole), base.is_whole_input and complete)
 
 
-def _visible_splits(base: _Base, whole: Window) -> Splits:
+def _visible_splits(base: _Base, whole: BlockPart) -> Splits:
     """Return the sizes of the base's blocks, within the part of the base that the array contains."""
     splits = []
     for axis in range(3):

@@ -14,7 +14,7 @@ from imageryxr.core.annotations import AXIS, DIM, annotation_centers
 from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.bbox import DIMS, Triple, tidy
 from imageryxr.errors import BoxError, OptionError
-from imageryxr.ops.annotations import convert_table, position_columns, table_columns
+from imageryxr.ops.annotation_tables import convert_table, position_columns, table_columns
 
 Points = npt.NDArray[np.float64]
 

@@ -26,7 +26,7 @@ from imageryxr.core.grid import Axis, Grid, check_extent
 from imageryxr.core.validate import check_counts
 from imageryxr.errors import BoxError, LayerError, OptionError, OutOfVolumeError, format_value, warn
 from imageryxr.graph.cutout_arrays import BOUNDS, PHASE, check_same_positions
-from imageryxr.graph.cutouts import cutouts_to_dask, evaluate_cutouts, split_rows
+from imageryxr.graph.cutout_blocks import cutouts_to_dask, evaluate_cutouts, split_rows
 from imageryxr.graph.labelled import RGBA, Volume, attrs_on_grid, clip_volume, volume_of
 from imageryxr.measure.centers import Points, is_table, read_centers
 from imageryxr.ops.align import align

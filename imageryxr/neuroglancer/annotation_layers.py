@@ -23,8 +23,8 @@ from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
 from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
 from imageryxr.neuroglancer.annotation_colors import annotation_color
 from imageryxr.neuroglancer.dimensions import AXES
-from imageryxr.neuroglancer.layers import LayerOptions, check_source, limit_time
 from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations, update_spec
+from imageryxr.neuroglancer.open_layers import LayerOptions, check_source, limit_time
 from imageryxr.neuroglancer.state import LinkState
 from imageryxr.neuroglancer.state_layers import LinkLayer, SkippedLayer, public_json, read_source
 from imageryxr.neuroglancer.transform import Transform, read_transform

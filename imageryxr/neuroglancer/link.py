@@ -32,9 +32,9 @@ from imageryxr.core.display import (
 )
 from imageryxr.core.validate import check_flag
 from imageryxr.errors import LayerError, LinkError, OptionError, format_value, param
-from imageryxr.neuroglancer.layers import displayed_limits
 from imageryxr.neuroglancer.linked_segments import restore_links
 from imageryxr.neuroglancer.local_annotations import annotation_specs
+from imageryxr.neuroglancer.open_layers import displayed_limits
 from imageryxr.neuroglancer.shader_controls import DEFAULT_SHADER
 from imageryxr.neuroglancer.shader_limits import find_grey_limits
 from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options, strip_comments

@@ -40,8 +40,8 @@ from imageryxr.errors import (
 )
 from imageryxr.neuroglancer.annotation_layers import is_annotation_layer, open_annotation_layers
 from imageryxr.neuroglancer.fetch import load_state
-from imageryxr.neuroglancer.layers import LayerOptions, open_layers
 from imageryxr.neuroglancer.navigation import NO_ROTATION
+from imageryxr.neuroglancer.open_layers import LayerOptions, open_layers
 from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_layers import LinkLayer
 from imageryxr.sources.base import Missing, check_missing

@@ -20,7 +20,7 @@ from imageryxr.graph.expr import Array, ArrayLeaf
 from imageryxr.graph.labelled import RGBA, Volume, volume_of
 from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
 from imageryxr.graph.to_dask import to_dask
-from imageryxr.ops.annotations import check_in_nm, length_of, position_columns
+from imageryxr.ops.annotation_tables import check_in_nm, length_of, position_columns
 from imageryxr.ops.multiscale import level_grids
 
 Places = npt.NDArray[np.float64]

@@ -25,7 +25,7 @@ from imageryxr.errors import LayerError, OptionError, format_value
 from imageryxr.graph.cutout_arrays import first_cutout, grids_in_volume
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import Array, ArrayLeaf
-from imageryxr.ops.annotations import as_annotations
+from imageryxr.ops.annotation_tables import as_annotations
 from imageryxr.ops.cutout_align import map_placed_cutouts
 from imageryxr.render.annotate_picture import accepts_pictures
 from imageryxr.render.figure.print_size import check_label_size, label_pixels

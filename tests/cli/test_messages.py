@@ -22,7 +22,7 @@ from imageryxr.cli.messages import command_text
 from imageryxr.cli.options import DrawingOptions
 from imageryxr.errors import Message, OptionError, Wording, param
 from imageryxr.export.targets.base import COARSER
-from imageryxr.export.targets.options import RunOptions
+from imageryxr.export.targets.format_options import RunOptions
 from imageryxr.export.targets.registry import PATHS, PATTERNS, precomputed
 from tests.conftest import volume
 from tests.support.command_line import PLACE

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import imageryxr as ix
 from imageryxr.errors import BoxError, ImageryWarning, LayerError, OptionError, OutOfVolumeError
+from imageryxr.graph import cutout_blocks as graph
 from imageryxr.graph import cutout_reads
-from imageryxr.graph import cutouts as graph
-from imageryxr.graph.cutouts import cutout_layers
+from imageryxr.graph.cutout_blocks import cutout_layers
 from tests.conftest import volume
 from tests.support import counted_source
 from tests.support.volumes import IDS, as_source

@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 import imageryxr as ix
 from imageryxr.core.display import SegmentDisplay
 from imageryxr.neuroglancer.fetch import is_local_host, load_state
-from imageryxr.neuroglancer.layers import check_source
+from imageryxr.neuroglancer.open_layers import check_source
 from imageryxr.neuroglancer.state import LinkState, parse_state
 from imageryxr.neuroglancer.state_json import url_safe_to_json
 from imageryxr.sources.fetch.policy import Access

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import imageryxr as ix
 from imageryxr.cli.main import app
-from imageryxr.neuroglancer import layers as link_layers
+from imageryxr.neuroglancer import open_layers as link_layers
 from tests.security.conftest import graph_info
 from tests.support.hostile import HostileServer
 

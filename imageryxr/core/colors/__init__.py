@@ -5,9 +5,9 @@ Nothing here reads volumes. Matplotlib, colorcet and hsluv are imported inside t
 
 from __future__ import annotations
 
-from imageryxr.core.colors.files import load_palette, save_palette
 from imageryxr.core.colors.ids import UInt8Array, UInt64Array
 from imageryxr.core.colors.mapping import Colors, ColorSpec, resolve_colors
+from imageryxr.core.colors.palette_files import load_palette, save_palette
 from imageryxr.core.colors.palettes import palette, stable_table
 from imageryxr.core.colors.parse import RGB, RGBA, parse_color
 

@@ -53,7 +53,7 @@ _DOWNLOADS = 32
 _MOST_NAMED = 24
 
 
-class Job(ABC):
+class CutoutJob(ABC):
     """One export: the arrays, and where their cutouts are written."""
 
     data: CutoutPlace
@@ -122,7 +122,7 @@ def exists_error(place: object) -> TargetExistsError:
     return TargetExistsError(f"{place} exists; give ", param("overwrite", True), " to replace it, or give another name")
 
 
-class ZarrJob(Job):
+class ZarrJob(CutoutJob):
     """A Zarr group with one array per variable and one chunk per cutout, which xarray opens.
 
     It becomes readable when the metadata of the group are written, after all cutouts. On a disk, it is then renamed.
@@ -213,7 +213,7 @@ def _without_fixed_text(variable: xr.Variable) -> xr.Variable:
     return variable.astype(object) if variable.dtype.kind == "U" else variable
 
 
-class PicturesJob(Job):
+class PicturesJob(CutoutJob):
     """A PNG or JPEG file per cutout."""
 
     def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:
@@ -296,7 +296,7 @@ def _safe_part(name: str, value: Any) -> Any:
     return text
 
 
-class PageJob(Job):
+class PageJob(CutoutJob):
     """One HTML page that contains all pictures, which are files beside it until it is complete."""
 
     def __init__(self, place: str, arrays: dict[str, xr.DataArray], obj: Any, options: dict[str, Any]) -> None:

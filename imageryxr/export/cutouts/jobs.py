@@ -20,19 +20,19 @@ from imageryxr.core.array_labels import CUTOUT
 from imageryxr.core.units import show_bytes
 from imageryxr.core.validate import check_whole, name_array
 from imageryxr.errors import LayerError, Message, OptionError, Wording
-from imageryxr.export.cutouts.formats import Job, PageJob, PicturesJob, ZarrJob
+from imageryxr.export.cutouts.formats import CutoutJob, PageJob, PicturesJob, ZarrJob
 from imageryxr.export.report import ExportReport, progress_bar, update_bar
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.omezarr import check_compressor
+from imageryxr.graph.cutout_blocks import CutoutLayer, ReadPlan, cutout_layers
 from imageryxr.graph.cutout_reads import BATCH_BYTES, KEPT_BYTES, ChunkId, chunk_bytes
-from imageryxr.graph.cutouts import CutoutLayer, ReadPlan, cutout_layers
 from imageryxr.ops.cutout_columns import selections_of
 from imageryxr.ops.cutout_ids import report_missing
 from imageryxr.ops.cutout_verbs import central_slices
 
 _KINDS = "'boxes.zarr', 'gallery/{cutout:05d}.png', 'gallery/{cutout:05d}.jpg' or 'gallery.html'"
 _JPEG = (".jpg", ".jpeg")
-_OPTIONS: dict[str, tuple[type[Job], set[str]]] = {
+_OPTIONS: dict[str, tuple[type[CutoutJob], set[str]]] = {
     ".zarr": (ZarrJob, {"compressor"}),
     ".html": (PageJob, {"labels", "quality", "scale"}),
     ".png": (PicturesJob, {"compress_level", "scale"}),
@@ -62,7 +62,7 @@ def export_cutouts(
 
 
 def _run(
-    job: Job, begin: float, overwrite: bool, resume: bool, client: Any, workers: int | None, progress: bool | None
+    job: CutoutJob, begin: float, overwrite: bool, resume: bool, client: Any, workers: int | None, progress: bool | None
 ) -> ExportReport:
     if not resume:
         job.discard()
@@ -95,7 +95,7 @@ def _run(
     return ExportReport(job.place, left, size, time.monotonic() - begin, total - left, tasks=left)
 
 
-def _resume_note(job: Job, total: int) -> Message:
+def _resume_note(job: CutoutJob, total: int) -> Message:
     """Return a note on how many cutouts of a stopped export are kept, and how to continue it."""
     job.is_begun = True
     kept = f"{len(job.done_cutouts()):,} of {total:,} cutouts of {job.place} are written and kept: run the same "
@@ -103,7 +103,7 @@ def _resume_note(job: Job, total: int) -> Message:
 
 
 def _store(
-    job: Job, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callable[[int], None], scheduler: dict[str, Any]
+    job: CutoutJob, rows: Mapping[str, npt.NDArray[np.int64]], on_done: Callable[[int], None], scheduler: dict[str, Any]
 ) -> None:
     sources, targets = [], []
     for name, own in rows.items():
@@ -127,7 +127,7 @@ def _scheduler(client: Any, workers: int | None) -> dict[str, Any]:
     return {"scheduler": client}
 
 
-def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, Any]) -> Job:
+def _make_job(obj: xr.DataArray | xr.Dataset, target: Any, options: dict[str, Any]) -> CutoutJob:
     text = os.fspath(target) if isinstance(target, str | os.PathLike) else ""
     text = text if is_remote(text) else os.path.expanduser(text.removeprefix("file://"))
     suffix = Path(text).suffix.lower()

@@ -15,8 +15,8 @@ from imageryxr.core.validate import suggest_names
 from imageryxr.errors import Message, OptionError, Wording, join_messages, param
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import ArrayInfo, Target
+from imageryxr.export.targets.format_options import RunOptions
 from imageryxr.export.targets.omezarr import ome_zarr
-from imageryxr.export.targets.options import RunOptions
 from imageryxr.export.targets.precomputed import precomputed
 from imageryxr.export.targets.stack import Stack, png_stack, tiff_stack
 from imageryxr.export.targets.tiff import tiff_file

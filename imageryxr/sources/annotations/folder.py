@@ -37,7 +37,7 @@ _BUCKET_HOSTS = re.compile(r"https://(storage\.googleapis\.com|[^/]*\.amazonaws\
 
 
 @dataclass(frozen=True)
-class Folder:
+class AnnotationFolder:
     """A folder of annotations or skeletons."""
 
     url: str = field(repr=False)
@@ -50,7 +50,7 @@ class Folder:
     stamp: str = field(default="", compare=False, repr=False)
     """Text that changes when the ``info`` file is written; part of the keys of cached indexes."""
 
-    def child(self, key: str) -> Folder:
+    def child(self, key: str) -> AnnotationFolder:
         """Return the folder at a relative path, which may contain "..".
 
         Raises
@@ -170,7 +170,7 @@ class Folder:
 
 def open_folder(
     source: str | os.PathLike[str], token: str | Token | None, connection: Connection | None
-) -> tuple[Folder, dict[str, Any]]:
+) -> tuple[AnnotationFolder, dict[str, Any]]:
     """Return the folder at an address, and the content of its ``info`` file; makes one request.
 
     Raises
@@ -193,10 +193,10 @@ def open_folder(
     login = None
     if address.url.startswith(MIDDLEAUTH):
         login = find_token(parse_web_url(address.url).netloc, given=token)
-    return read_info(Folder(address.url, f"precomputed://{address.public}", login, connection))
+    return read_info(AnnotationFolder(address.url, f"precomputed://{address.public}", login, connection))
 
 
-def read_info(folder: Folder) -> tuple[Folder, dict[str, Any]]:
+def read_info(folder: AnnotationFolder) -> tuple[AnnotationFolder, dict[str, Any]]:
     """Return a folder with the stamp of its ``info`` file, and the content of the file.
 
     Raises

@@ -41,7 +41,7 @@ _Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 _Size = Annotated[float, Meta(gt=0, le=1e30)]
 _Count = Annotated[float, Meta(ge=1, le=2**32)]
 _Few, _Labels = Meta(max_length=100), Meta(max_length=100_000)
-# The format allows ".." in keys; `Folder.child` checks that a path stays within the server or bucket.
+# The format allows ".." in keys; `AnnotationFolder.child` checks that a path stays within the server or bucket.
 _KEY = re.compile(r"[^/~\x00-\x1f\x7f\\?#%|:][^\x00-\x1f\x7f\\?#%|:]{0,999}")
 _PROPERTY_ID = re.compile("[a-zA-Z][a-zA-Z0-9_]{0,255}")
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from imageryxr.core.validate import as_list, as_number, as_object, as_text
 from imageryxr.errors import ChunkReadError, NoVolumeError, SourceError, format_value
-from imageryxr.sources.annotations.folder import Folder, read_info
+from imageryxr.sources.annotations.folder import AnnotationFolder, read_info
 from imageryxr.sources.annotations.info import parse_index
 from imageryxr.sources.base import clean_message
 
@@ -29,7 +29,7 @@ class Skeleton(NamedTuple):
     radii: npt.NDArray[np.float64]
 
 
-def find_skeletons(folder: Folder, info: dict[str, Any]) -> tuple[Folder, dict[str, Any]]:
+def find_skeletons(folder: AnnotationFolder, info: dict[str, Any]) -> tuple[AnnotationFolder, dict[str, Any]]:
     """Return the folder of skeletons and its ``info``, given that folder or the segmentation that refers to it.
 
     Raises
@@ -55,7 +55,7 @@ def find_skeletons(folder: Folder, info: dict[str, Any]) -> tuple[Folder, dict[s
     return child, found
 
 
-def read_skeletons(folder: Folder, info: dict[str, Any], ids: Sequence[int]) -> dict[int, Skeleton]:
+def read_skeletons(folder: AnnotationFolder, info: dict[str, Any], ids: Sequence[int]) -> dict[int, Skeleton]:
     """Return the skeletons of segments; segments without one are omitted.
 
     Raises

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from imageryxr.core.bbox import BBox, Triple
 from imageryxr.core.lazy_import import import_package
 from imageryxr.errors import ChunkReadError, OptionError, SourceError
-from imageryxr.sources.annotations.folder import Folder
+from imageryxr.sources.annotations.folder import AnnotationFolder
 from imageryxr.sources.annotations.info import AnnotationInfo, SpatialLevel
 
 Ids = npt.NDArray[np.uint64]
@@ -104,7 +104,7 @@ Cell = tuple[int, int, int]
 class AnnotationSource:
     """A collection of precomputed annotations."""
 
-    folder: Folder
+    folder: AnnotationFolder
     info: AnnotationInfo
 
     def read_ids(self, ids: Sequence[int]) -> tuple[Records, list[list[Ids]]]:

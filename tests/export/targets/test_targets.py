@@ -25,7 +25,7 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.errors import OptionError
 from imageryxr.export.store.local import Folder
 from imageryxr.export.targets import registry
-from imageryxr.export.targets.options import FormatOptions, PageOptions, PictureOptions
+from imageryxr.export.targets.format_options import CutoutPictureOptions, FormatOptions, PageOptions
 from tests.conftest import volume
 from tests.support.export_jobs import Computed, array_of, digest, picture
 from tests.support.slow import slow_except
@@ -648,5 +648,5 @@ def test_type_checkers_see_the_options_that_the_formats_take():
     assert keywords == set(registry.EXPORT_KEYWORDS)
     factories = [*registry.PATTERNS.values(), *registry.PATHS.values(), registry.precomputed]
     taken = {name for factory in factories for name in registry._keyword_names(factory)}
-    of_cutouts = set(PageOptions.__annotations__) | set(PictureOptions.__annotations__)
+    of_cutouts = set(PageOptions.__annotations__) | set(CutoutPictureOptions.__annotations__)
     assert taken | of_cutouts == set(FormatOptions.__annotations__)

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 import imageryxr as ix
 from imageryxr.core.grid import Grid
 from imageryxr.errors import ImageryWarning, OptionError
-from imageryxr.render.figure.files import saved_size
 from imageryxr.render.figure.picture import geometry_of, overlap_area
+from imageryxr.render.figure.save import saved_size
 
 RNG = np.random.default_rng(7)
 CORNERS = ("top right", "top left", "bottom right", "bottom left")

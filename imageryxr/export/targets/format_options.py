@@ -65,14 +65,21 @@ class PageOptions(TypedDict, total=False):
     labels: str | None
 
 
-class PictureOptions(TypedDict, total=False):
+class CutoutPictureOptions(TypedDict, total=False):
     """Options of pictures of cutouts, and of a page of them."""
 
     scale: int
 
 
 class FormatOptions(
-    OmeZarrOptions, PrecomputedOptions, PngOptions, TiffOptions, VideoOptions, PageOptions, PictureOptions, total=False
+    OmeZarrOptions,
+    PrecomputedOptions,
+    PngOptions,
+    TiffOptions,
+    VideoOptions,
+    PageOptions,
+    CutoutPictureOptions,
+    total=False,
 ):
     """The options of all formats; at run time, only those of the target's format are accepted."""
 
