@@ -245,17 +245,6 @@ def warn_outside(rgba: xr.DataArray) -> None:
         warn(beyond)
 
 
-def warn_of_proportions(rgba: xr.DataArray, axis: str) -> None:
-    """Warn if the pixels of a slice are not square, and name the option that resamples them."""
-    sizes = dict(zip("xyz", ix.grid_of(rgba).resolution, strict=True))
-    rows, columns = (dim for dim in "zyx" if dim != axis)
-    if sizes[rows] != sizes[columns]:
-        warn(
-            f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm and are drawn as squares: the picture is not in "
-            f"proportion, and a scale bar is correct only along {columns}; leave --no-square out to resample them"
-        )
-
-
 @dataclass(frozen=True)
 class LinkOptions:
     """The layers of a link that are drawn, and limits on what the link may load."""
@@ -307,8 +296,6 @@ def figure(
     warn_outside(rgba)
     if picture.square:
         rgba = square_pixels(rgba, axis)
-    else:
-        warn_of_proportions(rgba, axis)
     marks = points.read_points() + points.read_table_rows(rgba, drawing.id_list, tree)
     drawn = decorate(rgba, layers.values(), marks, drawing.id_list, place.unit(tree), axis, picture)
     write(drawn, out, picture, where=ix.grid_of(rgba).bbox)

@@ -61,7 +61,7 @@ def test_a_figure_along_y_has_outlines_along_the_same_axis(sample, tmp_path):
     side = [*sources, *place, "--size", "200,20", "--axis", "y", "--no-scale-bar"]
     done = run("figure", tmp_path / "a.png", *side, "--no-square")
     assert done.returncode == 0, done.stderr
-    assert "8 × 40 nm and are drawn as squares" in done.stderr
+    assert "8 × 40 nm but are drawn as squares" in done.stderr
     box = ix.BBox.around((4600, 2560, 130), (200, 1, 20), resolution=(8, 8, 40))
     ds = ix.align(ix.open_image(sample.image), ix.open_segmentation(sample.segmentation), bbox=box)
     truth = ix.overlay(ds.image, ds.segmentation, outline=2, axis="y").values[:, 0, :, :3]

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from imageryxr.core.array_labels import grid_of
 from imageryxr.core.bbox import DIMS
 from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, DRAWN_COLORS
 from imageryxr.core.grid import Axis, Grid
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import ImageryError, LayerError, Message, OptionError, param, warn
+from imageryxr.errors import ImageryError, LayerError, Message, OptionError, Wording, param, warn
 from imageryxr.graph.cutout_arrays import grid_in_volume
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     -------
     PIL.Image.Image
         Mode RGBA with straight alpha; mode L for grey values, and for masks with 0 and 255. Rows and columns are (y, x)
-        of a z slice, (z, x) of a y slice, (z, y) of an x slice. Each voxel becomes a square, even if it is not a cube;
-        use `regrid` first for true proportions. ``info["nm_per_pixel"]`` is the width of a pixel in nm if the array has
-        coordinates.
+        of a z slice, (z, x) of a y slice, (z, y) of an x slice. Each voxel becomes a square, even if it is not a cube.
+        ``info["nm_per_pixel"]`` is the width of a pixel in nm if the array has coordinates.
 
     Raises
     ------
@@ -61,6 +61,11 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
         If there is more than one slice, or none.
     LayerError
         If the array contains segment ids or grey values other than uint8, or has other dims.
+
+    Warns
+    -----
+    ImageryWarning
+        If the voxels of the slice are not squares, so that the picture is out of proportion.
 
     Examples
     --------
@@ -79,7 +84,27 @@ def to_pil(rgba: xr.DataArray, *, scale: int = 1) -> Image:
     if view is None:
         return attach_geometry(picture, None)
     rows, columns = (axis for number, axis in enumerate(view.grid.axes) if number != view.axis)
+    if rows.resolution != columns.resolution:
+        _warn_of_proportions(grid_of(rgba).resolution, DIMS[view.axis])
     return attach_geometry(picture, (columns.resolution, rows.resolution), views=(view,))
+
+
+def _warn_of_proportions(resolution: tuple[float, ...], across: str) -> None:
+    sizes = dict(zip("xyz", map(float, resolution), strict=True))
+    rows, columns = (dim for dim in DIMS if dim != across)
+    side = min(sizes[rows], sizes[columns])
+    to = ", ".join(f"{sizes[dim] if dim == across else side:g}" for dim in "xyz")
+    warn(
+        Message(
+            f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm but are drawn as squares: the picture is out of ",
+            f"proportion, and lengths are correct only along {columns}; ",
+            Wording(
+                f"resample the layers before they are drawn, with align(image, segmentation, to=({to})) or "
+                f"regrid(array, ({to}))",
+                "leave --no-square out to resample them",
+            ),
+        )
+    )
 
 
 def _slice_view(rgba: xr.DataArray, flat: xr.DataArray, scale: int) -> View | None:

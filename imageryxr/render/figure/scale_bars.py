@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import xarray as xr
 
 from imageryxr.core.array_labels import grid_of
-from imageryxr.core.bbox import DIMS
 from imageryxr.core.colors import RGBA, parse_color
 from imageryxr.core.validate import check_choice, check_flag, check_whole
-from imageryxr.errors import GridError, Message, OptionError, param, warn
+from imageryxr.errors import GridError, Message, OptionError, param
 from imageryxr.render.figure.picture import (
     Rect,
     Text,
@@ -241,19 +240,13 @@ def pixel_size(image: Any, nm_per_pixel: float | None) -> float:
         return check_length("nm_per_pixel", nm_per_pixel)
     if not isinstance(image, xr.DataArray):
         return _stored_pixel_size(image)
-    rows, columns = [str(dim) for dim in squeeze_slice(image).dims if dim != "rgba"][-2:]
+    columns = [str(dim) for dim in squeeze_slice(image).dims if dim != "rgba"][-1]
     try:
-        sizes = dict(zip(DIMS[::-1], map(float, grid_of(image).resolution), strict=True))
+        return float(grid_of(image).resolution["xyz".index(columns)])
     except GridError as error:
         raise OptionError(
             f"the width of a pixel cannot be read from the array: {error}; or give nm_per_pixel=…"
         ) from None
-    if sizes[rows] != sizes[columns]:
-        warn(
-            f"the pixels are {sizes[columns]:g} × {sizes[rows]:g} nm but are drawn as squares, so the bar is correct "
-            f"only along {columns}; resample the array to square pixels first, with regrid(array, resolution)"
-        )
-    return sizes[columns]
 
 
 def _stored_pixel_size(picture: Any) -> float:
@@ -265,13 +258,7 @@ def _stored_pixel_size(picture: Any) -> float:
         )
     if size is None:
         raise OptionError("the picture has no known pixel size; give nm_per_pixel=…")
-    across, down = size
-    if across != down:
-        warn(
-            f"the pixels are {across:g} × {down:g} nm but are drawn as squares, so the bar is correct only along rows; "
-            "resample the array to square pixels first, with regrid(array, resolution)"
-        )
-    return across
+    return size[0]
 
 
 def largest_round_length(length: float) -> float:
