@@ -157,6 +157,7 @@ def test_pictures_have_the_same_pixels(results, row):
     ("row", "name", "axis"),
     [("overlays of a stack", "overlays", "z"), ("sliced along y", "along_y", "y"), ("sliced along x", "along_x", "x")],
 )
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 def test_stacks_have_the_same_slices(results, row, name, axis):
     theirs, ours = (side[name] for side in results[0][row])
     assert len(theirs) == ours.sizes[axis]

@@ -109,7 +109,7 @@ def test_pixels_that_are_not_square_warn_in_formats_without_a_voxel_size(tmp_pat
     attrs = {"resolution": grid.resolution}
     whole = xr.DataArray(np.zeros(grid.shape, np.uint8), dims=("z", "y", "x"), coords=grid.coords(), attrs=attrs)
     side = whole.isel(y=[1])
-    message = "the pixels are 10 × 40 nm but are drawn as squares, .* lengths are correct only along x; .*regrid"
+    message = "the pixels are 10 × 40 nm but are drawn as squares: .* lengths are correct only along x; .*regrid"
     with pytest.warns(ix.ImageryWarning, match=message):
         ix.scale_bar(side)
     with pytest.warns(ix.ImageryWarning, match=message):

@@ -18,6 +18,7 @@ def pixels(image):
 
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 def test_a_picture_at_its_own_size_has_the_bits_of_the_annotated_array(axis):
     rgba = picture((3, 26, 28), (4.04, 8, 40), (-20, 7, -3)).isel({axis: [1]})
     table = ix.as_annotations(random_points(picture((3, 26, 28), (4.04, 8, 40), (-20, 7, -3)), 60))

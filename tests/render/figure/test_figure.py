@@ -68,6 +68,7 @@ def pixels(picture):
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 def test_a_slice_of_any_axis_keeps_its_orientation(gray, rgba, axis, keep, chunked):
     for volume, mode in ((gray, "L"), (rgba, "RGBA")):
         picture = to_pil((volume.chunk(2) if chunked else volume).isel({axis: [1] if keep else 1}))
@@ -103,6 +104,7 @@ def test_a_picture_across_another_axis_than_its_outlines_warns(gray, make):
         make(right)
 
 
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 def test_the_first_of_several_thin_axes_is_dropped(gray):
     assert to_pil(gray[:1, :1, :]).size == (7, 1)
     assert to_pil(gray[:1, :, :1]).size == (1, 5)
@@ -193,6 +195,7 @@ def test_every_tile_is_centred_in_its_cell(sizes, columns, spacing):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 def test_a_stack_gives_a_tile_per_slice(rgba):
     expected = pixels(montage([to_pil(rgba.isel(y=i)) for i in range(5)], background=None))
     for stack in (rgba, rgba.chunk(2), rgba.chunk(y=1)):
@@ -325,6 +328,7 @@ def text_of(monkeypatch, *args, **kwargs):
     return written
 
 
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 def test_labels_show_the_coordinate_of_a_slice(gray, monkeypatch):
     assert text_of(monkeypatch, gray) == ["z = 180 nm", "z = 220 nm", "z = 260 nm"]
     assert text_of(monkeypatch, [gray[0], gray[[2]], gray[:, 1]]) == ["z = 180 nm", "z = 260 nm", "y = 36 nm"]
@@ -404,13 +408,22 @@ def test_the_resolution_is_that_of_the_columns(gray):
     wide = array(np.zeros((4, 60, 100), np.uint8), (8, 16, 40))
     square = wide[0, :, ::2]
     for plane, step in ((wide[:1], 8), (wide[0], 8), (wide[:, :1], 8), (wide[:, :, 0], 16), (square, 16)):
-        before = to_pil(plane)
-        expected_warning = (
-            nullcontext() if plane is square else pytest.warns(ix.ImageryWarning, match="are drawn as squares")
-        )
-        with expected_warning:
-            after = scale_bar(plane.chunk(), label=False, length=160)
-        assert bar_of(before, after)[2] == 160 / step
+        for draw in (to_pil, lambda p: montage([p]), lambda p: scale_bar(p.chunk(), label=False, length=160)):
+            expected_warning = (
+                nullcontext() if plane is square else pytest.warns(ix.ImageryWarning, match="are drawn as squares")
+            )
+            with expected_warning:
+                after = draw(plane)
+        assert bar_of(array_to_pil(np.squeeze(plane.values)), after)[2] == 160 / step
+
+
+def test_the_advice_on_pixels_that_are_not_square_makes_them_square(gray):
+    side = array(np.zeros((4, 60, 100), np.uint8), (8, 16, 40))[:, :1]
+    with pytest.warns(ImageryWarning, match="8 × 40 nm") as caught:
+        to_pil(side)
+    advice = str(caught[0].message).partition(" or ")[2]
+    assert advice == "regrid(array, (8, 16, 8))"
+    assert to_pil(ix.regrid(side, (8, 16, 8))).size == (100, 20)
 
 
 @pytest.mark.parametrize(
