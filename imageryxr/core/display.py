@@ -179,7 +179,11 @@ _MAX_IDS = 5000
 
 
 def describe_colors(
-    colors: Colors, selected: Iterable[int] | None, has_rest: bool, saturation: float
+    colors: Colors,
+    selected: Iterable[int] | None,
+    has_rest: bool,
+    saturation: float,
+    types: Mapping[str, RGB] | None = None,
 ) -> dict[str, Any]:
     """Return a description, for JSON, of the colours of a layer's segments.
 
@@ -187,7 +191,7 @@ def describe_colors(
     of 1 leaves the colours unchanged, 0 is white. The result has ``ids`` (id → "#rrggbb"), ``unselected`` (the same for
     unselected ids with a colour of their own, if there are any), ``others`` (how the colours of other ids are
     determined; None if they are not drawn) and ``saturation``. If there are too many ids for an attribute, ``omitted``
-    is their number.
+    is their number. The colours of the `types` of a palette by type are ``types``, without those of other segments.
     """
     ids = colors.ids if selected is None else np.array(list(selected), np.uint64)
     ids = ids[colors.is_shown(ids)]
@@ -196,6 +200,9 @@ def describe_colors(
         others = ["neuroglancer", colors.seed] if colors.mode == "neuroglancer" else _name_of_table(colors)
     out: dict[str, Any] = {"ids": {}, "others": others, "saturation": saturation}
     unselected = np.setdiff1d(colors.ids, ids) if has_rest and selected is not None else ids[:0]
+    if types:
+        drawn = set(map(tuple, colors.colors_for(ids).tolist()))
+        out["types"] = {name: "#" + bytes(color).hex() for name, color in types.items() if color in drawn}
     count = len(ids) + len(unselected)
     if count > _MAX_IDS:
         return {**out, "omitted": count}
@@ -270,6 +277,17 @@ def colors_of(picture: Any, ids: Any = None) -> dict[Any, RGB]:
     distinct = unique_id_array(ids)
     rgb, is_drawn = recorded_colors(picture, distinct)
     return {i: (r, g, b) for i, (r, g, b) in zip(distinct[is_drawn].tolist(), rgb[is_drawn].tolist(), strict=True)}
+
+
+def legend_colors(picture: Any) -> dict[Any, RGB]:
+    """Return the colours that the legend of a picture lists: of types, and of segments of layers without types."""
+    layers = _parse_layers(picture)
+    types = {name: color for layer in layers for name, color in layer.get("types", {}).items()}
+    if not types:
+        return colors_of(picture)
+    others = [layer for layer in layers if layer["ids"] and not layer.get("types")]
+    typed: dict[Any, RGB] = {name: parse_color(color)[:3] for name, color in types.items()}
+    return typed | (_all_colors(others) if others else {})
 
 
 def recorded_colors(picture: Any, ids: Any) -> tuple[Any, Any]:

@@ -169,7 +169,7 @@ def _draw_segmentation(canvas: Canvas, layer: Layer, what: str) -> None:
     image, labels = canvas.take_image(), segmentation_volume(layer.segmentation)
     canvas.add_volume(labels, what)
     painted = paint_segments(labels, image, layer, canvas.axis)
-    canvas.add_layer([painted], painted.describe_colors())
+    canvas.add_layer([painted], painted.describe_colors(layer.colors))
     canvas.is_outlined |= painted.outline is not None
 
 
@@ -222,7 +222,7 @@ def outline(
     layer = Layer(None, ids, colors, alpha=0, rest_alpha=0, outline=Outline(width, side, merge, alpha, unit, color))
     labels = segmentation_volume(segmentation)
     expr = replace(paint_segments(labels, None, layer, DIMS.index(check_axis(axis))), own=None)
-    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([expr.describe_colors()])}
+    attrs = {**labels.attrs, "outline_axis": axis, DRAWN_COLORS: json.dumps([expr.describe_colors(colors)])}
     return label_rgba(expr, [labels], attrs, "outline")
 
 

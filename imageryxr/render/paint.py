@@ -13,6 +13,7 @@ import numpy as np
 from imageryxr.core.bbox import IndexBox
 from imageryxr.core.colors import Colors, resolve_colors
 from imageryxr.core.colors.ids import list_ids
+from imageryxr.core.colors.palettes import TypePalette
 from imageryxr.core.colors.parse import parse_color
 from imageryxr.core.display import SegmentDisplay, describe_colors
 from imageryxr.core.fork import cached_property
@@ -145,10 +146,11 @@ class PaintedSegments(RgbaExpr, RequestsIds):
         back = [order.index(a) for a in range(3)]
         return np.asarray(drawn.transpose(*back, 3))
 
-    def describe_colors(self) -> dict[str, Any]:
-        """Return the colours of the segments, for the attributes of the picture."""
+    def describe_colors(self, given: Any) -> dict[str, Any]:
+        """Return the colours of the segments and their types, for the attributes of the picture."""
         selected = None if self.selected is None else self.selected.array.tolist()
-        return describe_colors(self.colors, selected, self.rest > 0, self.saturation)
+        types = given.types if isinstance(given, TypePalette) else None
+        return describe_colors(self.colors, selected, self.rest > 0, self.saturation, types)
 
     def _fill_table(self, labels: Array) -> Any:
         """Return the colour table of the fill; None if only outlines are drawn."""

@@ -70,8 +70,9 @@ def python_in(text):
 # Modules whose texts are Python code, or messages of functions that the command line does not call.
 PYTHON_ONLY = {
     "jobs.py",
+    "mask_pictures.py",
     "masks.py",
-    "annotations.py",
+    "annotation_tables.py",
     "block_check.py",
     "centers.py",
     "cutout_columns.py",

@@ -192,6 +192,7 @@ def test_a_flag_accepts_true_and_false_only(option):
         check_refused(call, value)
 
 
+@pytest.mark.filterwarnings("ignore:.*are drawn as squares:imageryxr.errors.ImageryWarning")
 @pytest.mark.parametrize("option", CHOICES)
 def test_an_option_accepts_its_choices_only(option):
     call, valid = CHOICES[option]

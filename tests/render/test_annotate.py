@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import imageryxr as ix
+from imageryxr.core.display import legend_colors
 from imageryxr.errors import ColorError, ImageryWarning, LayerError, OptionError
 from imageryxr.render.figure.legends import _scale_colors
 from tests.conftest import no_compute, volume
@@ -291,10 +292,35 @@ def test_a_palette_by_type_colours_ids_and_its_legend_lists_the_types():
     tall = ix.to_pil(picture((1, 200, 60)))
     listed = np.asarray(ix.legend(tall, colors))[:, 60:]
     assert (listed == colors[7]).all(axis=-1).any()
+    indexed = frame.set_index("pt_root_id")
+    assert ix.palette(indexed, by="cell_type", id="pt_root_id") == colors
+    assert ix.palette(indexed.to_xarray(), by="cell_type", id="pt_root_id") == colors
+    assert ix.palette(frame.set_index(["cell_type", "pt_root_id"]), by="cell_type", id="pt_root_id") == colors
     with pytest.raises(OptionError, match="did you mean 'cell_type'"):
         ix.palette(frame, by="celltype", id="pt_root_id")
+    with pytest.raises(OptionError, match="did you mean 'pt_root_id'"):
+        ix.palette(indexed, by="cell_type", id="root_id")
     with pytest.raises(ColorError, match="remove one"):
         ix.palette({"id": [1, 1], "type": ["a", "b"]}, by="type", id="id")
+
+
+def test_the_legend_of_a_picture_lists_the_types_that_it_was_drawn_with():
+    table = {"id": [5, 7, 9, 11], "type": ["exc", "inh", "exc", "glia"]}
+    types = ix.palette(table, by="type", id="id")
+    seg = volume(np.resize(np.array([3, 5, 7, 9, 11], np.uint64), (1, 200, 60)))
+    chosen = ix.overlay(None, seg, colors=types, ids=[5, 7])
+    assert legend_colors(chosen) == {name: types.types[name] for name in ("exc", "inh")}
+    assert ix.colors_of(chosen) == {5: types[5], 7: types[7]}
+    layers = [ix.Layer(seg, colors=types), ix.Layer(seg, colors={3: "red"}, alpha=1)]
+    both = ix.overlay(None, layers)
+    assert legend_colors(both) == {**types.types, 3: (255, 0, 0)}
+    lines = ix.outline(seg, colors=types)
+    assert legend_colors(ix.composite(ix.overlay(None, seg, colors={3: "red"}), lines)) == legend_colors(both)
+    for drawn in (chosen, ix.to_pil(chosen, scale=2)):
+        expected = ix.legend(drawn, {name: types.types[name] for name in ("exc", "inh")})
+        assert np.array_equal(np.asarray(ix.legend(drawn)), np.asarray(expected))
+    many = ix.palette({"id": range(1, 6001), "type": ["exc", "inh"] * 3000}, by="type", id="id")
+    assert legend_colors(ix.overlay(None, seg, colors=many)) == many.types
 
 
 # ---------------------------------------------------------------------------------------------------------

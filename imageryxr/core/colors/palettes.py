@@ -69,9 +69,9 @@ def palette(
         id whose colour is too similar to that of a neighbour gets another colour of the palette; all others keep
         theirs. The result depends on the ids and the array alone.
     by, id : str, optional
-        Columns of a table, such as ``by="cell_type", id="pt_root_id"``: each id has the colour of its type, and
-        `legend` lists the types. Ids without a type are left out. By default, ``"colorblind"`` for up to seven types
-        and ``"glasbey_light"`` for more.
+        Columns of a table, or names of its index, such as ``by="cell_type", id="pt_root_id"``: each id has the colour
+        of its type, and `legend` lists the types. Ids without a type are left out. By default, ``"colorblind"`` for up
+        to seven types and ``"glasbey_light"`` for more.
     h, s, l : float, optional
         First hue, saturation and lightness of ``"husl"`` and ``"hls"``, from 0 to 1; by default 0.01, 1.0 and 0.65.
 
@@ -153,13 +153,17 @@ def _palette_by_type(table: Any, by: str, id: str, name: Any) -> TypePalette:
             f"by={format_value(by)} needs a table with a row per segment, but ids is a {type(table).__name__}; give a "
             "DataFrame or a dict name → values"
         )
-    names = [str(name) for name in getattr(table, "columns", table)]
+    # The ids are often the index of a DataFrame or a coordinate of a Dataset, as in the tables of `measure`.
+    columns = getattr(table, "columns", table)
+    index = [name for name in getattr(getattr(table, "index", None), "names", ()) if name and name not in columns]
+    names = list(dict.fromkeys(str(name) for name in (*columns, *index, *getattr(table, "coords", ()))))
     for column, argument in ((by, "by"), (id, "id")):
         if not isinstance(column, str) or column not in names:
             raise OptionError(
                 f"{argument}={format_value(column)} is not a column of the table{suggest_names(str(column), names)}; "
                 f"its columns are {names[:12]}"
             )
+    table = table.reset_index(index) if index else table
     ids, kinds = property_values(table[id], id, strict=True, are_ids=True), property_values(table[by])
     if ids.dtype.kind not in "iu":
         raise OptionError(f"the column id={format_value(id)} holds {ids.dtype} values, which are not segment ids")

@@ -12,7 +12,7 @@ import xarray as xr
 from imageryxr.core.colors import parse_color
 from imageryxr.core.colors.ids import parse_id
 from imageryxr.core.colors.palettes import TypePalette
-from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of
+from imageryxr.core.display import ANNOTATION_IDS, ANNOTATION_SCALE, colors_of, legend_colors
 from imageryxr.errors import ColorError, OptionError, format_value, param, warn
 from imageryxr.render.figure.picture import Text, as_picture, attach_geometry, geometry_of, smallest_text
 from imageryxr.render.figure.print_size import check_label_size, check_legible, label_pixels, pixels_per_point
@@ -46,7 +46,7 @@ def legend(
     colors : mapping or iterable of int, optional
         Id → colour, as `palette` returns it, in the order of the list; for a palette by type, the types are listed. If
         there is no room for all, the last line states the number of the others. A list of ids without colours gets the
-        colours with which ``picture`` was drawn, as `colors_of` returns them. Default: all ids whose colours
+        colours with which ``picture`` was drawn, as `colors_of` returns them. Default: all ids or types whose colours
         ``picture`` records, including segments by which `annotate` coloured annotations, or round numbers of the colour
         map of its annotations.
         Without colours, ``picture`` must be an array that `overlay` or `annotate` returned, or a picture that `to_pil`,
@@ -103,7 +103,7 @@ def legend(
     if isinstance(colors, TypePalette):
         colors = colors.types
     if not isinstance(colors, Mapping):
-        colors = colors_of(drawn, colors)
+        colors = legend_colors(drawn) if colors is None else colors_of(drawn, colors)
         if not colors:
             raise OptionError("none of the ids in colors is drawn in the picture; give ids of its segments")
     picture = as_picture(picture)
@@ -158,7 +158,7 @@ def _check_texts(colors: Any, names: Any, title: Any) -> None:
 def _listed_colors(picture: Any) -> dict[Any, Any]:
     """Return the colours that a picture lists, if it lists any."""
     try:
-        return dict(colors_of(picture))
+        return legend_colors(picture)
     except (ColorError, OptionError):
         return {}
 
