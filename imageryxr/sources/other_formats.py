@@ -182,7 +182,7 @@ def _npz_code(place: Path) -> tuple[str, str, str]:
                 shape, _, dtype = read(file)
             if len(shape) >= 2 and dtype.kind in "iuf":
                 found.append((math.prod(shape), name.removesuffix(".npy"), shape, dtype.str))
-    _, key, shape, kind = max(found)
+    _, key, shape, kind = max(found, key=lambda array: array[0])  # of several such arrays the first
     # An array of the archive may be compressed as a whole, so it is read whole for any voxel.
     whole = f"dask.delayed(lambda: np.load({str(place)!r})[{key!r}])()"
     return "", "numpy as np, dask", _index_to_3d(f"da.from_delayed({whole}, {shape}, {kind!r})", len(shape))

@@ -144,3 +144,18 @@ def test_failed_exports_to_memory_do_not_claim_to_be_resumable():
     assert report.failed
     assert report.result is None
     assert repr(report).endswith("No partial result is kept for an array in memory.")
+
+
+def test_a_picture_file_without_a_field_is_refused_with_the_function_for_one_slice(tmp_path, opened, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    array = opened.image.isel(z=[0])
+    with pytest.raises(ix.errors.OptionError, match="for one slice write save_figure") as caught:
+        ix.export(array, "x.png")
+    advice = str(caught.value).partition("for one slice write ")[2]
+    assert eval(advice, {"save_figure": ix.save_figure, "array": array}).exists()
+    with pytest.raises(ix.errors.OptionError) as caught:
+        ix.export(array, "s3://bucket/x.png")  # save_figure writes local files only
+    assert "save_figure" not in str(caught.value)
+    place = ["--center", "4600,2560,130", "--size", "32,24", "--resolution", "8,8,40"]
+    done = run("export", "y.png", "--image", opened.image.attrs["source"], *place)
+    assert "for one slice write imageryxr figure y.png" in done.stderr

@@ -177,6 +177,13 @@ def test_arrays_with_other_than_three_axes_open_as_three(tmp_path, write, values
     np.testing.assert_array_equal(em.values.squeeze(), values.squeeze())
 
 
+def test_of_several_volumes_in_an_archive_the_first_opens(tmp_path):
+    np.savez(tmp_path / "x.npz", em=VALUES, supervoxels=VALUES + 1, half=VALUES[::2])
+    with pytest.raises(SourceError) as caught:
+        ix.open_image(tmp_path / "x.npz")
+    np.testing.assert_array_equal(run_code_in(str(caught.value))["em"], VALUES)
+
+
 @pytest.mark.parametrize(("module", "write"), [("h5py", write_h5), ("tensorstore", write_n5)])
 def test_the_error_names_a_missing_package_to_install(tmp_path, monkeypatch, module, write):
     path = write(tmp_path, VALUES)

@@ -20,7 +20,7 @@ from imageryxr.core.colors.ids import (
     parse_key,
     unique_id_array,
 )
-from imageryxr.core.colors.palettes import palette_colors, palette_table
+from imageryxr.core.colors.palettes import palette_colors, palette_table, spec_advice
 from imageryxr.core.colors.parse import RGBA, parse_color
 from imageryxr.errors import ColorError, Message, param, warn
 
@@ -190,22 +190,11 @@ def resolve_colors(colors: ColorSpec, ids: Any = None) -> Colors:
         return Colors(mode="neuroglancer", seed=seed)
     name = "stable" if colors is None else colors
     if seed is None and not isinstance(name, str):
-        raise ColorError(_spec_message(colors))
+        raise ColorError(Message(param("colors", colors), spec_advice(colors)))
     if ids is None:
         return Colors(fallback=palette_table(str(name)))
     wanted = unique_id_array(ids)
     return Colors(wanted, neuroglancer_colors(wanted, seed) if seed is not None else palette_colors(str(name), wanted))
-
-
-def _spec_message(colors: Any) -> str:
-    kinds = "a palette name, a dict id → colour, 'neuroglancer' or ('neuroglancer', seed)"
-    hint = ""
-    if isinstance(colors, (Sequence, np.ndarray)):
-        hint = " A list of colours has no ids: write dict(zip(ids, colors)), or dict.fromkeys(ids, color) to give all "
-        hint += "ids one colour."
-    elif hasattr(colors, "to_dict"):
-        hint = " Write colors.to_dict()."
-    return Message(param("colors", colors), f" ({type(colors).__name__}) is not {kinds}.{hint}")
 
 
 def _from_mapping(colors: Mapping[Any, Any], ids: Any) -> Colors:

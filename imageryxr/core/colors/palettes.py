@@ -203,11 +203,23 @@ def _resolve_name(name: Any, count: int, has_hues: bool) -> str | int | Mapping[
         return name if name != "auto" else "husl" if count <= 12 or has_hues else "glasbey"
     seed = neuroglancer_seed(name)
     if seed is None:
-        raise ColorError(
-            f"{name!r} is not the name of a palette. Write one, such as 'stable' or 'glasbey', a dict id → colour, or "
-            "('neuroglancer', seed)."
-        )
+        raise ColorError(f"{format_value(name)}{spec_advice(name)}")
     return seed
+
+
+def spec_advice(colors: Any) -> str:
+    """Return the end of the message about a value that does not state colours: what to write instead."""
+    hint = ""
+    if isinstance(colors, (Sequence, np.ndarray)):
+        hint = " A list of colours has no ids: write dict(zip(ids, colors)), or dict.fromkeys(ids, color) to give all "
+        hint += "ids one colour."
+    elif hasattr(colors, "columns"):
+        hint = " Write dict(zip(table['id'], table['color'])) with the columns of ids and colours, or "
+        hint += "palette(table, by='cell_type', id='id') to give each type a colour."
+    elif hasattr(colors, "to_dict"):
+        hint = " Write colors.to_dict()."
+    kinds = "a palette name, a dict id → colour, 'neuroglancer' or ('neuroglancer', seed)"
+    return f" ({type(colors).__name__}) is not {kinds}.{hint}"
 
 
 def _mapped_colors(colors: Mapping[Any, Any], ids: list[int]) -> UInt8Array:

@@ -16,7 +16,7 @@ from imageryxr.core.bbox import DIMS
 from imageryxr.core.fork import cached_property
 from imageryxr.core.grid import Axis
 from imageryxr.core.validate import check_whole
-from imageryxr.errors import OptionError, param
+from imageryxr.errors import OptionError, Wording, param
 from imageryxr.export.commit.manifest import SliceNames
 from imageryxr.export.store.local import is_remote
 from imageryxr.export.targets.base import DRAW_ADVICE, ArrayInfo, SliceTarget, shown_values
@@ -115,11 +115,14 @@ def split_pattern(text: str) -> tuple[str, str, int]:
         raise OptionError(param("target", text), " has a field of thousands of characters; write e.g. 'z{z:04d}.png'")
     axes = {name.removesuffix("_nm").removesuffix("_index") for name in parts}
     if len(axes) != 1 or not axes <= set(DIMS):
-        found = f"; it names {sorted(axes)}" if axes else ""
+        one = Wording(f"save_figure(array, {text!r})", f"imageryxr figure {text}")
+        local = () if is_remote(text) else ("; for one slice write ", one)
+        found = ("; it names ", str(sorted(axes))) if axes else local
         raise OptionError(
             param("target", text),
             " must name one axis to slice along, by index or by nm: e.g. ",
-            f"'stack/z{{z:04d}}.png', 'stack/z{{z_index:06d}}.png', 'stack/{{x_nm:.0f}}nm.png'{found}",
+            "'stack/z{z:04d}.png', 'stack/z{z_index:06d}.png', 'stack/{x_nm:.0f}nm.png'",
+            *found,
         )
     text = os.path.expanduser(text) if text.startswith("~") else text
     fixed = text.split("{", 1)[0]

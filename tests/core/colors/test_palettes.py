@@ -11,6 +11,7 @@ import sys
 import colorcet
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from dask.base import tokenize
 from hypothesis import given
@@ -719,6 +720,19 @@ def test_contradictory_and_empty_palette_files_raise(tmp_path, name, text, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(ColorError, match=message):
         load_palette(tmp_path / name)
+
+
+def test_a_table_as_colours_is_refused_with_lines_that_work():
+    table = pd.DataFrame({"id": [5, 7], "color": ["red", "blue"], "cell_type": ["a", "b"]})
+    for call in (lambda: palette([5, 7], table), lambda: resolve_colors(table)):
+        with pytest.raises(ColorError, match=r"dict\(zip") as caught:
+            call()
+    first, second = str(caught.value).partition(" Write ")[2].split(", or ")
+    given = {"table": table, "palette": palette}
+    assert eval(first.partition(" with ")[0], given) == {5: "red", 7: "blue"}
+    assert list(eval(second.partition(" to give ")[0], given)) == [5, 7]
+    with pytest.raises(ColorError, match=r"Write colors.to_dict\(\)"):
+        palette([5, 7], table.set_index("id").color)
 
 
 def test_errors_of_palettes_by_type_state_what_is_missing():
