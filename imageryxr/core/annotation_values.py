@@ -171,7 +171,7 @@ def _objects_to_array(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return _scatter(present, absent, np.bool_ if kinds == {bool} and not absent.any() else np.float64, np.nan)
     if kinds and all(hasattr(v, "isoformat") and hasattr(v, "utcoffset") for v in present):
         times = pd.to_datetime(pd.Series(present), utc=True).dt.tz_localize(None).to_numpy()
-        return _scatter(times, absent, times.dtype, np.datetime64("NaT"))
+        return _scatter(times, absent, times.dtype, np.datetime64("NaT", "ns"))
     texts = [v if isinstance(v, str) else _to_text(v) for v in present]
     return _scatter(texts, absent, np.dtype(object), None)
 

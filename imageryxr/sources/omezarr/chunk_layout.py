@@ -123,13 +123,15 @@ def decode_chunk(array: Any, body: bytes | memoryview, plain: PlainChunk | None 
 def decode_with_zarr(array: Any, body: bytes | memoryview) -> npt.NDArray[Any]:
     """Return the voxels of a chunk of an array, decoded by zarr-python."""
     import_package("zarr")
-    from zarr.core.array_spec import parse_array_config
+    from zarr.core.array_spec import ArraySpec, parse_array_config
     from zarr.core.buffer import default_buffer_prototype
 
-    prototype = default_buffer_prototype()
+    prototype, metadata = default_buffer_prototype(), array.metadata
+    is_old = metadata.zarr_format == 2
     # In Zarr 2 the order of the voxels in a chunk belongs to the array, not to a codec.
-    config = parse_array_config({"order": array.metadata.order if array.metadata.zarr_format == 2 else "C"})
-    spec = array.metadata.get_chunk_spec((0,) * len(array.shape), config, prototype)
+    config = parse_array_config({"order": metadata.order if is_old else "C"})
+    shape = metadata.chunks if is_old else metadata.chunk_grid.chunk_shape
+    spec = ArraySpec(shape, metadata.dtype, metadata.fill_value, config, prototype)
     stored = prototype.buffer.from_bytes(bytes(body))
     try:
         loop = _loops.pop()
