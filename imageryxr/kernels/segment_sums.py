@@ -15,6 +15,8 @@ from imageryxr.kernels.tally import Tally, find_or_add, make_tally, reserve_rows
 
 # Columns of the sums: voxels, doubled sum of x, sums of y and z, then the first and last x, y and z.
 _COLUMNS = 10
+_ADDED_AT_ONCE = 256
+_SIGN = np.uint64(1 << 63)
 
 
 class BlockSums(NamedTuple):
@@ -34,7 +36,10 @@ class BlockSums(NamedTuple):
 class GreySums(NamedTuple):
     """Sums of the grey values of the segments of a block."""
 
-    mean: NDArray[np.float64]
+    reference: NDArray[Any]
+    """A value near those of the segment, float64, or the image's dtype for integers of 64 bits."""
+    total: NDArray[np.float64]
+    """The sum of the differences from the reference."""
     deviation: NDArray[np.float64]
     """The sum of squared deviations from the mean."""
     low: NDArray[Any]
@@ -100,7 +105,8 @@ def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tal
     """Return the sums of the grey values of the segments of a block, in the order of `segments`.
 
     `image` has the shape of `labels` and any integer, boolean or float dtype; `segments` and `tally` are the results of
-    `sum_segments`. Integers of 8 and 16 bits are summed exactly; other values are summed as float64, run by run.
+    `sum_segments`. Integers of 8 and 16 bits are summed exactly; of other values, the differences from one value of the
+    segment are summed as float64, run by run.
     """
     if labels.shape != image.shape:
         raise GridMismatchError(f"image {image.shape} and labels {labels.shape} must have the same shape")
@@ -110,9 +116,27 @@ def sum_grey(labels: NDArray[Any], image: NDArray[Any], segments: BlockSums, tal
         values = image.view(np.uint8) if dtype.kind == "b" else image
         found = _sum_integers(block, as_kernel_input(values), tally)[rows]
         return _exact_sums(segments.voxels, found, dtype)
-    values = as_kernel_input(image if dtype in (np.float32, np.float64) else image.astype(np.float64))
-    sums = _sum_floats(block, values, tally)[rows]
-    return GreySums(sums[:, 1], sums[:, 2], sums[:, 3].astype(dtype), sums[:, 4].astype(dtype))
+    is_long = dtype.kind in "iu" and dtype.itemsize == 8
+    values = as_kernel_input(image if is_long or dtype in (np.float32, np.float64) else image.astype(np.float64))
+    if dtype == np.int64:
+        values = as_kernel_input(values.view(np.uint64) ^ _SIGN)  # in the same order
+    limits: NDArray[Any] = np.zeros((len(tally.pairs), 3), np.uint64 if is_long else np.float64)
+    sums = _sum_differences(block, values, tally, limits)[rows]
+    reference, low, high = ((limits ^ _SIGN).view(np.int64) if dtype == np.int64 else limits)[rows].T
+    correction = sums[:, [2, 4]]  # NaN for an infinite sum
+    total, deviation = (sums[:, [1, 3]] + np.where(np.isfinite(correction), correction, 0)).T
+    return GreySums(reference, total, deviation, low.astype(dtype), high.astype(dtype))
+
+
+def subtract(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the difference of arrays of one dtype as float64; that of integers of 64 bits is rounded once."""
+    found: NDArray[np.float64]
+    if a.dtype.kind == "f":
+        found = a - b
+    else:  # the difference of unsigned integers is not negative
+        distance = (np.maximum(a, b).view(np.uint64) - np.minimum(a, b).view(np.uint64)).astype(np.float64)
+        found = np.where(a >= b, distance, -distance)
+    return found
 
 
 def _exact_sums(voxels: NDArray[np.int64], found: NDArray[np.int64], dtype: np.dtype[Any]) -> GreySums:
@@ -121,9 +145,9 @@ def _exact_sums(voxels: NDArray[np.int64], found: NDArray[np.int64], dtype: np.d
     # may exceed int64 and wrap; the sum does not. The correction for the fraction of the mean is at most half of the
     # sum, so that the subtraction loses no digits.
     near = (2 * total + voxels) // (2 * voxels)
-    deviation = (squares - near * (2 * total - near * voxels)).astype(np.float64)
-    deviation -= (total - near * voxels).astype(np.float64) ** 2 / voxels
-    return GreySums(total / voxels, deviation, found[:, 2].astype(dtype), found[:, 3].astype(dtype))
+    rest = (total - near * voxels).astype(np.float64)
+    deviation = (squares - near * (2 * total - near * voxels)).astype(np.float64) - rest**2 / voxels
+    return GreySums(near.astype(np.float64), rest, deviation, found[:, 2].astype(dtype), found[:, 3].astype(dtype))
 
 
 @compile_kernel
@@ -161,13 +185,17 @@ def _sum_integers(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> ND
 
 
 @compile_kernel
-def _sum_floats(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> NDArray[np.float64]:
+def _sum_differences(
+    labels: NDArray[Any], image: NDArray[Any], tally: Tally, limits: NDArray[Any]
+) -> NDArray[np.float64]:
     """Return statistics of the grey values of each segment, which has one row of the tally.
 
-    These are the number of voxels, the mean, the sum of squared deviations, the minimum and the maximum.
+    These are the number of voxels, the sum of the differences from a reference and its correction, and the sum of
+    squared deviations and its correction. The reference, the minimum and the maximum are written to `limits`.
 
-    Runs are merged with the update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances" (1979).
+    A reference among the values keeps the digits of deviations that are small compared to the values. Runs are merged
+    with the update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979).
     """
     depth, height, width = labels.shape
     out = np.zeros((tally.pairs.shape[0], 5), np.float64)
@@ -181,37 +209,56 @@ def _sum_floats(labels: NDArray[Any], image: NDArray[Any], tally: Tally) -> NDAr
                 label = np.uint64(row[begin])
                 at = find_or_add(tally, label, np.uint64(0), False) if label != np.uint64(0) else -1
                 if at >= 0:
-                    _add_floats(out[at], grey[begin:end])
+                    # Rounding errors grow with the number of values that are added one by one.
+                    for start in range(begin, end, _ADDED_AT_ONCE):
+                        _add_values(out, limits, at, grey, start, min(start + _ADDED_AT_ONCE, end))
                 begin = end
     return out
 
 
 @compile_kernel
-def _add_floats(sums: NDArray[np.float64], values: NDArray[Any]) -> None:
+def _add_values(
+    sums: NDArray[np.float64], limits: NDArray[Any], at: int, grey: NDArray[Any], begin: int, end: int
+) -> None:
+    count, before = np.float64(end - begin), sums[at, 0]
+    if before == 0:
+        limits[at, 1] = limits[at, 2] = grey[begin]
+        if np.isfinite(grey[begin]):
+            limits[at, 0] = grey[begin]
+    reference, low, high = limits[at, 0], limits[at, 1], limits[at, 2]
     total = 0.0
-    low = high = np.float64(values[0])
-    for value in values:
-        v = np.float64(value)
-        total += v
+    for i in range(begin, end):
+        v = grey[i]
+        total += _difference(v, reference)
         # NaN is the minimum and the maximum, as in numpy.
         low = v if v < low or v != v else low
         high = v if v > high or v != v else high
-    mean = total / values.size
+    limits[at, 1], limits[at, 2] = low, high
+    mean = total / count
     deviation = 0.0
-    for value in values:
-        deviation += (np.float64(value) - mean) ** 2
-    before = sums[0]
-    count = before + values.size
-    if before == 0:
-        sums[1], sums[2], sums[3], sums[4] = mean, deviation, low, high
-    else:
-        shift = mean - sums[1]
-        # The difference of infinite means is NaN, but their sum is infinite if their signs are equal.
-        sums[1] += shift * values.size / count if np.isfinite(shift) else mean
-        sums[2] += deviation + shift * shift * before * values.size / count
-        sums[3] = low if low < sums[3] or low != low else sums[3]
-        sums[4] = high if high > sums[4] or high != high else sums[4]
-    sums[0] = count
+    for i in range(begin, end):
+        deviation += (_difference(grey[i], reference) - mean) ** 2
+    if before > 0:
+        deviation += (mean - sums[at, 1] / before) ** 2 * before * count / (before + count)
+    _add_exactly(sums, at, 1, total)
+    _add_exactly(sums, at, 3, deviation)
+    sums[at, 0] = before + count
+
+
+@compile_kernel
+def _difference(value: Any, reference: Any) -> float:
+    # The difference of unsigned integers is not negative.
+    return np.float64(value - reference) if value >= reference else -np.float64(reference - value)
+
+
+@compile_kernel
+def _add_exactly(sums: NDArray[np.float64], at: int, column: int, value: float) -> None:
+    """Add to a sum, and the rounding error to the next column (Knuth's TwoSum)."""
+    before = sums[at, column]
+    total = before + value
+    added = total - before
+    sums[at, column] = total
+    sums[at, column + 1] += (before - (total - added)) + (value - added)
 
 
 def count_values(

@@ -160,22 +160,24 @@ def merge_segments(parts: list[SegmentSums]) -> SegmentSums:
     merged = {name: groups.add(columns[name]) for name in ("voxels", "sums")}
     merged |= {name: groups.minimum(columns[name]) for name in ("first", "low") if name in columns}
     merged |= {name: groups.maximum(columns[name]) for name in ("last", "high") if name in columns}
-    if "mean" in columns:
-        merged |= _merge_means(columns, groups)
+    if "total" in columns:
+        merged |= _merge_grey(columns, groups)
     histogram = None if found.histogram is None else merge_pairs([found.histogram])
     return SegmentSums(groups.one(found.ids), merged, histogram)
 
 
-def _merge_means(columns: dict[str, Array], groups: Groups) -> dict[str, Array]:
-    """Merge means and squared deviations as Chan, Golub and LeVeque (1979) do, relative to one mean of each group."""
-    voxels, mean, deviation = (columns[name] for name in ("voxels", "mean", "deviation"))
-    reference = groups.one(mean)
+def _merge_grey(columns: dict[str, Array], groups: Groups) -> dict[str, Array]:
+    """Merge sums and squared deviations as Chan, Golub and LeVeque (1979) do, relative to one reference of a group."""
+    from imageryxr.kernels.segment_sums import subtract
+
+    voxels, total, deviation = (columns[name] for name in ("voxels", "total", "deviation"))
+    reference = groups.one(columns["reference"])
     with np.errstate(invalid="ignore"):
-        shift = groups.add(voxels * (mean - groups.spread(reference))) / groups.add(voxels)
-        # The difference of infinite means is NaN, but their sum is infinite if their signs are equal.
-        merged = np.where(np.isfinite(shift), reference + shift, groups.add(mean))
-        deviation = groups.add(deviation) + groups.add(voxels * (mean - groups.spread(merged)) ** 2)
-    return {"mean": merged, "deviation": deviation}
+        total = total + voxels * subtract(columns["reference"], groups.spread(reference))
+        merged = groups.add(total)
+        shift = total / voxels - groups.spread(merged / groups.add(voxels))
+        deviation = groups.add(deviation) + groups.add(voxels * shift**2)
+    return {"reference": reference, "total": merged, "deviation": deviation}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -206,8 +208,8 @@ def label_segments(
         "bbox_max": (("segment", "axis"), positions(columns["last"] + 1, grid, origin), {"units": "nm"}),
         "touches_edge": ("segment", _touches_edge(columns, grid.shape, labels.dropped)),
     }
-    if "mean" in columns:
-        data["mean"] = ("segment", columns["mean"])
+    if "total" in columns:
+        data["mean"] = ("segment", columns["reference"] + columns["total"] / count[:, 0])
         data["std"] = ("segment", np.sqrt(columns["deviation"] / count[:, 0]))
         data["min"], data["max"] = ("segment", columns["low"]), ("segment", columns["high"])
     coords: dict[str, Any] = {"segment": found.ids, "axis": AXES}

@@ -36,6 +36,8 @@ FORMATS = (".parquet", ".csv", ".zarr")
 _REGION_VOXELS = 1 << 28
 """Voxels of a region: the work that an interruption may repeat."""
 _MERGED_AT_ONCE = 16
+_FORMAT = 2
+"""Version of the columns in the files of regions."""
 
 
 @dataclass(frozen=True)
@@ -261,15 +263,16 @@ def _open_folder(plan: MeasurementPlan, resume: bool) -> None:
     manifest = plan.folder / "measurement.json"
     if plan.folder.exists() and not resume:
         shutil.rmtree(plan.folder)
-    if manifest.exists() and json.loads(manifest.read_text()) != plan.description:
+    description = {**plan.description, "format": _FORMAT}
+    if manifest.exists() and json.loads(manifest.read_text()) != description:
         raise TargetExistsError(
-            f"{plan.folder} contains an unfinished measurement of other layers, options or timestamps; give the same "
-            "ones, ",
+            f"{plan.folder} contains an unfinished measurement of other layers, options or timestamps, or of another "
+            "version of imageryxr; give the same ones, ",
             param("resume", False),
             " to delete it and start again, or another name",
         )
     plan.folder.mkdir(parents=True, exist_ok=True)
-    _replace(manifest, lambda path: path.write_text(json.dumps(plan.description)))
+    _replace(manifest, lambda path: path.write_text(json.dumps(description)))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

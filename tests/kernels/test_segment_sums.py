@@ -26,4 +26,4 @@ def test_the_deviation_of_a_huge_segment_is_exact_although_its_sums_exceed_int64
     grey = _exact_sums(np.array([voxels], np.int64), found, np.dtype(np.uint16))
     expected = Fraction(squares) - Fraction(total * total, voxels)
     np.testing.assert_allclose(grey.deviation[0], float(expected), rtol=1e-14, atol=0)
-    np.testing.assert_allclose(grey.mean[0], float(Fraction(total, voxels)), rtol=1e-14)
+    np.testing.assert_allclose(grey.reference[0] + grey.total[0] / voxels, float(Fraction(total, voxels)), rtol=1e-14)

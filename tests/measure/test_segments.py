@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import cc3d
 import dask
 import numpy as np
@@ -120,12 +123,41 @@ def check_against_peers(cells, seg, em):
     np.testing.assert_allclose(cells.centroid.sel(axis=["z", "y", "x"]), centers, rtol=1e-6)  # cc3d adds float32
 
 
-def test_deviations_are_stable_where_the_mean_is_large():
-    rng = np.random.default_rng(1)
-    seg = as_segmentation(np.ones((8, 40, 50), np.uint8), {"z": 3, "y": 7, "x": 11})
-    for values in (60000 + rng.integers(0, 5, seg.shape).astype("u2"), 1e9 + rng.random(seg.shape)):
-        cell = ix.measure(seg, seg.copy(data=values).assign_attrs(layer_type="image"))
-        np.testing.assert_allclose(cell["std"], [(values - values.mean()).std()], rtol=1e-7)
+_SMALL = np.random.default_rng(1).integers(0, 1000, (8, 20, 25))
+_FROM_TOP = np.uint64(2**64 - 1) - _SMALL.astype(np.uint64)
+_IS_FIRST = np.arange(_SMALL.size).reshape(_SMALL.shape) < 3
+LARGE_VALUES = {
+    "uint64 near 2**60": np.uint64(2**60) + _SMALL.astype(np.uint64),
+    "int64 near 2**60": 2**60 + _SMALL,
+    "int64 near -2**63": -(2**62) - 2**62 + _SMALL,
+    "uint64 near 2**64": _FROM_TOP,
+    "big-endian uint64 near 2**64": _FROM_TOP.astype(">u8"),
+    "uint64 of all sizes": np.random.default_rng(2).integers(0, 2**64, _SMALL.shape, np.uint64),
+    "int64 of all sizes": np.random.default_rng(2).integers(-(2**63), 2**63, _SMALL.shape),
+    "uint64 near 2**64 and zeros": np.where(_IS_FIRST, np.uint64(0), _FROM_TOP),
+    "int32 near 2**31": (2**31 - 1 - _SMALL % 5).astype(np.int32),
+    "uint16": (60000 + _SMALL % 5).astype(np.uint16),
+    "uint16, all equal but the first": np.where(
+        _SMALL.cumsum().reshape(_SMALL.shape) == _SMALL.flat[0], 65534, 65535
+    ).astype("u2"),
+    "float64 near 10**15": 1e15 + _SMALL / 8,
+    "float64 near 10**9 and zeros": np.where(_IS_FIRST, 0, 1e9 + _SMALL / 8),
+    "float32 near 10**6": (1e6 + _SMALL / 16).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("case", LARGE_VALUES)
+def test_statistics_of_large_values_are_exact_for_every_chunking(case):
+    values = LARGE_VALUES[case]
+    exact = [Fraction(v) for v in values.ravel().tolist()]
+    mean = sum(exact) / len(exact)
+    std = math.sqrt(sum((v - mean) ** 2 for v in exact) / len(exact))
+    for chunks in (None, {"z": 3, "y": 7, "x": 11}, {"z": 1}, {"x": 1, "y": 10}):
+        seg = as_segmentation(np.ones(values.shape, np.uint8), chunks)
+        image = as_segmentation(values, chunks).assign_attrs(layer_type="image")
+        cell = ix.measure(seg, image).isel(segment=0)
+        np.testing.assert_allclose([cell["mean"], cell["std"]], [float(mean), std], rtol=1e-14, atol=std * 1e-14)
+        assert (cell["min"].item(), cell["max"].item()) == (values.min().item(), values.max().item())
 
 
 @pytest.mark.parametrize("chunks", [None, (1, 1, 2)])
