@@ -25,12 +25,12 @@ ds
 
 # %%
 picture = ix.overlay(ds.image, ds.segmentation, alpha=0.3, outline=ix.Outline(2, side="in", merge=False))
-ix.scale_bar(ix.to_pil(picture), nm_per_pixel=8)
+ix.scale_bar(picture)
 
 # %% [markdown]
 # The four largest cells of the slice, each in a picture of its own.
 
 # %%
-sizes = ds.segmentation.to_series().value_counts()
-largest = [int(i) for i in sizes.index if i][:4]
-ix.montage([ix.to_pil(ix.overlay(ds.image, ds.segmentation, ids=[i], alpha=0.5)) for i in largest], columns=2)
+cells, voxels = ix.unique_ids(ds.segmentation, counts=True)
+largest = cells[voxels.argsort()[::-1]][:4]
+ix.montage([ix.overlay(ds.image, ds.segmentation, ids=[cell], alpha=0.5) for cell in largest], columns=2)

@@ -11,16 +11,14 @@ import tempfile
 import urllib.parse
 from pathlib import Path
 
-import numpy as np
-
 import imageryxr as ix
 
 folder = Path(tempfile.mkdtemp())
 sample = ix.sample(folder / "sample")
 em, seg = ix.open_image(sample.image), ix.open_segmentation(sample.segmentation)
 spot = ix.crop(seg, ix.BBox.around((4600, 2560, 130), (512, 384), resolution=(8, 8, 40)))
-found, voxels = np.unique(spot.values, return_counts=True)
-cells = [int(i) for i in found[np.argsort(-voxels)] if i][:4]
+found, voxels = ix.unique_ids(spot, counts=True)
+cells = found[voxels.argsort()[::-1]][:4].tolist()
 state = {
     "dimensions": {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [4e-8, "m"]},
     "position": [4600.5, 2560.5, 130.5],
@@ -75,18 +73,17 @@ named
 
 # %%
 stack = tree.imagery.view(size=(256, 192, 4)).imagery.overlay()
-tiles = [ix.to_pil(stack.isel(z=[i]), scale=2) for i in range(4)]
-ix.montage(tiles, columns=2, labels=["a", "b", "c", "d"], label_size=28)
+ix.montage(stack, columns=2, scale=2, labels=["a", "b", "c", "d"], label_size=28)
 
 # %%
 detail = ix.BBox.around((4640, 2610, 130), (64, 48), resolution=(8, 8, 40))
-ix.scale_bar(ix.inset(picture, detail, zoom=3, position="top left", scale=3), nm_per_pixel=8 / 3)
+ix.inset(picture, detail, zoom=3, position="top left", scale=3, scale_bar=True)
 
 # %% [markdown]
 # A page is 180 mm wide. The file stores its size in print, and the size of a pixel in the tissue.
 
 # %%
-written = ix.save_figure(named, folder / "panel.png", width_mm=180, nm_per_pixel=8 / 3)
+written = ix.save_figure(named, folder / "panel.png", width_mm=180)
 written.name
 
 # %% [markdown]
