@@ -2,8 +2,8 @@
 Three sections through a point
 ==============================
 
-``axis`` is the axis of the sections, so that outlines lie in their plane. The voxels here are cubes; call ``regrid``
-first where they are not.
+``axis`` is the axis of the sections, so that outlines lie in their plane. The voxels here are cubes; elsewhere
+``align(…, to=(8, 8, 8))`` makes cubes.
 """
 
 import tissue

@@ -59,7 +59,8 @@ def overlay(
 ) -> xr.DataArray:
     """Draw segments in colour over an image.
 
-    Lazy: reads nothing. Each block reads image and segmentation once and draws them in one pass.
+    Lazy: reads nothing; arrays in memory are drawn at once. Each block reads image and segmentation once and draws them
+    in one pass.
     Outside of its volume the image is 0, which is drawn like any other 0: opaque, and black unless ``contrast_limits``
     map 0 to another grey. Without an image, the picture is transparent there.
 

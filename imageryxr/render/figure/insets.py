@@ -68,7 +68,8 @@ def inset(
     scale_bar : bool, default False
         Whether to draw two scale bars: one in the inset and one in a free corner of the picture.
     label_size, label_pt, width_mm : optional
-        Height of the text of the scale bars, as in `scale_bar`.
+        Height of the text of the scale bars, as in `scale_bar`. By default the text in the inset is as high as that of
+        the picture, but at most a tenth of the inset.
 
     Returns
     -------
@@ -126,7 +127,9 @@ def inset(
     size = label_pixels(label_size, label_pt, width_mm, whole.width)
     heights: list[int | None] = []
     if step is not None:
-        heights += draw_bar(part, step / zoom, None, None, None, label=True, text_size=size, taken=())[2:]
+        # Text of the inset is as high as that of the picture, unless it would fill the inset.
+        inner = max(12, min(min(whole.size) // 22, min(part.size) // 10)) if size is None else size
+        heights += draw_bar(part, step / zoom, None, None, None, label=True, text_size=inner, taken=())[2:]
     x, y = places[corner]
     whole.paste(part, (x, y))
     frames = [_draw_frame(whole, box, color, line) for box in (marked, (x, y, x + width, y + height))]

@@ -180,7 +180,7 @@ def draw_bar(
     size = fit_text_size(text, min(max_size, 2 * down), across - 2 * margin, down - 2 * margin - thick) if text else 0
     text = text if size else ""
     width, height = text_extent(text, size) if text else (0, 0)
-    gap = max(1, thick // 2) if text else 0
+    gap = max(1, thick // 2, size // 8) if text else 0  # room for the rim of the text
     wide, total = max(pixels, width), thick + gap + height
     corner, box = _choose_corner(areas, (wide, total), margin, position, taken)
     left, top = box[:2]

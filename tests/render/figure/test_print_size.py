@@ -124,6 +124,16 @@ def test_the_scale_bar_of_an_inset_uses_the_pixels_of_the_inset():
     assert max(runs) == 50
 
 
+@pytest.mark.parametrize("zoom", [4, 8, 14])
+def test_text_of_an_inset_is_as_high_as_that_of_the_picture_unless_it_would_fill_the_inset(zoom):
+    em = gray((1, 480, 640))
+    outside = geometry_of(ix.scale_bar(em)).text.height
+    drawn = ix.inset(em, PART, zoom=zoom, scale_bar=True)
+    box = geometry_of(drawn).taken[1]
+    tenth = (min(box[2] - box[0], box[3] - box[1]) - 4) // 10
+    assert geometry_of(drawn).text.height == max(12, min(outside, tenth))
+
+
 @pytest.mark.fast_forms(3)
 @pytest.mark.parametrize("width_mm", [85, 180])
 @pytest.mark.parametrize("points", [6, 7.5, 10])
