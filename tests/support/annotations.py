@@ -136,3 +136,17 @@ def _shard(folder: Path, sharding: dict, shape: list[int] | None) -> None:
         path.unlink()
     for name, body in synthesize_shard_files(ShardingSpecification.from_dict(sharding), bodies).items():
         (folder / name).write_bytes(body)
+
+
+def meets(kind: str, entry: dict, lo, hi) -> bool:
+    """Return whether an annotation and a box, both in multiples of `UNIT`, have a common point; lines are sampled."""
+    place, second = entry["place"], entry["second"]
+    if kind == "line":
+        t = np.linspace(0, 1, 40_001)[:, None]
+        at = place + t * (second - place)
+        return bool(((at >= lo) & (at < hi)).all(axis=1).any())
+    if kind == "ellipsoid":
+        near = np.clip(place, lo, hi)
+        return bool((((near - place) / second) ** 2).sum() <= 1)
+    low, high = bounds_of(kind, entry)
+    return bool(((high >= lo) & (low < hi)).all())
