@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from imageryxr.core.units import show_bytes
+from imageryxr.core.write_file import FULL, disk_problem
 from imageryxr.errors import Message, TargetError, warn
 from imageryxr.export.commit.manifest import Header, open_place
 from imageryxr.export.store.bucket import Bucket, Place, Watch
@@ -153,9 +154,11 @@ class DiskSite(Site):
                 os.unlink(path)
         except OSError as error:
             # /proc reports "no such file" for an existing folder, so the message names the folder
+            reason, advice = disk_problem(error)
             raise TargetError(
-                f"could not write {place}: no file can be created in the folder {folder} ({error.strerror}); choose "
-                "another target, or get permission to write there"
+                f"could not write {place}: no file can be created in the folder {folder} ({reason}); {advice}, or "
+                "choose another target",
+                full=error.errno in FULL,
             ) from error
         _check_free_space(shutil.disk_usage(folder).free, takes, self._target, folder)
 

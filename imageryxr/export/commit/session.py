@@ -338,7 +338,7 @@ class Workspace:
     def abandon(self) -> bool:
         """Remove the export if no region and no slice is finished; return whether any is."""
         done = bool(self.progress.done.any())
-        with suppress(TargetError):  # the target cannot be reached
+        with suppress(OSError):  # the target cannot be reached or written; the first error is the one to report
             try:
                 self.manifest.lock.check()
             except TargetError:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imageryxr.core.write_file import FULL, disk_problem
 from imageryxr.errors import ImageryError, Message, ScratchError, param
 
 SCRATCH_ADVICE = Message(
@@ -27,11 +28,6 @@ SCRATCH_ADVICE = Message(
 )
 """Advice for a scratch folder that is too small."""
 
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the maximum file size is reached",
-}
 # Windows has no pread and pwrite: there, one thread at a time moves the position of the file.
 _HAS_POSITIONED_IO = hasattr(os, "preadv")
 
@@ -125,8 +121,7 @@ def _disk_errors(folder: str) -> Iterator[None]:
     except ImageryError:
         raise
     except OSError as error:
-        reason = _FULL.get(error.errno or 0, error.strerror or str(error))
-        raise _scratch_error(folder, reason, error.errno in _FULL) from error
+        raise _scratch_error(folder, disk_problem(error).reason, error.errno in FULL) from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import uuid
@@ -14,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imageryxr.core.write_file import FULL, disk_problem
 from imageryxr.errors import ImageryError, OptionError, TargetError, param
 
 BUCKETS = ("s3", "gs")
 HIDDEN = ".imageryxr"
 """The folder beside pictures that contains locks, manifests, markers and unfinished results."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # Files that each writer leaves unflushed while it encodes the next ones. A kill loses at most these files; after
 # SETTLED_SECONDS they are on the disk.
 WAITING = 32
@@ -48,14 +47,10 @@ def disk_errors(place: str, *, keeps_old: bool = False) -> Iterator[None]:
     except ImageryError:
         raise
     except OSError as error:
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space or choose another target",
-            errno.EDQUOT: "the disk quota is used up: free some space or choose another target",
-            errno.EACCES: "you have no permission to write there",
-            errno.EROFS: "the file system is read-only",
-        }.get(error.errno or 0, str(error))
+        reason, advice = disk_problem(error)
         rest = ". What was at the target before is untouched" if keeps_old else ""
-        raise TargetError(f"could not write {place}: {advice}{rest}", full=error.errno in FULL) from error
+        message = f"could not write {place}: {reason}; {advice}, or choose another target{rest}"
+        raise TargetError(message, full=error.errno in FULL) from error
 
 
 @contextmanager

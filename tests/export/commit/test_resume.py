@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -331,9 +332,9 @@ def test_an_export_continues_after_disk_full_errors(tmp_path, kind, files, monke
 
 
 @contextmanager
-def small_disk(folder, size):
+def small_disk(folder, options):
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
     if done.returncode:
         pytest.skip("this user may not mount a file system")
     try:
@@ -344,13 +345,86 @@ def small_disk(folder, size):
 
 @pytest.mark.parametrize(("kind", "size"), [("omezarr", "240k"), ("png", "40k")])
 def test_an_export_continues_after_its_file_system_was_full(tmp_path, kind, size):
-    with small_disk(tmp_path / "a", size):
+    with small_disk(tmp_path / "a", f"size={size}"):
         with pytest.raises(ix.errors.TargetError, match="disk is full"):
             run(kind, tmp_path / "a", workers=1)  # two workers could fill the disk before either finishes a region
         subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path / "a")], check=True)
         assert run(kind, tmp_path / "a").skipped > 0
         run(kind, tmp_path / "b")
         assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("kind", "files"), [("omezarr", 4), ("omezarr", 60), ("png", 2), ("png", 12), ("tiff", 8)])
+def test_an_export_continues_after_its_file_system_had_no_free_inodes(tmp_path, kind, files):
+    run(kind, tmp_path / "b")
+    with small_disk(tmp_path / "a", f"size=8m,nr_inodes={files}"):
+        for _ in range(2):  # an error leaves nothing that makes the next one another one
+            with pytest.raises(ix.errors.TargetError, match="no free inodes.*remove files") as caught:
+                run(kind, tmp_path / "a")
+            assert caught.value.full
+        subprocess.run(["mount", "-o", "remount,nr_inodes=9999", str(tmp_path / "a")], check=True)
+        run(kind, tmp_path / "a")
+        assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+@contextmanager
+def fault_at_read(monkeypatch, number, fault):
+    """Call a function before one of the reads of an export."""
+    read, lock, left = Computed.read, threading.Lock(), [number]
+
+    def failing(self, *args):
+        with lock:
+            left[0] -= 1
+            if not left[0]:
+                fault()
+        return read(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Computed, "read", failing)
+        yield
+    assert left[0] <= 0
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png"])
+@pytest.mark.parametrize("number", [1, 5])
+def test_an_export_continues_after_its_file_system_became_read_only(tmp_path, kind, number, monkeypatch):
+    folder = str(tmp_path / "a")
+
+    def make_read_only():
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+    run(kind, tmp_path / "b")
+    with small_disk(tmp_path / "a", "size=8m"):
+        try:
+            with (
+                fault_at_read(monkeypatch, number, make_read_only),
+                pytest.raises(ix.errors.TargetError, match="the file system is read-only; make it writable, or choose"),
+            ):
+                run(kind, tmp_path / "a", workers=1)
+        finally:
+            subprocess.run(["umount", folder], check=True)
+        run(kind, tmp_path / "a")
+        assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["omezarr", "png", "tiff"])
+def test_a_target_that_is_removed_during_the_export_is_named(tmp_path, kind, monkeypatch):
+    def remove():
+        for work in (tmp_path / "a").rglob("*-work-*"):
+            shutil.rmtree(work)
+
+    run(kind, tmp_path / "b")
+    with (
+        fault_at_read(monkeypatch, 2, remove),
+        pytest.raises(
+            ix.errors.TargetError,
+            match=r"-work-[^ ]* was removed, or its disk is not mounted on .*run the same call again",
+        ),
+    ):
+        run(kind, tmp_path / "a", workers=1)
+    run(kind, tmp_path / "a")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
 # ---------------------------------------------------------------------------------------------------------
