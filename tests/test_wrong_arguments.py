@@ -197,7 +197,7 @@ def test_a_path_that_the_file_system_rejects_is_an_imagery_error(name, path, tmp
 # Values of one item of a list of numbers, such as a point, a size or a resolution.
 ITEMS = [
     None, True, np.True_, math.nan, math.inf, 1e300, 2**64, 10**400, "1", "", np.array([3]), [1], (1, 2), {}, b"x", 1j,
-    np.datetime64("NaT"), np.ma.masked, pd.NA, pd.Timestamp("2020"), object(),
+    np.datetime64("NaT", "ns"), np.ma.masked, pd.NA, pd.Timestamp("2020"), object(),
 ]  # fmt: skip
 LISTS = {
     "lo": (0, 0, 0), "hi": (9, 9, 9), "resolution": (8, 8, 40), "center": (90, 20, 40), "size": (4, 4, 1),

@@ -86,7 +86,7 @@ def test_a_naive_time_is_utc_with_a_warning(value, zone, monkeypatch):
         (np.float32(1_700_100_000.25), "float32, whose precision is worse than a minute"),
         (np.array([1_700_100_000.25]), "not an instant"),
         (True, "not an instant"),
-        (np.datetime64("NaT"), "NaT"),
+        (np.datetime64("NaT", "ns"), "NaT"),
         (pd.NaT, "not an instant"),
         ([1], "not an instant"),
         (b"2024", "not an instant"),

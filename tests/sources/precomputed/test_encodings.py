@@ -171,7 +171,11 @@ def test_a_chunk_written_by_cloudvolume_is_read(tmp_path, encoding, dtype, chann
 
     def encode(part: np.ndarray) -> bytes:
         level = {"level": 100} if encoding == "jxl" else {}
-        return bytes(chunks.encode(np.asfortranarray(part.T), encoding, block_size=(8, 8, 8), compression_params=level))
+        cube = np.asfortranarray(part.T)
+        try:
+            return bytes(chunks.encode(cube, encoding, block_size=(8, 8, 8), compression_params=level))
+        except NotImplementedError as error:
+            pytest.skip(f"CloudVolume cannot write it with this release of imagecodecs: {error}")
 
     block = {"compressed_segmentation_block_size": [8, 8, 8]} if encoding == "compressed_segmentation" else {}
     write(tmp_path, stored, encoding, encode, **block)
