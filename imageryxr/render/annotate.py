@@ -154,9 +154,8 @@ def annotate(
     Warns
     -----
     ImageryWarning
-        If no annotation lies within the rows and columns of the picture, but some would in another unit or order:
-        voxels, micrometres, nm that were multiplied by a resolution, or (z, y, x). Annotations elsewhere or in other
-        slices cause no warning.
+        If no annotation lies in the picture, but some would in another unit or order: voxels, micrometres, nm that were
+        multiplied by a resolution, or (z, y, x). Annotations elsewhere or in other slices cause no warning.
 
     Examples
     --------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +70,12 @@ def _picture_box(grid: Grid, style: MarkStyle, order: list[int], size: float) ->
 
 
 def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order: list[int]) -> None:
-    """Warn if no annotation lies within the rows and columns of a picture, but some would in another unit.
+    """Warn if no annotation of a picture without any would lie in it as given, but some would in another unit.
 
     Annotations may lie elsewhere for good reasons, so a warning is issued only if a common mistake explains it:
-    positions in voxels, positions in nm that were multiplied by a resolution, or reversed axes.
+    positions in voxels, positions in nm that were multiplied by a resolution, or reversed axes. If some lie within the
+    rows and columns of the picture, only voxels of the picture are tried, and some must lie in its slices: with more
+    corrections, a few of the annotations of a whole volume would fit by chance.
     """
     turned = np.array(style.directions)
     if np.abs(turned[:, ::-1] - np.eye(3)[order]).max() > 1e-9:
@@ -86,15 +88,15 @@ def warn_other_unit(annotations: xr.Dataset, grid: Grid, style: MarkStyle, order
         return np.asarray(positions @ turned.T / style.spacing - offset)
 
     own = index(places)
-    if ((own.max(axis=0) >= 0) & (own.min(axis=0) < shape))[1:].all():
-        return
-    for turn, factors, advice in _usual_mistakes(grid.resolution):
+    has_place = ((own.max(axis=0) >= 0) & (own.min(axis=0) < shape))[1:].all()
+    for turn, factors, advice in islice(_usual_mistakes(grid.resolution), 1 if has_place else None):
         found = index(places[:, ::turn] * factors)
+        is_inside = (found >= 0) & (found < shape)
         is_near = found[:, 0].max() >= -_NEAR and found[:, 0].min() < shape[0] + _NEAR
-        if is_near and ((found >= 0) & (found < shape))[:, 1:].all(axis=1).any():
+        if is_inside.all(axis=1).any() if has_place else is_near and is_inside[:, 1:].all(axis=1).any():
             warn(
                 Message(
-                    f"none of {len(places):,} annotations lies within the rows and columns of the picture, "
+                    f"none of {len(places):,} annotations lies in the picture, "
                     f"which covers {grid.bbox}; the first is at {tuple(tidy(v) for v in places[0])} nm. They fit ",
                     *advice,
                 )

@@ -111,3 +111,17 @@ def test_annotations_elsewhere_cause_no_warning(stack, shift):
     table = ix.as_annotations(NM + shift)
     for picture in (stack, stack.isel(z=[0]), stack.isel(y=[0]), stack.isel(z=[1], y=slice(3), x=slice(4))):
         ix.annotate(picture, table)
+
+
+@pytest.mark.parametrize("part", [{"z": [80]}, {"z": slice(60, 90)}, {"y": [90]}])
+def test_voxels_of_a_volume_at_the_origin_cause_a_warning(part):
+    """The numbers of voxels are positions in nm near the corner of such a volume, within its rows and columns."""
+    picture = ix.to_rgba(volume(np.zeros((100, 200, 200), np.uint8), (10, 10, 10), (0, 0, 0))).isel(part)
+    voxels = np.array([[100, 90, 80], [50, 60, 80], [150, 90, 20]])
+    with pytest.warns(ImageryWarning, match=r"none of 3 annotations.*resolution=\(10, 10, 10\)"):
+        ix.annotate(picture, ix.as_annotations(voxels))
+    drawn = ix.annotate(picture, ix.as_annotations(voxels, resolution=(10, 10, 10)))
+    assert (drawn != picture).any()
+    nm = RNG.uniform(0, 1000, (300, 3)) * (2, 2, 1)
+    for index in range(100):  # some slices have no annotation of the volume
+        ix.annotate(picture.isel(x=[index]), ix.as_annotations(nm), axis="x", size=1)
