@@ -23,7 +23,8 @@ def save_palette(colors: Mapping[int, Any], path: str | os.PathLike[str]) -> Pat
     Parameters
     ----------
     colors : mapping
-        Id → colour, as `palette` returns it and ``overlay(colors=…)`` accepts it.
+        Id → colour, as `palette` returns it and ``overlay(colors=…)`` accepts it. The types of a palette by type are
+        not stored: save its table, for which `palette` returns the same colours.
     path : str or path
         ``….json``, an object of id → "#rrggbb"; or ``….csv``, with the columns id and color. An existing file is
         replaced, and a missing folder is created.

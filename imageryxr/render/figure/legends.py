@@ -150,7 +150,8 @@ def _check_texts(colors: Any, names: Any, title: Any) -> None:
         if not isinstance(key, str):  # a legend may list texts
             parse_id(key, "colors")
     if not (names is None or isinstance(names, Mapping)):
-        raise OptionError(f"names={format_value(names)} must be a dict id → text")
+        hint = "; write names.to_dict()" if hasattr(names, "to_dict") else ""
+        raise OptionError(f"names={format_value(names)} must be a dict id → text{hint}")
     if not isinstance(title, str):
         raise OptionError(f"title={format_value(title)} must be a text, '' for none")
 

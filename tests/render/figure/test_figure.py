@@ -417,6 +417,13 @@ def test_the_resolution_is_that_of_the_columns(gray):
         assert bar_of(array_to_pil(np.squeeze(plane.values)), after)[2] == 160 / step
 
 
+def test_names_in_a_series_are_refused_with_the_call_that_converts_them():
+    names = xr.DataArray(["axon"], dims="id", coords={"id": [5]}).to_series()
+    with pytest.raises(OptionError, match=r"a dict id → text; write names.to_dict\(\)"):
+        legend(Image.new("L", (300, 200)), {5: "red"}, names=names)
+    legend(Image.new("L", (300, 200)), {5: "red"}, names=names.to_dict())
+
+
 def test_the_advice_on_pixels_that_are_not_square_makes_them_square(gray):
     side = array(np.zeros((4, 60, 100), np.uint8), (8, 16, 40))[:, :1]
     with pytest.warns(ImageryWarning, match="8 × 40 nm") as caught:
