@@ -82,8 +82,8 @@ def check_array(given: Any) -> None:
     if isinstance(given, xr.DataTree):
         layers = [f"tree[{node.path!r}][{str(name)!r}]" for node in given.subtree for name in node.data_vars]
         raise LayerError(
-            f"a DataTree was given, but one array is needed; give one of its layers, such as "
-            f"{layers[0] if layers else 'tree[…].image'}"
+            "a DataTree was given, but one array is needed; give one of its layers: "
+            f"{', '.join(layers[:4]) or 'tree[…].image'}{', …' if len(layers) > 4 else ''}"
         )
     if isinstance(given, str | os.PathLike):
         address = format_value(os.fspath(given))

@@ -17,6 +17,8 @@ from imageryxr.kernels.tally import Tally, find_or_add, make_tally, reserve_rows
 _COLUMNS = 10
 _ADDED_AT_ONCE = 256
 _SIGN = np.uint64(1 << 63)
+_LARGEST_REFERENCE = 1e150
+"""Differences from larger values could overflow; the squares of such values exceed float64 anyway."""
 
 
 class BlockSums(NamedTuple):
@@ -223,7 +225,7 @@ def _add_values(
     count, before = np.float64(end - begin), sums[at, 0]
     if before == 0:
         limits[at, 1] = limits[at, 2] = grey[begin]
-        if np.isfinite(grey[begin]):
+        if -_LARGEST_REFERENCE < grey[begin] < _LARGEST_REFERENCE:
             limits[at, 0] = grey[begin]
     reference, low, high = limits[at, 0], limits[at, 1], limits[at, 2]
     total = 0.0

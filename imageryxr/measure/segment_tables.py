@@ -172,7 +172,7 @@ def _merge_grey(columns: dict[str, Array], groups: Groups) -> dict[str, Array]:
 
     voxels, total, deviation = (columns[name] for name in ("voxels", "total", "deviation"))
     reference = groups.one(columns["reference"])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         total = total + voxels * subtract(columns["reference"], groups.spread(reference))
         merged = groups.add(total)
         shift = total / voxels - groups.spread(merged / groups.add(voxels))

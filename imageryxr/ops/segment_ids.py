@@ -52,7 +52,8 @@ def segmentation_volume(seg: xr.DataArray) -> Volume:
             f"{name_array(seg.name, 'the segmentation')} has dtype {volume.expr.dtype}, but ids are integers, and "
             "floats cannot represent ids above 2**53; open it with ",
             Wording("imageryxr.open_segmentation", "--segmentation"),
-            ", or cast it with .astype('uint64') if its values are integers below 2**53",
+            ", give where(condition, 0) if where(condition) made floats of ids, or cast it with .astype('uint64') if "
+            "its values are integers below 2**53 and none is NaN",
         )
     return volume
 

@@ -176,11 +176,36 @@ def test_infinite_values_have_the_means_of_numpy(chunks):
     np.testing.assert_allclose(cells["std"], [np.nan, inside[1].std(), np.nan], rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunks", [None, {"x": 2}])
+def test_a_voxel_with_the_lowest_float_leaves_the_mean_finite(chunks):
+    values = np.array([[[np.finfo(float).min, 3, 4, 5, 6, 7]]])
+    seg = as_segmentation(np.ones(values.shape, np.uint8), chunks)
+    cell = ix.measure(seg, as_segmentation(values, chunks).assign_attrs(layer_type="image")).isel(segment=0)
+    np.testing.assert_allclose(cell["mean"], values.mean(), rtol=1e-15)
+    assert cell["std"] == np.inf
+
+
 def test_a_tree_is_an_error_that_names_a_layer():
     seg = as_segmentation(np.ones((1, 2, 3), np.uint64)).rename("segmentation")
     tree = xr.DataTree.from_dict({"/labels": xr.Dataset({"segmentation": seg})})
     with pytest.raises(LayerError, match=r"tree\['/labels'\]\['segmentation'\]"):
         ix.measure(tree)
+
+
+def test_a_tree_is_an_error_that_names_its_segmentation_also_after_other_layers():
+    seg = as_segmentation(np.ones((1, 2, 3), np.uint64))
+    tree = xr.DataTree.from_dict({"/a": xr.Dataset({"image": seg.astype("u1"), "segmentation": seg})})
+    for verb in (ix.measure, ix.contacts, lambda given: ix.overlaps(given, seg)):
+        with pytest.raises(LayerError, match=r"layers: tree\['/a'\]\['image'\], tree\['/a'\]\['segmentation'\]"):
+            verb(tree)
+
+
+def test_ids_that_where_made_floats_are_an_error_that_names_where_with_0():
+    seg = as_segmentation(np.arange(6, dtype=np.uint64).reshape(1, 2, 3))
+    for verb in (ix.measure, ix.contacts, lambda given: ix.overlaps(given, seg)):
+        with pytest.raises(LayerError, match=r"where\(condition, 0\) .* none is NaN"):
+            verb(seg.where(seg > 2))
+    assert ix.measure(seg.where(seg > 2, 0)).segment.values.tolist() == [3, 4, 5]
 
 
 def test_nan_of_an_image_stays_nan():
