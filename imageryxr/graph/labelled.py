@@ -35,7 +35,7 @@ from imageryxr.graph.expr import (
     view_expr,
     widen_to,
 )
-from imageryxr.graph.lazy_indexing import IndexedExprArray, LazyExprArray, expr_at_ranges, expr_view, unwrap
+from imageryxr.graph.lazy_indexing import cached_array, expr_at_ranges, stored_view, unwrap
 from imageryxr.graph.recover import recover_expr, recover_inputs
 from imageryxr.graph.to_dask import check_query_planning, choose_splits, expr_of, to_dask
 from imageryxr.sources.base import Level, Source, level_attrs
@@ -201,9 +201,15 @@ def _volume_data(array: xr.DataArray, shape: Index3, dropped: tuple[str, ...], t
     return _VolumeData(leaf, {data.name: data})
 
 
+def stored_expr(array: xr.DataArray) -> Expr | None:
+    """Return the expression of an array, also if its values were cached; None if the values were computed."""
+    volume = volume_of(array)
+    return _lazy_expr(array) if volume.in_memory else volume.expr
+
+
 def _lazy_expr(array: xr.DataArray) -> Expr | None:
     """Return the expression of a lazily indexed array, in any order of dims; None if the array has no expression."""
-    shown = expr_view(array.variable._data)
+    shown = stored_view(array.variable._data)
     if shown is None:
         return None
     named = zip(array.dims, shown.axes, strict=True)
@@ -221,9 +227,7 @@ def lazy_array(expr: Expr, grid: Grid, attrs: Mapping[str, Any], name: str, chun
     """Return the labelled array of an expression: lazily indexed, or a dask array if ``chunks`` is given."""
     if chunks is not None:
         return label_array(to_dask(expr, grid.shape, chunks=chunks, name=name), grid, attrs, name)
-    lazy = IndexedExprArray(LazyExprArray(expr, grid.shape))
-    cached = indexing.CopyOnWriteArray(indexing.MemoryCachedArray(lazy))  # type: ignore[arg-type]
-    array = label_array(cached, grid, attrs, name)
+    array = label_array(cached_array(expr, grid.shape), grid, attrs, name)
     # xarray's chunks={} uses these sizes; without them it would make one block of the whole volume.
     array.encoding["preferred_chunks"] = dict(zip(DIMS, choose_splits(expr, grid.shape), strict=True))
     return array

@@ -73,6 +73,30 @@ class _PointIndexedExprArray(indexing.LazilyVectorizedIndexedArray):
         return IndexedExprArray(self.array, indexing.BasicIndexer(tuple(keys)))
 
 
+class CachedExprArray(indexing.MemoryCachedArray):
+    """Cache of a lazily indexed array, which also keeps that array, so that loaded values have a known place."""
+
+    __slots__ = ("stored",)
+
+    def __init__(self, array: Any, stored: Any = None) -> None:
+        super().__init__(array)  # type: ignore[no-untyped-call]
+        self.stored = array if stored is None else stored
+
+    def _oindex_get(self, indexer: indexing.OuterIndexer) -> Any:
+        return CachedExprArray(self.array.oindex[indexer], self.stored.oindex[indexer])
+
+    def _vindex_get(self, indexer: indexing.VectorizedIndexer) -> Any:
+        return CachedExprArray(self.array.vindex[indexer], self.stored.vindex[indexer])
+
+    def __getitem__(self, indexer: indexing.ExplicitIndexer) -> Any:
+        return CachedExprArray(self.array[indexer], self.stored[indexer])
+
+
+def cached_array(expr: Expr, shape: Index3) -> Any:
+    """Return the lazily indexed array of an expression, which xarray caches when it is read."""
+    return indexing.CopyOnWriteArray(CachedExprArray(IndexedExprArray(LazyExprArray(expr, shape))))  # type: ignore[arg-type]
+
+
 def _axis_indexes(item: Any, size: int) -> Indexes:
     if isinstance(item, slice):
         return np.arange(*item.indices(size), dtype=np.int64)
@@ -158,6 +182,12 @@ def unwrap(data: Any) -> Any:
     while isinstance(data, wrappers):
         data = data.array
     return data
+
+
+def stored_view(data: Any) -> ExprView | None:
+    """Return the part of an expression that an array contains as `expr_view`, also if its values have been cached."""
+    data = data.array if isinstance(data, indexing.CopyOnWriteArray) else data
+    return expr_view(data.stored if isinstance(data, CachedExprArray) else data)
 
 
 def expr_view(data: Any) -> ExprView | None:

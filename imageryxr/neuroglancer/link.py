@@ -21,7 +21,6 @@ from imageryxr.core.display import (
     LAYER,
     LAYER_ORDER,
     LINK_LAYER,
-    LINK_SOURCE,
     LINK_TIMESTAMP,
     OPACITY,
     SHADER,
@@ -38,10 +37,9 @@ from imageryxr.neuroglancer.open_layers import displayed_limits
 from imageryxr.neuroglancer.shader_controls import DEFAULT_SHADER
 from imageryxr.neuroglancer.shader_limits import find_grey_limits
 from imageryxr.neuroglancer.shaders import displayed_invlerp, image_options, strip_comments
+from imageryxr.neuroglancer.source_writer import write_source
 from imageryxr.neuroglancer.state_writer import saved_link, state_of_dataset, state_of_tree
 from imageryxr.ops.tree import dimensions_of, layers_of
-from imageryxr.sources.address import parse_address
-from imageryxr.sources.fetch.policy import is_local_address
 
 SITE = "https://neuroglancer-demo.appspot.com"
 
@@ -63,8 +61,8 @@ def neuroglancer_link(
     ----------
     obj : DataTree, Dataset or DataArray
         A result of `open_neuroglancer`, ``view``, `align`, `open_image` or `open_segmentation`. For a Dataset or array
-        the viewer is centred on its grid, and shows each layer where its source is stored, even if the coordinates of
-        the array were changed since.
+        the viewer is centred on its grid. A layer is shown at the coordinates of its array, also if these were changed.
+        An array that was computed is shown where its source is stored.
     ids : iterable of int, optional
         The segments that the link selects in each segmentation. Default: the keys of the dict ``colors``, or those
         that the layer's attrs select.
@@ -92,6 +90,11 @@ def neuroglancer_link(
         If ``colors`` is invalid or lacks one of ``ids``.
     OptionError
         If ``colors`` is a palette and no segments are selected.
+
+    Warns
+    -----
+    LinkWarning
+        If a layer may not be shown at the coordinates of its array, which are irregular or contradict its source.
 
     Examples
     --------
@@ -186,7 +189,11 @@ def _selected_display(look: SegmentDisplay | None, ids: list[int] | None, colors
 def _layer_spec(name: str, array: xr.DataArray, allow_local: bool) -> dict[str, Any]:
     kind = layer_type_of(array)
     rest = _rest(array)
-    out: dict[str, Any] = {"type": kind, "name": name, "source": _source_spec(name, array, allow_local)}
+    out: dict[str, Any] = {
+        "type": kind,
+        "name": name,
+        "source": write_source(name, array, rest, allow_local=allow_local),
+    }
     visible_elsewhere = rest.pop("visible", False)  # in another layer group of the link
     if array.attrs.get(VISIBLE, True):
         rest.pop("archived", None)
@@ -205,29 +212,6 @@ def _rest(array: xr.DataArray) -> dict[str, Any]:
     except (TypeError, ValueError):
         raise LinkError(f"attrs[{LINK_LAYER!r}] is not the JSON that open_neuroglancer wrote; delete it") from None
     return found if isinstance(found, dict) else {}
-
-
-def _source_spec(name: str, array: xr.DataArray, allow_local: bool) -> Any:
-    source = array.attrs.get("source")
-    if not isinstance(source, str) or "://" not in source:
-        raise LinkError(
-            f"the layer {name!r} is an array in memory, which a viewer cannot open (attrs['source'] is {source!r}); "
-            "export it to precomputed:// or OME-Zarr first"
-        )
-    address = parse_address(source)
-    if is_local_address(address) and not allow_local:
-        raise LinkError(
-            f"the layer {name!r} is at {address.public}, on this machine or its network, which other people cannot "
-            "reach; to make the link anyway, give allow_local=True"
-        )
-    raw = array.attrs.get(LINK_SOURCE)
-    if raw:
-        return json.loads(raw)
-    if address.format == "zarr":
-        return address.zarr_name
-    if address.format == "graphene" and LAYER not in array.attrs and address.protocol in ("http", "https"):
-        return f"graphene://middleauth+{address.public}"  # with middleauth the viewer requests a token
-    return f"{address.format}://{address.public}" if address.format else address.public
 
 
 def _timestamp_text(array: xr.DataArray) -> str:

@@ -187,7 +187,7 @@ def _layer_of_source(
     url: str, item: Mapping[str, Any], spec: Mapping[str, Any], where: str, options: dict[str, Any]
 ) -> LinkLayer | str:
     """Return a layer with one of its sources, or the reason why that source cannot be drawn."""
-    transform, note = _read_source_transform(spec, item, where)
+    transform, note = read_source_transform(spec, item, where)
     if has_known_axes(url):
         try:
             transform.apply(AXES)
@@ -205,7 +205,7 @@ def _read_segments_or_none(spec: Mapping[str, Any], where: str, kind: str) -> Se
         return None
 
 
-def _read_source_transform(
+def read_source_transform(
     spec: Mapping[str, Any], item: Mapping[str, Any], where: str
 ) -> tuple[Transform, tuple[str, ...]]:
     """Return the transform of a source, and messages about transforms that the viewer ignores.

@@ -69,12 +69,8 @@ class Transform:
         `axes` are Neuroglancer's names of the source's axes, in the source's order (``c'`` for a channel of OME-Zarr).
         Raises `LayerError` if the transformed axes cannot be drawn.
         """
-        at = self._positions(axes)
-        names = [axis if i < 0 else self.outputs[i][0] for axis, i in zip(axes, at, strict=True)]
-        extra = list(range(self.source_rank, len(self.outputs)))
-        names += [self.outputs[i][0] for i in extra]
-        at = [*at, *extra]
-        if len(set(names)) < len(names):  # the viewer ignores a transform with duplicate names
+        at, names = self._shown_axes(axes)
+        if self.is_ignored(axes):
             return Transform().apply(axes)
         scale, size, shift = [1.0] * 3, list[float | None]([None] * 3), [0.0] * 3
         order = [-1] * 3
@@ -96,6 +92,16 @@ class Transform:
         placement = Placement(_triple(scale), _triple(size), _triple(shift), _triple(order))
         others = {axis: self._other(at, i, names[i]) for i, axis in enumerate(axes) if axis not in AXES}
         return placement, others
+
+    def is_ignored(self, axes: Sequence[str]) -> bool:
+        """Return whether the viewer ignores the transform for a source, because two axes would have the same name."""
+        _, names = self._shown_axes(axes)
+        return len(set(names)) < len(names)
+
+    def _shown_axes(self, axes: Sequence[str]) -> tuple[list[int], list[str]]:
+        """Return the number of the transform's dimension, or -1, and the name of each axis in the viewer."""
+        at = [*self._positions(axes), *range(self.source_rank, len(self.outputs))]
+        return at, [axes[i] if place < 0 else self.outputs[place][0] for i, place in enumerate(at)]
 
     @staticmethod
     def _complete(order: list[int], axes: Sequence[str]) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import xarray as xr
 
 from imageryxr.core.array_labels import grid_of
-from imageryxr.core.bbox import Triple, tidy, to_fraction
-from imageryxr.core.grid import Grid
+from imageryxr.core.axis_mapping import GridMap
+from imageryxr.core.bbox import IndexBox, Triple, tidy, to_fraction
+from imageryxr.core.grid import Axis, Grid
 from imageryxr.errors import GridError, LayerError
-from imageryxr.graph.expr import Expr, LevelLeaf, Mapped, Shifted, Widened
-from imageryxr.graph.labelled import Volume, label_array, lazy_array, volume_of
+from imageryxr.graph.expr import Clipped, Expr, LevelLeaf, Mapped, Resampled, Shifted, Widened
+from imageryxr.graph.labelled import Volume, label_array, lazy_array, stored_expr, volume_of
 from imageryxr.graph.to_dask import to_dask
 from imageryxr.sources.base import Level, dtype_of, levels_by_resolution
 
@@ -34,15 +36,15 @@ def _level_makers(array: xr.DataArray) -> list[tuple[Grid, Callable[[], xr.DataA
         volume = volume_of(array)
     except (LayerError, GridError):
         return []
-    found = _level_leaf(volume.expr, (0, 0, 0))
+    found = _find_level(volume.expr, volume.grid)
     if found is None:
         return []
-    leaf, by = found
+    leaf, placed = found
     own = leaf.source.levels[leaf.mip].grid
     makers = list[tuple[Grid, Callable[[], xr.DataArray]]]()
     for level in levels_by_resolution(leaf.source):
         if dtype_of(leaf.source, level.mip) == leaf.dtype:  # a level of another dtype has other values, such as means
-            grid = _move_grid(level.grid, own, volume.grid, by)
+            grid = _move_grid(level.grid, own, placed)
             makers.append((grid, partial(_array_at_level, array, volume, leaf, level, grid)))
     return makers
 
@@ -53,9 +55,10 @@ def level_grids(array: xr.DataArray) -> list[Grid]:
     They are those of the source: messages suggest their voxels as units.
     """
     try:
-        found = _level_leaf(volume_of(array).expr, (0, 0, 0))
+        volume = volume_of(array)
     except (LayerError, GridError):
         return []
+    found = _find_level(volume.expr, volume.grid)
     return [] if found is None else [level.grid for level in found[0].source.levels]
 
 
@@ -64,7 +67,7 @@ def first_resolution(array: xr.DataArray) -> Triple:
 
     Neuroglancer's default unit is the voxel of the level that is listed first, even if it is not the finest.
     """
-    found = _level_leaf(volume_of(array).expr, (0, 0, 0))
+    found = _find_level(volume_of(array).expr, grid_of(array))
     return grid_of(array).resolution if found is None else found[0].source.levels[0].grid.resolution
 
 
@@ -82,25 +85,47 @@ def coarsest_level_for(array: xr.DataArray, resolution: Triple) -> xr.DataArray:
     return levels[max(fine, default=0)][1]()
 
 
-def _level_leaf(expr: Expr, by: tuple[int, int, int]) -> tuple[LevelLeaf, tuple[int, int, int]] | None:
-    """Return the level of which an expression is a voxel-wise function, and the index in it of its voxel 0."""
-    if isinstance(expr, LevelLeaf):
-        return expr, by
-    if isinstance(expr, Shifted):
-        z, y, x = (a + b for a, b in zip(by, expr.by, strict=True))
-        return _level_leaf(expr.child, (z, y, x))
-    if isinstance(expr, Widened | Mapped):
-        return _level_leaf(expr.child, by)
-    return None
+def placed_level(array: xr.DataArray) -> tuple[LevelLeaf, Grid] | None:
+    """Return the level of a source that an array was read from, and the grid of that level at the array's coordinates.
+
+    The array may be a crop of the level or resampled from it, and its coordinates may have been changed. Returns None
+    if its values were computed, or are not a voxel-wise function of one level. Reads nothing.
+    """
+    expr = stored_expr(array)
+    return None if expr is None else _find_level(expr, grid_of(array), through_resampling=True)
 
 
-def _move_grid(level: Grid, own: Grid, placed: Grid, by: tuple[int, int, int]) -> Grid:
-    """Apply to ``level`` the shift and scale that map the grid ``own``, from voxel ``by`` on, to ``placed``."""
+def _find_level(expr: Expr, grid: Grid, *, through_resampling: bool = False) -> tuple[LevelLeaf, Grid] | None:
+    """Return the level of which an expression is a voxel-wise function, and its grid, given that of the expression."""
+    while not isinstance(expr, LevelLeaf):
+        if isinstance(expr, Shifted):
+            grid = grid.crop(IndexBox.of_shape(grid.shape).shift(expr.by, -1))
+        elif isinstance(expr, Resampled) and through_resampling:
+            grid = _resampled_grid(expr.grid_map, grid)
+        elif not isinstance(expr, Widened | Mapped) and not (isinstance(expr, Clipped) and through_resampling):
+            return None
+        expr = expr.child
+    return expr, Grid(expr.bounds.shape, grid.resolution, grid.voxel_offset)
+
+
+def _resampled_grid(grid_map: GridMap, target: Grid) -> Grid:
+    """Return the grid that was resampled, given the grid of the result."""
+    axes = []
+    for along, axis in zip(grid_map.axes, target.axes, strict=True):
+        size = to_fraction(axis.resolution) / along.scale
+        # Voxel j of the result is at (a·j + b) / c voxels from the lower edge of the resampled voxel 0.
+        place = (to_fraction(axis.offset) + Fraction(1, 2)) * along.scale - Fraction(along.b, along.c)
+        axes.append(Axis(axis.size, float(size), tidy(place)))
+    return Grid.from_axes(axes)
+
+
+def _move_grid(level: Grid, own: Grid, placed: Grid) -> Grid:
+    """Apply to ``level`` the shift and scale that map the grid ``own`` to ``placed``."""
     resolution, offset = [], []
     for axis in range(3):
-        r, o, i = to_fraction(own.resolution[axis]), to_fraction(own.voxel_offset[axis]), by[2 - axis]
+        r, o = to_fraction(own.resolution[axis]), to_fraction(own.voxel_offset[axis])
         scale = to_fraction(placed.resolution[axis]) / r
-        shift = to_fraction(placed.voxel_offset[axis]) * to_fraction(placed.resolution[axis]) - (o + i) * r * scale
+        shift = to_fraction(placed.voxel_offset[axis]) * to_fraction(placed.resolution[axis]) - o * r * scale
         size = to_fraction(level.resolution[axis]) * scale
         resolution.append(float(size))
         offset.append(tidy(to_fraction(level.voxel_offset[axis]) + shift / size))
