@@ -168,7 +168,7 @@ def check_layer_type(layer: ArrayInfo, layer_type: Any) -> ArrayInfo:
     layer = replace(layer, layer_type=given or layer.layer_type)
     if layer.layer_type == "segmentation" and layer.dtype.kind not in "uib":
         raise OptionError(
-            f"values of dtype {layer.dtype} are not ids of a segmentation: give array.astype('uint64'), or ",
+            f"values of dtype {layer.dtype} are not ids of a segmentation: give array.fillna(0).astype('uint64'), or ",
             param("layer_type", "image"),
             " for an image",
         )

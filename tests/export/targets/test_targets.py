@@ -650,3 +650,9 @@ def test_type_checkers_see_the_options_that_the_formats_take():
     taken = {name for factory in factories for name in registry._keyword_names(factory)}
     of_cutouts = set(PageOptions.__annotations__) | set(CutoutPictureOptions.__annotations__)
     assert taken | of_cutouts == set(FormatOptions.__annotations__)
+
+
+def test_the_advice_for_ids_that_are_floats_keeps_missing_ids_as_background(tmp_path):
+    seg = FINE.where(FINE.isin(np.unique(FINE)[-2:])).assign_attrs(layer_type="segmentation")
+    with pytest.raises(OptionError, match=r"give array\.fillna\(0\)\.astype\('uint64'\)"):
+        ix.plan_export(seg, tmp_path / "ids.zarr")
