@@ -22,7 +22,6 @@ from dask.highlevelgraph import HighLevelGraph, Layer
 
 from imageryxr.core.bbox import Index3, IndexBox
 from imageryxr.core.fork import cached_property
-from imageryxr.graph.block_check import check_block
 from imageryxr.graph.cutout_reads import (
     BATCH_BYTES,
     ChunkCache,
@@ -33,7 +32,7 @@ from imageryxr.graph.cutout_reads import (
     chunks_of,
     morton_codes,
 )
-from imageryxr.graph.dask_inputs import DaskInputs, Opaque, touched_blocks
+from imageryxr.graph.dask_inputs import DaskInputs, Opaque, check_block, touched_blocks
 from imageryxr.graph.evaluate import Readings, assemble_box, evaluate, required_boxes
 from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf
 from imageryxr.graph.to_dask import check_query_planning

@@ -3,6 +3,9 @@
 All blocks of a box are computed in one graph, so that they share their inputs. Each block is checked and copied into
 the result as soon as it is computed, so that few blocks are in memory at a time. Blocks that are persisted on a cluster
 are fetched from it, or passed in by the cluster as futures.
+
+Dask does not check what the function of a block returns: without a check numpy would silently broadcast or cast a block
+of another shape or dtype than the array declares.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import dask.array as da
 import numpy as np
 from dask._task_spec import Alias
 from dask.base import optimize
-from dask.blockwise import Blockwise
+from dask.blockwise import Blockwise, blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.layers import ArrayBlockIdDep, ArraySliceDep
+from dask.utils import key_split
 
-from imageryxr.core.bbox import IndexBox, block_box, block_starts
-from imageryxr.graph.block_check import OutputArray, Splits, add_block_checks, check_block
+from imageryxr.core.bbox import DIMS, IndexBox, block_box, block_starts
+from imageryxr.errors import LayerError
 from imageryxr.graph.evaluate import (
     Readings,
     SharedReads,
@@ -29,7 +34,7 @@ from imageryxr.graph.evaluate import (
     required_boxes,
     restrict_tables,
 )
-from imageryxr.graph.expr import Array, DaskLeaf, Expr
+from imageryxr.graph.expr import Array, DaskLeaf, Expr, Splits
 
 DaskInputs = Mapping[str, da.Array]
 
@@ -56,7 +61,7 @@ class InputBoxes:
         if self.futures:
             values = gather_futures(self.futures) if values is None else values
             arrays = tuple(_rebuild_arrays({**arrays[0].dask, **values}, arrays))
-        outputs = [OutputArray(leaf, box) for leaf, box in self.leaves]
+        outputs = [_OutputArray(leaf, box) for leaf, box in self.leaves]
         # Copy each block into the result as it is computed: concatenating at the end would need twice the memory.
         targets: list[Any] = list(outputs)
         da.store(list(arrays), targets, lock=False, scheduler="synchronous")
@@ -72,7 +77,7 @@ def input_boxes(expr: Expr, dask_inputs: DaskInputs, box: IndexBox) -> InputBoxe
     leaves = [
         (leaf, b) for leaf, boxes in required_boxes(expr, box).items() if isinstance(leaf, DaskLeaf) for b in boxes
     ]
-    checked = {leaf: add_block_checks(dask_inputs[leaf.name], leaf) for leaf, _ in leaves}
+    checked = {leaf: _add_block_checks(dask_inputs[leaf.name], leaf) for leaf, _ in leaves}
     arrays = [checked[leaf][(..., *b.slices(), *(slice(None) for _ in leaf.tail))] for leaf, b in leaves]
     arrays, futures = _split_futures(arrays)
     return InputBoxes(tuple(leaves), tuple(arrays), futures)
@@ -162,6 +167,105 @@ def without_p2p(array: da.Array) -> da.Array:
     if layers.keys() == array.dask.layers.keys():
         return array
     return da.Array(HighLevelGraph(layers, dependencies), array.name, array.chunks, dtype=array.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# checks of blocks
+
+
+def check_block(values: Any, leaf: DaskLeaf, box: IndexBox) -> Array:
+    """Return the values of a box of a dask array with its dtype; a narrower dtype is cast if all of its values fit.
+
+    Raises `LayerError` if they are not an array, have another shape, or have a dtype whose values may not fit.
+    """
+    expected = (*leaf.lead, *box.shape, *leaf.tail)
+    if isinstance(values, np.ndarray) and values.shape == expected and values.dtype == leaf.dtype:
+        return values
+    shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
+    if shape is None or dtype is None:
+        given = "None" if values is None else f"a {type(values).__name__}"
+        advice = "end the function that makes the block with `return` and a numpy array"
+    elif tuple(shape) != expected:
+        given = f"of shape {tuple(shape)} and dtype {dtype}"
+        advice = (
+            "return blocks of the same shape as the input blocks from the function that makes them, or pass map_blocks "
+            "the sizes that it returns as chunks=…"
+        )
+    elif not np.can_cast(dtype, leaf.dtype, "safe"):
+        given = f"of shape {tuple(shape)} and dtype {dtype}"
+        advice = (
+            f"end the function that makes the block with .astype('{leaf.dtype}'), or pass map_blocks dtype=… and "
+            f"meta=… of the type that the function returns, '{dtype}'"
+        )
+    else:
+        return np.asarray(values).astype(leaf.dtype, copy=False)
+    raise LayerError(
+        f"{_describe_box(leaf, box)} is {given}, but the array declares shape {expected} and dtype {leaf.dtype}: "
+        f"{advice}"
+    )
+
+
+def _describe_box(leaf: DaskLeaf, box: IndexBox) -> str:
+    starts = block_starts(leaf.splits)
+    index = tuple(int(np.searchsorted(s, a, "right")) - 1 for s, a in zip(starts, box.start, strict=True))
+    which = f"block {index}" if block_box(starts, index) == box else "a part"
+    place = ", ".join(f"{d}={a}:{b}" for d, a, b in zip(DIMS, box.start, box.stop, strict=True))
+    return f"{which} of the dask array {key_split(leaf.name)!r}, at {place},"
+
+
+class _OutputArray:
+    """Target of `dask.array.store`: an array that checks each block on assignment and has a token of its own."""
+
+    def __init__(self, leaf: DaskLeaf, box: IndexBox) -> None:
+        self.leaf, self.box = leaf, box
+        self.array = np.empty((*leaf.lead, *box.shape, *leaf.tail), leaf.dtype)
+        self.shape, self.dtype = self.array.shape, leaf.dtype
+        self.missing = self.array.size
+        """Number of values that no block has filled yet."""
+
+    def __setitem__(self, index: Sequence[slice], values: Any) -> None:
+        part = self.array[tuple(index)]
+        first = len(self.leaf.lead)
+        z, y, x = (a + i.start for a, i in zip(self.box.start, index[first : first + 3], strict=True))
+        box = IndexBox.of_shape(part.shape[first : first + 3]).shift((z, y, x))
+        part[...] = check_block(values, self.leaf, box)
+        self.missing -= part.size
+
+    def __dask_tokenize__(self) -> object:
+        return ("imageryxr.into", id(self))
+
+    def check(self) -> None:
+        """Raise `LayerError` if values are missing: `dask.array.store` silently skips empty blocks."""
+        if self.missing:
+            raise LayerError(
+                f"{_describe_box(self.leaf, self.box)} lacks {self.missing:,} of {self.array.size:,} values, because "
+                "some of its blocks are empty: check that the function that reads them returns arrays of the requested "
+                "size"
+            )
+
+
+def _check_task(values: Any, idx: tuple[int, ...], *, leaf: DaskLeaf) -> Array:
+    first = len(leaf.lead)
+    return check_block(values, leaf, block_box(block_starts(leaf.splits), idx[first : first + 3]))
+
+
+def _add_block_checks(array: da.Array, leaf: DaskLeaf) -> da.Array:
+    """Return a dask array that raises an error, which names the block, if a block has a wrong shape or dtype.
+
+    Arrays that dask makes by slicing one object are returned unchanged, so that dask can still fuse further slicing.
+    """
+    layer = array.dask.layers.get(array.name)
+    is_sliced = isinstance(layer, Blockwise) and any(isinstance(dep, ArraySliceDep) for dep in layer.io_deps.values())
+    if is_sliced or is_in_memory(array):
+        return array
+    name, axes = f"checked-{array.name}", tuple(range(array.ndim))
+    checks = blockwise(
+        _check_task, name, axes, array.name, axes, ArrayBlockIdDep(array.chunks), axes,
+        numblocks={array.name: array.numblocks}, leaf=leaf,
+    )  # fmt: skip
+    below = array.dask
+    graph = HighLevelGraph({**below.layers, name: checks}, {**below.dependencies, name: {array.name}})
+    return da.Array(graph, name, array.chunks, dtype=array.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from imageryxr.core.fork import cached_property
 from imageryxr.sources.base import Source, dtype_of
 
 Array = npt.NDArray[Any]
+Splits = tuple[tuple[int, ...], ...]
+"""Sizes of blocks along each axis."""
 
 
 class Expr(ABC):
@@ -188,7 +190,7 @@ class DaskLeaf(Leaf):
     """The name of the dask array, which identifies its content."""
     type: str
     shape: Index3
-    splits: tuple[tuple[int, ...], ...]
+    splits: Splits
     """Block sizes along z, y and x."""
     lead: tuple[int, ...] = ()
     tail: tuple[int, ...] = ()

@@ -20,7 +20,6 @@ from imageryxr.core.bbox import DIMS, Index3, IndexBox
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import name_array
 from imageryxr.errors import ImageryError, LayerError, format_value
-from imageryxr.graph.block_check import Splits
 from imageryxr.graph.dask_inputs import input_boxes
 from imageryxr.graph.evaluate import evaluate
 from imageryxr.graph.expr import (
@@ -30,6 +29,7 @@ from imageryxr.graph.expr import (
     Expr,
     Leaf,
     LevelLeaf,
+    Splits,
     clip_to_box,
     replace_leaves,
     view_expr,

@@ -22,10 +22,9 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.block_check import BlockBoxDep, Splits
-from imageryxr.graph.expr import Array, ArrayLeaf, widen_to
+from imageryxr.graph.expr import Array, ArrayLeaf, Splits, widen_to
 from imageryxr.graph.labelled import Volume, crop_volume
-from imageryxr.graph.to_dask import choose_splits, to_dask
+from imageryxr.graph.to_dask import BlockBoxDep, choose_splits, to_dask
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ never collide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,9 +27,9 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
-from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox, block_box, block_starts
+from imageryxr.core.fork import cached_property
 from imageryxr.errors import OptionError, format_value, param
-from imageryxr.graph.block_check import BlockBoxDep, Splits
 from imageryxr.graph.dask_inputs import DaskInputLayer, input_tasks
 from imageryxr.graph.evaluate import (
     SharedReads,
@@ -37,12 +37,35 @@ from imageryxr.graph.evaluate import (
     has_tables,
     restrict_tables,
 )
-from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, SameValues
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, SameValues, Splits
 
 _SPACE = ("z", "y", "x")
 
 # About 4 million voxels per block: CloudVolume needs that many for full speed, and one block per core fits in memory.
 BLOCK_VOXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class BlockBoxDep(BlockwiseDep):
+    """Map each block of a Blockwise layer to its box."""
+
+    splits: Splits
+    produces_tasks: bool = field(default=False, init=False)
+
+    @property
+    def numblocks(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Blocks along z, y and x."""
+        return tuple(map(len, self.splits))
+
+    def __getitem__(self, idx: tuple[int, ...]) -> Any:
+        return block_box(self._starts, idx)
+
+    @cached_property
+    def _starts(self) -> Splits:
+        return block_starts(self.splits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.splits,))
 
 
 @dataclass(frozen=True)
