@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextvars import copy_context
 from itertools import product
 from typing import Any
 
@@ -17,16 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.evaluate import Pieces, assemble_box
+from imageryxr.graph.evaluate import Pieces, assemble_box, read_leaf, run_reads
 from imageryxr.graph.expr import Array, LevelLeaf
-from imageryxr.sources.fetch.threads import run_in_parallel
 
 # Decoded bytes of the chunks of a batch: enough for dozens of requests in flight, and few enough for one per thread.
 BATCH_BYTES = 1 << 26
 # Decoded bytes of the chunks that are kept for later batches.
 KEPT_BYTES = 1 << 29
-# Number of boxes that a batch reads concurrently.
-_WIDTH = 32
 
 Indexes = npt.NDArray[np.int64]
 ChunkId = tuple[int, Index3]
@@ -95,15 +91,9 @@ class ChunkCache:
         jobs = []
         for number, leaf in enumerate(self.leaves):
             own = [IndexBox(at, tuple(c + 1 for c in at)) for n, at in chunks if n == number]  # type: ignore[arg-type]
-            jobs += [(leaf, _voxel_box(leaf, box), copy_context()) for box in merge_boxes(own)]
-        if len(jobs) == 1:
-            done = [jobs[0][0].read(jobs[0][1])]
-        else:
-            done = run_in_parallel(
-                lambda job, stop: job[2].run(job[0].read, job[1]), jobs, max(1, min(_WIDTH, len(jobs)))
-            )
+            jobs += [(leaf, _voxel_box(leaf, box)) for box in merge_boxes(own)]
         found: dict[LevelLeaf, list[tuple[IndexBox, Array]]] = {}
-        for (leaf, box, _), values in zip(jobs, done, strict=True):
+        for (leaf, box), values in zip(jobs, run_reads(read_leaf, jobs), strict=True):
             found.setdefault(leaf, []).append((box, values))
         near = {leaf: PieceIndex(pieces) for leaf, pieces in found.items()}
         for chunk in chunks:

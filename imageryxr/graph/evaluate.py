@@ -16,7 +16,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,11 @@ from imageryxr.core.bbox import IndexBox
 from imageryxr.graph.expr import Array, Expr, Leaf, LevelLeaf, spatial_index
 from imageryxr.sources.fetch.threads import run_in_parallel
 
+Result = TypeVar("Result")
 Readings = dict[Expr, list[tuple[IndexBox, Array]]]
 Pieces = Sequence[tuple[IndexBox, Array]]
 
-# Number of boxes that are read concurrently.
+# Number of concurrent reads; small reads spend most of their time waiting for a server.
 _WIDTH = 32
 
 
@@ -98,20 +99,25 @@ def evaluate(expr: Expr, box: IndexBox, given: Readings | None = None, read: Rea
 
 
 def _read_boxes(boxes: dict[Leaf, list[IndexBox]], read: Reader) -> Readings:
+    # Layers are read concurrently, so that a figure takes as long as its slowest layer.
     stored = [(leaf, box) for leaf, own in boxes.items() if isinstance(leaf, LevelLeaf) for box in own]
-    if len(stored) < 2:
-        return {leaf: [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()}
-    # Layers are read concurrently, so that a figure takes as long as its slowest layer. The threads end with this call:
-    # the threads of a permanent pool would be dead in a forked child, and Ctrl+C must not wait for them.
     found: Readings = {
         leaf: [] if isinstance(leaf, LevelLeaf) else [(b, read(leaf, b)) for b in own] for leaf, own in boxes.items()
     }
-    # Each thread has the context of the caller, which may record missing chunks.
-    jobs = [(leaf, box, copy_context()) for leaf, box in stored]
-    done = run_in_parallel(lambda job, stop: job[2].run(read, job[0], job[1]), jobs, min(_WIDTH, len(jobs)))
-    for (leaf, box), values in zip(stored, done, strict=True):
+    for (leaf, box), values in zip(stored, run_reads(read, stored), strict=True):
         found[leaf].append((box, values))
     return found
+
+
+def run_reads(read: Callable[..., Result], jobs: Sequence[tuple[Any, ...]]) -> list[Result]:
+    """Return ``read(*job)`` for each job; several jobs run in threads, which end with this call.
+
+    The threads of a permanent pool would be dead in a forked child, and Ctrl+C must not wait for them.
+    """
+    if len(jobs) < 2:
+        return [read(*job) for job in jobs]
+    contexts = [copy_context() for _ in jobs]  # the caller's context may record missing chunks
+    return run_in_parallel(lambda number, stop: contexts[number].run(read, *jobs[number]), range(len(jobs)), _WIDTH)
 
 
 def assemble_box(leaf: Leaf, target: IndexBox, pieces: Pieces) -> Array:

@@ -9,10 +9,9 @@ selected voxels of one chunk are read in one call, so that each chunk is read on
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -20,17 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.evaluate import evaluate
+from imageryxr.graph.evaluate import evaluate, run_reads
 from imageryxr.graph.expr import Array, Expr, SameValues
 from imageryxr.graph.to_dask import BLOCK_VOXELS
-from imageryxr.sources.fetch.threads import run_in_parallel
 
 Indexes = npt.NDArray[np.int64]
 
 # One call reads parts in neighbouring chunks if it reads at most this many times the voxels of separate calls.
 _SLACK = 1.25
-# Number of concurrent reads; small reads spend most of their time waiting for a server.
-_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -204,19 +200,11 @@ def read_selection(expr: Expr, groups: Sequence[AxisGroup]) -> Array:
     out = np.empty((*(g.size for g in groups), *expr.tail), expr.dtype)
     if not out.size:
         return out
-    jobs = [(parts, copy_context()) for parts in product(*_split_groups(expr, groups))]
-
-    def one(job: tuple[tuple[_ReadPart, ...], Any], stop: threading.Event | None = None) -> None:
-        job[1].run(_read_part, out, expr, groups, job[0])
-
-    if len(jobs) == 1:
-        one(jobs[0])
-    else:
-        run_in_parallel(one, jobs, min(_WIDTH, len(jobs)))
+    run_reads(partial(_read_part, out, expr, groups), list(product(*_split_groups(expr, groups))))
     return out
 
 
-def _read_part(out: Array, expr: Expr, groups: Sequence[AxisGroup], parts: tuple[_ReadPart, ...]) -> None:
+def _read_part(out: Array, expr: Expr, groups: Sequence[AxisGroup], *parts: _ReadPart) -> None:
     start, stop = [0, 0, 0], [0, 0, 0]
     index: list[Any] = [None, None, None]
     slices: list[Any] = [None, None, None]
