@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf
+from imageryxr.graph.dask_inputs import dask_leaves
+from imageryxr.graph.expr import Array, Expr, Leaf
 from imageryxr.graph.selection import AxisGroup, Indexes, read_selection
 
 Vector = tuple[float, float, float]
@@ -222,10 +223,6 @@ class PlaneLeaf(Leaf):
 
 def plane_expr(expr: Expr, cut: Cut, shape: Index3) -> Expr:
     """Return the expression of a plane through another expression."""
-    if _has_dask_leaf(expr):
+    if dask_leaves(expr):
         return PlaneSlice(expr, cut, shape)
     return PlaneLeaf(_HiddenExpr(expr), cut, shape)
-
-
-def _has_dask_leaf(expr: Expr) -> bool:
-    return isinstance(expr, DaskLeaf) or any(_has_dask_leaf(child) for child in expr.inputs)

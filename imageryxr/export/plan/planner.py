@@ -40,6 +40,7 @@ from imageryxr.graph.expr import Array, DaskLeaf, Expr, Leaf, LevelLeaf, Mapped
 from imageryxr.graph.labelled import COORDS_ADVICE, BoxReader, Volume, box_reader
 from imageryxr.graph.to_dask import blocks_below
 from imageryxr.ops.square_pixels import square_reader
+from imageryxr.render.figure.picture import warn_of_outline_axis
 from imageryxr.sources.base import clean_message
 
 # Maximum voxels of a region of a coarser level: the work that is repeated if a worker dies.
@@ -89,7 +90,8 @@ def plan_array(
     places = source_places(volume.expr, *volume.dask_inputs.values(), array.variable._data)
     refuse_sources(chosen, places)
     _check_square(chosen, square)
-    _warn_of_outline_axis(array, getattr(chosen, "axis", None))
+    if isinstance(chosen, SliceTarget):
+        warn_of_outline_axis(array, DIMS[chosen.axis], "the stack is sliced")
     shown = tuple(clean_message(place) if "://" in place else place for place in places)
     call = _token(chosen, read), _describe_call(chosen, volume)
     return make_plan(chosen, read, pool, *call, overwrite=overwrite, scratch=folder, sources=shown)
@@ -255,19 +257,6 @@ def _check_square(chosen: Target, square: bool | None) -> None:
                     " for one pixel per voxel",
                 ),
             )
-
-
-def _warn_of_outline_axis(da: xr.DataArray, axis: int | None) -> None:
-    # Outlines that were drawn in one plane break into dots and dashes in slices along another.
-    drawn = da.attrs.get("outline_axis")
-    if axis is not None and drawn is not None and drawn != DIMS[axis]:
-        warn(
-            Message(
-                f"the outlines were drawn in slices across {drawn}, but the stack is sliced across ",
-                f"{DIMS[axis]}, where they look broken: draw them with ",
-                param("axis", DIMS[axis]),
-            ),
-        )
 
 
 def _token(target: Target, read: BoxReader) -> str:

@@ -179,16 +179,16 @@ def squeeze_slice(da: Any) -> xr.DataArray:
             )
         da = da.isel({thin: 0})
         dims.remove(thin)
-    _warn_of_outline_axis(da, dims)
+    warn_of_outline_axis(da, next(dim for dim in DIMS if dim not in dims), "the picture is a slice")
     plane: xr.DataArray = da.transpose(*dims, *(["rgba"] if "rgba" in da.dims else []))
     return plane
 
 
-def _warn_of_outline_axis(da: xr.DataArray, dims: list[str]) -> None:
-    # Outlines that were drawn in one plane break into dots and dashes in slices along another.
-    drawn, across = da.attrs.get("outline_axis"), next(dim for dim in DIMS if dim not in dims)
+def warn_of_outline_axis(da: xr.DataArray, across: str, shown: str) -> None:
+    """Warn if outlines were drawn in one plane, but slices across another axis are ``shown``: there the lines break."""
+    drawn = da.attrs.get("outline_axis")
     if drawn in DIMS and drawn != across:
-        text = f"the outlines were drawn in slices across {drawn}, but the picture is a slice across {across}, "
+        text = f"the outlines were drawn in slices across {drawn}, but {shown} across {across}, "
         warn(Message(text, "where they look broken: draw them with ", param("axis", across)))
 
 

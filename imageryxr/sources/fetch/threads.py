@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar
@@ -64,17 +64,11 @@ def run_in_parallel(work: Callable[[Job, threading.Event], Result], jobs: Sequen
 
 def run_all(calls: Sequence[Callable[[], Result]]) -> list[Callable[[], Result]]:
     """Run functions in parallel, and return for each a function that returns its result or raises its error."""
-
-    def outcome(call: Callable[[], Result], stop: threading.Event) -> Callable[[], Result]:
-        try:
-            result = call()
-        except StoppedError:
-            raise
-        except Exception as error:
-            return partial(_raise, error)
-        return lambda: result
-
-    return run_in_parallel(outcome, calls, len(calls))
+    with start_all(calls) as results:
+        for result in results:
+            with suppress(Exception):
+                result()
+        return results
 
 
 @contextmanager
@@ -127,10 +121,6 @@ def _start_threads(run: Callable[[], None], number: int, stop: threading.Event) 
             if started:
                 return
             raise ServerError(f"no thread could be started ({error}): the limit of the system is reached") from error
-
-
-def _raise(error: Exception) -> Any:
-    raise error
 
 
 def current_stop_event() -> threading.Event | None:
