@@ -28,6 +28,7 @@ _SETTERS = {
 _SET_COLOR = re.compile(
     r"\b(setColor|" + "|".join(n for ns in _SETTERS.values() for n in ns) + r")\s*\(([^;{}]{0,300})\)\s*;"
 )
+_SET_SIZE = re.compile(r"\bset(?:\w*MarkerSize|\w*LineWidth)\s*\(")
 _CONDITION = re.compile(r"\b(?:if|for|while|switch|discard)\b|\?")
 _PROPERTY = re.compile(r"prop_([A-Za-z]\w{0,255})\s*\(\s*\)")
 _VECTOR = re.compile(r"vec([34])\s*\(([\d.,\s]{1,100})\)")
@@ -62,6 +63,14 @@ def annotation_color(
         if constant is not None:
             return constant, None, ""
     return color, None, "its shader computes colours, but here its annotations are drawn in one colour"
+
+
+def size_problem(spec: Mapping[str, Any]) -> str:
+    """Return a message if the shader of a layer sets the size of markers or lines, otherwise an empty string."""
+    shader = spec.get("shader")
+    if isinstance(shader, str) and _SET_SIZE.search(strip_comments(shader)):
+        return "its shader sets the size of markers or lines; set it with imageryxr.annotate(…, size=…)"
+    return ""
 
 
 def _set_colors(code: str, kinds: Sequence[str]) -> set[str | None]:

@@ -21,7 +21,7 @@ from imageryxr.core.array_labels import plain_attrs
 from imageryxr.core.bbox import DIMS, BBox, Triple
 from imageryxr.core.display import LAYER, LINK_LAYER, VISIBLE
 from imageryxr.errors import ImageryError, LinkError, LinkWarning, warn
-from imageryxr.neuroglancer.annotation_colors import annotation_color
+from imageryxr.neuroglancer.annotation_colors import annotation_color, size_problem
 from imageryxr.neuroglancer.dimensions import AXES
 from imageryxr.neuroglancer.local_annotations import is_local, read_local_annotations, update_spec
 from imageryxr.neuroglancer.open_layers import LayerOptions, check_source, limit_time
@@ -81,6 +81,7 @@ def _open_layer(
     else:
         found = [_open_precomputed(layer, url, transform, spec, state, options)]
     color, column, problem = annotation_color(spec, found, where)
+    problem = problem or size_problem(spec)
     if problem:
         warn(f"the layer {layer.name!r} of the link is drawn differently from the viewer: {problem}", LinkWarning)
     is_visible = (

@@ -44,6 +44,8 @@ _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 # Text with braces or quotes is a state without its "#!", not a URL to request.
 _STATE_URL = re.compile(r"((middleauth\+)?https?|gs|s3)://(?!.*%7b)[^\s{}\"'<>|\\]{1,2000}", re.IGNORECASE)
 
+_ENCODED_STATE = re.compile(r"(?:%2B|\+)?%7B[^\s<>\"|]*%7D(?![^\s<>\"|.,;:!?)\]}])", re.IGNORECASE)
+
 
 def load_state(link: Any, access: Access | None = None, *, max_state_size: int | str = DEFAULT_SIZE) -> dict[str, Any]:
     """Return the JSON state of a link, text, path, mapping or viewer state.
@@ -135,7 +137,8 @@ def _state_from_text(text: str, access: Access, limit: int, fetched: int = 0) ->
         return parse_json(text)
     scheme, *rest = re.split("#(?:!|%21)", text, maxsplit=1)
     if rest and rest[0]:
-        inner = urllib.parse.unquote(rest[0]).removeprefix("+").strip()
+        encoded = _ENCODED_STATE.match(rest[0])  # without the text of a chat or web page after the link
+        inner = urllib.parse.unquote(encoded[0] if encoded else rest[0]).removeprefix("+").strip()
         if inner.startswith("{"):
             return parse_json(inner)
         target = inner

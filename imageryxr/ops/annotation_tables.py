@@ -333,6 +333,11 @@ def _triples_in_nm(values: Any, unit: Triple, what: str) -> npt.NDArray[np.float
             ) from None
         if 0 in shape:
             return np.empty((0, 3))
+        if not shape:
+            raise BoxError(
+                f"{what} are {format_value(values)}; give a table or an array of numbers (n, 3), such as "
+                "[[4600, 2560, 130]], or what imageryxr.open_annotations returns"
+            )
         raise BoxError(
             f"{what} of shape {shape} are not an array of numbers (n, 3); give (x, y, z) for each annotation"
         )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from imageryxr.core.annotations import make_annotations
-from imageryxr.core.colors.ids import list_unique_ids
+from imageryxr.core.colors.ids import list_ids
 from imageryxr.errors import warn
 from imageryxr.ops.open_annotations import warn_missing_ids
 from imageryxr.sources.annotations.folder import open_folder
@@ -75,7 +75,9 @@ def open_skeletons(
     >>> import imageryxr as ix
     >>> lines = ix.open_skeletons("precomputed://gs://bucket/segmentation", [720575940605102694])  # doctest: +SKIP
     """
-    requested = list_unique_ids(ids)
+    listed = list_ids(ids)
+    # The background has no skeleton, so it is ignored among other ids, and reported as missing if it is the only one.
+    requested = [segment for segment in dict.fromkeys(listed) if segment] or listed[:1]
     folder, info = find_skeletons(*open_folder(source, token, connection))
     found = read_skeletons(folder, info, requested)
     warn_missing_ids(f"{folder.name} has no skeleton of the segment", requested, found)

@@ -117,6 +117,12 @@ def test_a_shader_that_computes_colours_warns(sample):
         assert open_layers(sample, {**NOTES, "shader": shader})["notes"].attrs["color"] == "#ffff00"
 
 
+@pytest.mark.parametrize("call", ["setPointMarkerSize(20.0)", "setLineWidth(3.0)", "setEndpointMarkerSize(2.0)"])
+def test_a_shader_that_sets_sizes_warns(sample, call):
+    with pytest.warns(LinkWarning, match=r"sets the size of markers or lines; .*size="):
+        open_layers(sample, {**NOTES, "shader": f"void main() {{ setColor(defaultColor()); {call}; }}"})
+
+
 @pytest.mark.parametrize("linked", ["cells", {"segments": "cells"}])
 @pytest.mark.parametrize("wanted", [True, ["segments"]])
 def test_a_linked_annotation_layer_shows_only_annotations_of_visible_segments(sample, linked, wanted):

@@ -89,6 +89,13 @@ def test_wrapping_around_a_pasted_link_is_removed(wrapped, form, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "text", ["see {} , thanks", "{}.", "<{}|the link>", '<a href="{}">x</a>', "look ({}), please", "{}\n\nBest,\nA."]
+)
+def test_text_around_an_encoded_link_is_removed(text):
+    assert parse_state(load_state(text.replace("{}", FORMS["link"](NEW)))) == parse_state(NEW)
+
+
 def test_brackets_at_the_end_of_a_link_are_kept():
     state = {**NEW, "title": "(a)"}
     link = "https://host/#!" + json.dumps(state)

@@ -372,3 +372,9 @@ def test_tables_of_annotations_have_a_row_for_each_annotation():
     assert table["post_0"].tolist() == [BIG, 1]
     np.testing.assert_array_equal(table[["x", "y_end"]], np.stack([PLACES[:, 0], ends[:, 1]], axis=1))
     np.testing.assert_array_equal(table["pre_pt_position_y"], PLACES[:, 1])
+
+
+@pytest.mark.parametrize("value", [5, "a", None])
+def test_a_value_that_is_no_table_is_named(value):
+    with pytest.raises(ix.ImageryError, match=rf"are {value!r}; give a table or an array of numbers \(n, 3\)"):
+        ix.as_annotations(value)

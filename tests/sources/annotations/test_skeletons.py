@@ -88,6 +88,13 @@ def test_segments_without_a_skeleton_warn(tmp_path):
     assert set(found.segment.values.tolist()) == {5}
 
 
+def test_the_background_warns_if_it_is_the_only_segment(tmp_path):
+    address = write(tmp_path, False)
+    with pytest.warns(MissingIdsWarning, match="no skeleton of the segment 0"):
+        assert open_skeletons(address, [0]).sizes["annotation"] == 0
+    assert open_skeletons(address, [0, 5]).identical(open_skeletons(address, [5]))
+
+
 def test_a_skeleton_without_radii_has_nan(tmp_path):
     address = write(tmp_path, sharded=False)
     info = json.loads((tmp_path / "skel/info").read_text())
