@@ -43,7 +43,8 @@ def disk_problem(error: OSError) -> DiskProblem:
     if error.errno in (errno.ENOENT, errno.ESTALE) and folder and not os.path.isdir(folder):
         import socket
 
-        reason = f"{error.strerror}: {folder} was removed, or its disk is not mounted on {socket.gethostname()}"
+        host = socket.gethostname()
+        reason = f"{folder} does not exist on {host}; perhaps it was removed, or its disk is not mounted"
         return DiskProblem(reason, "mount the disk and run the same call again")
     return _PROBLEMS.get(error.errno or 0, DiskProblem(error.strerror or str(error), "check the path and the disk"))
 

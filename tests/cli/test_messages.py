@@ -78,11 +78,11 @@ PYTHON_ONLY = {
     "cutout_verbs.py",
     "cutouts.py",
     "dask_inputs.py",
-    "link.py",
     "mark_colors.py",
     "materialization.py",
     "other_formats.py",
     "points.py",
+    "source_writer.py",
     "xarray_engine.py",
 }
 CODE = re.compile(r"\w+\([^()]*(\([^()]*\)[^()]*)*\)")

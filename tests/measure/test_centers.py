@@ -118,7 +118,7 @@ def test_a_structured_array_is_read_as_a_table():
         ([[1, 2, 3], [1, 2]], r"row 1 is \[1, 2\]; give \(x, y, z\)"),
         ({"x": 1, "y": 2, "z": 3}, "is the single value 1"),
         ([[np.nan, 1, 2]], "not finite"),
-        (5, "not an array of numbers"),
+        (5, "positions are 5; give a table or an array of numbers"),
     ],
 )
 def test_centres_that_are_not_points_are_errors(centers, message):

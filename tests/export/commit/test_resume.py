@@ -419,7 +419,7 @@ def test_a_target_that_is_removed_during_the_export_is_named(tmp_path, kind, mon
         fault_at_read(monkeypatch, 2, remove),
         pytest.raises(
             ix.errors.TargetError,
-            match=r"-work-[^ ]* was removed, or its disk is not mounted on .*run the same call again",
+            match=r"-work-[^ ]* does not exist on .*run the same call again",
         ),
     ):
         run(kind, tmp_path / "a", workers=1)

@@ -153,7 +153,8 @@ def test_the_scratch_folder_is_checked_on_workers(tmp_path, two_workers, homes):
         plan = ix.plan_export(wide(), target, client=scheduler, scratch="/proc/self/cwd/scratch")
         assert plan.scratch is not None
         with pytest.raises(
-            ix.errors.OptionError, match=rf"on 1 of 2 workers \({homes[1]}: No such file or directory\): give scratch="
+            ix.errors.OptionError,
+            match=rf"on 1 of 2 workers \({homes[1]}: /proc/self/cwd/scratch does not exist on .*\): give scratch=",
         ):
             plan.validate()
         with pytest.raises(ix.errors.OptionError, match="on 2 of 2 workers"):
@@ -181,7 +182,7 @@ def test_an_absent_scratch_folder_is_refused_even_if_unused(tmp_path, target):
     place = target if "//" in target else tmp_path / target
     plan = ix.plan_export(array_of(Computed()), place, scratch=tmp_path / "nowhere")
     assert plan.scratch is None
-    with pytest.raises(ix.errors.TargetError, match="nowhere cannot be used: No such file"):
+    with pytest.raises(ix.errors.TargetError, match="nowhere does not exist on"):
         plan.validate()
     for empty in ("", "  "):
         with pytest.raises(ix.errors.OptionError, match="names no folder; give one on a local disk"):
