@@ -109,11 +109,11 @@ def test_the_previous_result_survives_a_failed_export(tmp_path, picture, name, m
 
     calls = []
 
-    def failing(self, mip, box):
+    def raise_error(self, mip, box):
         calls.append(box)
         raise ix.errors.ChunkReadError("the disk of the source is gone")
 
-    monkeypatch.setattr(memory.MemorySource, "read", failing)
+    monkeypatch.setattr(memory.MemorySource, "read", raise_error)
     with pytest.raises(ix.errors.ChunkReadError):
         ix.export(picture, tmp_path / name, overwrite=True)
     assert calls
@@ -144,13 +144,13 @@ def test_a_failed_rename_is_undone(tmp_path, picture, name, monkeypatch):
     before = files_in(tmp_path)
     rename, left = os.rename, [3 if name.endswith("png") else 1]
 
-    def failing(source, target):
+    def raise_error(source, target):
         left[0] -= 1
         if left[0] == -1:
             raise OSError(errno.EIO, "input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr(os, "rename", raise_error)
     with pytest.raises(ix.errors.TargetError, match="untouched"):
         ix.export(picture, tmp_path / name, overwrite=True)
     assert files_in(tmp_path) == before

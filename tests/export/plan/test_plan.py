@@ -370,20 +370,20 @@ def test_a_plan_counts_the_requested_workers_of_a_cluster(tmp_path):
     """The plan counts the requested workers, not those that have already started."""
     array = array_of(Computed((64, 512, 512), chunks=(4, 64, 64)))
 
-    def planned(client):
+    def plan_for(client):
         return ix.plan_export(array, tmp_path / "o.ome.zarr", chunks=(4, 64, 64), levels=1, client=client)
 
     with cluster_of(0) as client:
-        plan = planned(client)
+        plan = plan_for(client)
         assert plan.pool.workers == 8
         assert "8 × 1 cluster, none of them is there yet" in repr(plan)
         assert len(plan.regions) >= 8
         client.cluster.adapt(minimum=1, maximum=5)
         client.wait_for_workers(1)
-        plan = planned(client)
+        plan = plan_for(client)
         assert plan.pool.workers == 5
         assert "5 × 1 cluster, 1 of them is there yet" in repr(plan)
-        assert planned(client.scheduler.address).pool.workers == 1
+        assert plan_for(client.scheduler.address).pool.workers == 1
 
 
 @pytest.mark.slow

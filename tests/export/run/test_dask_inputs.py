@@ -279,7 +279,7 @@ def test_values_that_a_source_leaves_out_are_an_error(source, message):
         export_values(array, workers=1)  # with two concurrent regions, the second may fail first
 
 
-def _disconnected(block):
+def _raise_connection_reset(block):
     raise ConnectionResetError("reset by my database")
 
 
@@ -288,7 +288,8 @@ def _late(block):
 
 
 @pytest.mark.parametrize(
-    ("function", "text"), [(_disconnected, "ConnectionResetError: reset by my database"), (_late, "TimeoutError")]
+    ("function", "text"),
+    [(_raise_connection_reset, "ConnectionResetError: reset by my database"), (_late, "TimeoutError")],
 )
 def test_a_connection_error_of_a_function_is_not_reported_as_a_worker_that_died(function, text, monkeypatch):
     monkeypatch.setattr(sys.modules["imageryxr.export.run.scheduler"], "RETRY_DELAYS", (0.01,))

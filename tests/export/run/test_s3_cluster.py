@@ -159,7 +159,7 @@ def test_a_lost_lease_is_not_retried(bucket, monkeypatch):
     """With on_error="collect", every region would fail with the same error."""
     tried = []
 
-    def taken(self):
+    def raise_taken(self):
         tried.append(True)
         raise ix.errors.TargetError("another took over", taken=True)
 
@@ -168,7 +168,7 @@ def test_a_lost_lease_is_not_retried(bucket, monkeypatch):
     def chunks(self, files):
         files = list(files)
         if any("c/" in key for key, _ in files):
-            taken(self)
+            raise_taken(self)
         return put(self, files)
 
     monkeypatch.setattr(Bucket, "put", chunks)

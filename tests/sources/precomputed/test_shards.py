@@ -86,7 +86,7 @@ class TestHoles:
     SKIP = ((1, 2, 0), (4, 4, 2))
 
     @pytest.fixture
-    def holed(self, tmp_path):
+    def server_with_holes(self, tmp_path):
         values = noise(GRID.shape, "uint32")
         write(tmp_path, values, spec(), skip=self.SKIP)
         for x, y, z in self.SKIP:
@@ -94,8 +94,8 @@ class TestHoles:
         with serving(tmp_path) as server:
             yield server, values
 
-    def test_missing_chunks_are_an_error_by_default(self, holed):
-        server, values = holed
+    def test_missing_chunks_are_an_error_by_default(self, server_with_holes):
+        server, values = server_with_holes
         with pytest.raises(
             ix.errors.MissingChunkError, match="has no chunk 8_8_40/-5-11_37-53_3-11|has no chunk 8_8_40/43-46"
         ):
@@ -103,8 +103,8 @@ class TestHoles:
         beside = IndexBox((0, 0, 0), (8, 30, 60))
         np.testing.assert_array_equal(open_layer(server.url).read(0, beside), values[beside.slices()])
 
-    def test_missing_chunks_are_filled_or_warned_about(self, holed):
-        server, values = holed
+    def test_missing_chunks_are_filled_or_warned_about(self, server_with_holes):
+        server, values = server_with_holes
         np.testing.assert_array_equal(open_layer(server.url, missing="fill").read(0, GRID.box), values)
         with pytest.warns(ix.errors.MissingChunkWarning, match="2 missing chunks"):
             np.testing.assert_array_equal(open_layer(server.url, missing="warn").read(0, GRID.box), values)
