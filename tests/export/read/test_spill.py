@@ -279,9 +279,7 @@ def test_an_export_is_continued_with_another_memory_limit(tmp_path, memories, mo
 
 def test_an_absent_or_small_scratch_folder_is_refused(tmp_path, monkeypatch):
     plan = ix.plan_export(draw_counted(), tmp_path / "z{z}.png", scratch=tmp_path / "nowhere")
-    with pytest.raises(
-        ix.errors.TargetError, match="scratch folder .*nowhere cannot be used: No such file.* give scratch="
-    ):
+    with pytest.raises(ix.errors.TargetError, match="scratch folder .*nowhere does not exist on .* give scratch="):
         plan.validate()
     array = draw_counted((64, 400_000, 400_000), chunks=(64, 512, 512))
     plan = ix.plan_export(array, tmp_path / "z{z}.tif", workers=1, memory="4 TB")
