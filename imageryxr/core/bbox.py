@@ -33,6 +33,8 @@ _SMALLEST_UNIT = 1e-9
 
 Triple = tuple[float, float, float]
 Index3 = tuple[int, int, int]
+Splits = tuple[tuple[int, ...], ...]
+"""Sizes or starts of blocks along each axis."""
 
 
 @lru_cache(maxsize=4096)
@@ -214,7 +216,7 @@ def is_covered_by(boxes: Collection[IndexBox], whole: IndexBox) -> bool:
     return bool(covered.all())
 
 
-def block_starts(chunks: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+def block_starts(chunks: Sequence[Sequence[int]]) -> Splits:
     """Return the starts of blocks along each axis, followed by the end of the last block."""
     return tuple((0, *accumulate(sizes)) for sizes in chunks)
 

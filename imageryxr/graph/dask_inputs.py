@@ -24,7 +24,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArrayBlockIdDep, ArraySliceDep
 from dask.utils import key_split
 
-from imageryxr.core.bbox import DIMS, IndexBox, block_box, block_starts
+from imageryxr.core.bbox import DIMS, IndexBox, Splits, block_box, block_starts
 from imageryxr.errors import LayerError
 from imageryxr.graph.evaluate import (
     Readings,
@@ -34,7 +34,7 @@ from imageryxr.graph.evaluate import (
     required_boxes,
     restrict_tables,
 )
-from imageryxr.graph.expr import Array, DaskLeaf, Expr, Splits
+from imageryxr.graph.expr import Array, DaskLeaf, Expr
 
 DaskInputs = Mapping[str, da.Array]
 
@@ -244,9 +244,9 @@ class _OutputArray:
             )
 
 
-def _check_task(values: Any, idx: tuple[int, ...], *, leaf: DaskLeaf) -> Array:
+def _check_task(values: Any, idx: tuple[int, ...], *, leaf: DaskLeaf, starts: Splits) -> Array:
     first = len(leaf.lead)
-    return check_block(values, leaf, block_box(block_starts(leaf.splits), idx[first : first + 3]))
+    return check_block(values, leaf, block_box(starts, idx[first : first + 3]))
 
 
 def _add_block_checks(array: da.Array, leaf: DaskLeaf) -> da.Array:
@@ -261,7 +261,7 @@ def _add_block_checks(array: da.Array, leaf: DaskLeaf) -> da.Array:
     name, axes = f"checked-{array.name}", tuple(range(array.ndim))
     checks = blockwise(
         _check_task, name, axes, array.name, axes, ArrayBlockIdDep(array.chunks), axes,
-        numblocks={array.name: array.numblocks}, leaf=leaf,
+        numblocks={array.name: array.numblocks}, leaf=leaf, starts=block_starts(leaf.splits),
     )  # fmt: skip
     below = array.dask
     graph = HighLevelGraph({**below.layers, name: checks}, {**below.dependencies, name: {array.name}})

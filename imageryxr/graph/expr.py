@@ -21,13 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from imageryxr.core.axis_mapping import AxisMap, GridMap
-from imageryxr.core.bbox import Index3, IndexBox
+from imageryxr.core.bbox import Index3, IndexBox, Splits
 from imageryxr.core.fork import cached_property
 from imageryxr.sources.base import Source, dtype_of
 
 Array = npt.NDArray[Any]
-Splits = tuple[tuple[int, ...], ...]
-"""Sizes of blocks along each axis."""
 
 
 class Expr(ABC):

@@ -16,7 +16,7 @@ import xarray as xr
 from xarray.core import indexing
 
 from imageryxr.core.array_labels import ExtraCoord, assign_extra_coords, extra_coords, grid_of, plain_attrs
-from imageryxr.core.bbox import DIMS, Index3, IndexBox
+from imageryxr.core.bbox import DIMS, Index3, IndexBox, Splits
 from imageryxr.core.grid import Grid
 from imageryxr.core.validate import name_array
 from imageryxr.errors import ImageryError, LayerError, format_value
@@ -29,7 +29,6 @@ from imageryxr.graph.expr import (
     Expr,
     Leaf,
     LevelLeaf,
-    Splits,
     clip_to_box,
     replace_leaves,
     view_expr,

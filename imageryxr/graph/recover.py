@@ -23,10 +23,10 @@ from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.layers import ArraySliceDep
 
-from imageryxr.core.bbox import DIMS, block_starts
+from imageryxr.core.bbox import DIMS, Splits, block_starts
 from imageryxr.core.fork import cached_property
 from imageryxr.graph.dask_inputs import DaskInputLayer, DaskInputs, dask_leaves, without_p2p
-from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, Splits, replace_leaves
+from imageryxr.graph.expr import Clipped, DaskLeaf, Expr, Leaf, replace_leaves
 from imageryxr.graph.index_ranges import BlockPart, UnknownMoveError, join_parts, shuffle_parts, slice_part
 from imageryxr.graph.lazy_indexing import ExprView, Ranges, expr_at_ranges, expr_view
 from imageryxr.graph.to_dask import BoxDep

@@ -21,8 +21,8 @@ from dask.blockwise import blockwise, optimize_blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
-from imageryxr.core.bbox import Index3, IndexBox
-from imageryxr.graph.expr import Array, ArrayLeaf, Splits, widen_to
+from imageryxr.core.bbox import Index3, IndexBox, Splits
+from imageryxr.graph.expr import Array, ArrayLeaf, widen_to
 from imageryxr.graph.labelled import Volume, crop_volume
 from imageryxr.graph.to_dask import BlockBoxDep, choose_splits, to_dask
 

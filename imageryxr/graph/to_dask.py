@@ -27,7 +27,7 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise, BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 
-from imageryxr.core.bbox import Index3, IndexBox, block_box, block_starts
+from imageryxr.core.bbox import Index3, IndexBox, Splits, block_box, block_starts
 from imageryxr.core.fork import cached_property
 from imageryxr.errors import OptionError, format_value, param
 from imageryxr.graph.dask_inputs import DaskInputLayer, input_tasks
@@ -37,7 +37,7 @@ from imageryxr.graph.evaluate import (
     has_tables,
     restrict_tables,
 )
-from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, SameValues, Splits
+from imageryxr.graph.expr import Array, ArrayLeaf, DaskLeaf, Expr, Leaf, SameValues
 
 _SPACE = ("z", "y", "x")
 

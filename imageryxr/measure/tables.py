@@ -22,6 +22,7 @@ import xarray as xr
 from imageryxr.core.bbox import IndexBox, block_starts, format_triple
 from imageryxr.core.fork import cached_property
 from imageryxr.core.units import show_bytes
+from imageryxr.core.write_file import disk_problem
 from imageryxr.core.zarr_groups import write_group
 from imageryxr.errors import ImageryError, Message, OptionError, TargetError, TargetExistsError, Wording, param
 from imageryxr.graph.expr import Array
@@ -232,7 +233,10 @@ def run_measurement(
         if not isinstance(error, OSError) or isinstance(error, ImageryError):
             error.add_note(_resume_note(plan, resume))
             raise
-        raise TargetError(f"{plan.target} cannot be written: {error}") from error
+        reason, advice = disk_problem(error)
+        failed = TargetError(f"{plan.target} cannot be written: {reason}; {advice}, or choose another target")
+        failed.add_note(_resume_note(plan, resume))
+        raise failed from error
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -168,5 +169,20 @@ def test_unsupported_targets_raise(target):
 
 def test_a_folder_that_cannot_be_written_is_a_target_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TargetError, match="cannot be written"):
+    with pytest.raises(TargetError, match="cannot be written") as caught:
         run_measurement(plan_measurement(array_in_memory(), tmp_path / "file" / "cells.csv"))
+    assert "Errno" not in str(caught.value)
+
+
+def test_a_measurement_that_a_full_disk_stops_says_so_and_continues(tmp_path, monkeypatch):
+    plan = plan_measurement(array_in_memory(), tmp_path / "cells.csv")
+
+    def fill_disk(*args, **arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", fill_disk)
+        with pytest.raises(TargetError, match="the disk is full; free some") as caught:
+            run_measurement(plan)
+    assert "none of 1 regions" in caught.value.__notes__[0]
+    assert run_measurement(plan).sizes["segment"] > 0
