@@ -116,7 +116,7 @@ def test_a_process_loads_the_kernels_that_another_compiled():
 
 def test_figures_and_exports_use_few_modules(sample):
     calls = crossings.count(crossings.figure, sample)
-    assert 20 < len(calls.modules) <= 38
+    assert 20 < len(calls.modules) <= 37
     assert calls.crossings["ops.align", "core.grid.Grid.select"] > 0
     assert calls.crossings.total() <= 495
     calls = crossings.count(crossings.export, sample)
